@@ -1,0 +1,455 @@
+"""What a run is: frozen dataclasses, checked when they are made, and the numbers that follow from them.
+
+The defaults are the `stl10_base` preset. Every field is a YAML key and a command line flag of the same name
+(`train.base_lr`, `--train.base_lr`). A config that exists is consistent: each class checks itself and raises
+`ConfigError` with the value seen, what is allowed and the flag that mends it.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+STL10_MEAN = (0.4467, 0.4398, 0.4066)
+STL10_STD = (0.2603, 0.2566, 0.2713)
+
+Triple = tuple[float, float, float]
+Pair = tuple[float, float]
+
+
+class ConfigError(ValueError):
+    """The command or the config is wrong: one line with the value seen, what is allowed, and the fix."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they are split.
+
+    Args:
+        source: `digits`, a Hub dataset id, a folder of parquet files or one such file, a folder of images, or the
+            folder of the official STL-10 binaries. Pre-training takes several: `[first, second]`.
+        revision: branch, tag or commit of a Hub dataset, so that a run can be repeated on the same rows.
+        class_names: the class names that the labelled splits must have, in order; null takes those of the source.
+        image_mean: channel means, for pixels in [0, 1], that normalise the images.
+        image_std: channel standard deviations, for pixels in [0, 1].
+        validation_fraction: part of `train` that is set aside, by class, for validation.
+        test_fraction: part of `train` that becomes `test` when the source has no test split.
+        split_seed: seed of both of these draws.
+        on_bad_image: `raise` stops at an image that cannot be decoded; `skip` leaves it out and counts it.
+        cache_dir: where decoded images are kept; null is `~/.cache/mae_hf`, or `$MAE_HF_CACHE`.
+    """
+
+    source: list[str] | str = "jxie/stl10"
+    revision: str | None = None
+    class_names: tuple[str, ...] | None = STL10_CLASSES
+    image_mean: Triple = STL10_MEAN
+    image_std: Triple = STL10_STD
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.0
+    split_seed: int = 0
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require(len(self.sources) > 0, "data.source is empty: name at least one source (--data.source digits)")
+        require(
+            0 < self.validation_fraction < 1,
+            f"validation_fraction {self.validation_fraction} leaves no images to train or to validate on: choose a "
+            "value between 0 and 1, such as 0.1 (--data.validation_fraction)",
+        )
+        require(
+            0 <= self.test_fraction < 1,
+            f"test_fraction {self.test_fraction} is not a part of the train split: choose 0 (the source has a test "
+            "split) or a value below 1 (--data.test_fraction)",
+        )
+        require(
+            min(self.image_std) > 0,
+            f"image_std {list(self.image_std)} has a value that is not above 0: pixels are divided by it "
+            "(--data.image_std)",
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`source` as a tuple, one or many."""
+        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The Vision Transformer that both stages share.
+
+    Args:
+        image_size: side of the square input in pixels; images of other sizes are resized and cropped to it.
+        patch_size: side of a patch in pixels; must divide `image_size`.
+        hidden_size: width D of the encoder.
+        num_hidden_layers: number of encoder layers.
+        num_attention_heads: attention heads of the encoder; must divide `hidden_size`.
+        intermediate_size: width of the encoder's MLPs.
+    """
+
+    image_size: int = 96
+    patch_size: int = 8
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+
+    def __post_init__(self) -> None:
+        divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
+        require(
+            self.patch_size in divisors,
+            f"patch_size {self.patch_size} does not divide image_size {self.image_size}: choose "
+            f"{', '.join(map(str, divisors))} (--model.patch_size)",
+        )
+        _check_width("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+
+    @property
+    def num_patches(self) -> int:
+        """N = (H / P)², the patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+def _check_width(width_name: str, width: int, heads_name: str, heads: int) -> None:
+    require(
+        width % 4 == 0,
+        f"{width_name} {width} is not a multiple of 4: the 2-d sine-cosine positions need sin and cos for two axes, "
+        f"choose {max(4, width - width % 4)} or {width + 4 - width % 4} (--model.{width_name})",
+    )
+    allowed = [h for h in range(1, 33) if width % h == 0]
+    require(
+        heads in allowed,
+        f"{heads_name} {heads} does not divide {width_name} {width}: choose one of {', '.join(map(str, allowed))} "
+        f"(--model.{heads_name})",
+    )
+
+
+@dataclass(frozen=True)
+class MAEConfig(EncoderConfig):
+    """The masked autoencoder: the shared encoder, a lighter decoder, and the loss.
+
+    Args:
+        decoder_hidden_size: width of the decoder.
+        decoder_num_hidden_layers: number of decoder layers.
+        decoder_num_attention_heads: attention heads of the decoder; must divide `decoder_hidden_size`.
+        decoder_intermediate_size: width of the decoder's MLPs.
+        mask_ratio: part of the patches that is hidden from the encoder.
+        loss: distance between prediction and pixels over the hidden patches: `l1`, `mse` or `huber` (delta 1).
+        norm_pix_loss: predict each patch's pixels normalised by that patch's own mean and variance.
+    """
+
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 4
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float = 0.75
+    loss: Literal["l1", "mse", "huber"] = "l1"
+    norm_pix_loss: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_width(
+            "decoder_hidden_size",
+            self.decoder_hidden_size,
+            "decoder_num_attention_heads",
+            self.decoder_num_attention_heads,
+        )
+        require(
+            1 <= self.num_visible < self.num_patches,
+            f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible: choose a "
+            "value that leaves at least one visible and one hidden, such as 0.75 (--model.mask_ratio)",
+        )
+
+    @property
+    def num_visible(self) -> int:
+        """Patches the encoder sees; truncated exactly as transformers truncates."""
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(EncoderConfig):
+    """The classifier: the shared encoder and where its weights come from.
+
+    Args:
+        init: folder or Hub id of a pre-trained encoder (a run folder will do), or `scratch` for the baseline.
+        drop_path: rate of stochastic depth in the last layer, rising linearly from 0 in the first.
+    """
+
+    init: str = "runs/pretrain/stl10_base"
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.drop_path < 1,
+            f"drop_path {self.drop_path} is not a probability below 1: choose 0 to switch it off, or 0.1 "
+            "(--model.drop_path)",
+        )
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """The augmentation of pre-training (paper, section 4): random resized crop and flip, nothing else.
+
+    Args:
+        crop_scale: least and greatest part of the image's area that a random crop keeps.
+        flip: mirror half of the images left to right; switch it off where left and right differ in meaning.
+    """
+
+    crop_scale: Pair = (0.2, 1.0)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(
+            0 < low <= high <= 1,
+            f"crop_scale {[low, high]} is not a range of areas: choose 0 < least <= greatest <= 1, such as [0.2, 1.0] "
+            "(--augment.crop_scale)",
+        )
+
+
+@dataclass(frozen=True)
+class AugmentConfig(CropConfig):
+    """The augmentation and regularisation of fine-tuning.
+
+    Args:
+        crop_scale: least and greatest part of the image's area that a random crop keeps.
+        rand_augment_ops: operations of RandAugment per image; 0 switches it off.
+        rand_augment_magnitude: their strength, 0 to 10.
+        mixup: alpha of mixup; 0 switches it off. With cutmix on too, each batch draws one of the two.
+        cutmix: alpha of cutmix; 0 switches it off.
+        label_smoothing: part of the label's weight that is spread over all classes.
+    """
+
+    crop_scale: Pair = (0.2, 1.0)
+    rand_augment_ops: int = 2
+    rand_augment_magnitude: float = 9.0
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.rand_augment_ops >= 0 and 0 <= self.rand_augment_magnitude <= 10,
+            f"rand_augment_ops {self.rand_augment_ops}, rand_augment_magnitude {self.rand_augment_magnitude}: choose "
+            "0 or more operations of strength 0 to 10 (--augment.rand_augment_ops, --augment.rand_augment_magnitude)",
+        )
+        require(
+            self.mixup >= 0 and self.cutmix >= 0,
+            f"mixup {self.mixup}, cutmix {self.cutmix}: choose 0 (off) or a positive alpha (--augment.mixup, "
+            "--augment.cutmix)",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing {self.label_smoothing} is not a part below 1: choose 0 or 0.1 "
+            "(--augment.label_smoothing)",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation. Precision and processes belong to `accelerate launch`, not here.
+
+    Args:
+        batch_size: images per optimizer step, over all devices and accumulation steps together.
+        per_device_batch_size: most images a device holds at once; the rest is accumulated. Null: no accumulation.
+        epochs: passes over the training images.
+        base_lr: learning rate per 256 images; the optimizer gets `base_lr * batch_size / 256`.
+        warmup_epochs: epochs of linear warm-up; a cosine to 0 follows.
+        weight_decay: AdamW's weight decay, on matrices only.
+        adam_beta2: AdamW's second beta; the first is 0.9.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: seed of initial weights, data order, crops and masks.
+        log_every_steps: optimizer steps between two lines of metrics.jsonl.
+        eval_every_epochs: epochs between two evaluations on validation images.
+        save_every_epochs: epochs between two checkpoints.
+        keep_checkpoints: checkpoints that are kept, the newest (and the best, when fine-tuning).
+        trackers: also log to these: `tensorboard`, `trackio`.
+    """
+
+    batch_size: int = 512
+    per_device_batch_size: int | None = None
+    epochs: float = 200.0
+    base_lr: float = 1.5e-4
+    warmup_epochs: float = 20.0
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    log_every_steps: int = 20
+    eval_every_epochs: float = 1.0
+    save_every_epochs: float = 5.0
+    keep_checkpoints: int = 2
+    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "base_lr", "max_grad_norm", "log_every_steps", "eval_every_epochs"):
+            _check_above_zero(name, getattr(self, name))
+        for name in ("save_every_epochs", "keep_checkpoints"):
+            _check_above_zero(name, getattr(self, name))
+        if self.per_device_batch_size is not None:
+            _check_above_zero("per_device_batch_size", self.per_device_batch_size)
+        require(
+            0 <= self.warmup_epochs <= self.epochs,
+            f"warmup_epochs {self.warmup_epochs} is not within the {self.epochs} epochs of the run: choose a smaller "
+            "value (--train.warmup_epochs)",
+        )
+        require(
+            0 < self.adam_beta2 < 1,
+            f"adam_beta2 {self.adam_beta2} is not between 0 and 1: 0.95 for pre-training, 0.999 for fine-tuning "
+            "(--train.adam_beta2)",
+        )
+        require(
+            self.weight_decay >= 0,
+            f"weight_decay {self.weight_decay} is negative: choose 0 or more (--train.weight_decay)",
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate that the optimizer gets."""
+        return self.base_lr * self.batch_size / 256
+
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Optimizer steps of an epoch over `num_images`; a last incomplete batch is left out.
+
+        Raises:
+            ConfigError: fewer images than one batch.
+        """
+        require(
+            num_images >= self.batch_size,
+            f"batch_size {self.batch_size} is more than the {num_images} training images: choose at most {num_images} "
+            "(--train.batch_size)",
+        )
+        return num_images // self.batch_size
+
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Backward passes per optimizer step on each of `num_processes` devices.
+
+        Raises:
+            ConfigError: the global batch cannot be split evenly.
+        """
+        require(
+            self.batch_size % num_processes == 0,
+            f"batch_size {self.batch_size} cannot be split over {num_processes} processes: choose a multiple of "
+            f"{num_processes} (--train.batch_size)",
+        )
+        share = self.batch_size // num_processes
+        size = self.per_device_batch_size or share
+        divisors = [d for d in range(1, share + 1) if share % d == 0]
+        require(
+            size in divisors,
+            f"per_device_batch_size {size} does not divide the {share} images of a device's share of batch_size "
+            f"{self.batch_size}: choose one of {', '.join(map(str, divisors))} (--train.per_device_batch_size)",
+        )
+        return share // size
+
+
+def _check_above_zero(name: str, value: float) -> None:
+    require(
+        math.isfinite(value) and value > 0,
+        f"{name} {value} is not above 0: choose a positive number (--train.{name})",
+    )
+
+
+@dataclass(frozen=True)
+class PretrainTrainConfig(TrainConfig):
+    """The optimisation of pre-training.
+
+    Args:
+        figure_every_epochs: epochs between two pictures of reconstructions.
+    """
+
+    figure_every_epochs: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_above_zero("figure_every_epochs", self.figure_every_epochs)
+
+
+@dataclass(frozen=True)
+class FinetuneTrainConfig(TrainConfig):
+    """The optimisation of fine-tuning.
+
+    Args:
+        layer_decay: factor on the learning rate per layer below the classifier; 1 treats all layers alike.
+    """
+
+    batch_size: int = 256
+    epochs: float = 100.0
+    base_lr: float = 5e-4
+    warmup_epochs: float = 5.0
+    adam_beta2: float = 0.999
+    layer_decay: float = 0.65
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < self.layer_decay <= 1,
+            f"layer_decay {self.layer_decay} is not above 0 and at most 1: choose 0.65 to 0.9, or 1 for none "
+            "(--train.layer_decay)",
+        )
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Whether and where the finished model is uploaded.
+
+    Args:
+        push: upload `model/` when the run is done; needs `repo_id` and a token (`hf auth login` or `HF_TOKEN`).
+        repo_id: the repository, `user/name`; made if it does not exist.
+        private: make it private when it is made.
+    """
+
+    push: bool = False
+    repo_id: str | None = None
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.repo_id is not None or not self.push,
+            "hub.push needs a repository to push to: name it (--hub.repo_id user/name)",
+        )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a masked autoencoder.
+
+    Args:
+        output_dir: the run folder; the same command on an unfinished run resumes it.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: MAEConfig = field(default_factory=MAEConfig)
+    augment: CropConfig = field(default_factory=CropConfig)
+    train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    output_dir: str = "runs/pretrain/stl10_base"
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a classifier from a pre-trained encoder, or train the same network from scratch.
+
+    Args:
+        output_dir: the run folder; the same command on an unfinished run resumes it.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    output_dir: str = "runs/finetune/stl10_base"
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.data.sources) == 1,
+            f"data.source names {len(self.data.sources)} sources: fine-tuning takes one, with labels (--data.source)",
+        )
