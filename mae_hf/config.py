@@ -21,6 +21,10 @@ class ConfigError(ValueError):
     """The command or the config is wrong: one line with the value seen, what is allowed, and the fix."""
 
 
+class RunError(RuntimeError):
+    """The run failed: one line with what happened, where, and how to go on."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:
@@ -315,25 +319,32 @@ class TrainConfig:
         """The peak learning rate that the optimizer gets."""
         return self.base_lr * self.batch_size / 256
 
-    def steps_per_epoch(self, num_images: int) -> int:
-        """Optimizer steps of an epoch over `num_images`; a last incomplete batch is left out.
+    def plan(self, num_images: int, num_processes: int) -> "Plan":
+        """Every duration in optimizer steps, and each device's share of the batch.
 
         Raises:
-            ConfigError: fewer images than one batch.
+            ConfigError: fewer images than one batch, or a batch that cannot be split evenly.
         """
         require(
             num_images >= self.batch_size,
             f"batch_size {self.batch_size} is more than the {num_images} training images: choose at most {num_images} "
             "(--train.batch_size)",
         )
-        return num_images // self.batch_size
+        steps_per_epoch = num_images // self.batch_size
+        accumulation_steps = self._accumulation_steps(num_processes)
+        return Plan(
+            num_images=num_images,
+            num_processes=num_processes,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=max(1, round(self.epochs * steps_per_epoch)),
+            warmup_steps=round(self.warmup_epochs * steps_per_epoch),
+            eval_every_steps=max(1, round(self.eval_every_epochs * steps_per_epoch)),
+            save_every_steps=max(1, round(self.save_every_epochs * steps_per_epoch)),
+            accumulation_steps=accumulation_steps,
+            micro_batch_size=self.batch_size // num_processes // accumulation_steps,
+        )
 
-    def accumulation_steps(self, num_processes: int) -> int:
-        """Backward passes per optimizer step on each of `num_processes` devices.
-
-        Raises:
-            ConfigError: the global batch cannot be split evenly.
-        """
+    def _accumulation_steps(self, num_processes: int) -> int:
         require(
             self.batch_size % num_processes == 0,
             f"batch_size {self.batch_size} cannot be split over {num_processes} processes: choose a multiple of "
@@ -348,6 +359,35 @@ class TrainConfig:
             f"{self.batch_size}: choose one of {', '.join(map(str, divisors))} (--train.per_device_batch_size)",
         )
         return share // size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in optimizer steps: what `TrainConfig`'s epochs and batch come to on these images and devices."""
+
+    num_images: int
+    num_processes: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    eval_every_steps: int
+    save_every_steps: int
+    accumulation_steps: int
+    micro_batch_size: int
+
+    def describe(self, train: TrainConfig) -> str:
+        """The arithmetic behind each derived number, for people to check before step 0."""
+        return "\n".join(
+            [
+                f"batch           {train.batch_size} = {self.num_processes} processes x {self.accumulation_steps} "
+                f"accumulation steps x {self.micro_batch_size} images",
+                f"steps per epoch {self.steps_per_epoch} = {self.num_images} images // {train.batch_size}",
+                f"total steps     {self.total_steps} = {train.epochs:g} epochs x {self.steps_per_epoch}",
+                f"warm-up steps   {self.warmup_steps} = {train.warmup_epochs:g} epochs x {self.steps_per_epoch}",
+                f"learning rate   {train.learning_rate:.3g} = base_lr {train.base_lr:g} x {train.batch_size} / 256, "
+                "cosine to 0 after the warm-up",
+            ]
+        )
 
 
 def _check_above_zero(name: str, value: float) -> None:

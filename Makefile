@@ -1,0 +1,43 @@
+# Every target does its own set-up, on a machine that has nothing but Python 3.11 and a package registry.
+#   make quickstart   pre-train, fine-tune, train from scratch and compare on embedded data, on a CPU, in minutes
+#   make test         the test suite
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+# The Python that makes the environment, found before .venv is put in front of PATH.
+PYTHON ?= python3
+PYTHON_FOUND := $(shell command -v $(PYTHON))
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: venv quickstart test lint typecheck clean
+venv: .venv/installed
+
+# The stamp is last, so that an installation that failed half-way is done again.
+.venv/installed: requirements.txt setup.cfg pyproject.toml
+	@$(PYTHON_FOUND) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 ...")'
+	@echo "Installing into .venv, once; this takes a minute or two"
+	$(PYTHON_FOUND) -m venv .venv
+	.venv/bin/python -m pip install --quiet -r requirements.txt
+	.venv/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+quickstart: venv
+	accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
+	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init runs/pretrain/digits
+	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --output_dir runs/finetune/digits-scratch
+	python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch --output_dir runs/compare/digits
+
+test: venv
+	python -m pytest
+
+lint: venv
+	ruff check .
+	ruff format --check .
+
+typecheck: venv
+	mypy mae_hf scripts
+
+# Runs and the cache of decoded images are kept: they are results, not build products.
+clean:
+	rm -rf .venv .venv-lowest .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find mae_hf scripts tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,168 @@
+"""The images a run sees: which rows of which splits, as batches of uint8.
+
+No decision is taken on test: pre-training never opens it, validation is carved from train.
+
+Shapes: B images in a batch, H = W the side of the square images.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mae_hf.config import ConfigError, DataConfig, require
+from mae_hf.data.sources import Split, load_splits, stratified_draw
+from mae_hf.data.store import Store, open_store
+
+
+class ImageSet:
+    """Rows of several stores, joined and numbered from 0.
+
+    Args:
+        parts: stores of images of one size, each with the indices np.int64 into it that belong to the set.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Store, np.ndarray]]) -> None:
+        self._images = [store.images for store, _ in parts]
+        self._indices = np.concatenate([indices for _, indices in parts])
+        self._part = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
+        names = {store.split.class_names for store, _ in parts}
+        self.class_names: tuple[str, ...] | None = names.pop() if len(names) == 1 else None
+        self.labels: np.ndarray | None = None
+        if self.class_names:
+            self.labels = np.concatenate([_labels(store)[indices] for store, indices in parts])
+        digest = hashlib.sha256(" ".join(store.digest for store, _ in parts).encode())
+        for array in (self._part, self._indices, self.labels):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array, np.int64).tobytes())
+        self.fingerprint: str = digest.hexdigest()[:16]  # of the pixels, the rows and the labels, not of any path
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batch(self, rows: np.ndarray | Sequence[int]) -> torch.Tensor:
+        """The images of `rows`, np.int64 (B,), as a new torch.uint8 (B, H, W, 3)."""
+        rows = np.asarray(rows, np.int64)
+        parts, indices = self._part[rows], self._indices[rows]
+        batch = np.empty((len(rows), *self._images[0].shape[1:]), np.uint8)
+        for part in np.unique(parts):
+            here = np.flatnonzero(parts == part)
+            if len(here) == len(rows):
+                np.take(self._images[part], indices, axis=0, out=batch, mode="clip")  # clip: no buffering, rows exist
+            else:
+                batch[here] = self._images[part][indices[here]]
+        return torch.from_numpy(batch)
+
+
+def _labels(store: Store) -> np.ndarray:
+    assert store.split.labels is not None
+    return store.split.labels[store.rows]
+
+
+def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageSet, ImageSet]:
+    """The images to pre-train on, and those held out to compare losses on.
+
+    Pre-training takes every unlabeled image of every source and the train images that fine-tuning trains on. Held out
+    are the validation images, the very ones of fine-tuning; a part of the unlabeled ones if no source has any.
+
+    Args:
+        config: the sources and how they are split.
+        image_size: side of the images.
+
+    Raises:
+        ConfigError: a source is wrong, or an image of it cannot be decoded.
+    """
+    train: list[tuple[Split, np.ndarray]] = []
+    held_out: list[tuple[Split, np.ndarray]] = []
+    for source in config.sources:
+        splits = load_splits(config, source)
+        parts = _carve(splits, config)
+        if "unlabeled" in splits:
+            train.append((splits["unlabeled"], np.arange(len(splits["unlabeled"]))))
+        train += [parts["train"]] if "train" in parts else []
+        held_out += [parts["validation"]] if "validation" in parts else []
+    require(
+        len(train) > 0,
+        f"{', '.join(config.sources)} has neither an unlabeled nor a train split to pre-train on: name another source "
+        "(--data.source)",
+    )
+    if not held_out:
+        whole, train = train, []
+        for split, rows in whole:
+            kept, drawn = _draw(split, rows, "validation", config)
+            train.append((split, kept))
+            held_out.append((split, drawn))
+    stores = _open(train + held_out, image_size, config)
+    return _join(train, stores), _join(held_out, stores)
+
+
+def load_labelled_images(
+    config: DataConfig, image_size: int, roles: Sequence[str] = ("train", "validation", "test")
+) -> dict[str, ImageSet]:
+    """The labelled images of one source by role.
+
+    Args:
+        config: the source and how it is split.
+        image_size: side of the images.
+        roles: which of `train`, `validation`, `test` to open.
+
+    Raises:
+        ConfigError: the source is wrong or has no images for a role, or an image of it cannot be decoded.
+    """
+    require(len(config.sources) == 1, "labelled images come from one source, name one (--data.source)")
+    source = config.sources[0]
+    splits = load_splits(config, source)
+    parts = _carve(splits, config)
+    found = ", ".join(f"{role} ({len(split)} images)" for role, split in splits.items())
+    for role in roles:
+        if role not in parts and role == "test" and "train" in parts:
+            raise ConfigError(
+                f"{source} has no test split, only {found}: set part of train aside (--data.test_fraction 0.2)"
+            )
+        require(
+            role in parts,
+            f"{source} has no labelled {'test' if role == 'test' else 'train'} split, only {found}: name a source that "
+            "has one (--data.source)",
+        )
+    stores = _open([parts[role] for role in roles], image_size, config)
+    return {role: _join([parts[role]], stores) for role in roles}
+
+
+def _open(parts: list[tuple[Split, np.ndarray]], image_size: int, config: DataConfig) -> dict[int, Store]:
+    """The store of each split, by the split's identity: train and validation are often rows of one."""
+    splits = {id(split): split for split, _ in parts}
+    return {key: open_store(split, image_size, config) for key, split in splits.items()}
+
+
+def _join(parts: list[tuple[Split, np.ndarray]], stores: dict[int, Store]) -> ImageSet:
+    """Joins rows of splits; a row whose image was skipped is no longer there."""
+    joined = [(stores[id(split)], np.flatnonzero(np.isin(stores[id(split)].rows, rows))) for split, rows in parts]
+    joined = [(store, indices) for store, indices in joined if len(indices)]
+    roles = " and ".join(f"{split.role} of {split.source}" for split, _ in parts)
+    require(len(joined) > 0, f"no image that was drawn from {roles} can be decoded (--data.source)")
+    return ImageSet(joined)
+
+
+def _carve(splits: dict[str, Split], config: DataConfig) -> dict[str, tuple[Split, np.ndarray]]:
+    """The rows of the labelled roles of a source: what it lacks of test and validation is carved from train."""
+    parts = {role: (split, np.arange(len(split))) for role, split in splits.items() if split.labels is not None}
+    for role in ("test", "validation"):
+        if "train" in parts and role not in parts and (role == "validation" or config.test_fraction):
+            split, rows = parts["train"]
+            kept, drawn = _draw(split, rows, role, config)
+            parts |= {"train": (split, kept), role: (split, drawn)}
+    return parts
+
+
+def _draw(split: Split, rows: np.ndarray, role: str, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The rows without and with the part that is drawn, by class, for validation or test."""
+    fraction = config.test_fraction if role == "test" else config.validation_fraction
+    num = max(1, round(fraction * len(rows)))
+    require(
+        num < len(rows),
+        f"{role}_fraction {fraction} leaves none of the {len(rows)} images of {split.role} in {split.source}: choose "
+        f"a smaller part or a larger source (--data.{role}_fraction)",
+    )
+    labels = np.zeros(len(rows)) if split.labels is None else split.labels[rows]
+    drawn = rows[stratified_draw(labels, num, [config.split_seed, 0 if role == "test" else 1])]
+    return np.setdiff1d(rows, drawn), drawn

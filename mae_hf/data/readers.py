@@ -1,0 +1,132 @@
+"""What the datasets library can read: parquet files, folders of images and Hub datasets, as splits by name."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.data_files import sanitize_patterns
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import HfApi, metadata_load
+
+from mae_hf.config import ConfigError, require
+
+ROLES = {
+    "unlabeled": "unlabeled",
+    "unlabelled": "unlabeled",
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
+    """The splits of a source that the datasets library reads, by the names they have there.
+
+    Args:
+        source: parquet file, folder of parquet files or of images, or Hub id.
+        revision: branch, tag or commit of a Hub dataset.
+
+    Raises:
+        ConfigError: the source is not there or cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix == ".parquet":
+        return _read_parquet(source, _files_by_split([path]))
+    if path.is_dir() and any(path.rglob("*.parquet")):
+        return _read_parquet(source, _files_by_card(path) or _files_by_split(sorted(path.rglob("*.parquet")), path))
+    if path.is_dir():
+        return _read_image_folder(source, path)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and path.suffix != ".parquet":
+        return _read_hub(source, revision)
+    raise ConfigError(
+        f"{source} is neither a folder nor a parquet file that exists: name `digits`, a Hub id user/name, a folder "
+        "of parquet files, of images or of STL-10 binaries (--data.source)"
+    )
+
+
+def _files_by_card(folder: Path) -> dict[str, list[str]]:
+    """The files of each split as the folder's README.md lists them, none if it does not.
+
+    Read here, because `load_dataset(folder)` goes on serving its cached copy when such a file is replaced.
+    """
+    card = folder / "README.md"
+    configs = ((metadata_load(card) if card.is_file() else None) or {}).get("configs") or []
+    default = [config for config in configs if config.get("default") or config["config_name"] == "default"] or configs
+    require(
+        len(default) <= 1,
+        f"{card} lists the configs {', '.join(config['config_name'] for config in default)}: name the folder or the "
+        "file of one (--data.source)",
+    )
+    if not default or "data_files" not in default[0]:
+        return {}
+    patterns = sanitize_patterns(default[0]["data_files"])
+    return {str(name): [str(folder / pattern) for pattern in paths] for name, paths in patterns.items()}
+
+
+def _files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:
+    """The files of each split, by the split's name at the start of the file's name or of a folder's above it."""
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        parts = file.relative_to(folder).parts if folder else (file.name,)
+        words = [re.split(r"[-_.]", part)[0] for part in reversed(parts)]
+        name = next((word for word in words if word in ROLES), words[0])
+        groups.setdefault(name, []).append(str(file))
+    if not any(name in ROLES for name in groups):  # files without split names are one split
+        groups = {"train": [str(file) for file in files]}
+    return groups
+
+
+def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
+    # each split by itself, since they may differ in columns
+    return {name: _load(source, "parquet", data_files={"train": paths}, split="train") for name, paths in files.items()}
+
+
+def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]:
+    suffixes = set(ImageFolder.EXTENSIONS)
+    require(
+        any(file.suffix.lower() in suffixes for file in folder.rglob("*")),
+        f"{source} holds no images, parquet files or STL-10 binaries: name the folder that does (--data.source)",
+    )
+    subfolders = {entry.name: entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    if not any(name in ROLES for name in subfolders):
+        subfolders = {"train": folder}
+    # each split by itself: the datasets library takes class folders such as test_tube for splits
+    return {
+        name: _load(
+            source,
+            "imagefolder",
+            data_dir=str(subfolder),
+            data_files={"train": "**"},
+            split="train",
+            drop_labels=True if ROLES.get(name) == "unlabeled" else None,
+        )
+        for name, subfolder in subfolders.items()
+        if name in ROLES or any(file.suffix.lower() in suffixes for file in subfolder.rglob("*"))
+    }
+
+
+def _read_hub(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
+    try:  # without this question the datasets library tries for half a minute before it says so
+        HfApi().dataset_info(source, revision=revision, timeout=10)
+    except Exception as error:  # of the HTTP library, the Hub or the offline mode
+        if not (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir():
+            where = f"{source} at revision {revision}" if revision else source
+            raise ConfigError(
+                f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the "
+                "name, the download needs a network; without one try --config configs/pretrain/digits.yaml "
+                "(--data.source)"
+            ) from error
+    return dict(_load(source, source, revision=revision))
+
+
+def _load(source: str, path: str, **options: Any) -> Any:
+    """`datasets.load_dataset`, with its many exceptions as one line."""
+    try:
+        return datasets.load_dataset(path, **options)
+    except Exception as error:  # ValueError, OSError, pyarrow's, DatasetGenerationError, ...
+        cause = error.__cause__ or error
+        line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise ConfigError(f"{source} cannot be read as a dataset: {line} (--data.source)") from error

@@ -1,0 +1,83 @@
+"""Which images an optimizer step sees, as a pure function of the step: nothing to save, nothing to replay on resume."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mae_hf.config import require
+from mae_hf.data.draws import integer_seed
+
+
+class BatchSampler:
+    """The rows of every optimizer step: each epoch a new permutation, cut into global batches.
+
+    The last incomplete batch of an epoch is left out. A step's batch is the same set of images however it is split
+    over processes and micro-batches: process r takes the r-th contiguous share and cuts it into micro-batches.
+
+    Args:
+        num_images: images of the training set.
+        batch_size: images per optimizer step, over all processes and micro-batches together.
+        seed: seed of the order.
+        num_processes: processes that share the batch.
+        process_index: this process, from 0.
+        accumulation_steps: micro-batches per process and optimizer step.
+
+    Raises:
+        ConfigError: fewer images than one batch, or a batch that cannot be split evenly.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        num_processes: int = 1,
+        process_index: int = 0,
+        accumulation_steps: int = 1,
+    ) -> None:
+        require(
+            1 <= batch_size <= num_images,
+            f"batch_size {batch_size} does not fit the {num_images} training images: choose 1 to {num_images} "
+            "(--train.batch_size)",
+        )
+        parts = num_processes * accumulation_steps
+        require(
+            batch_size % parts == 0,
+            f"batch_size {batch_size} cannot be split into {num_processes} processes x {accumulation_steps} "
+            f"micro-batches: choose a multiple of {parts} (--train.batch_size)",
+        )
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"process_index {process_index} is not one of {num_processes} processes")
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.accumulation_steps = accumulation_steps
+        self._order_epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.num_images // self.batch_size
+
+    def epoch(self, step: int) -> int:
+        """The epoch that optimizer step `step` belongs to, both from 0."""
+        return step // self.steps_per_epoch
+
+    def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
+        """This process's rows of optimizer step `step` (from 0), one int64 array (B,) per micro-batch."""
+        start = step % self.steps_per_epoch * self.batch_size
+        share = self.batch_size // self.num_processes
+        start += self.process_index * share
+        rows = self._permutation(self.epoch(step))[start : start + share]
+        return np.split(rows, self.accumulation_steps)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        # Only the epoch in use is kept; asking for another one makes it afresh, so no answer depends on the last one.
+        if epoch != self._order_epoch:
+            generator = torch.Generator().manual_seed(integer_seed(self.seed, epoch, "order"))
+            self._order = torch.randperm(self.num_images, generator=generator).numpy()
+            self._order_epoch = epoch
+        return self._order

@@ -1,0 +1,272 @@
+"""What a source holds: its splits by role, checked, with the images still encoded.
+
+A source is `digits`, a folder of official STL-10 binaries, parquet files, a folder of images, or a Hub dataset id;
+which of these it is follows from what is found there. Nothing is decoded here.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig, require
+from mae_hf.data.readers import ROLES, read_datasets
+
+OFFICIAL_COUNTS = {"jxie/stl10": {"train": 5_000, "test": 8_000, "unlabeled": 100_000}}
+STL10_BYTES = 3 * 96 * 96
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a source.
+
+    Args:
+        source: the source as the user named it.
+        role: `unlabeled`, `train`, `validation` or `test`.
+        images: a dataset whose column `image` is not decoded, or an array (n, H, W) or (n, H, W, 3), uint8.
+        labels: np.int64 (n,), None when the role is `unlabeled`.
+        class_names: the names of the labels, None when there are no labels.
+        fingerprint: changes when the rows or their files change.
+        folds: the predefined folds of STL-10's train split, as row numbers.
+    """
+
+    source: str
+    role: str
+    images: datasets.Dataset | np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    folds: tuple[np.ndarray, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def encoded(self, start: int, stop: int) -> list[bytes | str | np.ndarray]:
+        """The images of rows `start` to `stop`: bytes of an image file, its path, or raw pixels."""
+        if isinstance(self.images, np.ndarray):
+            return list(self.images[start:stop])
+        column = self.images[start:stop]["image"]
+        return [b"" if image is None else image["bytes"] or image["path"] for image in column]
+
+    def where(self, row: int) -> str:
+        """Names a row in a message: the file, or the row and the split."""
+        place = f"row {row} of {self.role} in {self.source}"
+        if isinstance(self.images, np.ndarray):
+            return place
+        image = self.images[row]["image"]
+        if image is None or not image["path"]:
+            return place
+        return f"{place} ({image['path']})" if image["bytes"] else image["path"]
+
+
+def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
+    """The splits of one source by role: some of `unlabeled`, `train`, `validation`, `test`.
+
+    Raises:
+        ConfigError: the source is not there or cannot be read, a column is missing, a split is empty, counts, class
+            names or labels are wrong.
+    """
+    path = Path(source).expanduser()
+    if source == "digits":
+        found = _digits()
+    elif path.is_dir() and any((path / f"{name}_X.bin").is_file() for name in ("unlabeled", "train", "test")):
+        found = _stl10_binaries(source, path)
+    else:
+        found = _from_datasets(source, read_datasets(source, config.revision))
+    splits = {split.role: split for split in found}
+    for role, split in splits.items():
+        require(len(split) > 0, f"{role} of {source} is empty: remove it or add images (--data.source)")
+        expected = OFFICIAL_COUNTS.get(source, {}).get(role, len(split))
+        require(
+            len(split) == expected,
+            f"{role} of {source} has {len(split)} images, not the official {expected}: the download is incomplete or "
+            "the dataset has changed, pin a revision (--data.revision)",
+        )
+    return _name_classes(source, splits, config.class_names)
+
+
+def stratified_draw(labels: np.ndarray, num: int, seed: int | list[int]) -> np.ndarray:
+    """Draws `num` of the rows at random, each class by its share (to within one image).
+
+    Args:
+        labels: integers (n,).
+        num: rows to draw.
+        seed: seed of the draw.
+
+    Returns:
+        Row numbers np.int64 (num,), ascending.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels))  # of each shuffled row within its class, from 0 to 1
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels[order] == label)
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.sort(order[np.argsort(place, kind="stable")[:num]])
+
+
+def _digits() -> list[Split]:
+    """scikit-learn's 1,797 real 8x8 digits: 1,000 unlabeled, 30 a class to train on, 497 to test on."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    test = stratified_draw(labels, 497, seed=0)
+    rest = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(len(labels)), test))
+    train = np.sort(np.concatenate([rest[labels[rest] == label][:30] for label in range(10)]))
+    unlabeled = np.setdiff1d(rest, train)
+    names = tuple(map(str, range(10)))
+    return [
+        Split("digits", "unlabeled", pixels[unlabeled], None, None, "digits-1-unlabeled"),
+        Split("digits", "train", pixels[train], labels[train], names, "digits-1-train"),
+        Split("digits", "test", pixels[test], labels[test], names, "digits-1-test"),
+    ]
+
+
+def _stl10_binaries(source: str, folder: Path) -> list[Split]:
+    """The official binary files: images uint8, channel first and column-major, labels from 1 to 10."""
+    names_file = folder / "class_names.txt"
+    names = tuple(names_file.read_text().split()) if names_file.is_file() else STL10_CLASSES
+    splits = []
+    for role in ("unlabeled", "train", "test"):
+        images_file, labels_file = folder / f"{role}_X.bin", folder / f"{role}_y.bin"
+        if not images_file.is_file():
+            continue
+        status = images_file.stat()
+        require(
+            status.st_size % STL10_BYTES == 0,
+            f"{images_file} has {status.st_size} bytes, not a multiple of {STL10_BYTES} (3x96x96): the file is cut "
+            "short or not STL-10's, unpack it again",
+        )
+        num = status.st_size // STL10_BYTES
+        columns = np.memmap(images_file, np.uint8, "r", shape=(num, 3, 96, 96)) if num else np.empty((0, 3, 96, 96))
+        labels = folds = None
+        if role != "unlabeled":
+            require(labels_file.is_file(), f"{labels_file} is missing: put it beside {images_file.name}")
+            labels = np.fromfile(labels_file, np.uint8).astype(np.int64) - 1
+            require(
+                len(labels) == num,
+                f"{labels_file} has {len(labels)} labels for the {num} images of {images_file.name}: the two files do "
+                "not belong together, unpack both again",
+            )
+        if role == "train":
+            folds = _read_folds(folder / "fold_indices.txt", num)
+        state = f"{images_file.resolve()} {status.st_size} {status.st_mtime_ns}"
+        fingerprint = hashlib.sha256(state.encode()).hexdigest()[:16]
+        class_names = None if labels is None else names
+        splits.append(Split(source, role, columns.transpose(0, 3, 2, 1), labels, class_names, fingerprint, folds))
+    return splits
+
+
+def _read_folds(file: Path, num: int) -> tuple[np.ndarray, ...] | None:
+    if not file.is_file():
+        return None
+    try:
+        folds = tuple(np.array(line.split(), np.int64) for line in file.read_text().splitlines() if line.strip())
+    except ValueError as error:
+        raise ConfigError(f"{file} is not a list of row numbers, a fold a line ({error}): unpack it again") from error
+    require(
+        all(0 <= fold.min() and fold.max() < num for fold in folds),
+        f"{file} names rows outside the {num} training images: it belongs to other files, remove it",
+    )
+    return folds
+
+
+def _from_datasets(source: str, found: dict[str, datasets.Dataset]) -> list[Split]:
+    ignored = [name for name in found if name not in ROLES]
+    require(
+        len(ignored) < len(found),
+        f"{source} has the splits {', '.join(found)}: none is called {', '.join(sorted(set(ROLES.values())))}, rename "
+        "one (--data.source)",
+    )
+    if ignored:
+        warnings.warn(f"{source}: left out {', '.join(ignored)}, the splits used are {', '.join(ROLES)}", stacklevel=2)
+    splits: list[Split] = []
+    for name, dataset in found.items():
+        if name not in ROLES:
+            continue
+        split = _from_dataset(source, ROLES[name], dataset)
+        if split.labels is None and split.role in ("validation", "test"):
+            warnings.warn(f"{source}: left out {name}, it has no column `label`", stacklevel=2)
+            continue
+        require(
+            split.role not in [other.role for other in splits],
+            f"{source} has two splits for the role {split.role} (a train split without labels is one): name them as "
+            "two sources (--data.source)",
+        )
+        splits.append(split)
+    require(len(splits) > 0, f"no split of {source} has a column `label` and none is called unlabeled (--data.source)")
+    return splits
+
+
+def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
+    fingerprint = dataset._fingerprint  # of the files, before any change of columns
+    column = _first_column(dataset, ("image", "img"))
+    if column is None:
+        raise ConfigError(
+            f"{role} of {source} has no column `image`, only {', '.join(dataset.column_names) or 'no columns'}: rename "
+            "the one that holds the images (--data.source)"
+        )
+    try:
+        images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow's, or none of the kinds that Image can hold
+        raise ConfigError(
+            f"column `{column}` of {role} in {source} holds {dataset.features[column]}, not encoded images: save it "
+            "as datasets.Image() (--data.source)"
+        ) from error
+    images = images.rename_column(column, "image") if column != "image" else images
+    column = _first_column(dataset, ("label", "labels"))
+    if role == "unlabeled" or column is None:
+        role = "unlabeled" if role == "train" else role
+        return Split(source, role, images, None, None, fingerprint)
+    feature = dataset.features[column]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    values = dataset.select_columns([column])[:][column]
+    require(
+        all(value is None or isinstance(value, int) for value in values),
+        f"column `{column}` of {role} in {source} holds {feature}, not class numbers: save it as ClassLabel with "
+        "Dataset.class_encode_column (--data.source)",
+    )
+    labels = np.array([-1 if value is None else value for value in values], np.int64)
+    return Split(source, role, images, labels, names, fingerprint)
+
+
+def _first_column(dataset: datasets.Dataset, names: Iterable[str]) -> str | None:
+    return next((name for name in names if name in dataset.column_names), None)
+
+
+def _name_classes(source: str, splits: dict[str, Split], expected: tuple[str, ...] | None) -> dict[str, Split]:
+    """Checks class names and labels; plain numbers take the expected names, or their digits."""
+    labelled = {role: split for role, split in splits.items() if split.labels is not None}
+    if not labelled:
+        return splits
+    named = {role: split.class_names for role, split in labelled.items() if split.class_names}
+    names = next(iter(named.values()), None)
+    for role, others in named.items():
+        require(
+            others == names,
+            f"class names of {source} differ: {', '.join(names or ())} in {next(iter(named))}, {', '.join(others)} in "
+            f"{role}: give both splits the same classes (--data.source)",
+        )
+    require(
+        names is None or expected is None or names == tuple(expected),
+        f"{source} has the classes {', '.join(names or ())}, not {', '.join(expected or ())}: take those of the source "
+        "(--data.class_names null) or name them in order (--data.class_names)",
+    )
+    if names is None:
+        highest = max(int(split.labels.max()) for split in labelled.values() if split.labels is not None)
+        names = tuple(expected) if expected else tuple(map(str, range(highest + 1)))
+    for role, split in labelled.items():
+        wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
+        if len(wrong):
+            raise ConfigError(
+                f"{split.where(int(wrong[0]))} has label {split.labels[wrong[0]]}, and so have {len(wrong) - 1} other "
+                f"rows one outside 0 to {len(names) - 1}: correct them, or call the split unlabeled if it has no "
+                "labels, or name all classes (--data.class_names)"
+            )
+        splits = {**splits, role: replace(split, class_names=names)}
+    return splits

@@ -1,0 +1,200 @@
+"""The decoded images of a split: a memory-mapped uint8 array on disk, made once, shared by all runs and processes.
+
+Shapes: N images, S side of the square image.
+
+How an image becomes pixels: its EXIF orientation is applied; grey, palette, CMYK, 1-bit and 16-bit images become RGB,
+transparency is laid over white; the shorter side is resized to S (Pillow's bicubic, only if the size differs) and the
+centre is kept.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from mae_hf.config import ConfigError, DataConfig, require
+from mae_hf.data.sources import Split
+
+FORMAT_VERSION = 1  # raise it when an image would be decoded to other pixels
+CHUNK = 256  # images in memory at a time
+FIX = "replace it, or leave such images out (--data.on_bad_image skip)"
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """The decoded images of a split.
+
+    Args:
+        split: where they come from.
+        images: np.uint8 (N, S, S, 3), memory-mapped, read-only.
+        rows: np.int64 (N,), the row of the split that each image is; some are missing where images were skipped.
+        digest: SHA-256 of the pixels.
+        path: the array's file.
+    """
+
+    split: Split
+    images: np.ndarray
+    rows: np.ndarray
+    digest: str
+    path: Path
+
+
+def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
+    """An image of any mode and size as np.uint8 (S, S, 3), by the rule at the top of this file."""
+    image = _to_rgb(ImageOps.exif_transpose(image))
+    (width, height), short = image.size, min(image.size)
+    new_width = max(image_size, round(width * image_size / short))
+    new_height = max(image_size, round(height * image_size / short))
+    left, top = (new_width - image_size) // 2, (new_height - image_size) // 2
+    # The crop as the box of the resize: the same pixels, and a long thin image is not enlarged as a whole.
+    x, y = width / new_width, height / new_height
+    box = (left * x, top * y, min(width, (left + image_size) * x), min(height, (top + image_size) * y))
+    return np.array(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        if image.mode == "F":  # floats have no fixed range: up to 1 or up to 255
+            values = values * 255 if values.max() <= 1 else values
+        else:  # 16 bits, which Pillow may hold in 32
+            values = values / 257
+        image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
+    """The decoded images of a split, read from the cache, or decoded into it first.
+
+    Args:
+        split: the split to decode.
+        image_size: side S of the images.
+        config: says where the cache is and what happens to an image that cannot be decoded.
+
+    Raises:
+        ConfigError: an image cannot be decoded, the disk is full, or the cache cannot be written.
+    """
+    folder = cache_folder(config)
+    key = hashlib.sha256(f"{FORMAT_VERSION} {image_size} {split.role} {split.fingerprint}".encode()).hexdigest()[:20]
+    array_file = folder / f"{split.role}-{image_size}-{key}.npy"
+    store = _read(array_file, split, image_size)
+    if store is None:
+        try:
+            _build(array_file, split, image_size, config)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written ({error}): choose another (--data.cache_dir)") from error
+        store = _read(array_file, split, image_size)
+    if store is None:
+        raise ConfigError(f"{array_file} cannot be read back: choose another folder (--data.cache_dir)")
+    num_skipped = len(split) - len(store.rows)
+    if num_skipped:
+        record = json.loads(array_file.with_suffix(".json").read_text())
+        first = f"{split.where(record['skipped'][0])} cannot be decoded ({record['error']})"
+        require(config.on_bad_image == "skip", f"{first}: {FIX}")
+        warnings.warn(f"left out {num_skipped} of {len(split)} images of {split.source}: {first}", stacklevel=2)
+    return store
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where decoded images are kept."""
+    return Path(config.cache_dir or os.environ.get("MAE_HF_CACHE") or "~/.cache/mae_hf").expanduser()
+
+
+def _read(array_file: Path, split: Split, image_size: int) -> Store | None:
+    """The store if it is there and whole, else None."""
+    try:
+        record = json.loads(array_file.with_suffix(".json").read_text())
+        images = np.load(array_file, mmap_mode="r")
+        rows = np.delete(np.arange(len(split)), record["skipped"])
+        digest = record["sha256"]
+    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError):
+        return None
+    if images.shape != (len(rows), image_size, image_size, 3) or images.dtype != np.uint8:
+        return None
+    return Store(split, images, rows, digest, array_file)
+
+
+def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) -> None:
+    """Decodes a split into `array_file`, and what was skipped into a JSON file beside it, written last."""
+    array_file.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = len(split) * image_size**2 * 3, shutil.disk_usage(array_file.parent).free
+    require(
+        needed < free,
+        f"{split.role} of {split.source} needs {needed >> 20} MiB in {array_file.parent}, {free >> 20} are free: "
+        "choose another folder (--data.cache_dir)",
+    )
+    temporary = array_file.with_suffix(f".{os.getpid()}.tmp")
+    skipped: list[int] = []
+    first_error = ""
+    digest = hashlib.sha256()
+    try:
+        with open(temporary, "wb") as file:
+            header_size = _write_header(file, len(split), image_size)
+            for row, result in enumerate(_decoded(split, image_size)):
+                if isinstance(result, np.ndarray):
+                    pixels = np.ascontiguousarray(result).data
+                    digest.update(pixels)
+                    file.write(pixels)
+                    continue
+                require(config.on_bad_image == "skip", f"{split.where(row)} cannot be decoded ({result}): {FIX}")
+                first_error = first_error or result
+                skipped.append(row)
+            require(
+                len(skipped) < len(split),
+                f"no image of {split.role} in {split.source} can be decoded ({first_error}): are these images? "
+                "(--data.source)",
+            )
+            file.seek(0)
+            if _write_header(file, len(split) - len(skipped), image_size) != header_size:
+                raise RuntimeError("the array's header changed its length")
+            file.flush()
+            os.fsync(file.fileno())
+        record = {"source": split.source, "skipped": skipped, "error": first_error, "sha256": digest.hexdigest()}
+        os.replace(temporary, array_file)
+        temporary.write_text(json.dumps(record))
+        os.replace(temporary, array_file.with_suffix(".json"))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_header(file: io.BufferedWriter, num: int, image_size: int) -> int:
+    shape = (num, image_size, image_size, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()
+
+
+def _decoded(split: Split, image_size: int) -> Iterator[np.ndarray | str]:
+    """The images of a split in order, decoded in threads (Pillow releases the GIL); a reason for one that fails."""
+
+    def decode(encoded: bytes | str | np.ndarray) -> np.ndarray | str:
+        try:
+            if isinstance(encoded, np.ndarray):
+                return to_rgb_square(Image.fromarray(encoded), image_size)
+            with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+                return to_rgb_square(image, image_size)
+        except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes, or for a bomb
+            return (str(error) or type(error).__name__).splitlines()[0]
+
+    description = f"decoding {split.role} of {split.source}"
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(split), desc=description, unit="image", disable=None) as progress,
+    ):
+        for start in range(0, len(split), CHUNK):
+            encoded = split.encoded(start, min(start + CHUNK, len(split)))
+            yield from pool.map(decode, encoded)
+            progress.update(len(encoded))

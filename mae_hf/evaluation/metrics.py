@@ -1,0 +1,122 @@
+"""Classification metrics as `evaluate.Metric` subclasses that need neither the Hub nor a download.
+
+`evaluate.load("accuracy")` fetches its code from the Hub; these come with the package and are computed by
+scikit-learn. All classes always count: one that is absent from labels and predictions has an F1 of 0.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+_INT = datasets.Value("int64")
+_CITATION = "Pedregosa et al. 2011, Scikit-learn: Machine Learning in Python, JMLR 12"
+
+
+def _info(description: str, inputs: str, prediction: Any) -> evaluate.MetricInfo:
+    """The description that `evaluate` wants; its first input is `inputs`, its second `references`."""
+    return evaluate.MetricInfo(
+        description=description,
+        citation=_CITATION,
+        inputs_description=f"{inputs} and references: one per image; num_classes: how many classes there are.",
+        features=datasets.Features({inputs: prediction, "references": _INT}),
+    )
+
+
+class Accuracy(evaluate.Metric):
+    """`accuracy`: the part of the predictions that equals the reference."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Part of the predictions that is right.", "predictions", _INT)
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int], **_: Any) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class F1(evaluate.Metric):
+    """`f1`: mean of the classes' F1; `f1_per_class`: list of the F1 of class 0, 1, ... `num_classes - 1`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("F1 of each class and their mean.", "predictions", _INT)
+
+    def _compute(
+        self, predictions: Sequence[int], references: Sequence[int], num_classes: int, **_: Any
+    ) -> dict[str, Any]:
+        classes = list(range(num_classes))
+        per_class = f1_score(references, predictions, labels=classes, average=None, zero_division=0)
+        return {"f1": float(np.mean(per_class)), "f1_per_class": [float(value) for value in per_class]}
+
+
+class ConfusionMatrix(evaluate.Metric):
+    """`confusion_matrix`: nested lists of counts; row: the reference, column: the prediction."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Counts of each reference (row) predicted as each class (column).", "predictions", _INT)
+
+    def _compute(
+        self, predictions: Sequence[int], references: Sequence[int], num_classes: int, **_: Any
+    ) -> dict[str, list[list[int]]]:
+        matrix = confusion_matrix(references, predictions, labels=list(range(num_classes)))
+        return {"confusion_matrix": matrix.tolist()}
+
+
+class LogLoss(evaluate.Metric):
+    """`loss`: mean cross-entropy of the true class, from `probabilities` in the place of predictions."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Mean cross-entropy.", "probabilities", datasets.Sequence(datasets.Value("float64")))
+
+    def _compute(
+        self, probabilities: Sequence[Sequence[float]], references: Sequence[int], **_: Any
+    ) -> dict[str, float]:
+        # Not sklearn's log_loss: it drops to 1 - 2e-16 what float32 softmax rounds to 1, and warns about its sums.
+        of_truth = np.take_along_axis(np.asarray(probabilities), np.asarray(references)[:, None], axis=1)
+        return {"loss": float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean())}
+
+
+def classification_metrics(
+    predictions: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The scores of a classifier over a whole split.
+
+    Args:
+        predictions: int (n,), predicted classes.
+        labels: int (n,), true classes.
+        probabilities: float (n, num_classes), what the softmax gave.
+        class_names: the name of each class.
+
+    Returns:
+        `accuracy`, `f1` (macro), `f1_per_class` (by class name), `loss` (mean cross-entropy of the true class) and
+        `confusion_matrix` (nested lists; row: true class, column: predicted).
+
+    Raises:
+        ValueError: nothing to score, lengths that differ, a class or a probability out of range.
+    """
+    predictions, labels, probabilities = np.asarray(predictions), np.asarray(labels), np.asarray(probabilities)
+    num_classes = len(class_names)
+    if len(labels) == 0:
+        raise ValueError("no predictions to score: the split is empty")
+    if not len(predictions) == len(labels) == len(probabilities):
+        raise ValueError(
+            f"{len(predictions)} predictions, {len(labels)} labels and {len(probabilities)} rows of probabilities: "
+            "all must come from the same images"
+        )
+    if probabilities.shape != (len(labels), num_classes):
+        raise ValueError(f"probabilities of shape {probabilities.shape}: {(len(labels), num_classes)} is needed")
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():
+        raise ValueError("probabilities outside of [0, 1] or not finite: give the softmax, not the logits")
+    for name, classes in (("predictions", predictions), ("labels", labels)):
+        if classes.min() < 0 or classes.max() >= num_classes:
+            raise ValueError(
+                f"{name} from {classes.min()} to {classes.max()}: with {num_classes} classes they must lie between 0 "
+                f"and {num_classes - 1}"
+            )
+    metrics = evaluate.combine([metric(keep_in_memory=True) for metric in (Accuracy, F1, ConfusionMatrix, LogLoss)])
+    scores = metrics.compute(
+        predictions=predictions, references=labels, probabilities=probabilities, num_classes=num_classes
+    )
+    scores["f1_per_class"] = dict(zip(class_names, scores["f1_per_class"], strict=True))
+    return scores

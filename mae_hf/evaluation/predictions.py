@@ -1,0 +1,28 @@
+"""Per-image predictions on disk, so that every number of a report can be computed again."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+def write_predictions(path: Path, labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
+    """Writes `predictions.parquet`: index, label, prediction and probabilities of every image, in order.
+
+    Args:
+        path: the file.
+        labels: (n,), the true classes.
+        probabilities: (n, C), each row sums to 1.
+    """
+    table = pa.table(
+        {
+            "index": pa.array(np.arange(len(labels)), pa.int64()),
+            "label": pa.array(labels, pa.int64()),
+            "prediction": pa.array(probabilities.argmax(axis=1), pa.int64()),
+            "probabilities": pa.array(list(probabilities), pa.list_(pa.float32())),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)

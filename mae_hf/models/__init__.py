@@ -1,0 +1,1 @@
+"""The two models: the masked autoencoder of pre-training and the classifier of fine-tuning."""

@@ -1,0 +1,188 @@
+"""The classifier: stock ViTForImageClassification, its encoder taken whole from pre-training or started from scratch.
+
+Shapes: B images, N patches of an image, D width, C channels, S image side.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, ViTConfig, ViTForImageClassification, ViTMAEModel, ViTModel
+
+from mae_hf.config import ClassifierConfig, ConfigError, require
+from mae_hf.models.initialization import initialize_encoder
+from mae_hf.models.loading import check_loaded, find_model, load_quietly
+from mae_hf.models.mae import encoder_config
+
+SCRATCH = "scratch"
+FIX = (
+    "pre-train first (accelerate launch scripts/pretrain.py; offline: --config configs/pretrain/digits.yaml), name "
+    "another encoder (--model.init DIR_OR_HUB_ID), or start from nothing (--model.init scratch)"
+)
+SHAPE_KEYS = (
+    *("image_size", "patch_size", "hidden_size"),
+    *("num_hidden_layers", "num_attention_heads", "intermediate_size"),
+)
+NEW_WEIGHTS = {"classifier.weight", "classifier.bias"}
+
+
+def build_classifier(
+    config: ClassifierConfig, class_names: Sequence[str], attn_implementation: str, seed: int
+) -> ViTForImageClassification:
+    """A classifier on the CLS feature, with the encoder that `config.init` names and a new, almost zero classifier.
+
+    `scratch` starts the encoder from the same distributions as the masked autoencoder's. Anything else is a run folder,
+    a model folder or a Hub id of a masked autoencoder (`vit_mae`) or a plain encoder (`vit`), moved over whole; a
+    checkpoint with a classifier of its own is refused, since its encoder has already learnt from labels.
+    The position table, fixed in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
+
+    Args:
+        config: architecture, `init`; `drop_path` is applied.
+        class_names: in the order of the labels; saved in the config.
+        attn_implementation: as for any transformers model, such as `sdpa`.
+        seed: of the new weights; the global random state is left alone.
+
+    Raises:
+        ConfigError: no such encoder, another architecture than the config's, or weights that do not fit.
+        RuntimeError: the features changed on the way.
+
+    Source: arXiv 2111.06377, appendix A.1; `main_finetune.py` of facebookresearch/mae.
+    """
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    labels["problem_type"] = "single_label_classification"
+    source = None if config.init == SCRATCH else load_encoder(config, attn_implementation)
+    shape = {key: getattr(config, key) for key in SHAPE_KEYS}
+    encoder = ViTConfig(layer_norm_eps=1e-6, **shape) if source is None else source.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ViTForImageClassification._from_config(
+            encoder_config(encoder, **labels), attn_implementation=attn_implementation, dtype=torch.float32
+        )
+        if source is None:
+            initialize_encoder(model.vit)
+        nn.init.trunc_normal_(model.classifier.weight, std=2e-5)
+        nn.init.zeros_(model.classifier.bias)
+    if source is not None:
+        _transfer(source, model)
+    set_drop_path(model, config.drop_path)
+    return model
+
+
+def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEModel | ViTModel:
+    """The pre-trained encoder that `config.init` names, in float32 and with the architecture of `config`.
+
+    A masked autoencoder comes with its mask switched off (`mask_ratio` 0).
+
+    Raises:
+        ConfigError: no such encoder, one of another kind or architecture, or a checkpoint that is not whole.
+    """
+    path = find_model(config.init, FIX)
+    try:
+        saved = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"the encoder {config.init} cannot be opened ({reason}): {FIX}") from error
+    kinds: dict[str, Any] = {
+        "vit_mae": (ViTMAEModel, {"mask_ratio": 0.0}),
+        "vit": (ViTModel, {"add_pooling_layer": False}),
+    }
+    require(
+        saved.model_type in kinds,
+        f"{config.init} is a model of type {saved.model_type!r}, the encoder must be one of {', '.join(kinds)}: {FIX}",
+    )
+    _check_architecture(config, saved)
+    model_class, options = kinds[saved.model_type]
+    options |= {"attn_implementation": attn_implementation, "dtype": torch.float32}
+    encoder, info = load_quietly(model_class.from_pretrained, path, FIX, **options)
+    require(
+        not any(key.startswith("classifier.") for key in info["unexpected_keys"]),
+        f"{config.init} is a classifier that has already learnt from labels, not a pre-trained encoder: {FIX}",
+    )
+    check_loaded(config.init, encoder, info, FIX, spare=("decoder.", "pooler.", "vit.pooler."))
+    return encoder.eval()
+
+
+def _check_architecture(config: ClassifierConfig, saved: Any) -> None:
+    wrong = [key for key in SHAPE_KEYS if getattr(saved, key) != getattr(config, key)]
+    require(
+        not wrong,
+        f"the encoder {config.init} has {', '.join(f'{key} {getattr(saved, key)}' for key in wrong)}, the config says "
+        f"{', '.join(str(getattr(config, key)) for key in wrong)}: add "
+        f"{' '.join(f'--model.{key} {getattr(saved, key)}' for key in wrong)}",
+    )
+    require(
+        saved.num_channels == 3,
+        f"the encoder {config.init} takes {saved.num_channels} channels and images here have 3: {FIX}",
+    )
+
+
+@torch.no_grad()
+def _transfer(source: ViTMAEModel | ViTModel, model: ViTForImageClassification) -> None:
+    """Copies every weight of `source` into `model.vit` and compares the features of both on a fixed random batch."""
+    found = model.load_state_dict({f"vit.{key}": value for key, value in source.state_dict().items()}, strict=False)
+    if set(found.missing_keys) != NEW_WEIGHTS or found.unexpected_keys:
+        raise RuntimeError(
+            f"the transfer may leave only {sorted(NEW_WEIGHTS)} new: missing {found.missing_keys}, "
+            f"left over {found.unexpected_keys}"
+        )
+    size = source.config.image_size
+    pixel_values = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    was_training = model.training
+    before, after = _features(source, pixel_values), _features(model.eval().vit, pixel_values)
+    model.train(was_training)
+    difference = (before - after).abs().max().item()
+    if not difference <= 1e-5:
+        raise RuntimeError(f"the features changed by {difference:.1e} in the transfer, more than 1e-5: report this")
+
+
+def _features(encoder: ViTMAEModel | ViTModel, pixel_values: Tensor) -> Tensor:
+    """Features (B, 1 + N, D) of whole images (B, C, S, S); a masked autoencoder must have `mask_ratio` 0."""
+    if not isinstance(encoder, ViTMAEModel):
+        return encoder(pixel_values).last_hidden_state
+    num_patches = encoder.embeddings.patch_embeddings.num_patches
+    in_order = torch.arange(num_patches, device=pixel_values.device).repeat(len(pixel_values), 1)
+    return encoder(pixel_values, noise=in_order).last_hidden_state
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, leaves out a residual branch for a random part of the images.
+
+    Args:
+        rate: probability that an image's branch is left out; the others are scaled up by `1 / (1 - rate)`.
+
+    Source: arXiv 1603.09382.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        if not self.training or self.rate == 0:
+            return branch
+        keep = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.rate)
+        return branch * keep / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+def set_drop_path(model: ViTForImageClassification, rate: float) -> None:
+    """Gives the layers stochastic depth, rising linearly from 0 in the first to `rate` in the last.
+
+    transformers has none for ViT. `ViTLayer.dropout` acts on both branches right before they are added to the residual,
+    which is where `DropPath` belongs; it has no weights, so state dict and files stay the same.
+
+    Raises:
+        RuntimeError: a layer has no such dropout, as in another version of transformers, or one that is in use.
+    """
+    layers = model.vit.layers
+    for layer, layer_rate in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
+        dropout = getattr(layer, "dropout", None)
+        if not isinstance(dropout, (nn.Dropout, DropPath)) or getattr(dropout, "p", 0) > 0:
+            raise RuntimeError(
+                f"drop_path replaces a layer's dropout of rate 0, and this layer has {dropout}: set it to 0"
+            )
+        layer.dropout = DropPath(layer_rate)

@@ -1,0 +1,232 @@
+"""The masked autoencoder: stock ViTMAE with right initial weights, the loss of the config, and files that others open.
+
+Shapes: B images, N patches of an image, D width, P patch side, C channels, S image side.
+"""
+
+import os
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTrainingOutput
+
+from mae_hf.config import MAEConfig, require
+from mae_hf.models.initialization import initialize_decoder, initialize_encoder
+from mae_hf.models.loading import LOADED_NAMES, check_loaded, find_model, load_quietly, quiet_transformers, saved_name
+
+LOSSES = ("l1", "mse", "huber")
+ENCODER_KEYS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
+    *("image_size", "patch_size", "num_channels", "qkv_bias"),
+)
+
+
+class MaskedAutoencoder(ViTMAEForPreTraining):
+    """`ViTMAEForPreTraining`, initialised as in the paper, with L1, MSE or Huber loss over the hidden patches.
+
+    The loss is named by the config's key `mae_loss`, which stock transformers ignores; without it, it is stock's MSE.
+    Both position tables are fixed. What `save_pretrained` writes opens in stock transformers 4 and 5.
+
+    Source: He et al. 2022, arXiv 2111.06377.
+
+    Raises:
+        ConfigError: an unknown `mae_loss`.
+    """
+
+    def __init__(self, config: ViTMAEConfig) -> None:
+        self.loss_kind = getattr(config, "mae_loss", "mse")
+        require(self.loss_kind in LOSSES, f"mae_loss {self.loss_kind!r} is unknown: choose one of {', '.join(LOSSES)}")
+        super().__init__(config)
+        initialize_encoder(self.vit)
+        initialize_decoder(self.decoder)
+        self._freeze_positions()
+
+    def _freeze_positions(self) -> None:
+        self.vit.embeddings.position_embeddings.requires_grad_(False)
+        self.decoder.decoder_pos_embed.requires_grad_(False)
+
+    def forward(self, pixel_values: Tensor, noise: Tensor | None = None, **kwargs: Any) -> ViTMAEForPreTrainingOutput:
+        """Reconstructs the patches that the mask hides.
+
+        Args:
+            pixel_values: (B, C, S, S) float, normalised; cast to the dtype of the weights, as ViT does.
+            noise: (B, N) float; the patches with the smallest values stay visible. Drawn when left out.
+            kwargs: `output_hidden_states`, `output_attentions`, as stock.
+
+        Returns:
+            loss () float32; logits (B, N, P²C); mask (B, N), 1 where hidden; ids_restore (B, N).
+
+        Raises:
+            ValueError: images of another size than the config's, or noise of another shape than (B, N).
+        """
+        if kwargs.pop("interpolate_pos_encoding", False):
+            raise ValueError("interpolate_pos_encoding: the decoder's positions cannot be resized, resize the images")
+        expected = (pixel_values.shape[0], self.vit.embeddings.patch_embeddings.num_patches)
+        if noise is not None and tuple(noise.shape) != expected:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, the images need {expected}: a value per patch")
+        weights = self.vit.embeddings.patch_embeddings.projection.weight
+        encoded = self.vit(pixel_values.to(weights.dtype), noise=noise, **kwargs)
+        logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
+        target = self.patchify(pixel_values.float())
+        if self.config.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        return ViTMAEForPreTrainingOutput(
+            loss=reconstruction_loss(logits, target, encoded.mask, self.loss_kind),
+            logits=logits,
+            mask=encoded.mask,
+            ids_restore=encoded.ids_restore,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Opens a masked autoencoder, ours or stock (4.x or 5.x layout): quietly, and whole or not at all.
+
+        Args:
+            pretrained_model_name_or_path: run folder, model folder or Hub id.
+            args, kwargs: as for any transformers model.
+
+        Raises:
+            ConfigError: no such model; weights are missing, left over or of another shape; a position table is all
+                zero (a stock ViTMAE that transformers 5 trained from scratch) or not finite.
+        """
+        name = str(pretrained_model_name_or_path)
+        fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
+        path = name if "subfolder" in kwargs else find_model(name, fix)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs = {"key_mapping": LOADED_NAMES} | kwargs
+        model, info = load_quietly(super().from_pretrained, path, fix, *args, **kwargs)
+        check_loaded(name, model, info, fix)
+        model._freeze_positions()
+        return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Writes config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
+
+        Args:
+            save_directory: made if needed.
+            state_dict: weights to write instead of the model's own, by their names in memory.
+            kwargs: as for any transformers model; `push_to_hub` is a method of its own.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained only writes the folder: call push_to_hub(repo_id) to upload")
+        weights = {saved_name(key): value for key, value in (state_dict or self.state_dict()).items()}
+        with quiet_transformers():
+            super().save_pretrained(save_directory, state_dict=weights, save_original_format=False, **kwargs)
+        self.config.architectures = [ViTMAEForPreTraining.__name__]  # transformers wrote our class, which others lack
+        if kwargs.get("is_main_process", True):
+            self.config.save_pretrained(save_directory)
+
+
+def mae_config(config: MAEConfig) -> ViTMAEConfig:
+    """The transformers config of our model section."""
+    fields = dict(vars(config))
+    return ViTMAEConfig(mae_loss=fields.pop("loss"), layer_norm_eps=1e-6, **fields)
+
+
+def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
+    """A new masked autoencoder from the global random state; `attn_implementation` reaches the decoder too."""
+    return MaskedAutoencoder._from_config(mae_config(config), attn_implementation=attn_implementation)
+
+
+def reconstruction_loss(logits: Tensor, target: Tensor, mask: Tensor, kind: str) -> Tensor:
+    """Mean distance between prediction and target over the hidden patches, computed in float32.
+
+    Args:
+        logits: (B, N, P²C) prediction.
+        target: (B, N, P²C) pixels, normalised per patch where `norm_pix_loss` asks for it.
+        mask: (B, N), 1 where hidden, 0 where visible.
+        kind: `l1`, `mse` or `huber` (delta 1).
+
+    Source: arXiv 2111.06377, section 3, "Reconstruction target" (with MSE).
+    """
+    distance = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}[kind]
+    per_patch = distance(logits.float(), target.float(), reduction="none").mean(dim=-1)
+    return (per_patch * mask).sum() / mask.sum()
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch over its pixels and channels, (B, N, 1) each, as stock's."""
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6) ** 0.5
+
+
+@torch.no_grad()
+def reconstruct(
+    model: MaskedAutoencoder,
+    pixel_values: Tensor,
+    noise: Tensor,
+    statistics: Literal["target", "visible"] = "target",
+) -> tuple[Tensor, Tensor]:
+    """The images with their hidden patches as predicted and their visible patches pasted as they are.
+
+    With `norm_pix_loss` the model predicts patches without their mean and contrast, which have to come from elsewhere:
+    `target` takes each hidden patch's true ones, so colour and contrast of the picture are given, not predicted;
+    `visible` takes, for all hidden patches of an image, the average of its visible patches', and nothing hidden.
+
+    Args:
+        pixel_values: (B, C, S, S) float, normalised.
+        noise: (B, N) float; the patches with the smallest values stay visible.
+        statistics: where mean and contrast come from; without `norm_pix_loss` it changes nothing.
+
+    Returns:
+        pixels (B, C, S, S) float32 in the normalised space of `pixel_values`, and mask (B, N), 1 where hidden.
+    """
+    outputs = model(pixel_values, noise=noise)
+    hidden = outputs.mask[..., None]
+    target = model.patchify(pixel_values.float())
+    prediction = outputs.logits.float()
+    if model.config.norm_pix_loss:
+        mean, std = patch_statistics(target)
+        if statistics == "visible":
+            visible = 1 - hidden
+            mean, std = ((x * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True) for x in (mean, std))
+        prediction = prediction * std + mean
+    return model.unpatchify(torch.where(hidden.bool(), prediction, target)), outputs.mask
+
+
+def encode(model: ViTMAEForPreTraining, pixel_values: Tensor) -> Tensor:
+    """Features of whole images, nothing masked and nothing shuffled: what `ViTModel` gives with the same weights.
+
+    Args:
+        pixel_values: (B, C, S, S) float, normalised.
+
+    Returns:
+        (B, 1 + N, D): the CLS feature, then the patches row by row.
+    """
+    vit = model.vit
+    patch_embeddings, positions = vit.embeddings.patch_embeddings, vit.embeddings.position_embeddings
+    if tuple(pixel_values.shape[2:]) != tuple(patch_embeddings.image_size):
+        raise ValueError(f"images of {tuple(pixel_values.shape[2:])}, the model takes {patch_embeddings.image_size}")
+    patches = patch_embeddings(pixel_values.to(patch_embeddings.projection.weight.dtype)) + positions[:, 1:]
+    cls = (vit.embeddings.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+    hidden_states = torch.cat((cls, patches), dim=1)
+    for layer in vit.layers:
+        hidden_states = layer(hidden_states)
+    return vit.layernorm(hidden_states)
+
+
+def encoder_config(config: ViTMAEConfig | ViTConfig, **extra: Any) -> ViTConfig:
+    """A clean `ViTConfig` of the encoder that `config` describes: no key of the decoder, the mask or the loss."""
+    return ViTConfig(**{key: getattr(config, key) for key in ENCODER_KEYS}, **extra)
+
+
+@torch.no_grad()
+def export_encoder(mae: ViTMAEForPreTraining) -> ViTModel:
+    """The encoder as a plain `ViTModel` for `AutoModel`: deterministic, unmasked features.
+
+    `AutoModel` gives every ViT a pooler, and would invent one where the file has none: this one is the identity, so
+    that `pooler_output` is the CLS feature itself.
+    """
+    encoder = ViTModel._from_config(encoder_config(mae.config, pooler_act="linear"), dtype=mae.dtype)
+    weights = mae.vit.state_dict()
+    weights["pooler.dense.weight"] = torch.eye(mae.config.hidden_size)
+    weights["pooler.dense.bias"] = torch.zeros(mae.config.hidden_size)
+    encoder.load_state_dict(weights)
+    return encoder.to(mae.device).eval()

@@ -1,0 +1,89 @@
+"""Where patches are: the fixed position table of the paper, and the check that a model makes use of it.
+
+Shapes: B images, N patches of an image, D width, P patch side, C channels, S image side.
+"""
+
+import torch
+from torch import Tensor
+from transformers import ViTMAEForPreTraining
+
+
+class PositionError(RuntimeError):
+    """The model cannot tell one patch from another, and no training would repair that."""
+
+
+def sincos_positions(dim: int, grid_size: int) -> Tensor:
+    """The fixed 2-d sine-cosine position table, its first row (CLS) zero.
+
+    The first half of a row encodes the column of the patch and the second half its row, which is the order of the
+    published weights; each half is sines, then cosines, of `dim / 4` frequencies.
+
+    Args:
+        dim: width of the table, a multiple of 4.
+        grid_size: patches along a side of the image.
+
+    Returns:
+        (1 + grid_size², dim) float32.
+
+    Source: arXiv 2111.06377, appendix A; `get_2d_sincos_pos_embed` of facebookresearch/mae.
+    """
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat((angles.sin(), angles.cos()), dim=1)
+    columns, rows = axis.repeat(grid_size, 1), axis.repeat_interleave(grid_size, dim=0)
+    patches = torch.cat((columns, rows), dim=1)
+    return torch.cat((torch.zeros_like(patches[:1]), patches)).float()
+
+
+@torch.no_grad()
+def check_positions(model: ViTMAEForPreTraining) -> None:
+    """Refuses a model that does not know where a patch is: the pre-flight check of every run.
+
+    A random image goes through the model, which keeps its modes and leaves the random state alone. Two things must
+    hold: predictions for different hidden patches differ (decoder's table), and the CLS feature changes when the visible
+    patches move to other places (encoder's table). A ViTMAE that transformers 5 has just made fails both. Call it
+    before `accelerator.prepare`: a sharded model cannot be run in parts.
+
+    Raises:
+        PositionError: one of them does not hold, or the predictions are not finite.
+    """
+    num_patches = model.vit.embeddings.patch_embeddings.num_patches
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(1, num_patches, model.decoder.decoder_pred.out_features, generator=generator)
+    noise = torch.rand(1, num_patches, generator=generator)
+
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        here = model.vit(model.unpatchify(patches).to(model.device, model.dtype), noise=noise.to(model.device))
+        # The same patches stay visible, each one place further.
+        patches, noise = patches.roll(1, dims=1), noise.roll(1, dims=1)
+        there = model.vit(model.unpatchify(patches).to(model.device, model.dtype), noise=noise.to(model.device))
+        # One visible patch is enough for the decoder, and leaves several hidden ones whatever the mask ratio is.
+        logits = model.decoder(here.last_hidden_state[:, :2], here.ids_restore).logits
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+    hidden = logits[here.ids_restore > 0]
+    _require_change(
+        hidden, hidden[:1], "its predictions for all hidden patches of an image are equal", "decoder_pos_embed"
+    )
+    _require_change(
+        there.last_hidden_state[:, 0],
+        here.last_hidden_state[:, 0],
+        "its CLS feature stays the same when the visible patches change places",
+        "position_embeddings",
+    )
+
+
+def _require_change(values: Tensor, reference: Tensor, problem: str, table: str) -> None:
+    change = (values.float() - reference.float()).abs().max()
+    scale = reference.float().abs().max()
+    # Equal inputs give equal outputs but for rounding; a real table moves them by far more.
+    rounding = max(1e-5, 4 * torch.finfo(values.dtype).eps)
+    if not change > rounding * scale:
+        raise PositionError(
+            f"the model does not know where a patch is: {problem} (largest change {change:.1e}): build it with "
+            f"mae_hf.models.mae.build_mae, which fills the table {table}"
+        )

@@ -1,0 +1,139 @@
+"""What a run writes about itself: config.yaml, run.json, metrics.jsonl, metrics.json, and the trackers asked for."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from mae_hf import cli
+from mae_hf.checkpoint import write_text
+from mae_hf.config import FinetuneConfig, PretrainConfig, require
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
+
+
+def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfinished", "finished"]:
+    """Looks into the run folder of this config; writes nothing.
+
+    Returns:
+        `new` for an empty folder, `unfinished` where a run of the same config can go on, `finished` where it is done.
+
+    Raises:
+        ConfigError: the folder holds a run of another config (the differences are named), or other files.
+    """
+    folder = Path(config.output_dir)
+    path = folder / "config.yaml"
+    if not path.exists():
+        strangers = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        require(
+            not strangers,
+            f"{folder} is not a run folder but holds {', '.join(sorted(strangers)[:3])}: choose another --output_dir",
+        )
+        return "new"
+    changed = cli.differences(cli.load(type(config), path), config)
+    require(
+        not changed,
+        f"{folder} holds a run of another config ({'; '.join(changed)}): choose another --output_dir, or remove the "
+        "folder",
+    )
+    return "finished" if (folder / "metrics.json").exists() else "unfinished"
+
+
+class RunLog:
+    """The files of a run and its trackers. Every process makes one and calls it; the main one writes.
+
+    Args:
+        accelerator: its trackers are started here, with the config as hyper-parameters.
+        config: the run's config; becomes config.yaml.
+        step: lines of metrics.jsonl after this step are dropped, so that a resumed run neither repeats nor skips one.
+        facts: what run.json says besides versions, command and device; a resumed run keeps its first start.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, config: PretrainConfig | FinetuneConfig, step: int, facts: dict[str, Any]
+    ) -> None:
+        self._accelerator = accelerator
+        self._folder = Path(config.output_dir)
+        self._path = self._folder / "metrics.jsonl"
+        accelerator.wait_for_everyone()  # the others may still be looking into the folder
+        if accelerator.is_main_process:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / "config.yaml", cli.dump(config))
+            lines = self._path.read_text().splitlines() if self._path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_text(self._path, "".join(f"{line}\n" for line in kept))
+            self._run = {**_environment(accelerator), **facts, "start": self._first_start(), "end": None}
+            self._write_json("run.json", self._run)
+        if config.train.trackers:
+            hyperparameters = {key: str(value) for key, value in cli.flatten(config)}
+            accelerator.init_trackers(self._folder.name, config=hyperparameters)
+
+    def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Adds a line to metrics.jsonl and sends it to the trackers."""
+        if self._accelerator.is_main_process:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+        self._accelerator.log(values, step=step)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Writes metrics.json, which marks the run as finished, and the end into run.json."""
+        if self._accelerator.is_main_process:
+            self._write_json("run.json", {**self._run, "end": _now()})
+            self._write_json("metrics.json", metrics)
+        self._accelerator.end_training()
+
+    def _first_start(self) -> str:
+        path = self._folder / "run.json"
+        return str(json.loads(path.read_text())["start"]) if path.exists() else _now()
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_text(self._folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    return {
+        "command": shlex.join(sys.argv),
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "device": _device_name(accelerator),
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, `-dirty` with uncommitted changes; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    names = [line for line in _cpuinfo() if line.startswith("model name")]
+    return f"{accelerator.device.type}: {names[0].split(':')[1].strip() if names else platform.processor()}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,117 @@
+"""Pre-train a masked autoencoder on unlabelled images.
+
+accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_hf import cli
+from mae_hf.config import PretrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pre-trains as the command line says; an unfinished run goes on, a finished one is left alone."""
+    config = cli.parse(PretrainConfig, argv, prog="scripts/pretrain.py")
+
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from mae_hf import figures, hub
+    from mae_hf.checkpoint import Checkpoints, TrainState
+    from mae_hf.data.augment import augment, normalize
+    from mae_hf.data.draws import uniform
+    from mae_hf.data.images import load_pretraining_images
+    from mae_hf.evaluation.inference import held_out_loss
+    from mae_hf.evaluation.reconstruction import reconstruction_figure
+    from mae_hf.models.mae import build_mae, export_encoder
+    from mae_hf.models.positions import check_positions
+    from mae_hf.optim import build_optimizer
+    from mae_hf.tracking import RunLog, inspect_run, read_metrics
+    from mae_hf.training import attention_for, train
+
+    folder = Path(config.output_dir)
+    accelerator = Accelerator(log_with=list(config.train.trackers), project_dir=folder)
+    device = accelerator.device
+    if inspect_run(config) == "finished":
+        accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
+        return
+
+    # ---- data ----
+    with accelerator.main_process_first():
+        train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
+    plan = config.train.plan(len(train_images), accelerator.num_processes)
+
+    # ---- model ----
+    set_seed(config.train.seed)
+    model = build_mae(config.model, attention_for(accelerator))
+    check_positions(model)
+    optimizer = build_optimizer(model, config.train)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+
+    # ---- go on where an unfinished run stopped ----
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+    latest = checkpoints.latest()
+    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = {
+        "num_train_images": len(train_images),
+        "num_held_out_images": len(held_out),
+        "data_fingerprint": train_images.fingerprint,
+        "num_parameters": num_parameters,
+    }
+    log = RunLog(accelerator, config, state.step, facts)
+    accelerator.print(
+        f"run             {folder}, from step {state.step}\n"
+        f"images          {len(train_images)} to train on, {len(held_out)} held out\n"
+        f"model           {num_parameters / 1e6:.1f} M parameters, {config.model.num_visible} of "
+        f"{config.model.num_patches} patches visible\n"
+        f"device          {device.type}, precision {accelerator.mixed_precision}\n{plan.describe(config.train)}"
+    )
+
+    # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
+    def loss_of(rows, epoch):  # type: ignore[no-untyped-def]
+        pixels = augment(train_images.batch(rows).to(device), rows, config.augment, config.train.seed, epoch)
+        pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
+        noise = torch.from_numpy(uniform(config.train.seed, epoch, rows, config.model.num_patches, "mask"))
+        return prepared(pixel_values, noise=noise.to(device)).loss
+
+    # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture ----
+    figure_every = max(1, round(config.train.figure_every_epochs * plan.steps_per_epoch))
+
+    def evaluate(step: int) -> dict[str, float]:
+        if accelerator.is_main_process and (step % figure_every == 0 or step == plan.total_steps):
+            figure = reconstruction_figure(model, held_out, config.data, title=f"step {step}")
+            figures.save(figure, folder / "figures" / f"reconstruction-{step:08d}.png")
+        loss = held_out_loss(
+            accelerator, prepared, held_out, config.data, config.model.num_patches, plan.micro_batch_size
+        )
+        return {"eval/loss": loss}
+
+    train(
+        accelerator,
+        prepared,
+        optimizer,
+        config=config.train,
+        plan=plan,
+        state=state,
+        loss_of=loss_of,
+        evaluate=evaluate,
+        log=log,
+        checkpoints=checkpoints,
+    )
+
+    # ---- what is shared ----
+    metrics = read_metrics(folder)[-1]
+    if accelerator.is_main_process:
+        hub.save_model(folder / "model", model, config, metrics, encoder=export_encoder(model))
+        if config.hub.push:
+            accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
+    log.finish(metrics)
+    accelerator.print(f"held-out loss {metrics['eval/loss']:.4f}; model and encoder are in {folder / 'model'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,77 @@
+"""Every split of the work over processes and micro-batches sees the same images, in a new order each epoch."""
+
+import numpy as np
+import pytest
+
+from mae_hf.config import ConfigError
+from mae_hf.data.sampler import BatchSampler
+
+
+def rows_of_step(step, num_processes, accumulation_steps, batch_size=8, num_images=30, seed=0):
+    """The global batch, process after process, each as its own sampler gives it."""
+    samplers = [
+        BatchSampler(num_images, batch_size, seed, num_processes, index, accumulation_steps)
+        for index in range(num_processes)
+    ]
+    micro_batches = [rows for sampler in samplers for rows in sampler.micro_batches(step)]
+    assert len(micro_batches) == num_processes * accumulation_steps
+    assert {len(rows) for rows in micro_batches} == {batch_size // len(micro_batches)}
+    return np.concatenate(micro_batches)
+
+
+def test_an_epoch_visits_each_image_at_most_once_and_all_but_the_last_incomplete_batch():
+    sampler = BatchSampler(num_images=30, batch_size=8, seed=0)
+    assert sampler.steps_per_epoch == 3
+    for epoch in range(4):
+        seen = np.concatenate([rows for step in range(3) for rows in sampler.micro_batches(3 * epoch + step)])
+        assert seen.dtype == np.int64 and len(seen) == 24 == len(np.unique(seen))
+        assert seen.min() >= 0 and seen.max() < 30
+
+
+@pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (4, 1), (4, 2), (8, 1), (2, 4)])
+def test_every_split_of_the_batch_sees_the_same_images_in_the_same_order(num_processes, accumulation_steps):
+    for step in (0, 2, 3, 17):
+        np.testing.assert_array_equal(
+            rows_of_step(step, num_processes, accumulation_steps), rows_of_step(step, 1, 1), err_msg=f"step {step}"
+        )
+
+
+def test_a_step_asked_alone_is_the_step_of_the_sequence():
+    steps = list(range(12))
+    running = BatchSampler(30, 8, seed=5)
+    sequence = [running.micro_batches(step)[0] for step in steps]
+    for step in reversed(steps):
+        np.testing.assert_array_equal(BatchSampler(30, 8, seed=5).micro_batches(step)[0], sequence[step])
+        np.testing.assert_array_equal(running.micro_batches(step)[0], sequence[step])
+
+
+def test_epochs_and_seeds_have_their_own_order():
+    orders = [tuple(rows_of_step(step, 1, 1, batch_size=30, seed=seed)) for seed in range(5) for step in range(5)]
+    assert len(set(orders)) == 25
+    assert tuple(range(30)) not in orders
+
+
+def test_every_image_comes_equally_often_in_the_long_run():
+    sampler = BatchSampler(30, 8, seed=0)
+    counts = np.bincount(np.concatenate([sampler.micro_batches(step)[0] for step in range(3 * 1000)]), minlength=30)
+    assert abs(counts - 800).max() < 5 * np.sqrt(1000 * 0.8 * 0.2)
+
+
+def test_a_step_knows_its_epoch():
+    sampler = BatchSampler(30, 8, seed=0)
+    assert [sampler.epoch(step) for step in (0, 2, 3, 5, 6)] == [0, 0, 1, 1, 2]
+
+
+def test_a_batch_larger_than_the_training_set_is_refused_with_the_fix():
+    with pytest.raises(ConfigError, match=r"batch_size 64 .* 30 training images.*--train\.batch_size"):
+        BatchSampler(30, 64, seed=0)
+
+
+def test_a_batch_that_cannot_be_split_is_refused_with_the_fix():
+    with pytest.raises(ConfigError, match=r"batch_size 8 .*2 processes x 3 micro-batches.*multiple of 6"):
+        BatchSampler(30, 8, seed=0, num_processes=2, accumulation_steps=3)
+
+
+def test_a_process_outside_the_group_is_refused():
+    with pytest.raises(ValueError, match="process_index 2"):
+        BatchSampler(30, 8, seed=0, num_processes=2, process_index=2)

@@ -1,0 +1,209 @@
+"""The shape of the repository: one direction of imports, a test for every module, no leftovers."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A module may import from the levels before its own and from its own package, nothing else of ours.
+LEVELS = (
+    ("config",),
+    ("cli", "data", "models"),
+    ("optim",),
+    ("evaluation", "figures", "checkpoint", "tracking"),
+    ("training",),
+    ("comparison",),
+    ("report", "hub"),
+)
+LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
+# Steps sideways within a level that are meant, each with its reason.
+SIDEWAYS = {
+    ("tracking", "checkpoint"): "a run's small files are written as atomically as its checkpoints",
+}
+# Libraries that a module may import besides the standard library, where fewer than all.
+ONLY = {"config": set(), "cli": {"jsonargparse", "yaml"}}
+BANNED = {"torchvision", "timm", "kornia"}
+
+# Modules with public names and no test file of their own, each with the reason.
+NO_MIRROR: dict[str, str] = {}
+
+# Pieces, so that this file does not name what it looks for.
+MACHINE_PATHS = (
+    "/" + "work/",
+    "/" + "root/",
+    "/" + "home/",
+    "/" + "Users/",
+    "/" + "opt/",
+    "../" + "shared",
+    ".lib" + "rary/",
+)
+
+
+def _sources() -> dict[str, Path]:
+    """Dotted name -> file of every module of mae_hf and scripts."""
+    files = [path for folder in ("mae_hf", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+
+
+SOURCES = _sources()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in SOURCES.items()}
+
+
+def _imports(module: str) -> list[tuple[str, int]]:
+    """Dotted name and line of everything that `module` imports, anywhere in the file."""
+    found = []
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{SOURCES[module]}:{node.lineno}: relative import: name it in full, mae_hf...."
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.append((whole if whole in SOURCES else str(node.module), node.lineno))
+    return found
+
+
+def _part(module: str) -> str:
+    """The name of LEVELS that a module of mae_hf belongs to: mae_hf.data.store -> data."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def _fail(problems: list[str]) -> None:
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_every_part_of_the_package_has_a_place_in_the_order_of_imports():
+    _fail(
+        [
+            f"{SOURCES[m]}: {_part(m)!r} is not in LEVELS"
+            for m in SOURCES
+            if m.startswith("mae_hf.") and _part(m) not in LEVEL
+        ]
+    )
+
+
+def test_imports_go_one_way():
+    problems = []
+    for module in SOURCES:
+        for target, line in _imports(module):
+            where = f"{SOURCES[module].relative_to(ROOT)}:{line} imports {target}"
+            if target.split(".")[0] == "scripts":
+                problems.append(f"{where}: nothing imports scripts")
+            if not (module.startswith("mae_hf") and target.startswith("mae_hf.")):
+                continue
+            own, other = _part(module), _part(target)
+            if own == other or (own, other) in SIDEWAYS:
+                continue
+            if LEVEL.get(other, 0) >= LEVEL.get(own, 0):
+                allowed = [name for names in LEVELS[: LEVEL.get(own, 0)] for name in names]
+                problems.append(
+                    f"{where}: {own or 'mae_hf/__init__.py'} may import {', '.join(allowed) or 'nothing of ours'}"
+                )
+    _fail(problems)
+
+
+def test_no_two_modules_import_each_other_in_a_circle():
+    below = {m: {t for t, _ in _imports(m) if t in SOURCES and t != m} for m in SOURCES}
+    while leaves := [m for m, targets in below.items() if not targets & below.keys()]:
+        for module in leaves:
+            del below[module]
+    assert not below, f"a circle of imports among {sorted(below)}"
+
+
+def test_every_sideways_step_and_every_exception_is_still_needed():
+    steps = {(_part(m), _part(t)) for m in SOURCES if m.startswith("mae_hf.") for t, _ in _imports(m) if t in SOURCES}
+    assert set(SIDEWAYS) <= steps, "take the steps that nobody makes any more out of SIDEWAYS"
+    assert set(NO_MIRROR) <= SOURCES.keys(), "take the modules that are gone out of NO_MIRROR"
+
+
+def test_config_and_cli_start_fast_because_they_import_little():
+    problems = []
+    for part, libraries in ONLY.items():
+        for target, line in _imports(f"mae_hf.{part}"):
+            top = target.split(".")[0]
+            if top not in libraries | set(sys.stdlib_module_names) | {"mae_hf"}:
+                problems.append(f"mae_hf/{part}.py:{line} imports {target}: allowed are {sorted(libraries) or 'none'}")
+    _fail(problems)
+
+
+def test_the_package_never_needs_torchvision_timm_or_kornia():
+    found = [(m, t, line) for m in SOURCES for t, line in _imports(m) if t.split(".")[0] in BANNED]
+    _fail([f"{SOURCES[m]}:{line} imports {target}" for m, target, line in found])
+
+
+def test_no_script_hides_a_library_of_its_own_name():
+    """A script's folder comes first on Python's path, so scripts/evaluate.py would be found by `import evaluate`."""
+    libraries = {t.split(".")[0] for m in SOURCES for t, _ in _imports(m)}
+    hidden = sorted(libraries & {path.stem for path in (ROOT / "scripts").glob("*.py")})
+    code = """if True:
+        import importlib, importlib.machinery, pathlib, sys
+        folder, hidden, path = pathlib.Path(sys.argv[1]), sys.argv[2:], list(sys.path)
+        for script in sorted(folder.glob("*.py")):
+            sys.path[:] = [str(folder), *path[1:]]  # as `python scripts/NAME.py` sets it
+            sys.modules.pop(script.stem, None)
+            importlib.import_module(script.stem)
+            for name in hidden:
+                origin = importlib.machinery.PathFinder.find_spec(name).origin
+                assert pathlib.Path(origin).parent != folder, f"in {script.name}, `import {name}` finds {origin}"
+    """
+    if hidden:
+        command = [sys.executable, "-c", code, str(ROOT / "scripts"), *hidden]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_there_is_no_grab_bag():
+    found = [path for path in _repository_files() if path.name in ("utils.py", "helpers.py", "misc.py", "common.py")]
+    assert not found, f"{found}: name a module after what it gives"
+
+
+def test_every_file_of_code_says_what_it_is_for():
+    tests = {str(path): ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("*.py")}
+    assert not [name for name, tree in (TREES | tests).items() if not ast.get_docstring(tree)]
+
+
+def test_every_module_with_public_names_has_a_test_file_that_mirrors_it():
+    missing = []
+    for module, tree in TREES.items():
+        defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+        if not module.startswith("mae_hf.") or not [name for name in defined if not name.startswith("_")]:
+            continue
+        path = SOURCES[module].relative_to(ROOT / "mae_hf")
+        name = path.parent.name if path.stem == "__init__" else path.stem
+        mirror = ROOT / "tests" / path.parent / f"test_{name}.py"
+        if not mirror.exists() and module not in NO_MIRROR:
+            missing.append(f"mae_hf/{path} has no {mirror.relative_to(ROOT)}")
+    _fail(missing)
+
+
+def test_test_files_have_names_of_their_own():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+
+
+def test_no_file_names_a_path_of_one_machine():
+    problems = []
+    for path in _repository_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture or other binary file
+        for number, line in enumerate(text.splitlines(), 1):
+            # Preceded by a letter it is part of a longer relative path or of an address.
+            found = [p for p in MACHINE_PATHS if re.search(r"(?<![\w.])" + re.escape(p), line)]
+            problems += [f"{path.relative_to(ROOT)}:{number} names {p}" for p in found]
+    _fail(problems)
+
+
+def _repository_files() -> list[Path]:
+    """Every file that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("this is not a git checkout")
+    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
