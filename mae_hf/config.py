@@ -493,3 +493,21 @@ class FinetuneConfig:
             len(self.data.sources) == 1,
             f"data.source names {len(self.data.sources)} sources: fine-tuning takes one, with labels (--data.source)",
         )
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Decode the images of every source ahead of the runs.
+
+    Args:
+        image_size: side of the square images, the `model.image_size` of the runs.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    image_size: int = 96
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_size > 0,
+            f"image_size {self.image_size} is not above 0: choose 96, or 32 for digits (--image_size)",
+        )

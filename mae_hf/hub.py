@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mae_hf.checkpoint import write_folder
 from mae_hf.config import ConfigError, FinetuneConfig, HubConfig, PretrainConfig
+from mae_hf.models.loading import quiet_transformers
 
 
 def save_model(
@@ -32,7 +33,8 @@ def save_model(
     def write(beside: Path) -> None:
         parts = {beside: model} if encoder is None else {beside: model, beside / "encoder": encoder}
         for path, part in parts.items():
-            part.save_pretrained(path)
+            with quiet_transformers():
+                part.save_pretrained(path)
             (path / "preprocessor_config.json").write_text(json.dumps(image_processor(config), indent=2) + "\n")
         (beside / "README.md").write_text(model_card(config, metrics))
 

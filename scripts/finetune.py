@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.training import attention_for, train
 
     folder = Path(config.output_dir)
-    accelerator = Accelerator(log_with=list(config.train.trackers), project_dir=folder)
+    accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder)
     device = accelerator.device
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")

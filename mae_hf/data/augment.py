@@ -130,7 +130,7 @@ def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.
 def crop_resize_batched(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
     """The same as `crop_resize_each` in two matrix products for the whole batch: the way for accelerators.
 
-    Within 2 grey levels of Pillow, too: as there, the lines are resized first and rounded to whole grey levels in between.
+    Within 2 grey levels of Pillow, too: as there, lines are resized first and rounded to whole levels in between.
 
     Args:
         images: uint8 (B, S, S, 3).

@@ -170,7 +170,7 @@ def _read_folds(file: Path, num: int) -> tuple[np.ndarray, ...] | None:
     except ValueError as error:
         raise ConfigError(f"{file} is not a list of row numbers, a fold a line ({error}): unpack it again") from error
     require(
-        all(0 <= fold.min() and fold.max() < num for fold in folds),
+        all(fold.min() >= 0 and fold.max() < num for fold in folds),
         f"{file} names rows outside the {num} training images: it belongs to other files, remove it",
     )
     return folds
@@ -241,16 +241,16 @@ def _first_column(dataset: datasets.Dataset, names: Iterable[str]) -> str | None
 
 def _name_classes(source: str, splits: dict[str, Split], expected: tuple[str, ...] | None) -> dict[str, Split]:
     """Checks class names and labels; plain numbers take the expected names, or their digits."""
-    labelled = {role: split for role, split in splits.items() if split.labels is not None}
-    if not labelled:
+    labels = {role: split.labels for role, split in splits.items() if split.labels is not None}
+    if not labels:
         return splits
-    named = {role: split.class_names for role, split in labelled.items() if split.class_names}
+    named = {role: splits[role].class_names for role in labels if splits[role].class_names}
     names = next(iter(named.values()), None)
     for role, others in named.items():
         require(
             others == names,
-            f"class names of {source} differ: {', '.join(names or ())} in {next(iter(named))}, {', '.join(others)} in "
-            f"{role}: give both splits the same classes (--data.source)",
+            f"class names of {source} differ: {', '.join(names or ())} in {next(iter(named))}, "
+            f"{', '.join(others or ())} in {role}: give both splits the same classes (--data.source)",
         )
     require(
         names is None or expected is None or names == tuple(expected),
@@ -258,15 +258,15 @@ def _name_classes(source: str, splits: dict[str, Split], expected: tuple[str, ..
         "(--data.class_names null) or name them in order (--data.class_names)",
     )
     if names is None:
-        highest = max(int(split.labels.max()) for split in labelled.values() if split.labels is not None)
+        highest = max(int(values.max()) for values in labels.values())
         names = tuple(expected) if expected else tuple(map(str, range(highest + 1)))
-    for role, split in labelled.items():
-        wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
+    for role, values in labels.items():
+        wrong = np.flatnonzero((values < 0) | (values >= len(names)))
         if len(wrong):
             raise ConfigError(
-                f"{split.where(int(wrong[0]))} has label {split.labels[wrong[0]]}, and so have {len(wrong) - 1} other "
-                f"rows one outside 0 to {len(names) - 1}: correct them, or call the split unlabeled if it has no "
-                "labels, or name all classes (--data.class_names)"
+                f"{splits[role].where(int(wrong[0]))} has label {values[wrong[0]]}, allowed are 0 to {len(names) - 1} "
+                f"({len(wrong)} rows are wrong): correct them, call a split without labels unlabeled, or name all "
+                "classes (--data.class_names)"
             )
-        splits = {**splits, role: replace(split, class_names=names)}
+        splits = {**splits, role: replace(splits[role], class_names=names)}
     return splits

@@ -65,11 +65,9 @@ def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.nan_to_num(np.asarray(image, np.float64))
-        if image.mode == "F":  # floats have no fixed range: up to 1 or up to 255
-            values = values * 255 if values.max() <= 1 else values
-        else:  # 16 bits, which Pillow may hold in 32
-            values = values / 257
-        image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+        # 16 bits, which Pillow may hold in 32; floats have no fixed range: up to 1, else up to 255
+        scale = (255 if values.max() <= 1 else 1) if image.mode == "F" else 1 / 257
+        image = Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -55,7 +55,7 @@ def build_classifier(
     shape = {key: getattr(config, key) for key in SHAPE_KEYS}
     encoder = ViTConfig(layer_norm_eps=1e-6, **shape) if source is None else source.config
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = ViTForImageClassification._from_config(
             encoder_config(encoder, **labels), attn_implementation=attn_implementation, dtype=torch.float32
         )
@@ -64,7 +64,7 @@ def build_classifier(
         nn.init.trunc_normal_(model.classifier.weight, std=2e-5)
         nn.init.zeros_(model.classifier.bias)
     if source is not None:
-        _transfer(source, model)
+        _transfer(source, model, config.image_size)
     set_drop_path(model, config.drop_path)
     return model
 
@@ -118,7 +118,7 @@ def _check_architecture(config: ClassifierConfig, saved: Any) -> None:
 
 
 @torch.no_grad()
-def _transfer(source: ViTMAEModel | ViTModel, model: ViTForImageClassification) -> None:
+def _transfer(source: ViTMAEModel | ViTModel, model: ViTForImageClassification, image_size: int) -> None:
     """Copies every weight of `source` into `model.vit` and compares the features of both on a fixed random batch."""
     found = model.load_state_dict({f"vit.{key}": value for key, value in source.state_dict().items()}, strict=False)
     if set(found.missing_keys) != NEW_WEIGHTS or found.unexpected_keys:
@@ -126,8 +126,7 @@ def _transfer(source: ViTMAEModel | ViTModel, model: ViTForImageClassification) 
             f"the transfer may leave only {sorted(NEW_WEIGHTS)} new: missing {found.missing_keys}, "
             f"left over {found.unexpected_keys}"
         )
-    size = source.config.image_size
-    pixel_values = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    pixel_values = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     was_training = model.training
     before, after = _features(source, pixel_values), _features(model.eval().vit, pixel_values)
     model.train(was_training)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
@@ -86,7 +87,7 @@ def load_quietly(load: Callable[..., Any], name: str, fix: str, *args: Any, **kw
     try:
         with quiet_transformers():
             return load(name, *args, output_loading_info=True, **kwargs | {"ignore_mismatched_sizes": True})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{name} cannot be opened ({str(error).strip().splitlines()[0]}): {fix}") from error
 
 

@@ -4,6 +4,7 @@ Shapes: B images, N patches of an image, D width, P patch side, C channels, S im
 """
 
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTrainingOutput
+from transformers.utils.generic import can_return_tuple
 
 from mae_hf.config import MAEConfig, require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
 from mae_hf.models.loading import LOADED_NAMES, check_loaded, find_model, load_quietly, quiet_transformers, saved_name
 
-LOSSES = ("l1", "mse", "huber")
+LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 ENCODER_KEYS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
@@ -48,6 +50,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         self.vit.embeddings.position_embeddings.requires_grad_(False)
         self.decoder.decoder_pos_embed.requires_grad_(False)
 
+    @can_return_tuple
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None, **kwargs: Any) -> ViTMAEForPreTrainingOutput:
         """Reconstructs the patches that the mask hides.
 
@@ -95,40 +98,50 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
             ConfigError: no such model; weights are missing, left over or of another shape; a position table is all
                 zero (a stock ViTMAE that transformers 5 trained from scratch) or not finite.
         """
-        name = str(pretrained_model_name_or_path)
+        name = pretrained_model_name_or_path
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
-        path = name if "subfolder" in kwargs else find_model(name, fix)
+        path = find_model(str(name), fix) if name is not None and "subfolder" not in kwargs else name
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs = {"key_mapping": LOADED_NAMES} | kwargs
         model, info = load_quietly(super().from_pretrained, path, fix, *args, **kwargs)
-        check_loaded(name, model, info, fix)
+        check_loaded(str(name), model, info, fix)
         model._freeze_positions()
         return (model, info) if wants_info else model
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Writes config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
 
         Args:
             save_directory: made if needed.
+            is_main_process: whether this process is the one that writes.
             state_dict: weights to write instead of the model's own, by their names in memory.
-            kwargs: as for any transformers model; `push_to_hub` is a method of its own.
+            push_to_hub: must be false; `push_to_hub` is a method of its own.
+            args, kwargs: as for any transformers model.
         """
-        if kwargs.get("push_to_hub"):
+        if push_to_hub:
             raise ValueError("save_pretrained only writes the folder: call push_to_hub(repo_id) to upload")
         weights = {saved_name(key): value for key, value in (state_dict or self.state_dict()).items()}
+        options = kwargs | {"save_original_format": False}
         with quiet_transformers():
-            super().save_pretrained(save_directory, state_dict=weights, save_original_format=False, **kwargs)
+            super().save_pretrained(save_directory, is_main_process, weights, False, *args, **options)
         self.config.architectures = [ViTMAEForPreTraining.__name__]  # transformers wrote our class, which others lack
-        if kwargs.get("is_main_process", True):
+        if is_main_process:
             self.config.save_pretrained(save_directory)
 
 
 def mae_config(config: MAEConfig) -> ViTMAEConfig:
     """The transformers config of our model section."""
     fields = dict(vars(config))
-    return ViTMAEConfig(mae_loss=fields.pop("loss"), layer_norm_eps=1e-6, **fields)
+    fields |= {"mae_loss": fields.pop("loss"), "layer_norm_eps": 1e-6}
+    return ViTMAEConfig(**fields)
 
 
 def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
@@ -147,8 +160,7 @@ def reconstruction_loss(logits: Tensor, target: Tensor, mask: Tensor, kind: str)
 
     Source: arXiv 2111.06377, section 3, "Reconstruction target" (with MSE).
     """
-    distance = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}[kind]
-    per_patch = distance(logits.float(), target.float(), reduction="none").mean(dim=-1)
+    per_patch = LOSSES[kind](logits.float(), target.float(), reduction="none").mean(dim=-1)
     return (per_patch * mask).sum() / mask.sum()
 
 

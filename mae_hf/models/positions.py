@@ -40,9 +40,9 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
     """Refuses a model that does not know where a patch is: the pre-flight check of every run.
 
     A random image goes through the model, which keeps its modes and leaves the random state alone. Two things must
-    hold: predictions for different hidden patches differ (decoder's table), and the CLS feature changes when the visible
-    patches move to other places (encoder's table). A ViTMAE that transformers 5 has just made fails both. Call it
-    before `accelerator.prepare`: a sharded model cannot be run in parts.
+    hold: predictions for different hidden patches differ (decoder's table), and the CLS feature changes when the
+    visible patches move to other places (encoder's table). A ViTMAE that transformers 5 has just made fails both.
+    Call it before `accelerator.prepare`: a sharded model cannot be run in parts.
 
     Raises:
         PositionError: one of them does not hold, or the predictions are not finite.
@@ -80,8 +80,8 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
 def _require_change(values: Tensor, reference: Tensor, problem: str, table: str) -> None:
     change = (values.float() - reference.float()).abs().max()
     scale = reference.float().abs().max()
-    # Equal inputs give equal outputs but for rounding; a real table moves them by far more.
-    rounding = max(1e-5, 4 * torch.finfo(values.dtype).eps)
+    # Equal inputs give equal outputs but for rounding; the table of a new model moves them by 5 % and more.
+    rounding = max(1e-4, torch.finfo(values.dtype).eps)
     if not change > rounding * scale:
         raise PositionError(
             f"the model does not know where a patch is: {problem} (largest change {change:.1e}): build it with "

@@ -47,7 +47,8 @@ def test_crop_resize_and_flip_are_within_two_grey_levels_of_pillow(crop_resize, 
     flip = np.arange(64) % 2 == 0
     expected = np.stack([pillow_crop(*each) for each in zip(images.numpy(), boxes, flip, strict=True)])
     pixels = crop_resize(images, boxes, flip)
-    assert pixels.shape == (64, 3, S, S) and pixels.dtype == torch.uint8
+    assert pixels.shape == (64, 3, S, S)
+    assert pixels.dtype == torch.uint8
     difference = np.abs(pixels.permute(0, 2, 3, 1).numpy().astype(int) - expected)
     assert difference.max() <= 2
     assert (difference == 0).mean() > 0.98
@@ -78,7 +79,8 @@ def test_crop_boxes_follow_the_law_of_torchvisions_rule(scale):
 def test_boxes_stay_inside_the_image_and_reach_all_borders():
     boxes = crop_boxes(np.arange(20_000), 12, (0.05, 1.0), seed=3, epoch=1)
     top, left, height, width = boxes.T
-    assert min(top.min(), left.min()) == 0 and min(height.min(), width.min()) >= 1
+    assert min(top.min(), left.min()) == 0
+    assert min(height.min(), width.min()) >= 1
     assert (top + height).max() == 12 == (left + width).max()
 
 
@@ -125,6 +127,7 @@ def test_normalize_maps_grey_levels_as_the_image_processor_does():
     images = noise_images(4)
     values = normalize(to_pixels(images), MEAN, STD)
     expected = ((images.numpy().astype(np.float64) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
-    assert values.dtype == torch.float32 and values.is_contiguous()
+    assert values.dtype == torch.float32
+    assert values.is_contiguous()
     np.testing.assert_allclose(values.numpy(), expected, atol=2e-6)
     np.testing.assert_allclose(normalize(to_pixels(images).float(), MEAN, STD).numpy(), expected, atol=2e-6)

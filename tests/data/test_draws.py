@@ -39,8 +39,10 @@ def test_a_row_gets_the_same_numbers_in_any_batch_and_at_any_length():
     whole = uniform(3, 2, np.arange(100), 6, "crop")
     np.testing.assert_array_equal(uniform(3, 2, np.array([70, 4]), 6, "crop"), whole[[70, 4]])
     np.testing.assert_array_equal(uniform(3, 2, np.arange(100), 2, "crop"), whole[:, :2])
-    assert whole.shape == (100, 6) and whole.dtype == np.float64
-    assert whole.min() >= 0 and whole.max() < 1
+    assert whole.shape == (100, 6)
+    assert whole.dtype == np.float64
+    assert whole.min() >= 0
+    assert whole.max() < 1
 
 
 def test_the_numbers_are_uniform_along_rows_and_along_the_counter():
@@ -78,4 +80,5 @@ def test_any_integer_is_a_seed(seed):
 
 def test_integer_seeds_differ_by_seed_epoch_and_stream():
     seeds = {integer_seed(s, e, name) for s in range(20) for e in range(20) for name in ("order", "weights")}
-    assert len(seeds) == 800 and all(0 <= value < 2**53 for value in seeds)
+    assert len(seeds) == 800
+    assert all(0 <= value < 2**53 for value in seeds)

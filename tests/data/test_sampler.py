@@ -24,8 +24,10 @@ def test_an_epoch_visits_each_image_at_most_once_and_all_but_the_last_incomplete
     assert sampler.steps_per_epoch == 3
     for epoch in range(4):
         seen = np.concatenate([rows for step in range(3) for rows in sampler.micro_batches(3 * epoch + step)])
-        assert seen.dtype == np.int64 and len(seen) == 24 == len(np.unique(seen))
-        assert seen.min() >= 0 and seen.max() < 30
+        assert seen.dtype == np.int64
+        assert len(seen) == 24 == len(np.unique(seen))
+        assert seen.min() >= 0
+        assert seen.max() < 30
 
 
 @pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (4, 1), (4, 2), (8, 1), (2, 4)])

@@ -1,0 +1,47 @@
+"""Decode the images of every source ahead of the runs, and measure their channels.
+
+python scripts/prepare_data.py --data.source digits --data.class_names null --image_size 32
+"""
+
+from collections.abc import Sequence
+
+from mae_hf import cli
+from mae_hf.config import ConfigError, PrepareConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Decodes every split of every source and prints what is there."""
+    config = cli.parse(PrepareConfig, argv, prog="scripts/prepare_data.py")
+
+    import numpy as np
+
+    from mae_hf.data.images import load_pretraining_images
+    from mae_hf.data.sources import load_splits
+    from mae_hf.data.store import open_store
+
+    # ---- decode ----
+    for source in config.data.sources:
+        print(source)
+        for role, split in load_splits(config.data, source).items():
+            store = open_store(split, config.image_size, config.data)
+            classes = f"{len(split.class_names)} classes" if split.class_names else "no labels"
+            skipped = f", {len(split) - len(store.rows)} skipped" if len(split) > len(store.rows) else ""
+            size = store.path.stat().st_size / 2**20
+            print(f"  {role:<10} {len(store.rows):>8} images{skipped}, {classes}, {size:.1f} MiB in {store.path}")
+
+    # ---- the channels of the pre-training images ----
+    images, held_out = load_pretraining_images(config.data, config.image_size)
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(images), 512):
+        batch = images.batch(np.arange(start, min(start + 512, len(images)))).numpy()
+        counts += [np.bincount(batch[..., channel].ravel(), minlength=256) for channel in range(3)]
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+    print(f"pre-training: {len(images)} images, {len(held_out)} held out; channels of the former, as flags:")
+    print("  --data.image_mean", "[" + ",".join(f"{value:.4f}" for value in mean) + "]", end=" ")
+    print("--data.image_std", "[" + ",".join(f"{value:.4f}" for value in std) + "]")
+
+
+if __name__ == "__main__":
+    cli.run(main)
