@@ -1,6 +1,7 @@
 """The one loop that both stages share. It knows steps, a loss and an evaluation; not images, YAML or the Hub."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,16 @@ def attention_for(accelerator: Accelerator) -> str:
     On a CPU the bf16 backward of sdpa takes 39 % of a step and eager attention is 1.4 times as fast; in fp32, and on a GPU, sdpa is.
     """
     return "eager" if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" else "sdpa"
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """Gives a CPU run the cores it may use; without it, `accelerate launch` leaves a process one thread.
+
+    Accelerate sets OMP_NUM_THREADS=1 unless `--num_cpu_threads_per_process` says more: measured 1.8 times as slow on 2 cores.
+    """
+    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def train(

@@ -6,7 +6,7 @@ python scripts/prepare_data.py --data.source digits --data.class_names null --im
 from collections.abc import Sequence
 
 from mae_hf import cli
-from mae_hf.config import ConfigError, PrepareConfig
+from mae_hf.config import PrepareConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:

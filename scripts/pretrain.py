@@ -29,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.models.positions import check_positions
     from mae_hf.optim import build_optimizer
     from mae_hf.tracking import RunLog, inspect_run, read_metrics
-    from mae_hf.training import attention_for, train
+    from mae_hf.training import attention_for, train, use_all_cores
 
     folder = Path(config.output_dir)
     accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder)
     device = accelerator.device
+    use_all_cores(accelerator)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
         return

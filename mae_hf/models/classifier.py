@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, ViTConfig, ViTForImageClassification, ViTMAEModel, ViTModel
 
-from mae_hf.config import ClassifierConfig, ConfigError, require
+from mae_hf.config import ClassifierConfig, require
 from mae_hf.models.initialization import initialize_encoder
-from mae_hf.models.loading import check_loaded, find_model, load_quietly
+from mae_hf.models.loading import check_loaded, find_model, opening
 from mae_hf.models.mae import encoder_config
 
 SCRATCH = "scratch"
@@ -78,11 +78,8 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEMo
         ConfigError: no such encoder, one of another kind or architecture, or a checkpoint that is not whole.
     """
     path = find_model(config.init, FIX)
-    try:
+    with opening(config.init, FIX):
         saved = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"the encoder {config.init} cannot be opened ({reason}): {FIX}") from error
     kinds: dict[str, Any] = {
         "vit_mae": (ViTMAEModel, {"mask_ratio": 0.0}),
         "vit": (ViTModel, {"add_pooling_layer": False}),
@@ -94,7 +91,9 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEMo
     _check_architecture(config, saved)
     model_class, options = kinds[saved.model_type]
     options |= {"attn_implementation": attn_implementation, "dtype": torch.float32}
-    encoder, info = load_quietly(model_class.from_pretrained, path, FIX, **options)
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # check_loaded names what does not fit
+    with opening(config.init, FIX):
+        encoder, info = model_class.from_pretrained(path, **options)
     require(
         not any(key.startswith("classifier.") for key in info["unexpected_keys"]),
         f"{config.init} is a classifier that has already learnt from labels, not a pre-trained encoder: {FIX}",

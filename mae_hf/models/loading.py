@@ -1,11 +1,12 @@
 """Opening and saving: where a model lies, how its weights are named in files, and whether all of them arrived."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
@@ -76,19 +77,23 @@ def find_model(name: str, fix: str) -> str:
     return name
 
 
-def load_quietly(load: Callable[..., Any], name: str, fix: str, *args: Any, **kwargs: Any) -> tuple[Any, dict]:
-    """A model from `load(name)`, a `from_pretrained`, and its loading info, with no output and one-line errors.
+@contextmanager
+def opening(name: str, fix: str) -> Iterator[None]:
+    """Keeps transformers quiet while it reads the checkpoint `name`, and turns its errors into one line.
 
-    Weights of another shape are not an error here but listed in the info: `check_loaded` names them.
+    Args:
+        name: the checkpoint, for the message.
+        fix: what to do about an error; ends the message.
 
     Raises:
-        ConfigError: there is no such model, or it cannot be read.
+        ConfigError: there is no such checkpoint, or it cannot be read.
     """
     try:
         with quiet_transformers():
-            return load(name, *args, output_loading_info=True, **kwargs | {"ignore_mismatched_sizes": True})
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{name} cannot be opened ({str(error).strip().splitlines()[0]}): {fix}") from error
+            yield
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split("\n\n")[0].split()).rstrip(".")
+        raise ConfigError(f"{name} cannot be opened ({reason}): {fix}") from error
 
 
 def check_loaded(name: str, model: nn.Module, info: dict[str, Any], fix: str, spare: tuple[str, ...] = ()) -> None:

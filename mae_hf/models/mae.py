@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from mae_hf.config import MAEConfig, require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
-from mae_hf.models.loading import LOADED_NAMES, check_loaded, find_model, load_quietly, quiet_transformers, saved_name
+from mae_hf.models.loading import LOADED_NAMES, check_loaded, find_model, opening, quiet_transformers, saved_name
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 ENCODER_KEYS = (
@@ -102,8 +102,12 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
         path = find_model(str(name), fix) if name is not None and "subfolder" not in kwargs else name
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs = {"key_mapping": LOADED_NAMES} | kwargs
-        model, info = load_quietly(super().from_pretrained, path, fix, *args, **kwargs)
+        # Weights of another shape are left to check_loaded, which names them.
+        options = (
+            {"key_mapping": LOADED_NAMES} | kwargs | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        )
+        with opening(str(name), fix):
+            model, info = super().from_pretrained(path, *args, **options)
         check_loaded(str(name), model, info, fix)
         model._freeze_positions()
         return (model, info) if wants_info else model

@@ -1,0 +1,29 @@
+"""Small drawn data sets that several tests share. Every image has one colour of its own, so that it can be told."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CACHE = tempfile.TemporaryDirectory(prefix="mae_hf-tests-")  # before any import of datasets, which reads it once
+os.environ |= {"MAE_HF_CACHE": CACHE.name, "HF_DATASETS_CACHE": f"{CACHE.name}/datasets"}
+
+
+def coloured(number: int, size: int = 12) -> Image.Image:
+    """A square of the colour (number, 2 number, 100)."""
+    return Image.fromarray(np.full((size, size, 3), (number, 2 * number, 100), np.uint8))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """train: 10 cats (0 to 9), 10 dogs (10 to 19); test: 2 and 2 (20 to 23); unlabeled: 6 (30 to 35)."""
+    folder = tmp_path / "pictures"
+    names = [f"train/{'cat' if i < 10 else 'dog'}" for i in range(20)]
+    names += [f"test/{'cat' if i < 2 else 'dog'}" for i in range(4)]
+    for number, name in [*enumerate(names), *((i, "unlabeled") for i in range(30, 36))]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        coloured(number).save(folder / name / f"{number:02}.png")
+    return folder

@@ -1,0 +1,136 @@
+"""Parquet files, image folders and Hub names become splits by name, whatever the layout."""
+
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from mae_hf.config import ConfigError
+from mae_hf.data.readers import read_datasets
+
+
+def write_parquet(file: Path, colours: list[int], **columns: list) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    images = [Image.new("RGB", (4, 4), (colour, 0, 0)) for colour in colours]
+    dataset = datasets.Dataset.from_dict({"image": images, **columns}).cast_column("image", datasets.Image())
+    dataset.to_parquet(file)
+
+
+def reds(dataset: datasets.Dataset) -> list[int]:
+    return [image.getpixel((0, 0))[0] for image in dataset["image"]]
+
+
+@pytest.mark.parametrize("layout", ["{}-00000-of-00001", "data/{}-00000-of-00001", "{}/0000", "{}"])
+def test_the_split_is_read_from_the_name_of_the_file_or_of_its_folder(tmp_path, layout):
+    for colour, split in enumerate(("train", "test", "unlabeled")):
+        write_parquet(tmp_path / f"{layout.format(split)}.parquet", [colour])
+    found = read_datasets(str(tmp_path), None)
+    assert {name: reds(split) for name, split in found.items()} == {"train": [0], "test": [1], "unlabeled": [2]}
+
+
+def test_the_parts_of_a_split_are_joined_in_order(tmp_path):
+    for part in range(3):
+        write_parquet(tmp_path / f"train-0000{part}-of-00003.parquet", [2 * part, 2 * part + 1])
+    assert reds(read_datasets(str(tmp_path), None)["train"]) == [0, 1, 2, 3, 4, 5]
+
+
+def test_files_without_a_split_in_their_names_are_train(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [1])
+    write_parquet(tmp_path / "b.parquet", [2])
+    assert {name: reds(split) for name, split in read_datasets(str(tmp_path), None).items()} == {"train": [1, 2]}
+    assert reds(read_datasets(str(tmp_path / "b.parquet"), None)["train"]) == [2]
+
+
+def test_splits_may_differ_in_their_columns(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1], label=[0])
+    write_parquet(tmp_path / "unlabeled.parquet", [2])
+    assert read_datasets(str(tmp_path), None)["unlabeled"].column_names == ["image"]
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: first-*.parquet
+  - split: test
+    path: second.parquet
+---
+"""
+
+
+def test_the_readme_of_a_folder_says_which_files_make_a_split(tmp_path):
+    (tmp_path / "README.md").write_text(CARD)
+    for colour, name in enumerate(("first-a", "first-b", "second", "other")):
+        write_parquet(tmp_path / f"{name}.parquet", [colour])
+    found = read_datasets(str(tmp_path), None)
+    assert {name: reds(split) for name, split in found.items()} == {"train": [0, 1], "test": [2]}
+
+
+def test_a_replaced_file_is_read_anew_and_changes_the_fingerprint(tmp_path):
+    """`datasets.load_dataset(folder)` serves the old images here (5.2.0)."""
+    (tmp_path / "README.md").write_text(CARD)
+    write_parquet(tmp_path / "second.parquet", [7])
+    write_parquet(tmp_path / "first-a.parquet", [1, 2])
+    before = read_datasets(str(tmp_path), None)["train"]
+    write_parquet(tmp_path / "first-a.parquet", [3, 4])
+    after = read_datasets(str(tmp_path), None)["train"]
+    assert reds(after) == [3, 4]
+    assert after._fingerprint != before._fingerprint
+
+
+def test_a_folder_of_several_configs_has_to_be_narrowed(tmp_path):
+    card = "---\nconfigs:\n- config_name: large\n  data_files: a.parquet\n- config_name: small\n  data_files: b.parquet\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    write_parquet(tmp_path / "a.parquet", [1])
+    with pytest.raises(
+        ConfigError, match=r"configs large, small: name the folder or the file of one \(--data.source\)"
+    ):
+        read_datasets(str(tmp_path), None)
+
+
+def test_an_image_folder_gives_its_splits_and_its_class_folders(image_folder):
+    found = read_datasets(str(image_folder), None)
+    assert {name: len(split) for name, split in found.items()} == {"test": 4, "train": 20, "unlabeled": 6}
+    assert found["train"].features["label"].names == ["cat", "dog"]
+    assert found["train"]["label"] == [0] * 10 + [1] * 10
+    assert found["unlabeled"].column_names == ["image"]
+
+
+def test_class_folders_alone_are_train_and_a_class_may_be_called_test_tube(image_folder):
+    shutil.move(image_folder / "train" / "dog", image_folder / "train" / "test_tube")
+    found = read_datasets(str(image_folder / "train"), None)
+    assert {name: len(split) for name, split in found.items()} == {"train": 20}
+    assert found["train"].features["label"].names == ["cat", "test_tube"]
+
+
+def test_a_flat_folder_has_no_labels(image_folder):
+    found = read_datasets(str(image_folder / "unlabeled"), None)
+    assert {name: split.column_names for name, split in found.items()} == {"train": ["image"]}
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./no/such/folder", "gone.parquet", "data/gone.parquet"])
+def test_a_path_that_is_not_there_is_named_with_what_could_be(source):
+    with pytest.raises(ConfigError, match=rf"^{source} is neither .*digits.*user/name.*\(--data.source\)$"):
+        read_datasets(source, None)
+
+
+def test_an_unreachable_hub_dataset_says_what_to_type_instead():
+    with pytest.raises(
+        ConfigError, match=r"^mae-hf-nobody/nothing at revision v1 .* --config configs/pretrain/digits.yaml"
+    ):
+        read_datasets("mae-hf-nobody/nothing", "v1")
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ConfigError, match=r"holds no images, parquet files or STL-10 binaries"):
+        read_datasets(str(tmp_path), None)
+
+
+def test_a_broken_parquet_file_is_one_line(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 this is not parquet")
+    with pytest.raises(ConfigError, match=r"^[^\n]+ cannot be read as a dataset: [^\n]+$"):
+        read_datasets(str(tmp_path / "train.parquet"), None)
