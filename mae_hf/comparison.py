@@ -16,20 +16,19 @@ import numpy as np
 from mae_hf import cli
 from mae_hf.config import ConfigError, EncoderConfig, FinetuneConfig, require
 
+# Scores that differ by less are the same score, computed twice.
 TOLERANCE = 1e-6
 _REQUIRED_METRICS = ("test/accuracy", "test/f1", "eval/accuracy", "best_epoch")
-# Where two runs differ in one of these, they were given other labels.
-_SPLIT_FIELDS = ("validation_fraction", "test_fraction", "split_seed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished fine-tuning run.
 
     Args:
         path: the run folder.
         config: its resolved config.
-        record: run.json; empty where the run has none.
+        record: run.json.
         history: lines of metrics.jsonl.
         metrics: metrics.json.
         class_names: the classes of its model.
@@ -61,7 +60,7 @@ class Run:
     def epochs_to(self, accuracy: float) -> float | None:
         """The first epoch at which validation accuracy is at least `accuracy`; None if it never is."""
         for line in self.history:
-            if line.get("eval/accuracy", -1.0) >= accuracy:
+            if line.get("eval/accuracy", -1.0) >= accuracy - TOLERANCE:
                 return float(line["epoch"])
         return None
 
@@ -106,7 +105,7 @@ def read_run(path: str | Path) -> Run:
     return Run(
         path=path,
         config=cli.load(FinetuneConfig, path / "config.yaml"),
-        record=_read_json(path / "run.json") if (path / "run.json").is_file() else {},
+        record=_read_json(path / "run.json"),
         history=_read_lines(path / "metrics.jsonl"),
         metrics=metrics,
         class_names=class_names,
@@ -117,6 +116,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    require(path.is_file(), f"{path} is missing: every run writes it, run scripts/finetune.py again")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -154,19 +154,17 @@ def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     return index[order], labels[order], predictions[order], np.asarray(lists, dtype=np.float64)[order]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Two arms that can be compared, each led by its best run by validation accuracy.
 
     Args:
         pretrained: runs from a pre-trained encoder, the best first.
         scratch: runs from random weights, the best first.
-        num_train_images: labelled images that every run was trained on; None where the runs do not tell.
     """
 
     pretrained: tuple[Run, ...]
     scratch: tuple[Run, ...]
-    num_train_images: int | None
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -181,12 +179,13 @@ class Comparison:
     def answer(self) -> str:
         """The result in one sentence, however it turned out."""
         ours, baseline = (100 * arm[0].scores["accuracy"] for arm in (self.pretrained, self.scratch))
-        labels = f"With {self.num_train_images:,} labels" if self.num_train_images else "With the same labels"
+        num_labels = self.scratch[0].record.get("num_train_images")  # the same in all runs, as their data are
+        labels = f"With {num_labels:,} labels" if num_labels else "With the same labels"
         verdict = f"{self.points:+.1f} points"
-        if self.points < 0:
+        if round(self.points, 1) == 0:
+            verdict = "less than 0.1 points apart"
+        elif self.points < 0:
             verdict += ", so pre-training did not help here"
-        elif self.points == 0:
-            verdict = "no difference"
         return (
             f"{labels}, the MAE-pre-trained ViT reaches {ours:.1f} % test accuracy, the same network from scratch "
             f"{baseline:.1f} %: {verdict} ({self._selection()})."
@@ -206,7 +205,7 @@ class Comparison:
             {
                 "run": str(run.path),
                 "init": run.config.model.init,
-                "chosen": run in (self.pretrained[0], self.scratch[0]),
+                "chosen": run is self.pretrained[0] or run is self.scratch[0],
                 "test_accuracy": run.scores["accuracy"],
                 "test_f1": run.scores["f1"],
                 "test_loss": run.scores["loss"],
@@ -214,21 +213,10 @@ class Comparison:
                 "best_epoch": run.metrics["best_epoch"],
                 "epochs_to_scratch_best": run.epochs_to(target),
                 "seed": run.config.train.seed,
-                "num_parameters": _num_parameters(run.path / "model"),
+                "num_parameters": run.record.get("num_parameters"),
             }
             for run in self.runs
         ]
-
-
-def _num_parameters(model: Path) -> int | None:
-    """Parameters in the safetensors files of a folder, from their headers; None where there are none."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in model.glob("*.safetensors"):
-        with safe_open(file, framework="np") as weights:
-            total += sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())
-    return total or None
 
 
 def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
@@ -260,15 +248,7 @@ def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> 
     first, *others = ours + baseline
     for other in others:
         _check_comparable(first, other)
-    known = {run.record["num_train_images"] for run in (first, *others) if run.record.get("num_train_images")}
-    require(
-        len(known) <= 1, f"the runs were trained on different numbers of labels ({', '.join(map(str, sorted(known)))})"
-    )
-    return Comparison(
-        pretrained=_best_first(ours),
-        scratch=_best_first(baseline),
-        num_train_images=known.pop() if known else None,
-    )
+    return Comparison(pretrained=_best_first(ours), scratch=_best_first(baseline))
 
 
 def _best_first(runs: Sequence[Run]) -> tuple[Run, ...]:
@@ -287,11 +267,11 @@ def _check_comparable(first: Run, other: Run) -> None:
         f"{first.path} ({len(first.index)} images) and {other.path} ({len(other.index)} images) were tested on "
         "different images or labels: compare runs on the same data and split",
     )
-    splits = [name for name in _SPLIT_FIELDS if getattr(first.config.data, name) != getattr(other.config.data, name)]
+    trained_on = [run.record.get("data_fingerprint") for run in (first, other)]
     require(
-        not splits,
-        f"{first.path} and {other.path} were trained on different labels: they differ in "
-        f"{', '.join('data.' + name for name in splits)}",
+        trained_on[0] == trained_on[1],
+        f"{first.path} and {other.path} were trained on different images or labels (data_fingerprint "
+        f"{trained_on[0]} and {trained_on[1]} in run.json): compare runs on the same data and split",
     )
     shape = [field.name for field in dataclasses.fields(EncoderConfig)]
     sizes = [name for name in shape if getattr(first.config.model, name) != getattr(other.config.model, name)]

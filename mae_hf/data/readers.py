@@ -96,7 +96,7 @@ def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]
     # each split by itself: the datasets library takes class folders such as test_tube for splits
     return {
         name: _load(
-            source,
+            f"{name} of {source}",
             "imagefolder",
             data_dir=str(subfolder),
             data_files={"train": "**"},
@@ -129,4 +129,5 @@ def _load(source: str, path: str, **options: Any) -> Any:
     except Exception as error:  # ValueError, OSError, pyarrow's, DatasetGenerationError, ...
         cause = error.__cause__ or error
         line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        line = "it is empty" if "corresponds to no data" in line else line
         raise ConfigError(f"{source} cannot be read as a dataset: {line} (--data.source)") from error

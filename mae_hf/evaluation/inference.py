@@ -3,6 +3,8 @@
 B batch, n images of the set, C classes, N patches, S side of the image.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -55,21 +57,50 @@ def predict_probabilities(
         model: a prepared `ViTForImageClassification` in eval mode.
         batch_size: images at once per device.
     """
-    indices, probabilities = [], []
-    for rows in _share(accelerator, len(images), batch_size):
-        logits = model(pixel_values_of(images, rows, data, accelerator.device)).logits
-        probabilities.append(logits.float().softmax(dim=-1))
-        indices.append(torch.from_numpy(rows).to(accelerator.device))
-    num_classes = len(images.class_names or ())
-    local = torch.cat(probabilities) if probabilities else torch.zeros(0, num_classes, device=accelerator.device)
-    index = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64, device=accelerator.device)
-    # shares differ by an image at most: pad, gather, and drop the padding by its index, so each image counts once
+
+    def probabilities(rows: NDArray[np.int64]) -> Tensor:
+        pixel_values = pixel_values_of(images, rows, data, accelerator.device)
+        return model(pixel_values).logits.float().softmax(dim=-1)
+
+    return _every_image(accelerator, len(images), batch_size, probabilities)
+
+
+@torch.no_grad()
+def extract_features(
+    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
+) -> dict[str, NDArray[np.float32]]:
+    """The features of every image, nothing masked: `cls`, the CLS token, and `mean`, the mean of the patch tokens.
+
+    Args:
+        encoder: a prepared `ViTModel` in eval mode.
+        batch_size: images at once per device.
+
+    Returns:
+        Two float32 arrays (n, D), in the order of `images`, on every process.
+    """
+
+    def features(rows: NDArray[np.int64]) -> Tensor:
+        tokens = encoder(pixel_values_of(images, rows, data, accelerator.device)).last_hidden_state.float()
+        return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+
+    cls, mean = _every_image(accelerator, len(images), batch_size, features).transpose(1, 0, 2)
+    return {"cls": cls, "mean": mean}
+
+
+def _every_image(
+    accelerator: Accelerator, num_images: int, batch_size: int, values_of: Callable[[NDArray[np.int64]], Tensor]
+) -> NDArray[np.float32]:
+    """`values_of(rows)` for all rows, (n, ...), each once however the images split over the processes."""
+    # The share of a process may be empty or one image short: it is padded, gathered, and the padding dropped by its row.
+    rows = _share(accelerator, num_images, batch_size) or [np.zeros(1, np.int64)]
+    values = torch.cat([values_of(batch) for batch in rows])
+    index = torch.from_numpy(np.concatenate(rows)).to(accelerator.device)
+    values = accelerator.gather(accelerator.pad_across_processes(values))
     index = accelerator.gather(accelerator.pad_across_processes(index, pad_index=-1))
-    gathered = accelerator.gather(accelerator.pad_across_processes(local))
-    order = index[index >= 0].argsort()
-    result = gathered[index >= 0][order].cpu().numpy()
-    assert len(result) == len(images)
-    return result
+    result = torch.empty(num_images, *values.shape[1:], device=values.device)
+    result[index[index >= 0]] = values[index >= 0]
+    assert index.unique().numel() - int((index < 0).any()) == num_images
+    return result.cpu().numpy()
 
 
 def _share(accelerator: Accelerator, num_images: int, batch_size: int) -> list[NDArray[np.int64]]:

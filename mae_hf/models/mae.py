@@ -107,7 +107,8 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
             {"key_mapping": LOADED_NAMES} | kwargs | {"ignore_mismatched_sizes": True, "output_loading_info": True}
         )
         with opening(str(name), fix):
-            model, info = super().from_pretrained(path, *args, **options)
+            loaded: Any = super().from_pretrained(path, *args, **options)
+        model, info = loaded
         check_loaded(str(name), model, info, fix)
         model._freeze_positions()
         return (model, info) if wants_info else model

@@ -1,0 +1,51 @@
+"""Compare fine-tuning from a pre-trained encoder with the same training from scratch, from the runs' folders.
+
+python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch \
+    --output_dir runs/compare/digits
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from mae_hf import cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the runs, refuses what cannot be compared, writes the report and prints its table."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/compare.py",
+        description="Compare fine-tuning from a pre-trained encoder with the same training from scratch.",
+        epilog="Of several runs in an arm, the one with the best validation accuracy speaks for it; all are listed.",
+    )
+    parser.add_argument(
+        "--pretrained",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="run folders of scripts/finetune.py that started from a pre-trained encoder",
+    )
+    parser.add_argument(
+        "--scratch",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="run folders of scripts/finetune.py --model.init scratch: other recipes or seeds",
+    )
+    parser.add_argument(
+        "--output_dir",
+        required=True,
+        metavar="DIR",
+        help="where index.html, comparison.json and the PNG files go; made if needed, files of that name are replaced",
+    )
+    arguments = parser.parse_args(argv)
+
+    from mae_hf.comparison import compare
+    from mae_hf.report import text_table, write_report
+
+    comparison = compare(arguments.pretrained, arguments.scratch)
+    report = write_report(comparison, arguments.output_dir)
+    print(f"{comparison.answer()}\n\n{text_table(comparison)}\n\nreport: {report}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
