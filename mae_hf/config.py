@@ -511,3 +511,57 @@ class PrepareConfig:
             self.image_size > 0,
             f"image_size {self.image_size} is not above 0: choose 96, or 32 for digits (--image_size)",
         )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate a classifier on test images, or probe the frozen features of an encoder.
+
+    Args:
+        model: run folder, model folder or Hub id of a classifier, a masked autoencoder or an encoder.
+        probe: `knn`, `linear`, or both as `knn,linear`; left out, the model's own classifier is evaluated.
+        batch_size: images at once per device.
+        output_dir: folder for metrics.json and predictions.parquet.
+    """
+
+    model: str
+    output_dir: str
+    data: DataConfig = field(default_factory=DataConfig)
+    probe: str | None = None
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.probes if name not in ("knn", "linear")]
+        require(not wrong, f"probe {', '.join(wrong)} is unknown: choose knn, linear or knn,linear (--probe)")
+        require(
+            self.batch_size > 0, f"batch_size {self.batch_size} is not above 0: choose a positive number (--batch_size)"
+        )
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The probes asked for."""
+        return tuple(self.probe.split(",")) if self.probe else ()
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Draw what a masked autoencoder makes of hidden patches.
+
+    Args:
+        model: run folder, model folder or Hub id of a masked autoencoder.
+        output: the PNG file to write.
+        num_images: images in the picture.
+    """
+
+    model: str
+    output: str
+    data: DataConfig = field(default_factory=DataConfig)
+    num_images: int = 8
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_images > 0, f"num_images {self.num_images} is not above 0: choose a positive number (--num_images)"
+        )
+        require(
+            self.output.endswith(".png"), f"output {self.output} is not a PNG file: give it the ending .png (--output)"
+        )

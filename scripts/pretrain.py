@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.data.draws import uniform
     from mae_hf.data.images import load_pretraining_images
     from mae_hf.evaluation.inference import held_out_loss
-    from mae_hf.evaluation.reconstruction import reconstruction_figure
+    from mae_hf.evaluation.reconstruction import draw_reconstructions
     from mae_hf.models.mae import build_mae, export_encoder
     from mae_hf.models.positions import check_positions
     from mae_hf.optim import build_optimizer
@@ -80,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return prepared(pixel_values, noise=noise.to(device)).loss
 
     # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture ----
+    pictured = held_out.batch(range(min(8, len(held_out))))
     figure_every = max(1, round(config.train.figure_every_epochs * plan.steps_per_epoch))
 
     def evaluate(step: int) -> dict[str, float]:
         if accelerator.is_main_process and (step % figure_every == 0 or step == plan.total_steps):
-            figure = reconstruction_figure(model, held_out, config.data, title=f"step {step}")
+            figure = draw_reconstructions(model, pictured, config.data, f"held-out images, step {step}")
             figures.save(figure, folder / "figures" / f"reconstruction-{step:08d}.png")
         loss = held_out_loss(
             accelerator, prepared, held_out, config.data, config.model.num_patches, plan.micro_batch_size

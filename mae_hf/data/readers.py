@@ -81,7 +81,10 @@ def _files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, 
 
 def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
     # each split by itself, since they may differ in columns
-    return {name: _load(source, "parquet", data_files={"train": paths}, split="train") for name, paths in files.items()}
+    return {
+        name: _load(f"{name} of {source}", "parquet", data_files={"train": paths}, split="train")
+        for name, paths in files.items()
+    }
 
 
 def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]:

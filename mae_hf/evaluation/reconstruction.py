@@ -1,41 +1,35 @@
-"""The reconstruction picture: held-out images, what the encoder saw of them, and what the decoder made of it."""
-
-from typing import TYPE_CHECKING
+"""The reconstruction picture: images, what the encoder saw of them, and what the decoder made of it."""
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
+from mae_hf import figures
 from mae_hf.config import DataConfig
-from mae_hf.data.images import ImageSet
-from mae_hf.evaluation.inference import fixed_noise, pixel_values_of
-from mae_hf.figures import hide_patches
-from mae_hf.figures import reconstruction_figure as draw
+from mae_hf.data.augment import normalize, to_pixels
+from mae_hf.evaluation.inference import fixed_noise
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @torch.no_grad()
-def reconstruction_figure(
-    model: MaskedAutoencoder, images: ImageSet, data: DataConfig, title: str, num_images: int = 8
-) -> "Figure":
-    """Three rows for the first images of a set, with the masks of the held-out loss: original, masked, reconstruction.
+def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, title: str) -> Figure:
+    """Three rows: original, masked, reconstruction; with the fixed masks that held-out images have.
 
     Args:
-        model: the masked autoencoder, not wrapped for training.
-        images: the held-out images.
-        title: what the picture shows; the statistics that un-normalised the patches are added to it.
+        model: the masked autoencoder, not wrapped for training, in eval mode.
+        images: uint8 (B, S, S, 3).
+        data: the mean and standard deviation that normalise the images.
+        title: what the picture shows; with `norm_pix_loss`, what un-normalised the patches is added.
     """
-    rows = np.arange(min(num_images, len(images)))
-    device = next(model.parameters()).device
-    pixel_values = pixel_values_of(images, rows, data, device)
-    noise = fixed_noise(rows, model.decoder.decoder_pos_embed.shape[1] - 1, device)
-    predicted, mask = reconstruct(model, pixel_values, noise)
+    device = model.device
+    pixel_values = normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
+    num_patches = model.vit.embeddings.patch_embeddings.num_patches
+    predicted, mask = reconstruct(model, pixel_values, fixed_noise(np.arange(len(images)), num_patches, device))
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (data.image_mean, data.image_std))
-    pixels = ((predicted.float() * std + mean) * 255).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    originals = images.batch(rows).numpy()
-    masked = hide_patches(originals, mask.cpu().numpy(), model.config.patch_size)
+    pixels = ((predicted.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    originals = images.cpu().numpy()
+    masked = figures.hide_patches(originals, mask.cpu().numpy(), model.config.patch_size)
     if model.config.norm_pix_loss:
-        title += " (each patch un-normalised with its true mean and variance)"
-    return draw(originals, masked, pixels, title)
+        title += " (hidden patches un-normalised with their true mean and variance)"
+    return figures.reconstruction_figure(originals, masked, pixels.cpu().numpy(), title)

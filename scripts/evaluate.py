@@ -1,0 +1,79 @@
+"""Evaluate a classifier on test images, or probe what the frozen features of an encoder know.
+
+accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits --output_dir runs/evaluate/digits
+accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits --probe knn,linear \
+    --output_dir runs/evaluate/digits-probes
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_hf import cli
+from mae_hf.config import EvaluateConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluates as the command line says; decisions are taken on validation, the numbers are of test."""
+    config = cli.parse(EvaluateConfig, argv, prog="scripts/evaluate.py")
+
+    from accelerate import Accelerator
+
+    from mae_hf.checkpoint import write_text
+    from mae_hf.data.images import load_labelled_images
+    from mae_hf.evaluation.inference import extract_features, predict_probabilities
+    from mae_hf.evaluation.metrics import classification_metrics
+    from mae_hf.evaluation.predictions import write_predictions
+    from mae_hf.evaluation.probes import knn_accuracy, linear_probe
+    from mae_hf.models.classifier import load_classifier, load_plain_encoder
+    from mae_hf.models.loading import read_normalization
+    from mae_hf.training import attention_for, use_all_cores
+
+    accelerator = Accelerator()
+    use_all_cores(accelerator)
+    folder = Path(config.output_dir)
+    mean, std = read_normalization(config.model)
+    data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
+    metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
+
+    if not config.probes:
+        classifier = load_classifier(config.model, attention_for(accelerator))
+        with accelerator.main_process_first():
+            test = load_labelled_images(data, classifier.config.image_size, roles=("test",))["test"]
+        prepared = accelerator.prepare(classifier)
+        probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
+        names = list(classifier.config.id2label.values())
+        values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
+        metrics |= {f"test/{key}": value for key, value in values.items()}
+    else:
+        encoder = load_plain_encoder(config.model, attention_for(accelerator))
+        with accelerator.main_process_first():
+            images = load_labelled_images(data, encoder.config.image_size)
+        prepared = accelerator.prepare(encoder)
+        features = {
+            role: extract_features(accelerator, prepared, part, data, config.batch_size)
+            for role, part in images.items()
+        }
+        for pooling in ("cls", "mean"):
+            train, validation, test_set = ((features[role][pooling], images[role].labels) for role in images)
+            if "knn" in config.probes:
+                metrics[f"knn/{pooling}"] = knn_accuracy(*train, *test_set)
+            if "linear" in config.probes:
+                metrics[f"linear/{pooling}"] = linear_probe(*train, *validation, *test_set).accuracy
+
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not config.probes:
+            write_predictions(folder / "predictions.parquet", test.labels, probabilities)
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        for key, value in metrics.items():
+            if isinstance(value, float):
+                print(f"{key:16} {value:.4f}")
+        print(f"written to {folder}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    cli.run(main)
