@@ -3,9 +3,12 @@
 Precedence: dataclass default < YAML (`--config`) < flags. `--print_config` shows the result.
 """
 
+import argparse
 import dataclasses
 import difflib
+import itertools
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -43,15 +46,18 @@ def parse(config_class: type[Config], argv: Sequence[str] | None, prog: str) -> 
     Raises:
         ConfigError: an unknown key (with the nearest one), a value of the wrong type, or an inconsistent config.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    known = set(_keys(config_class))
-    for path in _config_paths(argv):
-        if path.is_file():
-            _check_keys(_flatten(_read_yaml(path)), known, str(path))
-    flags = [word[2:].split("=")[0].removesuffix("+") for word in argv if word.startswith("--")]
-    _check_keys([flag for flag in flags if flag not in _OWN_FLAGS], known, "the command line")
-    parser = _parser(config_class, prog)
-    return _instantiate(parser, config_class, parser.parse_args(argv))
+    types = dict(_types(config_class))
+    files, flags = _separate(sys.argv[1:] if argv is None else argv, types)
+    for file in files:
+        _check_keys([key for key, _ in _items(_read_yaml(Path(file)))], types, file)
+    names = [word[2:].split("=")[0].removesuffix("+") for word in flags if word.startswith("--")]
+    _check_keys([name for name in names if name not in _OWN_FLAGS], types, "the command line")
+    parser = _parser(config_class, types, prog)
+    try:  # the files first, so that flags win wherever --config stands: jsonargparse lets the later word win
+        values = parser.parse_args([*(f"--config={file}" for file in files), *flags])
+    except ConfigError as error:
+        raise ConfigError(_in_short(str(error), types)) from None
+    return _build(config_class, values)
 
 
 def load(config_class: type[Config], path: str | Path) -> Config:
@@ -81,52 +87,82 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _parser(config_class: type, prog: str) -> _Parser:
-    parser = _Parser(prog=prog, usage="%(prog)s [--config FILE.yaml] [--section.key value ...]", description=(config_class.__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file; flags after it win")
+def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:
+    usage = "%(prog)s [--config FILE.yaml] [--section.key value ...]"
+    parser = _Parser(prog=prog, usage=usage, description=(config_class.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file; flags win over it")
     parser.add_class_arguments(config_class)
+    for action in parser._actions:
+        if dataclasses.is_dataclass(types.get(action.dest)):
+            action.help = argparse.SUPPRESS  # a section has no value of its own
     return parser
 
 
-def _instantiate(parser: _Parser, config_class: type[Config], namespace: Any) -> Config:
-    values = parser.instantiate(namespace)
-    return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+def _build(config_class: Callable[..., Config], values: Any) -> Config:
+    """Makes the dataclass, its sections first, out of the parser's namespace."""
+    fields = {
+        key: _build(typing.cast(type, hint), values[key]) if dataclasses.is_dataclass(hint) else values[key]
+        for key, hint in typing.get_type_hints(config_class).items()
+    }
+    return config_class(**fields)
 
 
-def _keys(config_class: type, prefix: str = "") -> Iterator[str]:
-    """The dotted name of every field, sections included."""
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        yield prefix + field.name
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+def _types(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name and the type of every field, sections included."""
+    for key, hint in typing.get_type_hints(config_class).items():
+        yield prefix + key, hint
+        if dataclasses.is_dataclass(hint):
+            yield from _types(typing.cast(type, hint), f"{prefix}{key}.")
 
 
-def _config_paths(argv: Sequence[str]) -> Iterator[Path]:
-    for index, word in enumerate(argv):
-        if word == "--config" and index + 1 < len(argv):
-            yield Path(argv[index + 1])
-        elif word.startswith("--config="):
-            yield Path(word.removeprefix("--config="))
+def _in_short(message: str, types: dict[str, Any]) -> str:
+    """jsonargparse's message about a value of the wrong type in our words; any other as it is."""
+    wrong = re.match(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)', message)
+    if wrong is None or wrong[1] not in types:
+        return message
+    key, value = wrong.groups()
+    return f"{key.split('.')[-1]} {value} is not {_describe(types[key])} (--{key})"
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return f"of type {name}{', written [first,second]' if re.search('tuple|list', name) else ''}"
+
+
+def _separate(argv: Sequence[str], types: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The files of `--config`, and all other words; a bare `--hub.push` becomes `--hub.push=true`."""
+    files, flags = [], []
+    words = iter(itertools.zip_longest(argv, argv[1:]))
+    for word, following in words:
+        if word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        elif word == "--config" and following is not None:
+            files.append(following)
+            next(words)
+        elif types.get(word[2:]) is bool and (following is None or following.startswith("--")):
+            flags.append(f"{word}=true")
+        else:
+            flags.append(word)
+    return files, flags
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror} (--config)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, not sections: see configs/pretrain/digits.yaml")
+        raise ConfigError(f"{path} does not hold sections with keys: see configs/pretrain/digits.yaml")
     return content
 
 
 def flatten(config: Any) -> list[tuple[str, Any]]:
     """`(dotted key, value)` of every field of a config."""
     return list(_items(dataclasses.asdict(config)))
-
-
-def _flatten(content: dict[str, Any]) -> list[str]:
-    return [key for key, _ in _items(content)]
 
 
 def _items(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,11 +173,14 @@ def _items(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _check_keys(keys: Sequence[str], known: set[str], where: str) -> None:
+def _check_keys(keys: Sequence[str], types: dict[str, Any], where: str) -> None:
     for key in keys:
-        if key not in known:
-            nearest = max(sorted(known), key=lambda name: _likeness(name, key))
+        if key not in types:
+            nearest = max(sorted(types), key=lambda name: _likeness(name, key))
             raise ConfigError(f"{where} has the unknown key {key}: the nearest one is {nearest} (see --help)")
+        if dataclasses.is_dataclass(types[key]):
+            first = next(name for name in types if name.startswith(f"{key}."))
+            raise ConfigError(f"{where} gives the section {key} a value: only its keys have one, such as {first}")
 
 
 def _likeness(name: str, key: str) -> float:

@@ -76,7 +76,8 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     require(path.is_dir(), f"{path} is not a folder: give the run folder of a fine-tuning run (its --output_dir)")
     require(
-        (path / "config.yaml").is_file(), f"{path} has no config.yaml: give a run folder, as scripts/finetune.py makes it"
+        (path / "config.yaml").is_file(),
+        f"{path} has no config.yaml: give a run folder, as scripts/finetune.py makes it",
     )
     require(
         (path / "metrics.json").is_file(),

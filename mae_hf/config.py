@@ -77,6 +77,7 @@ class DataConfig:
             f"image_std {list(self.image_std)} has a value that is not above 0: pixels are divided by it "
             "(--data.image_std)",
         )
+        _check_seed("data.split_seed", self.split_seed)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -105,7 +106,14 @@ class EncoderConfig:
     intermediate_size: int = 3072
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+            _check_above_zero(f"model.{name}", getattr(self, name))
         divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
+        require(
+            len(divisors) > 0,
+            f"image_size {self.image_size} cannot be cut into patches: choose a multiple of 8, such as 96 "
+            "(--model.image_size)",
+        )
         require(
             self.patch_size in divisors,
             f"patch_size {self.patch_size} does not divide image_size {self.image_size}: choose "
@@ -117,6 +125,20 @@ class EncoderConfig:
     def num_patches(self) -> int:
         """N = (H / P)², the patches of an image."""
         return (self.image_size // self.patch_size) ** 2
+
+
+def _check_above_zero(key: str, value: float) -> None:
+    require(
+        math.isfinite(value) and value > 0,
+        f"{key.split('.')[-1]} {value} is not above 0: choose a positive number (--{key})",
+    )
+
+
+def _check_seed(key: str, value: int) -> None:
+    require(
+        0 <= value < 2**32,
+        f"{key.split('.')[-1]} {value} is not a seed: choose a whole number from 0 to {2**32 - 1} (--{key})",
+    )
 
 
 def _check_width(width_name: str, width: int, heads_name: str, heads: int) -> None:
@@ -157,6 +179,8 @@ class MAEConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size"):
+            _check_above_zero(f"model.{name}", getattr(self, name))
         _check_width(
             "decoder_hidden_size",
             self.decoder_hidden_size,
@@ -164,9 +188,9 @@ class MAEConfig(EncoderConfig):
             self.decoder_num_attention_heads,
         )
         require(
-            1 <= self.num_visible < self.num_patches,
-            f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible: choose a "
-            "value that leaves at least one visible and one hidden, such as 0.75 (--model.mask_ratio)",
+            0 <= self.mask_ratio <= 1 and 1 <= self.num_visible < self.num_patches,
+            f"mask_ratio {self.mask_ratio} does not leave at least one of the {self.num_patches} patches visible and "
+            "one hidden: choose a value such as 0.75 (--model.mask_ratio)",
         )
 
     @property
@@ -222,7 +246,6 @@ class AugmentConfig(CropConfig):
     """The augmentation and regularisation of fine-tuning.
 
     Args:
-        crop_scale: least and greatest part of the image's area that a random crop keeps.
         rand_augment_ops: operations of RandAugment per image; 0 switches it off.
         rand_augment_magnitude: their strength, 0 to 10.
         mixup: alpha of mixup; 0 switches it off. With cutmix on too, each batch draws one of the two.
@@ -230,7 +253,6 @@ class AugmentConfig(CropConfig):
         label_smoothing: part of the label's weight that is spread over all classes.
     """
 
-    crop_scale: Pair = (0.2, 1.0)
     rand_augment_ops: int = 2
     rand_augment_magnitude: float = 9.0
     mixup: float = 0.8
@@ -294,11 +316,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "base_lr", "max_grad_norm", "log_every_steps", "eval_every_epochs"):
-            _check_above_zero(name, getattr(self, name))
+            _check_above_zero(f"train.{name}", getattr(self, name))
         for name in ("save_every_epochs", "keep_checkpoints"):
-            _check_above_zero(name, getattr(self, name))
+            _check_above_zero(f"train.{name}", getattr(self, name))
         if self.per_device_batch_size is not None:
-            _check_above_zero("per_device_batch_size", self.per_device_batch_size)
+            _check_above_zero("train.per_device_batch_size", self.per_device_batch_size)
+        _check_seed("train.seed", self.seed)
         require(
             0 <= self.warmup_epochs <= self.epochs,
             f"warmup_epochs {self.warmup_epochs} is not within the {self.epochs} epochs of the run: choose a smaller "
@@ -390,13 +413,6 @@ class Plan:
         )
 
 
-def _check_above_zero(name: str, value: float) -> None:
-    require(
-        math.isfinite(value) and value > 0,
-        f"{name} {value} is not above 0: choose a positive number (--train.{name})",
-    )
-
-
 @dataclass(frozen=True)
 class PretrainTrainConfig(TrainConfig):
     """The optimisation of pre-training.
@@ -409,7 +425,7 @@ class PretrainTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_above_zero("figure_every_epochs", self.figure_every_epochs)
+        _check_above_zero("train.figure_every_epochs", self.figure_every_epochs)
 
 
 @dataclass(frozen=True)
@@ -533,9 +549,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         wrong = [name for name in self.probes if name not in ("knn", "linear")]
         require(not wrong, f"probe {', '.join(wrong)} is unknown: choose knn, linear or knn,linear (--probe)")
-        require(
-            self.batch_size > 0, f"batch_size {self.batch_size} is not above 0: choose a positive number (--batch_size)"
-        )
+        _check_above_zero("batch_size", self.batch_size)
 
     @property
     def probes(self) -> tuple[str, ...]:
@@ -559,9 +573,7 @@ class ReconstructConfig:
     num_images: int = 8
 
     def __post_init__(self) -> None:
-        require(
-            self.num_images > 0, f"num_images {self.num_images} is not above 0: choose a positive number (--num_images)"
-        )
+        _check_above_zero("num_images", self.num_images)
         require(
             self.output.endswith(".png"), f"output {self.output} is not a PNG file: give it the ending .png (--output)"
         )

@@ -66,9 +66,7 @@ def hide_patches(images: Any, mask: Any, patch_size: int) -> np.ndarray:
     return images
 
 
-def reconstruction_figure(
-    original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray, title: str
-) -> Figure:
+def reconstruction_figure(original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray, title: str) -> Figure:
     """Three rows of pictures: the originals, what the encoder saw, and the reconstructions.
 
     Args:
@@ -152,9 +150,7 @@ def _draw_curves(
             )
 
 
-def confusion_figure(
-    matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str], title: str
-) -> Figure:
+def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str], title: str) -> Figure:
     """Confusion matrices side by side: counts in the cells, shaded by their part of the row.
 
     Args:

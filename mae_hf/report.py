@@ -78,7 +78,9 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
     if reconstruction:
         pictures.append(reconstruction)
     else:
-        notes.append(f"No reconstruction: {comparison.pretrained[0].config.model.init} has no figures/reconstruction*.png")
+        notes.append(
+            f"No reconstruction: {comparison.pretrained[0].config.model.init} has no figures/reconstruction*.png"
+        )
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     content = {
@@ -119,7 +121,9 @@ def _score_pictures(comparison: Comparison, folder: Path) -> list[Picture]:
     bars = figures.bars_figure(
         {name: run.scores["f1_per_class"] for name, run in arms.items()}, f"F1 on the {num_images:,} test images"
     )
-    thin = " Each arm's best run by validation accuracy is bold, the others are thin." if len(comparison.runs) > 2 else ""
+    thin = (
+        " Each arm's best run by validation accuracy is bold, the others are thin." if len(comparison.runs) > 2 else ""
+    )
     return [
         Picture(
             figures.save(curves, folder / "curves.png"),
@@ -224,7 +228,9 @@ def text_table(comparison: Comparison) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(short))]
     lines = [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -256,7 +262,9 @@ def page(comparison: Comparison, pictures: list[Picture], notes: list[str]) -> s
         f"<figcaption>{escape(picture.caption)}</figcaption></figure></section>"
         for picture in pictures
     )
-    commands = "".join(f"<li><code>{escape(str(run.record.get('command', run.path)))}</code></li>" for run in comparison.runs)
+    commands = "".join(
+        f"<li><code>{escape(str(run.record.get('command', run.path)))}</code></li>" for run in comparison.runs
+    )
     template = Template(files("mae_hf").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         answer=escape(comparison.answer()),

@@ -1,5 +1,7 @@
 """What a run writes about itself: config.yaml, run.json, metrics.jsonl, metrics.json, and the trackers asked for."""
 
+import dataclasses
+import importlib.util
 import json
 import platform
 import shlex
@@ -15,7 +17,7 @@ from accelerate import Accelerator
 
 from mae_hf import cli
 from mae_hf.checkpoint import write_text
-from mae_hf.config import FinetuneConfig, PretrainConfig, require
+from mae_hf.config import ConfigError, FinetuneConfig, PretrainConfig, require
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
 
@@ -27,8 +29,15 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         `new` for an empty folder, `unfinished` where a run of the same config can go on, `finished` where it is done.
 
     Raises:
-        ConfigError: the folder holds a run of another config (the differences are named), or other files.
+        ConfigError: the folder holds a run of another config (the differences are named), or other files; a tracker is
+            not installed.
     """
+    missing = [name for name in config.train.trackers if importlib.util.find_spec(name) is None]
+    require(
+        not missing,
+        f"tracker {', '.join(missing)} is not installed: pip install {' '.join(missing)}, or leave it "
+        "out (--train.trackers)",
+    )
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
@@ -38,7 +47,12 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
             f"{folder} is not a run folder but holds {', '.join(sorted(strangers)[:3])}: choose another --output_dir",
         )
         return "new"
-    changed = cli.differences(cli.load(type(config), path), config)
+    try:
+        old = cli.load(type(config), path)
+    except ConfigError as error:
+        raise ConfigError(f"{folder} holds a run of another kind: {error}; choose another --output_dir") from None
+    # the folder is the same one, whatever it was called
+    changed = cli.differences(dataclasses.replace(old, output_dir=config.output_dir), config)
     require(
         not changed,
         f"{folder} holds a run of another config ({'; '.join(changed)}): choose another --output_dir, or remove the "
@@ -67,9 +81,10 @@ class RunLog:
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", cli.dump(config))
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_text(self._path, "".join(f"{line}\n" for line in kept))
+            lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+            # a line without its end is what a run that was killed was writing
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text(self._path, "".join(kept))
             self._run = {**_environment(accelerator), **facts, "start": self._first_start(), "end": None}
             self._write_json("run.json", self._run)
         if config.train.trackers:

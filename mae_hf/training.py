@@ -94,9 +94,12 @@ def train(
         last = state.step == plan.total_steps
         evaluation_due = last or state.step % plan.eval_every_steps == 0
         save_due = last or state.step % plan.save_every_steps == 0
-        if evaluation_due or state.step % config.log_every_steps == 0:
-            values = meter.values(accelerator)
-            progress.set_postfix_str(f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s")
+        # a checkpoint closes the line, since a resumed run starts a new mean there
+        if evaluation_due or save_due or state.step % config.log_every_steps == 0:
+            values = meter.values()
+            progress.set_postfix_str(
+                f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s"
+            )
             values |= {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
             if evaluation_due:
                 model.eval()
@@ -120,7 +123,7 @@ def _gradients(
     step: int,
     config: TrainConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of one global batch; returns this process's mean loss and the gradient norm before clipping."""
+    """Gradients of one global batch; returns its mean loss and the gradient norm before clipping."""
     model.train()
     # drop-path draws from torch's generator: seeded by the step, a resumed run draws what an uninterrupted one would
     torch.manual_seed(integer_seed(config.seed, step, f"process {accelerator.process_index}"))
@@ -134,16 +137,17 @@ def _gradients(
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     assert grad_norm is not None
-    return total, grad_norm
+    return accelerator.reduce(total, reduction="mean"), grad_norm  # type: ignore[return-value]
 
 
 def _stop_unless_finite(
     accelerator: Accelerator, loss: Tensor, grad_norm: Tensor, step: int, checkpoints: Checkpoints
 ) -> None:
-    """Refuses the update that would spoil the weights; every process sees the same gradient norm and stops with it."""
-    if torch.isfinite(grad_norm):
+    """Refuses the update that would spoil the weights; every process sees the same two numbers and stops with them."""
+    # both: the gradient of an L1 loss is finite where the loss is not
+    if torch.isfinite(loss) and torch.isfinite(grad_norm):
         return
-    if accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
+    if torch.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
         return  # fp16 looks for its loss scale this way: the optimizer skips the step and halves the scale
     last_good = checkpoints.latest()
     raise RunError(
@@ -174,9 +178,9 @@ class _Meter:
         self._steps += 1
         self._images += num_images
 
-    def values(self, accelerator: Accelerator) -> dict[str, float]:
-        """`train/loss` over all processes and `train/images_per_second`; starts anew."""
-        loss = accelerator.reduce(self._loss / self._steps, reduction="mean").item()  # type: ignore[union-attr]
+    def values(self) -> dict[str, float]:
+        """`train/loss` and `train/images_per_second`; starts anew."""
+        loss = (self._loss / self._steps).item()
         images_per_second = self._images / (time.perf_counter() - self._started)
         self._clear()
         return {"train/loss": loss, "train/images_per_second": images_per_second}

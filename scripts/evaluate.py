@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
     from mae_hf.evaluation.probes import knn_accuracy, linear_probe
-    from mae_hf.models.classifier import load_classifier, load_plain_encoder
-    from mae_hf.models.loading import read_normalization
+    from mae_hf.models.pretrained import open_classifier, open_encoder, read_normalization
     from mae_hf.training import attention_for, use_all_cores
 
     accelerator = Accelerator()
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
 
     if not config.probes:
-        classifier = load_classifier(config.model, attention_for(accelerator))
+        classifier = open_classifier(config.model, attention_for(accelerator))
         with accelerator.main_process_first():
             test = load_labelled_images(data, classifier.config.image_size, roles=("test",))["test"]
         prepared = accelerator.prepare(classifier)
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
         metrics |= {f"test/{key}": value for key, value in values.items()}
     else:
-        encoder = load_plain_encoder(config.model, attention_for(accelerator))
+        encoder = open_encoder(config.model, attention_for(accelerator))
         with accelerator.main_process_first():
             images = load_labelled_images(data, encoder.config.image_size)
         prepared = accelerator.prepare(encoder)

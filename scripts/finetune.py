@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.training import attention_for, train, use_all_cores
 
     folder = Path(config.output_dir)
-    accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder)
+    accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
     device = accelerator.device
     use_all_cores(accelerator)
     if inspect_run(config) == "finished":
@@ -90,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def metrics_on(role: str) -> tuple[dict, "object"]:
         part = images[role]
         probabilities = predict_probabilities(accelerator, prepared, part, config.data, plan.micro_batch_size)
-        return classification_metrics(probabilities.argmax(axis=1), part.labels, probabilities, class_names), probabilities
+        return classification_metrics(
+            probabilities.argmax(axis=1), part.labels, probabilities, class_names
+        ), probabilities
 
     def evaluate(step: int) -> dict[str, float]:
         metrics, _ = metrics_on("validation")

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.training import attention_for, train, use_all_cores
 
     folder = Path(config.output_dir)
-    accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder)
+    accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
     device = accelerator.device
     use_all_cores(accelerator)
     if inspect_run(config) == "finished":

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mae_hf.config import ConfigError, DataConfig, require
 from mae_hf.data.sources import Split, load_splits, stratified_draw
-from mae_hf.data.store import Store, open_store
+from mae_hf.data.store import Store, open_store, to_rgb_square
 
 
 class ImageSet:
@@ -126,6 +127,24 @@ def load_labelled_images(
         )
     stores = _open([parts[role] for role in roles], image_size, config)
     return {role: _join([parts[role]], stores) for role in roles}
+
+
+def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
+    """Image files by name, decoded as the store decodes them: torch.uint8 (n, S, S, 3).
+
+    Raises:
+        ConfigError: a file cannot be decoded.
+    """
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                images.append(to_rgb_square(image, image_size))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ConfigError(
+                f"{file} cannot be decoded as an image ({error}): name another file (--data.source)"
+            ) from None
+    return torch.from_numpy(np.stack(images))
 
 
 def _open(parts: list[tuple[Split, np.ndarray]], image_size: int, config: DataConfig) -> dict[int, Store]:

@@ -109,9 +109,7 @@ def linear_probe(
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    _check_finite(
-        train_features=train_features, validation_features=validation_features, test_features=test_features
-    )
+    _check_finite(train_features=train_features, validation_features=validation_features, test_features=test_features)
     scaler = StandardScaler().fit(train_features)
     train, validation, test = (scaler.transform(x) for x in (train_features, validation_features, test_features))
     best, best_accuracy = None, -1.0

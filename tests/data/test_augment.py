@@ -115,6 +115,15 @@ def test_pretraining_draws_no_randaugment_and_zero_ops_switch_it_off():
     assert not torch.equal(augment(images, rows, AugmentConfig(rand_augment_ops=2), 0, 0), crops)
 
 
+def test_the_road_of_an_accelerator_never_waits_for_a_value():
+    # A meta tensor has no values: reading one on the host, or mixing in a CPU tensor, raises.
+    images = drawn_images(40).to("meta")
+    pixels = augment(images, np.arange(40), AugmentConfig(), 0, 0)
+    assert pixels.shape == (40, 3, S, S)
+    assert pixels.dtype == torch.uint8
+    assert normalize(pixels, MEAN, STD).device.type == "meta"
+
+
 def test_the_stored_images_are_not_changed():
     images = drawn_images(8)
     before = images.clone()

@@ -82,8 +82,8 @@ def test_a_replaced_file_is_read_anew_and_changes_the_fingerprint(tmp_path):
 
 
 def test_a_folder_of_several_configs_has_to_be_narrowed(tmp_path):
-    card = "---\nconfigs:\n- config_name: large\n  data_files: a.parquet\n- config_name: small\n  data_files: b.parquet\n---\n"
-    (tmp_path / "README.md").write_text(card)
+    configs = [f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("large", "small")]
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
     write_parquet(tmp_path / "a.parquet", [1])
     with pytest.raises(
         ConfigError, match=r"configs large, small: name the folder or the file of one \(--data.source\)"

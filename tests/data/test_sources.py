@@ -172,11 +172,11 @@ def test_splits_of_other_names_are_left_out_with_a_warning(tmp_path):
     write_parquet(tmp_path / "train.parquet", labels=[0, 1, 0])
     write_parquet(tmp_path / "extra.parquet", labels=[0, 1, 0])
     write_parquet(tmp_path / "test.parquet")
-    with pytest.warns(UserWarning) as caught:
+    with (
+        pytest.warns(UserWarning, match="left out extra, the splits used are"),
+        pytest.warns(UserWarning, match="left out test, it has no column `label`"),
+    ):
         assert list(load_splits(CONFIG, str(tmp_path))) == ["train"]
-    messages = " ".join(str(warning.message) for warning in caught)
-    assert "left out extra, the splits used are" in messages
-    assert "left out test, it has no column `label`" in messages
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_splits_of_other_names_are_left_out_with_a_warning(tmp_path):
             r"row 1 of train .* has label -1, allowed are 0 to 0 \(2 rows are wrong\)",
         ),
         ({"train": {"labels": [0, 1, None], "names": ["a", "b"]}}, r"row 2 of train .* has label -1"),
-        ({"train": {"labels": [], "num": 0}}, r"train of .* is empty"),
+        ({"train": {"labels": [], "num": 0}}, r"^train of .* cannot be read as a dataset: it is empty"),
         (
             {"train": {"labels": [0, 1, 0], "names": ["a", "b"]}, "test": {"labels": [0, 1, 0], "names": ["b", "a"]}},
             r"class names of .* differ: .* give both splits the same classes",

@@ -1,0 +1,166 @@
+"""The right rows reach each stage: nothing of test is seen before the end, and labels stay with their images."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_hf.config import ConfigError, DataConfig
+from mae_hf.data.images import ImageSet, load_labelled_images, load_pretraining_images
+
+
+def config(source: object, **options) -> DataConfig:
+    return DataConfig(
+        **{
+            "source": source if isinstance(source, list) else str(source),
+            "class_names": None,
+            "validation_fraction": 0.2,
+            **options,
+        }
+    )
+
+
+def numbers(images: ImageSet) -> list[int]:
+    """The number that each image's colour spells (see conftest.py)."""
+    return images.batch(np.arange(len(images)))[:, 0, 0, 0].tolist()
+
+
+def test_pretraining_takes_unlabeled_and_train_and_holds_out_the_validation_of_fine_tuning(image_folder):
+    train, held_out = load_pretraining_images(config(image_folder), 12)
+    labelled = load_labelled_images(config(image_folder), 12)
+    assert sorted(numbers(train) + numbers(held_out)) == [*range(20), *range(30, 36)]
+    assert numbers(held_out) == numbers(labelled["validation"])
+    assert sorted(numbers(labelled["train"]) + numbers(held_out)) == list(range(20))
+    assert numbers(labelled["test"]) == [20, 21, 22, 23]
+
+
+def test_validation_has_each_class_by_its_share_and_follows_the_seed(image_folder):
+    validation = load_labelled_images(config(image_folder), 12)["validation"]
+    assert validation.labels.tolist() == [0, 0, 1, 1]
+    others = [load_labelled_images(config(image_folder, split_seed=seed), 12)["validation"] for seed in (0, 1, 2)]
+    assert numbers(others[0]) == numbers(validation)
+    assert len({tuple(numbers(other)) for other in others}) > 1
+
+
+def test_labels_and_class_names_belong_to_their_images(image_folder):
+    for images in load_labelled_images(config(image_folder), 12).values():
+        expected = [0 if number < 10 or number in (20, 21) else 1 for number in numbers(images)]
+        assert images.labels.tolist() == expected
+        assert images.class_names == ("cat", "dog")
+
+
+def test_labels_stay_with_their_images_when_some_are_skipped(image_folder):
+    for name in ("cat/00.png", "cat/04.png", "dog/12.png"):
+        (image_folder / "train" / name).write_bytes(b"bad")
+    with pytest.warns(UserWarning, match="left out 3 of 20"):
+        found = load_labelled_images(config(image_folder, on_bad_image="skip"), 12)
+    assert len(found["train"]) + len(found["validation"]) == 17
+    for role in ("train", "validation"):
+        assert found[role].labels.tolist() == [int(number >= 10) for number in numbers(found[role])]
+
+
+def test_pretraining_never_opens_the_test_split(image_folder):
+    for file in (image_folder / "test").rglob("*.png"):
+        file.write_bytes(b"cannot be decoded")
+    load_pretraining_images(config(image_folder), 12)
+    with pytest.raises(ConfigError, match=r"test/cat/20.png cannot be decoded"):
+        load_labelled_images(config(image_folder), 12, roles=("test",))
+
+
+def test_a_validation_split_of_the_source_is_used_as_it_is(image_folder):
+    shutil.copytree(image_folder / "test", image_folder / "validation")
+    for file in list((image_folder / "test").rglob("*.png")):
+        file.write_bytes(b"not opened")
+    train, held_out = load_pretraining_images(config(image_folder), 12)
+    assert numbers(held_out) == [20, 21, 22, 23]
+    assert sorted(numbers(train)) == [*range(20), *range(30, 36)]
+
+
+def test_without_labels_a_part_of_the_unlabeled_images_is_held_out(image_folder):
+    train, held_out = load_pretraining_images(config(image_folder / "unlabeled"), 12)
+    assert len(held_out) == 1
+    assert sorted(numbers(train) + numbers(held_out)) == list(range(30, 36))
+    assert (train.labels, train.class_names) == (None, None)
+
+
+def test_several_sources_are_joined_and_a_batch_may_mix_them(image_folder):
+    sources = [str(image_folder / "unlabeled"), str(image_folder / "train"), "digits"]
+    train, held_out = load_pretraining_images(config(sources), 12)
+    assert len(train) == 6 + 16 + 1000 + 240
+    assert len(held_out) == 4 + 60
+    assert (train.labels, held_out.labels) == (None, None)  # classes of different sources
+    everything = train.batch(np.arange(len(train)))
+    rows = np.random.default_rng(0).permutation(len(train))[:100]
+    rows[:3] = 0, 7, len(train) - 1
+    np.testing.assert_array_equal(train.batch(rows), everything[rows])
+    files = [file for split in ("unlabeled", "train") for file in sorted((image_folder / split).rglob("*.png"))]
+    from_disk = {int(file.stem): np.asarray(Image.open(file)) for file in files}
+    for number, image in zip(numbers(train)[:22], everything[:22], strict=True):
+        np.testing.assert_array_equal(image, from_disk[number])
+
+
+def test_a_batch_is_a_tensor_of_its_own(image_folder):
+    images = load_labelled_images(config(image_folder), 12, roles=("test",))["test"]
+    batch = images.batch([3, 0, 3])
+    assert (batch.shape, batch.dtype) == ((3, 12, 12, 3), torch.uint8)
+    assert batch[:, 0, 0, 0].tolist() == [23, 20, 23]
+    batch.zero_()
+    assert numbers(images) == [20, 21, 22, 23]
+    with pytest.raises(IndexError):
+        images.batch([4])
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_place(image_folder, tmp_path):
+    first = load_pretraining_images(config(image_folder), 12)[0]
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(image_folder, moved)
+    assert load_pretraining_images(config(moved), 12)[0].fingerprint == first.fingerprint
+    assert load_pretraining_images(config(moved, split_seed=1), 12)[0].fingerprint != first.fingerprint
+    Image.new("RGB", (12, 12)).save(moved / "train" / "cat" / "00.png")
+    assert load_pretraining_images(config(moved), 12)[0].fingerprint != first.fingerprint
+
+
+def test_test_is_carved_from_train_on_request(image_folder):
+    shutil.rmtree(image_folder / "test")
+    with pytest.raises(
+        ConfigError, match=r"has no test split, only train \(20 images\), .* \(--data.test_fraction 0.2\)"
+    ):
+        load_labelled_images(config(image_folder), 12)
+    carved = load_labelled_images(config(image_folder, test_fraction=0.2), 12)
+    assert {role: len(images) for role, images in carved.items()} == {"train": 13, "validation": 3, "test": 4}
+    assert sorted(number for images in carved.values() for number in numbers(images)) == list(range(20))
+    assert carved["test"].labels.tolist() == [0, 0, 1, 1]
+    seen = [
+        number
+        for images in load_pretraining_images(config(image_folder, test_fraction=0.2), 12)
+        for number in numbers(images)
+    ]
+    assert not set(seen) & set(numbers(carved["test"]))
+
+
+@pytest.mark.parametrize("roles", [("train",), ("validation",), ("test",)])
+def test_a_source_without_labels_cannot_be_fine_tuned_on(image_folder, roles):
+    with pytest.raises(ConfigError, match=r"has no labelled (train|test) split, only unlabeled \(6 images\)"):
+        load_labelled_images(config(image_folder / "unlabeled"), 12, roles)
+
+
+def test_a_source_of_test_images_alone_cannot_be_pretrained_on(image_folder):
+    for name in ("train", "unlabeled"):
+        shutil.rmtree(image_folder / name)
+    with pytest.raises(ConfigError, match=r"has neither an unlabeled nor a train split to pre-train on"):
+        load_pretraining_images(config(image_folder), 12)
+    assert len(load_labelled_images(config(image_folder), 12, roles=("test",))["test"]) == 4
+
+
+def test_too_few_images_to_set_some_aside_are_refused(tmp_path: Path):
+    Image.new("RGB", (12, 12)).save(tmp_path / "only.png")
+    with pytest.raises(ConfigError, match=r"validation_fraction 0.2 leaves none of the 1 images of unlabeled"):
+        load_pretraining_images(config(tmp_path), 12)
+
+
+def test_two_sources_of_labels_are_refused(image_folder):
+    with pytest.raises(ConfigError, match="labelled images come from one source"):
+        load_labelled_images(config(["digits", str(image_folder)]), 12)

@@ -1,0 +1,276 @@
+"""Images of every mode and size become the pixels that the rule promises; the store on disk is whole or made anew."""
+
+import io
+import json
+import shutil
+import time
+import tracemalloc
+from collections import namedtuple
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_hf.config import ConfigError, DataConfig
+from mae_hf.data.sources import Split, load_splits
+from mae_hf.data.store import open_store, to_rgb_square
+
+CONFIG = DataConfig(class_names=None)
+SKIP = DataConfig(class_names=None, on_bad_image="skip")
+RANDOM = np.random.default_rng(0)
+
+
+def from_file(image: Image.Image, kind: str, **options) -> Image.Image:
+    """The image as it comes back from a file of its own."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return Image.open(io.BytesIO(file.getvalue()))
+
+
+def pixels(*shape: int, high: int = 256, dtype=np.uint8) -> np.ndarray:
+    return RANDOM.integers(0, high, shape).astype(dtype)
+
+
+def split_of(images: np.ndarray, fingerprint: str) -> Split:
+    return Split("arrays", "train", images, np.zeros(len(images), np.int64), ("one",), fingerprint)
+
+
+# ---- the rule ----
+
+
+def test_rgb_of_the_right_size_is_kept_bit_for_bit():
+    image = pixels(12, 12, 3)
+    np.testing.assert_array_equal(to_rgb_square(from_file(Image.fromarray(image), "PNG"), 12), image)
+
+
+def test_grey_is_repeated_and_one_bit_is_black_and_white():
+    grey = pixels(12, 12)
+    np.testing.assert_array_equal(to_rgb_square(from_file(Image.fromarray(grey), "PNG"), 12), np.stack([grey] * 3, -1))
+    bits = Image.fromarray((grey > 100).astype(np.uint8) * 255).convert("1")
+    np.testing.assert_array_equal(to_rgb_square(from_file(bits, "PNG"), 12)[..., 1], (grey > 100) * 255)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    grey = pixels(12, 12, high=65536, dtype=np.uint16)
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(
+            to_rgb_square(from_file(Image.fromarray(grey), kind), 12)[..., 2], np.round(grey / 65535 * 255)
+        )
+
+
+@pytest.mark.parametrize("highest", [1, 255])
+def test_floats_up_to_one_or_up_to_255_are_scaled(highest):
+    values = np.linspace(0, highest, 144).reshape(12, 12).astype(np.float32)
+    result = to_rgb_square(from_file(Image.fromarray(values), "TIFF"), 12)
+    np.testing.assert_allclose(result[..., 0], values / highest * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_over_white(mode):
+    image = pixels(12, 12, len(mode))
+    colour, alpha = image[..., :-1].astype(float), image[..., -1:] / 255
+    result = to_rgb_square(from_file(Image.fromarray(image, mode), "PNG"), 12)
+    np.testing.assert_allclose(result, np.broadcast_to(colour * alpha + 255 * (1 - alpha), (12, 12, 3)), atol=1)
+
+
+def test_a_palette_gives_its_colours_and_its_transparent_one_is_white():
+    palette, index = pixels(4, 3), pixels(12, 12, high=4)
+    image = Image.fromarray(index, "L").convert("P")
+    image.putpalette(palette.ravel().tolist())
+    np.testing.assert_array_equal(to_rgb_square(from_file(image, "PNG"), 12), palette[index])
+    palette[2] = 255
+    np.testing.assert_array_equal(to_rgb_square(from_file(image, "PNG", transparency=2), 12), palette[index])
+
+
+def test_cmyk_becomes_rgb():
+    inks = np.repeat(pixels(1, 1, 4), 12, 0).repeat(12, 1)
+    ink = inks.astype(float) / 255
+    result = to_rgb_square(from_file(Image.fromarray(inks, "CMYK"), "TIFF"), 12)
+    np.testing.assert_allclose(result, 255 * (1 - ink[..., :3]) * (1 - ink[..., 3:]), atol=2)
+    assert to_rgb_square(from_file(Image.fromarray(inks, "CMYK"), "JPEG"), 12).shape == (12, 12, 3)
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_the_orientation_in_exif_is_applied(orientation, turns):
+    image = pixels(12, 12, 3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    result = to_rgb_square(from_file(Image.fromarray(image), "PNG", exif=exif), 12)
+    np.testing.assert_array_equal(result, np.rot90(image, turns))
+
+
+@pytest.mark.parametrize("size", [(130, 97), (97, 130), (40, 200), (224, 224), (64, 64), (96, 151), (3, 2)])
+def test_other_sizes_are_resized_by_the_shorter_side_and_cropped_to_the_centre(size):
+    image = Image.fromarray(pixels(size[1], size[0], 3)).resize((max(2, size[0] // 3), size[1] // 3 or 1)).resize(size)
+    scale = 96 / min(size)
+    whole = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - 96) // 2, (whole.height - 96) // 2
+    expected = np.asarray(whole.crop((left, top, left + 96, top + 96)), int)
+    np.testing.assert_allclose(to_rgb_square(image, 96), expected, atol=1)
+
+
+def test_a_long_thin_image_is_not_enlarged_as_a_whole():
+    start = time.thread_time()
+    result = to_rgb_square(Image.new("RGB", (60_000, 1), (1, 2, 3)), 96)  # as a whole it would be 5,760,000 x 96
+    assert (result == (1, 2, 3)).all()
+    assert time.thread_time() - start < 0.5
+
+
+# ---- the store ----
+
+
+def test_a_store_holds_every_image_in_order_without_holding_it_in_memory(tmp_path):
+    images = pixels(700, 8, 8, 3)
+    store = open_store(split_of(images, "order"), 8, CONFIG)
+    assert isinstance(store.images, np.memmap)
+    assert not store.images.flags.writeable
+    np.testing.assert_array_equal(store.images, images)
+    np.testing.assert_array_equal(np.load(store.path), images)
+    np.testing.assert_array_equal(store.rows, np.arange(700))
+
+
+def test_the_images_are_never_in_memory_all_at_once():
+    split = split_of(np.broadcast_to(pixels(1, 96, 96, 3), (1200, 96, 96, 3)), "memory")  # 32 MiB decoded
+    tracemalloc.start()
+    open_store(split, 96, CONFIG)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 2**20
+
+
+def test_images_in_files_of_many_kinds_and_in_parquet_are_decoded(tmp_path):
+    drawn = [Image.fromarray(pixels(20, 20, 3)) for _ in range(4)]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for image, name in zip(drawn, ("a.png", "b.jpg", "c.webp", "d.bmp"), strict=True):
+        image.save(folder / name)
+    files = load_splits(CONFIG, str(folder))["unlabeled"]
+    expected = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir())]
+    np.testing.assert_array_equal(open_store(files, 20, CONFIG).images, expected)
+    encoded = [{"bytes": file.read_bytes(), "path": file.name} for file in sorted(folder.iterdir())]
+    table = datasets.Dataset.from_dict({"image": encoded}).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "train.parquet")
+    parquet = load_splits(CONFIG, str(tmp_path / "train.parquet"))["unlabeled"]
+    np.testing.assert_array_equal(open_store(parquet, 20, CONFIG).images, expected)
+
+
+def test_the_second_time_nothing_is_decoded(image_folder):
+    split = load_splits(CONFIG, str(image_folder))["train"]
+    before = open_store(split, 12, CONFIG)
+    shutil.rmtree(image_folder)
+    after = open_store(split, 12, CONFIG)
+    np.testing.assert_array_equal(after.images, before.images)
+    assert after.digest == before.digest
+
+
+def test_another_size_or_another_file_makes_another_store(image_folder):
+    first = open_store(load_splits(CONFIG, str(image_folder))["train"], 12, CONFIG)
+    assert open_store(first.split, 10, CONFIG).images.shape == (20, 10, 10, 3)
+    Image.new("RGB", (12, 12), "red").save(image_folder / "train" / "cat" / "00.png")
+    second = open_store(load_splits(CONFIG, str(image_folder))["train"], 12, CONFIG)
+    assert (second.images[0] == (255, 0, 0)).all()
+    assert second.digest != first.digest
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "no record", "broken record", "other shape", "other type"])
+def test_a_torn_store_is_made_anew(harm):
+    images = pixels(5, 8, 8, 3)
+    path = open_store(split_of(images, f"torn {harm}"), 8, CONFIG).path
+    if harm in ("cut", "empty"):
+        path.write_bytes(path.read_bytes()[: -10 if harm == "cut" else 0])
+    elif harm == "no record":
+        path.with_suffix(".json").unlink()
+    elif harm == "broken record":
+        path.with_suffix(".json").write_text('{"skipped": [')
+    else:
+        np.save(path, np.zeros((4, 8, 8, 3), np.uint8) if harm == "other shape" else images.astype(np.int16))
+    np.testing.assert_array_equal(open_store(split_of(images, f"torn {harm}"), 8, CONFIG).images, images)
+
+
+# ---- images that cannot be decoded ----
+
+
+@pytest.fixture
+def broken_folder(image_folder: Path) -> Path:
+    """train/cat/03.png cut short, train/dog/15.png no image at all."""
+    whole = image_folder / "train" / "cat" / "03.png"
+    whole.write_bytes(whole.read_bytes()[:45])
+    (image_folder / "train" / "dog" / "15.png").write_bytes(b"this is no image")
+    return image_folder
+
+
+def test_an_undecodable_file_is_named_and_nothing_is_left_behind(broken_folder, tmp_path):
+    config = DataConfig(class_names=None, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"train/cat/03.png cannot be decoded \(.*--data.on_bad_image skip"):
+        open_store(load_splits(config, str(broken_folder))["train"], 12, config)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_undecodable_row_of_parquet_is_named(tmp_path):
+    good = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(good, "WEBP")
+    encoded = [{"bytes": good.getvalue(), "path": None}, {"bytes": b"bad", "path": "x.webp"}, None]
+    table = datasets.Dataset.from_dict({"image": encoded, "label": [0, 0, 0]}).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "train.parquet")
+    split = load_splits(CONFIG, str(tmp_path / "train.parquet"))["train"]
+    with pytest.raises(ConfigError, match=r"^row 1 of train in .*train.parquet \(x.webp\) cannot be decoded"):
+        open_store(split, 4, CONFIG)
+    with pytest.warns(UserWarning, match="left out 2 of 3 images"):
+        assert open_store(split, 4, SKIP).rows.tolist() == [0]
+
+
+def test_skipped_images_are_counted_and_the_others_keep_their_rows(broken_folder):
+    split = load_splits(SKIP, str(broken_folder))["train"]
+    for _ in range(2):  # decoded, then read back
+        with pytest.warns(UserWarning, match=r"left out 2 of 20 images .*: .*cat/03.png cannot be decoded"):
+            store = open_store(split, 12, SKIP)
+        kept = [row for row in range(20) if row not in (3, 15)]
+        assert store.rows.tolist() == kept
+        assert store.images[:, 0, 0, 0].tolist() == kept  # the colour is the row
+    with pytest.raises(ConfigError, match=r"cat/03.png cannot be decoded .*--data.on_bad_image skip"):
+        open_store(split, 12, CONFIG)
+
+
+def test_a_split_without_one_good_image_is_refused_even_with_skip(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"bad")
+    split = load_splits(SKIP, str(tmp_path))["unlabeled"]
+    with pytest.raises(ConfigError, match=r"no image of unlabeled in .* can be decoded"):
+        open_store(split, 8, SKIP)
+
+
+def test_a_decompression_bomb_cannot_be_decoded(image_folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)  # an error from twice as many, 12x12 are 144
+    with pytest.raises(ConfigError, match=r"00.png cannot be decoded \(.*decompression bomb"):
+        open_store(load_splits(CONFIG, str(image_folder))["train"], 12, CONFIG)
+
+
+# ---- the disk ----
+
+
+def test_a_full_disk_is_noticed_before_anything_is_decoded(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(0, 0, 5 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    split = split_of(np.broadcast_to(np.zeros((96, 96, 3), np.uint8), (1000, 96, 96, 3)), "full")
+    with pytest.raises(
+        ConfigError, match=r"needs 26 MiB in .*, 5 are free: choose another folder \(--data.cache_dir\)"
+    ):
+        open_store(split, 96, DataConfig(cache_dir=str(tmp_path)))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = DataConfig(cache_dir=str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"file cannot be written .*: choose another \(--data.cache_dir\)"):
+        open_store(split_of(pixels(2, 8, 8, 3), "unwritable"), 8, config)
+
+
+def test_the_cache_is_the_configured_folder_then_that_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAE_HF_CACHE", str(tmp_path / "environment"))
+    split = split_of(pixels(2, 8, 8, 3), "cache")
+    assert open_store(split, 8, CONFIG).path.parent == tmp_path / "environment"
+    named = DataConfig(cache_dir=str(tmp_path / "named"))
+    store = open_store(split, 8, named)
+    assert store.path.parent == tmp_path / "named"
+    assert json.loads(store.path.with_suffix(".json").read_text())["source"] == "arrays"

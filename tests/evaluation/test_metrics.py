@@ -1,0 +1,96 @@
+"""Metrics against textbook formulas and scikit-learn; offline and with evaluate.combine."""
+
+import math
+import socket
+import warnings
+
+import evaluate
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from mae_hf.evaluation.metrics import F1, Accuracy, ConfusionMatrix, LogLoss, classification_metrics
+
+CLASSES = ("cat", "dog", "ship")
+LABELS = np.array([0, 0, 0, 1, 1, 2])
+PREDICTIONS = np.array([0, 0, 1, 1, 0, 2])
+PROBABILITIES = np.array(
+    [[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.9, 0.0], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]]
+)
+
+
+def f1_by_hand(label: int, labels: np.ndarray, predictions: np.ndarray) -> float:
+    """2 TP / (2 TP + FP + FN), 0 where the class is nowhere."""
+    hits = np.sum((labels == label) & (predictions == label))
+    counted = np.sum(labels == label) + np.sum(predictions == label)
+    return 2 * hits / counted if counted else 0.0
+
+
+def test_scores_equal_the_textbook_formulas():
+    scores = classification_metrics(PREDICTIONS, LABELS, PROBABILITIES, CLASSES)
+    expected = {name: f1_by_hand(i, LABELS, PREDICTIONS) for i, name in enumerate(CLASSES)}
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["f1_per_class"] == pytest.approx(expected)
+    assert scores["f1"] == pytest.approx(sum(expected.values()) / 3)
+    assert scores["loss"] == pytest.approx(-sum(map(math.log, (0.8, 0.5, 0.2, 0.9, 0.3, 0.7))) / 6)
+    assert scores["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]  # row: true, column: predicted
+
+
+def test_loss_equals_sklearn_on_many_classes():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(10), 300)
+    labels = rng.integers(0, 10, 300)
+    scores = classification_metrics(probabilities.argmax(1), labels, probabilities, [str(i) for i in range(10)])
+    assert scores["loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=1e-9)
+
+
+def test_a_class_that_is_nowhere_counts_as_zero_without_a_warning():
+    labels, predictions = np.array([0, 1, 0]), np.array([0, 1, 1])
+    probabilities = np.eye(3)[predictions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = classification_metrics(predictions, labels, probabilities, CLASSES)
+    assert scores["f1_per_class"]["ship"] == 0.0
+    assert scores["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert np.shape(scores["confusion_matrix"]) == (3, 3)
+
+
+def test_a_probability_of_zero_for_the_truth_gives_a_finite_loss():
+    scores = classification_metrics(np.array([0]), np.array([1]), np.array([[1.0, 0.0]], np.float32), ("a", "b"))
+    assert 80 < scores["loss"] < 90  # -log of the least normal float32
+
+
+def test_metrics_need_no_network_and_combine(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise AssertionError("a metric opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    metrics = evaluate.combine([metric(keep_in_memory=True) for metric in (Accuracy, F1, ConfusionMatrix, LogLoss)])
+    scores = metrics.compute(predictions=PREDICTIONS, references=LABELS, probabilities=PROBABILITIES, num_classes=3)
+    assert set(scores) == {"accuracy", "f1", "f1_per_class", "confusion_matrix", "loss"}
+
+
+def test_batches_give_the_same_as_all_at_once():
+    metric = F1(keep_in_memory=True)
+    for start in (0, 4):  # 4 and 2: uneven
+        metric.add_batch(predictions=PREDICTIONS[start : start + 4], references=LABELS[start : start + 4])
+    whole = F1(keep_in_memory=True).compute(predictions=PREDICTIONS, references=LABELS, num_classes=3)
+    assert metric.compute(num_classes=3) == whole
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "probabilities", "message"),
+    [
+        ([], [], np.zeros((0, 3)), "the split is empty"),
+        ([0], [0, 1], np.eye(3)[:2], "1 predictions, 2 labels and 2 rows"),
+        ([0, 1], [0, 1], np.eye(3)[:1], "1 rows of probabilities"),
+        ([0, 1], [0, 1], np.eye(2), r"probabilities of shape \(2, 2\)"),
+        ([0, 1], [0, -1], np.eye(3)[:2], "labels from -1 to 0"),
+        ([0, 3], [0, 1], np.eye(3)[:2], "predictions from 0 to 3"),
+        ([0, 1], [0, 1], np.array([[3.0, -1, 0], [0, 1, 0]]), "not the logits"),
+        ([0, 1], [0, 1], np.array([[np.nan, 0, 0], [0, 1, 0]]), "not finite"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(predictions, labels, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(np.array(predictions, int), np.array(labels, int), probabilities, CLASSES)

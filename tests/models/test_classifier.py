@@ -1,0 +1,245 @@
+"""The classifier: what moves over from pre-training, what is new, and stochastic depth."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from mae_reference import sincos_table
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTMAEModel
+
+from mae_hf.config import ClassifierConfig, ConfigError, MAEConfig
+from mae_hf.models.classifier import DropPath, _transfer, build_classifier, set_drop_path
+from mae_hf.models.mae import build_mae, encoder_config, export_encoder
+
+ENCODER = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+}
+DECODER = {
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 64,
+}
+NAMES = ("cat", "dog", "ship")
+
+
+def build(init: str = "scratch", seed: int = 0, **changes) -> ViTForImageClassification:
+    return build_classifier(ClassifierConfig(init=init, **ENCODER | changes), NAMES, "sdpa", seed)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished pre-training run, its model with no weight left at a special value."""
+    folder = tmp_path_factory.mktemp("runs") / "pretrain"
+    torch.manual_seed(0)
+    mae = build_mae(MAEConfig(**ENCODER, **DECODER), "sdpa")
+    with torch.no_grad():
+        for parameter in mae.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    mae.save_pretrained(folder / "model")
+    export_encoder(mae).save_pretrained(folder / "model" / "encoder")
+    (folder / "config.yaml").write_text("output_dir: here\n")
+    return folder
+
+
+@pytest.mark.parametrize("part", ["", "model", "model/encoder"])
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_features_are_those_of_the_pre_trained_encoder(run, part, attn_implementation):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    config = ClassifierConfig(init=str(run / part), **ENCODER)
+    model = build_classifier(config, NAMES, attn_implementation, seed=0).eval()
+    stock = ViTMAEModel.from_pretrained(run / "model", mask_ratio=0.0)
+    expected = stock(images, noise=torch.arange(16).repeat(2, 1)).last_hidden_state
+    torch.testing.assert_close(model.vit(images).last_hidden_state, expected)
+    assert model.vit.config._attn_implementation == attn_implementation
+
+
+def test_a_classifier_is_built_quietly(run, capfd):
+    build(str(run))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_only_the_classifier_is_new_and_almost_zero(run, pretrained):
+    model = build(str(run) if pretrained else "scratch", seed=3)
+    weight, bias = model.classifier.weight, model.classifier.bias
+    assert weight.std().item() == pytest.approx(2e-5, rel=0.2)
+    assert (bias == 0).all()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.training
+    again = build(str(run) if pretrained else "scratch", seed=4)
+    new = {name for name, value in model.state_dict().items() if not torch.equal(value, again.state_dict()[name])}
+    if pretrained:
+        assert new == {"classifier.weight"}
+    else:
+        assert "vit.layers.0.attention.q_proj.weight" in new
+
+
+def test_the_baseline_starts_from_the_distributions_of_the_masked_autoencoder():
+    model = build(seed=1)
+    mae = build_mae(MAEConfig(**ENCODER, **DECODER), "sdpa")
+    table = torch.from_numpy(sincos_table(48, 4))[None]
+    torch.testing.assert_close(model.vit.embeddings.position_embeddings.double(), table, rtol=0, atol=1e-6)
+    for name, ours in model.vit.state_dict().items():
+        theirs = mae.vit.get_parameter(name)
+        if ours.unique().numel() <= 1:
+            assert torch.equal(ours, theirs), name
+        elif ours.numel() > 1000:
+            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.1), name
+            assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.1), name
+    bound = (6 / (4 * 48)) ** 0.5
+    assert 0.95 * bound < model.vit.layers[2].attention.k_proj.weight.abs().max() <= bound
+    assert model.config.layer_norm_eps == 1e-6
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_seed_decides_the_new_weights_and_the_random_state_is_left_alone(run, pretrained):
+    init = str(run) if pretrained else "scratch"
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = build(init, seed=1).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    second = build(init, seed=1).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_saved_classifier_opens_in_stock_transformers_with_its_class_names(run, tmp_path, pretrained):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = build(str(run) if pretrained else "scratch", drop_path=0.5).eval()
+    nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(tmp_path)
+    stock, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    torch.testing.assert_close(stock(images).logits, model(images).logits)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dog", "2": "ship"}
+    assert config["label2id"] == {"cat": 0, "dog": 1, "ship": 2}
+    assert config["problem_type"] == "single_label_classification"
+    assert config["model_type"] == "vit"
+    assert not [key for key in config if "decoder" in key or "mask" in key or "mae" in key or "pix" in key]
+
+
+def test_another_architecture_is_named_with_every_flag_that_mends_it(run):
+    with pytest.raises(ConfigError) as error:
+        build(str(run), patch_size=16, hidden_size=96, num_hidden_layers=4)
+    assert "has patch_size 8, hidden_size 48, num_hidden_layers 3, the config says 16, 96, 4" in str(error.value)
+    assert "add --model.patch_size 8 --model.hidden_size 48 --model.num_hidden_layers 3" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "say", ["accelerate launch scripts/pretrain.py", "configs/pretrain/digits.yaml", "--model.init scratch"]
+)
+def test_a_missing_encoder_is_answered_with_what_to_type(say):
+    with pytest.raises(ConfigError, match="runs/pretrain/none does not exist") as error:
+        build("runs/pretrain/none")
+    assert say in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_model_and_an_unfinished_run_are_told_apart(tmp_path):
+    with pytest.raises(ConfigError, match="holds no model"):
+        build(str(tmp_path))
+    (tmp_path / "config.yaml").write_text("output_dir: here\n")
+    with pytest.raises(ConfigError, match="a run that is not finished"):
+        build(str(tmp_path))
+
+
+def test_a_classifier_is_not_taken_for_a_pre_trained_encoder(tmp_path):
+    build().save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="is a classifier that has already learnt from labels"):
+        build(str(tmp_path))
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    with pytest.raises(ConfigError, match="type 'resnet', the encoder must be one of vit_mae, vit"):
+        build(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("vit.layernorm.bias"), "has no weights for: layernorm.bias"),
+        (lambda w: w["vit.embeddings.position_embeddings"].zero_(), "embeddings.position_embeddings is all zero"),
+        (lambda w: w["vit.embeddings.position_embeddings"].mul_(float("inf")), "is not finite"),
+        (lambda w: w.update({"vit.layernorm.scale": torch.ones(2)}), "no place for: .*layernorm.scale"),
+        (lambda w: w.update({"vit.layernorm.bias": torch.ones(2)}), r"layernorm.bias is \[2\], not \[48\]"),
+    ],
+)
+def test_an_encoder_that_is_not_whole_is_refused(run, tmp_path, change, message):
+    shutil.copytree(run / "model", tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=message):
+        build(str(tmp_path))
+
+
+def test_a_transfer_that_changes_the_features_stops():
+    source = build().vit.eval()
+    other = ViTForImageClassification(encoder_config(source.config, num_labels=3))
+    _transfer(source, other, 32)
+    relu = ViTForImageClassification(encoder_config(ViTConfig(**source.config.to_dict() | {"hidden_act": "relu"})))
+    with pytest.raises(RuntimeError, match="features changed by"):
+        _transfer(source, relu, 32)
+
+
+def test_a_transfer_that_leaves_anything_but_the_classifier_new_stops():
+    source = build(num_hidden_layers=2).vit.eval()
+    deeper = ViTForImageClassification(encoder_config(build().config))
+    with pytest.raises(RuntimeError, match=r"may leave only .*classifier.bias.* missing .*layers.2"):
+        _transfer(source, deeper, 32)
+
+
+def test_drop_path_rises_linearly_and_leaves_the_weights_alone():
+    model = build(drop_path=0.0)
+    names = list(model.state_dict())
+    set_drop_path(model, 0.3)
+    assert [round(layer.dropout.rate, 6) for layer in model.vit.layers] == [0, 0.15, 0.3]
+    assert list(model.state_dict()) == names
+    assert [layer.dropout.rate for layer in build(drop_path=0.2, num_hidden_layers=2).vit.layers] == [
+        0,
+        pytest.approx(0.2),
+    ]
+
+
+def test_drop_path_drops_whole_branches_of_images_and_keeps_the_mean():
+    torch.manual_seed(0)
+    branch = DropPath(0.25)(torch.ones(4000, 3, 2))
+    assert branch.unique().tolist() == [0, pytest.approx(4 / 3)]
+    assert (branch.flatten(1).std(dim=1) == 0).all()
+    assert branch.mean().item() == pytest.approx(1, abs=0.03)
+    assert DropPath(0.25)(torch.ones(2, 3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_layer_whose_branches_are_dropped_passes_its_input_on():
+    model = build(drop_path=0.0)
+    images = torch.randn(64, 17, 48, generator=torch.Generator().manual_seed(0))
+    plain = model.vit.layers[2](images)
+    set_drop_path(model, 0.9)
+    layer = model.vit.layers[2]
+    torch.testing.assert_close(layer.eval()(images), plain)
+    torch.manual_seed(0)
+    unchanged = (layer.train()(images) == images).flatten(1).all(dim=1).float().mean().item()
+    assert 0.65 < unchanged < 0.95  # both branches of an image are left out with probability 0.81
+
+
+def test_drop_path_refuses_layers_it_does_not_know():
+    model = build(drop_path=0.0)
+    model.vit.layers[1].dropout = nn.Dropout(0.1)
+    with pytest.raises(RuntimeError, match="dropout of rate 0, and this layer has Dropout"):
+        set_drop_path(model, 0.1)
+    del model.vit.layers[1].dropout
+    with pytest.raises(RuntimeError, match="this layer has None"):
+        set_drop_path(model, 0.1)

@@ -1,0 +1,48 @@
+"""Finished models open for evaluation from any folder that holds one, and anything else is refused with the fix."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from mae_hf.config import ConfigError, MAEConfig, PretrainConfig
+from mae_hf.hub import save_model
+from mae_hf.models.mae import build_mae, encode, export_encoder
+from mae_hf.models.pretrained import open_classifier, open_encoder, read_normalization
+
+DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+CONFIG = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32)
+
+
+def test_the_encoder_of_every_kind_of_model_gives_unmasked_features(tmp_path: Path):
+    mae = build_mae(CONFIG, "sdpa").eval()
+    save_model(tmp_path / "run" / "model", mae, PretrainConfig(model=CONFIG), {}, encoder=export_encoder(mae))
+    classifier = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, layer_norm_eps=1e-6)).eval()
+    classifier.save_pretrained(tmp_path / "classifier")
+    pixel_values = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for name in ("run", "run/model", "run/model/encoder"):
+            features = open_encoder(str(tmp_path / name), "sdpa")(pixel_values).last_hidden_state
+            torch.testing.assert_close(features, encode(mae, pixel_values))
+        features = open_encoder(str(tmp_path / "classifier"), "sdpa")(pixel_values).last_hidden_state
+        torch.testing.assert_close(features, classifier.vit(pixel_values).last_hidden_state)
+        logits = open_classifier(str(tmp_path / "classifier"), "sdpa")(pixel_values).logits
+        torch.testing.assert_close(logits, classifier(pixel_values).logits)
+
+
+def test_the_normalisation_is_the_one_saved_with_the_model(tmp_path: Path):
+    mae = build_mae(CONFIG, "sdpa")
+    save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {})
+    assert read_normalization(str(tmp_path)) == ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))
+
+
+def test_what_is_not_a_classifier_is_refused_with_what_to_do(tmp_path: Path):
+    build_mae(CONFIG, "sdpa").save_pretrained(tmp_path / "mae")
+    with pytest.raises(ConfigError, match=r"not a classifier.*--probe knn,linear"):
+        open_classifier(str(tmp_path / "mae"), "sdpa")
+    with pytest.raises(ConfigError, match=r"preprocessor_config.json"):
+        read_normalization(str(tmp_path / "mae"))
+    with pytest.raises(ConfigError, match="does not exist"):
+        open_encoder(str(tmp_path / "nothing"), "sdpa")

@@ -1,0 +1,212 @@
+"""Every command of the contract, typed as a user types it, on the embedded digits with few steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mae_hf import cli
+from mae_hf.config import FinetuneConfig, PretrainConfig
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ("accelerate", "launch", "--quiet", "--num_cpu_threads_per_process", "2")
+SMALL = ("--train.warmup_epochs", "0", "--train.epochs", "2", "--train.eval_every_epochs", "1")
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    """Types a command in the project's folder."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [str(word) for word in words]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
+def succeed(*words: object) -> str:
+    """Types a command that must succeed, and returns what it printed."""
+    done = run(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run folders pretrain, finetune and scratch, made by the README's commands with fewer epochs."""
+    folder = tmp_path_factory.mktemp("runs")
+    pretrain = (*LAUNCH, "scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
+    succeed(*pretrain, "--train.trackers", "[tensorboard]", "--output_dir", folder / "pretrain")
+    finetune = (*LAUNCH, "scripts/finetune.py", "--config", "configs/finetune/digits.yaml", *SMALL)
+    succeed(*finetune, "--model.init", folder / "pretrain", "--output_dir", folder / "finetune")
+    succeed(*finetune, "--model.init", "scratch", "--output_dir", folder / "scratch")
+    return folder
+
+
+def test_a_run_folder_holds_what_the_contract_says(runs: Path):
+    common = {"config.yaml", "run.json", "metrics.jsonl", "metrics.json", "checkpoints", "figures", "model"}
+    assert {path.name for path in (runs / "pretrain").iterdir()} == common | {"trackers"}
+    assert {path.name for path in (runs / "finetune").iterdir()} == common | {"predictions.parquet"}
+    model = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in (runs / "pretrain" / "model").iterdir()} == model | {"README.md", "encoder"}
+    assert {path.name for path in (runs / "pretrain" / "model" / "encoder").iterdir()} == model
+    assert {path.name for path in (runs / "finetune" / "model").iterdir()} == model | {"README.md"}
+    assert list((runs / "pretrain" / "figures").glob("reconstruction-*.png"))
+    assert list((runs / "pretrain" / "checkpoints").glob("step-*"))
+
+
+def test_the_resolved_config_is_itself_a_config(runs: Path):
+    assert cli.load(PretrainConfig, runs / "pretrain" / "config.yaml").train.epochs == 2
+    assert cli.load(FinetuneConfig, runs / "scratch" / "config.yaml").model.init == "scratch"
+
+
+def test_metrics_have_a_line_per_logging_step_and_a_final_summary(runs: Path):
+    lines = [json.loads(line) for line in (runs / "finetune" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if "eval/accuracy" in line]
+    assert [line["epoch"] for line in evaluated] == [1, 2]
+    assert all(line["train/images_per_second"] > 0 and line["train/learning_rate"] >= 0 for line in lines)
+    final = json.loads((runs / "finetune" / "metrics.json").read_text())
+    assert final["eval/accuracy"] == max(line["eval/accuracy"] for line in evaluated)
+    record = json.loads((runs / "finetune" / "run.json").read_text())
+    assert record["num_train_images"] == 240
+    assert record["start"] <= record["end"]
+
+
+def test_predictions_give_the_reported_scores_again(runs: Path):
+    table = pq.read_table(runs / "finetune" / "predictions.parquet").to_pydict()
+    final = json.loads((runs / "finetune" / "metrics.json").read_text())
+    assert table["index"] == list(range(497))
+    assert np.mean(np.equal(table["label"], table["prediction"])) == pytest.approx(final["test/accuracy"])
+    probabilities = np.array(table["probabilities"])
+    assert probabilities.argmax(axis=1).tolist() == table["prediction"]
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_others_open_the_classifier_without_mae_hf(runs: Path):
+    from transformers import AutoModelForImageClassification, pipeline
+
+    model = AutoModelForImageClassification.from_pretrained(runs / "finetune" / "model")
+    assert model.config.id2label == {i: str(i) for i in range(10)}
+    classify = pipeline("image-classification", model=str(runs / "finetune" / "model"))
+    answers = classify(Image.fromarray(np.zeros((20, 30), np.uint8)), top_k=10)
+    assert {answer["label"] for answer in answers} == set("0123456789")
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-4)
+
+
+def test_others_get_deterministic_unmasked_features_from_the_encoder(runs: Path):
+    from transformers import AutoModel
+
+    encoder, info = AutoModel.from_pretrained(runs / "pretrain" / "model" / "encoder", output_loading_info=True)
+    assert not info["missing_keys"]
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        first, second = encoder(pixel_values), encoder(pixel_values)
+    assert first.last_hidden_state.shape == (2, 1 + 64, 96)
+    torch.testing.assert_close(first.last_hidden_state, second.last_hidden_state, rtol=0, atol=0)
+    torch.testing.assert_close(first.pooler_output, first.last_hidden_state[:, 0])
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights_and_moves_them(runs: Path):
+    before = load_file(runs / "pretrain" / "model" / "encoder" / "model.safetensors")
+    after = load_file(runs / "finetune" / "model" / "model.safetensors")
+    scratch = load_file(runs / "scratch" / "model" / "model.safetensors")
+    key = "embeddings.patch_embeddings.projection.weight"
+    moved, unrelated = ((before[key] - other[f"vit.{key}"]).abs().mean() for other in (after, scratch))
+    assert 0 < moved < 0.1 * unrelated
+
+
+def test_a_finished_run_is_left_alone(runs: Path):
+    before = (runs / "scratch" / "run.json").read_text()
+    command = (*LAUNCH, "scripts/finetune.py", "--config", runs / "scratch" / "config.yaml")
+    assert "is finished" in succeed(*command)
+    assert (runs / "scratch" / "run.json").read_text() == before
+
+
+def test_another_config_is_refused_with_the_difference(runs: Path):
+    command = (sys.executable, "scripts/finetune.py", "--config", runs / "scratch" / "config.yaml")
+    done = run(*command, "--train.seed", "7")
+    assert done.returncode == 2
+    assert "train.seed: 0 -> 7" in done.stderr
+
+
+def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
+    script = (sys.executable, "scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
+    succeed(*script, "--train.save_every_epochs", "1", "--output_dir", tmp_path / "whole")
+    # as a crash after the first epoch leaves it: no later checkpoint, no model, no final metrics
+    halves = tmp_path / "halves"
+    succeed(*script, "--train.save_every_epochs", "1", "--output_dir", halves)
+    (last,) = sorted((halves / "checkpoints").glob("step-*"))[1:]
+    for path in (last, halves / "model"):
+        path.rename(tmp_path / f"gone-{path.name}")
+    (halves / "metrics.json").unlink()
+    printed = succeed(*script, "--train.save_every_epochs", "1", "--output_dir", halves)
+    assert "from step 9" in printed
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "halves"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    steps = [json.loads(line)["step"] for line in (halves / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_evaluating_the_saved_classifier_gives_the_same_scores(runs: Path, tmp_path: Path):
+    data = ("--data.source", "digits", "--data.class_names", "null", "--data.validation_fraction", "0.2")
+    command = (*LAUNCH, "scripts/evaluate.py", "--model", runs / "finetune", *data, "--output_dir", tmp_path)
+    succeed(*command)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    final = json.loads((runs / "finetune" / "metrics.json").read_text())
+    assert metrics["test/accuracy"] == pytest.approx(final["test/accuracy"])
+    assert pq.read_table(tmp_path / "predictions.parquet").num_rows == 497
+
+
+def test_probes_of_the_encoder_beat_chance(runs: Path, tmp_path: Path):
+    data = ("--data.source", "digits", "--data.class_names", "null")
+    probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear")
+    succeed(sys.executable, "scripts/evaluate.py", *probes, "--output_dir", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {"knn/cls", "knn/mean", "linear/cls", "linear/mean"} <= metrics.keys()
+    assert metrics["linear/mean"] > 0.5
+
+
+def test_the_comparison_is_computed_from_the_run_folders(runs: Path, tmp_path: Path):
+    arms = ("--pretrained", runs / "finetune", "--scratch", runs / "scratch")
+    printed = succeed(sys.executable, "scripts/compare.py", *arms, "--output_dir", tmp_path)
+    assert str(tmp_path / "index.html") in printed
+    assert {"index.html", "comparison.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert len(list(tmp_path.glob("*.png"))) >= 4
+
+
+def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_path: Path):
+    script = (sys.executable, "scripts/reconstruct.py", "--model", runs / "pretrain", "--data.class_names", "null")
+    succeed(*script, "--data.source", "digits", "--output", tmp_path / "digits.png")
+    Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "grey.png")
+    succeed(*script, "--data.source", tmp_path / "grey.png", "--output", tmp_path / "file.png")
+    for name in ("digits.png", "file.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 100
+
+
+def test_preparing_the_data_says_where_it_is_and_how_big():
+    data = ("--data.source", "digits", "--data.class_names", "null")
+    printed = succeed(sys.executable, "scripts/prepare_data.py", *data, "--image_size", "32")
+    assert "unlabeled" in printed
+    assert "1,000" in printed or "1000" in printed
+    assert ".npy" in printed
+
+
+@pytest.mark.parametrize("script", ["pretrain", "finetune", "evaluate", "compare", "reconstruct", "prepare_data"])
+def test_every_script_explains_itself_and_refuses_unknown_flags(script: str):
+    assert "--" in succeed(sys.executable, f"scripts/{script}.py", "--help")
+    done = run(sys.executable, f"scripts/{script}.py", "--no_such_flag", "1")
+    assert done.returncode == 2
+    assert "no_such_flag" in done.stderr
+
+
+def test_a_missing_encoder_is_answered_with_what_to_type(tmp_path: Path):
+    script = (sys.executable, "scripts/finetune.py", "--config", "configs/finetune/digits.yaml")
+    done = run(*script, "--model.init", tmp_path / "nothing", "--output_dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert "scripts/pretrain.py" in done.stderr
+    assert not (tmp_path / "run").exists()
