@@ -1,8 +1,8 @@
 """Training state on disk: written beside and renamed, named by step, rotated, and read back to go on.
 
 A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler) and
-`train_state.json`, everything else that the loop changes. Schedule, data order, crops and masks need no state: they are functions
-of the step.
+`train_state.json`, everything else that the loop changes. Schedule, data order, crops and masks need no state: they are
+functions of the step.
 """
 
 import dataclasses

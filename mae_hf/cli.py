@@ -78,6 +78,9 @@ def differences(old: Any, new: Any) -> list[str]:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main` and exits: 0 done, 1 the run failed, 2 the command or the config is wrong."""
+    # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
+    folder = Path(sys.argv[0]).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     try:
         main()
     except (ConfigError, RunError) as error:

@@ -1,7 +1,7 @@
 """The optimizer: parameter groups with layer-wise decay, and the learning rate of every step.
 
-Only matrices of linear layers and the patch projection are decayed: not biases, norms, positions, nor the CLS and mask tokens
-(facebookresearch/mae `util/lr_decay.py`; He et al. 2022, appendix A).
+Only matrices of linear layers and the patch projection are decayed: not biases, norms, positions, nor the CLS and mask
+tokens (facebookresearch/mae `util/lr_decay.py`; He et al. 2022, appendix A).
 """
 
 import math
@@ -26,7 +26,7 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         train: its optimisation.
     """
     layer_decay = train.layer_decay if isinstance(train, FinetuneTrainConfig) else 1.0
-    num_layers = model.config.num_hidden_layers  # type: ignore[union-attr]
+    num_layers: int = model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -25,7 +25,8 @@ Evaluate = Callable[[int], dict[str, float]]
 def attention_for(accelerator: Accelerator) -> str:
     """The attention kind that is fastest where this run runs.
 
-    On a CPU the bf16 backward of sdpa takes 39 % of a step and eager attention is 1.4 times as fast; in fp32, and on a GPU, sdpa is.
+    On a CPU the bf16 backward of sdpa takes 39 % of a step and eager attention is 1.4 times as fast; in fp32, and on a
+    GPU, sdpa is.
     """
     return "eager" if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" else "sdpa"
 
@@ -33,7 +34,8 @@ def attention_for(accelerator: Accelerator) -> str:
 def use_all_cores(accelerator: Accelerator) -> None:
     """Gives a CPU run the cores it may use; without it, `accelerate launch` leaves a process one thread.
 
-    Accelerate sets OMP_NUM_THREADS=1 unless `--num_cpu_threads_per_process` says more: measured 1.8 times as slow on 2 cores.
+    Accelerate sets OMP_NUM_THREADS=1 unless `--num_cpu_threads_per_process` says more: measured 1.8 times as slow on
+    2 cores.
     """
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -137,7 +139,7 @@ def _gradients(
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     assert grad_norm is not None
-    return accelerator.reduce(total, reduction="mean"), grad_norm  # type: ignore[return-value]
+    return accelerator.reduce(total, reduction="mean"), grad_norm
 
 
 def _stop_unless_finite(
@@ -151,8 +153,8 @@ def _stop_unless_finite(
         return  # fp16 looks for its loss scale this way: the optimizer skips the step and halves the scale
     last_good = checkpoints.latest()
     raise RunError(
-        f"the loss ({float(loss):.4g}) or the gradient norm ({float(grad_norm):.4g}) of step {step} is not finite; the last "
-        f"good checkpoint is {last_good or 'none yet'}: lower --train.base_lr, or train in bf16 or fp32 instead of fp16"
+        f"the loss ({float(loss):.4g}) or the gradient norm ({float(grad_norm):.4g}) of step {step} is not finite; the "
+        f"last good checkpoint is {last_good or 'none yet'}: lower --train.base_lr, or leave fp16 for bf16 or fp32"
     )
 
 

@@ -1,8 +1,9 @@
 """Evaluate a classifier on test images, or probe what the frozen features of an encoder know.
 
-accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits --output_dir runs/evaluate/digits
-accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits --probe knn,linear \
-    --output_dir runs/evaluate/digits-probes
+accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits --data.class_names null \
+    --output_dir runs/evaluate/digits
+accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits --data.class_names null \
+    --probe knn,linear --output_dir runs/evaluate/digits-probes
 """
 
 import dataclasses

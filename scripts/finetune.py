@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator.print(
         f"run             {folder}, from step {state.step}\n"
         f"images          {', '.join(f'{len(part)} {role}' for role, part in images.items())}\n"
-        f"model           {num_parameters / 1e6:.1f} M parameters, {len(class_names)} classes, from {config.model.init}\n"
+        f"model           {num_parameters / 1e6:.1f} M parameters, {len(class_names)} classes, "
+        f"from {config.model.init}\n"
         f"device          {device.type}, precision {accelerator.mixed_precision}\n{plan.describe(config.train)}"
     )
 
@@ -134,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
     log.finish(metrics)
     accelerator.print(
-        f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best on "
-        f"validation); model is in {folder / 'model'}"
+        f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "
+        f"on validation); model is in {folder / 'model'}"
     )
 
 

@@ -69,7 +69,6 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     server: Hub
 
     def log_message(self, *_: Any) -> None:

@@ -126,8 +126,13 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_older_one_and_nothing_beside_i
 
 
 def test_importing_figures_starts_no_pyplot_and_changes_no_setting():
-    code = (
-        "import sys, matplotlib; before = dict(matplotlib.rcParams); import mae_hf.figures;"
-        "assert 'matplotlib.pyplot' not in sys.modules; assert dict(matplotlib.rcParams) == before"
-    )
+    # Reading rcParams["backend"] would itself import pyplot.
+    code = """if True:
+        import sys, matplotlib
+        settings = lambda: {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != "backend"}
+        before = settings()
+        import mae_hf.figures
+        assert "matplotlib.pyplot" not in sys.modules
+        assert settings() == before
+    """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Every command in the README is one that exists: parsed by the script it names; the offline ones run in test_scripts."""
+"""Every command in the README is one that exists: its script parses it; test_scripts runs the offline ones."""
 
 import importlib
 import re

@@ -142,12 +142,13 @@ def test_no_script_hides_a_library_of_its_own_name():
     libraries = {t.split(".")[0] for m in SOURCES for t, _ in _imports(m)}
     hidden = sorted(libraries & {path.stem for path in (ROOT / "scripts").glob("*.py")})
     code = """if True:
-        import importlib, importlib.machinery, pathlib, sys
+        import contextlib, importlib.machinery, io, pathlib, runpy, sys
         folder, hidden, path = pathlib.Path(sys.argv[1]), sys.argv[2:], list(sys.path)
         for script in sorted(folder.glob("*.py")):
             sys.path[:] = [str(folder), *path[1:]]  # as `python scripts/NAME.py` sets it
-            sys.modules.pop(script.stem, None)
-            importlib.import_module(script.stem)
+            sys.argv = [str(script), "--help"]
+            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+                runpy.run_path(str(script), run_name="__main__")
             for name in hidden:
                 origin = importlib.machinery.PathFinder.find_spec(name).origin
                 assert pathlib.Path(origin).parent != folder, f"in {script.name}, `import {name}` finds {origin}"

@@ -91,7 +91,7 @@ def _every_image(
     accelerator: Accelerator, num_images: int, batch_size: int, values_of: Callable[[NDArray[np.int64]], Tensor]
 ) -> NDArray[np.float32]:
     """`values_of(rows)` for all rows, (n, ...), each once however the images split over the processes."""
-    # The share of a process may be empty or one image short: it is padded, gathered, and the padding dropped by its row.
+    # A process's share may be empty or one image short: it is padded, gathered, and the padding dropped by its row.
     rows = _share(accelerator, num_images, batch_size) or [np.zeros(1, np.int64)]
     values = torch.cat([values_of(batch) for batch in rows])
     index = torch.from_numpy(np.concatenate(rows)).to(accelerator.device)

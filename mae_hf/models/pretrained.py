@@ -25,8 +25,8 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
         architectures = AutoConfig.from_pretrained(path).architectures or []
     require(
         "ViTForImageClassification" in architectures,
-        f"{name} is a {', '.join(architectures) or 'model without a class'}, not a classifier: probe its features instead "
-        "(--probe knn,linear), or name a fine-tuned model (--model)",
+        f"{name} is a {', '.join(architectures) or 'model without a class'}, not a classifier: probe its features "
+        "instead (--probe knn,linear), or name a fine-tuned model (--model)",
     )
     with opening(name, FIX):
         model, info = ViTForImageClassification.from_pretrained(

@@ -1,0 +1,140 @@
+"""A Hub dataset as `data.source`, read by the unmodified datasets library from a Hub on this machine."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `observe` saw in a process of its own: the address of the Hub is read when the libraries are imported."""
+    folder = tmp_path_factory.mktemp("hub")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MAE_HF_"))}
+    environment |= {"PYTHONPATH": str(TESTS), "HF_HOME": str(folder), "MAE_HF_CACHE": str(folder / "mae_hf")}
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_hub_dataset_has_its_splits_by_role_with_labels_and_class_names(seen):
+    classes = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+    assert seen["splits"] == {
+        "train": [20, [number % 10 for number in range(20)], classes],
+        "test": [10, list(range(10)), classes],
+        "unlabeled": [6, None, None],
+    }
+
+
+def test_the_images_arrive_whole_and_in_order(seen):
+    assert seen["reds"]["main"] == [200 + number for number in range(10)]
+
+
+def test_a_pinned_revision_gives_the_images_of_that_commit(seen):
+    assert seen["reds"]["first"] == [100 + number for number in range(10)]
+
+
+def test_a_revision_that_is_not_there_is_named(seen):
+    assert "me/tiny-stl10 at revision v9 is not a folder here and cannot be read from the Hub" in seen["errors"]["v9"]
+    assert "--data.source" in seen["errors"]["v9"]
+
+
+def test_a_dataset_that_is_not_there_is_named(seen):
+    assert seen["errors"]["absent"].startswith("me/absent is not a folder here and cannot be read from the Hub")
+
+
+def test_without_a_connection_what_was_downloaded_is_still_read(seen):
+    assert seen["reds"]["main, no connection"] == seen["reds"]["main"]
+    assert seen["reds"]["first, no connection"] == seen["reds"]["first"]
+
+
+def test_without_a_connection_another_revision_is_not_taken_for_the_one_asked_for(seen):
+    assert "me/tiny-stl10" in seen["errors"]["second, no connection"]
+
+
+def test_without_a_connection_the_message_says_what_works_offline(seen):
+    assert "me/other is not a folder here" in seen["errors"]["other, no connection"]
+    assert "configs/pretrain/digits.yaml" in seen["errors"]["other, no connection"]
+
+
+def test_every_error_is_one_line_and_ends_soon(seen):
+    assert len(seen["errors"]) == 4
+    for name, message in seen["errors"].items():
+        assert "\n" not in message, name
+    assert seen["slowest error"] < 15
+
+
+def observe() -> dict[str, Any]:
+    """Serves a small STL-10 with three commits, reads it, and reads it again when the Hub is gone."""
+    import time
+
+    from hub_server import Hub
+
+    hub = Hub()
+    os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+
+    import datasets
+    from PIL import Image
+
+    from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig
+    from mae_hf.data.images import load_labelled_images
+    from mae_hf.data.sources import load_splits
+
+    def parquet(first_red: int, labels: list[int]) -> bytes:
+        images = [Image.new("RGB", (8, 8), (first_red + number, 0, 0)) for number in range(len(labels))]
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(STL10_CLASSES))}
+        )
+        file = io.BytesIO()
+        datasets.Dataset.from_dict({"image": images, "label": labels}, features).to_parquet(file)
+        return file.getvalue()
+
+    train = {"train": parquet(0, [number % 10 for number in range(20)]), "unlabeled": parquet(50, [-1] * 6)}
+    revisions = {}
+    for name, red in {"first": 100, "second": 150, "main": 200}.items():
+        splits = {**train, "test": parquet(red, list(range(10)))}
+        files = {f"data/{split}-00000-of-00001.parquet": data for split, data in splits.items()}
+        revisions[name] = hub.commit("datasets/me/tiny-stl10", files)
+    hub.commit("datasets/me/other", files)
+
+    def config(revision: str | None, source: str = "me/tiny-stl10") -> DataConfig:
+        return DataConfig(source=source, revision=revision)
+
+    def reds(revision: str | None) -> list[int]:
+        test = load_labelled_images(config(revision), 8, roles=("test",))["test"]
+        return test.batch(range(len(test)))[:, 0, 0, 0].tolist()
+
+    errors, seconds = {}, []
+
+    def fail(name: str, revision: str | None, source: str = "me/tiny-stl10") -> None:
+        start = time.monotonic()
+        try:
+            load_labelled_images(config(revision, source), 8)
+        except ConfigError as error:
+            errors[name] = str(error)
+        seconds.append(time.monotonic() - start)
+
+    with hub:
+        found = load_splits(config(None), "me/tiny-stl10")
+        splits = {
+            r: [len(s), s.labels if s.labels is None else s.labels.tolist(), s.class_names] for r, s in found.items()
+        }
+        seen = {"main": reds(None), "first": reds(revisions["first"])}
+        fail("v9", "v9")
+        fail("absent", None, "me/absent")
+    seen |= {"main, no connection": reds(None), "first, no connection": reds(revisions["first"])}
+    fail("second, no connection", revisions["second"])
+    fail("other, no connection", None, "me/other")
+    return {"splits": splits, "reds": seen, "errors": errors, "slowest error": max(seconds)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(observe()))

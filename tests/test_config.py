@@ -1,0 +1,307 @@
+"""The config checks itself: every message, every derived number, and help for every field that something reads."""
+
+import ast
+import dataclasses
+import math
+import re
+import typing
+from pathlib import Path
+
+import docstring_parser
+import pytest
+
+from mae_hf import config as c
+from mae_hf.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = (c.PretrainConfig, c.FinetuneConfig, c.PrepareConfig, c.EvaluateConfig, c.ReconstructConfig)
+
+
+def _sections(config_class: type) -> set[type]:
+    """The class and those of its sections."""
+    hints = typing.get_type_hints(config_class)
+    return {config_class, *(hint for hint in hints.values() if dataclasses.is_dataclass(hint))}
+
+
+CLASSES = sorted({section for command in COMMANDS for section in _sections(command)}, key=lambda cls: cls.__name__)
+
+WRONG = [  # class, what is wrong, and what the message says: value seen, what is allowed, the flag
+    (c.DataConfig, {"source": []}, "data.source is empty: name at least one source (--data.source digits)"),
+    (
+        c.DataConfig,
+        {"validation_fraction": 0.0},
+        "validation_fraction 0.0 .*between 0 and 1.*--data.validation_fraction",
+    ),
+    (
+        c.DataConfig,
+        {"validation_fraction": 1.0},
+        "validation_fraction 1.0 .*between 0 and 1.*--data.validation_fraction",
+    ),
+    (c.DataConfig, {"test_fraction": 1.0}, "test_fraction 1.0 .*choose 0 .* below 1 (--data.test_fraction)"),
+    (c.DataConfig, {"test_fraction": -0.1}, "test_fraction -0.1 .*choose 0 .* below 1 (--data.test_fraction)"),
+    (c.DataConfig, {"image_std": (0.2, 0.0, 0.2)}, "image_std [0.2, 0.0, 0.2] .*above 0.*--data.image_std"),
+    (c.DataConfig, {"split_seed": -1}, "split_seed -1 .*from 0 to 4294967295 (--data.split_seed)"),
+    (
+        c.EncoderConfig,
+        {"patch_size": 10},
+        "patch_size 10 does not divide image_size 96: choose 2, 3, .*--model.patch_size",
+    ),
+    (
+        c.EncoderConfig,
+        {"patch_size": 0},
+        "patch_size 0 does not divide image_size 96: choose 2, 3, .*--model.patch_size",
+    ),
+    (c.EncoderConfig, {"image_size": 97}, "image_size 97 cannot be cut .*such as 96 (--model.image_size)"),
+    (c.EncoderConfig, {"image_size": 0}, "image_size 0 is not above 0.*--model.image_size"),
+    (c.EncoderConfig, {"hidden_size": -4}, "hidden_size -4 is not above 0.*--model.hidden_size"),
+    (c.EncoderConfig, {"hidden_size": 770}, "hidden_size 770 .*multiple of 4.*choose 768 or 772 (--model.hidden_size)"),
+    (c.EncoderConfig, {"num_hidden_layers": 0}, "num_hidden_layers 0 is not above 0.*--model.num_hidden_layers"),
+    (c.EncoderConfig, {"intermediate_size": 0}, "intermediate_size 0 is not above 0.*--model.intermediate_size"),
+    (
+        c.EncoderConfig,
+        {"hidden_size": 20, "num_attention_heads": 3},
+        "num_attention_heads 3 .*hidden_size 20: choose one of 1, 2, 4, 5, 10, 20 (--model.num_attention_heads)",
+    ),
+    (
+        c.EncoderConfig,
+        {"num_attention_heads": 0},
+        "num_attention_heads 0 .*one of 1, 2, 3, .*--model.num_attention_heads",
+    ),
+    (c.MAEConfig, {"decoder_hidden_size": 0}, "decoder_hidden_size 0 is not above 0.*--model.decoder_hidden_size"),
+    (c.MAEConfig, {"decoder_hidden_size": 6}, "decoder_hidden_size 6 .*choose 4 or 8 (--model.decoder_hidden_size)"),
+    (c.MAEConfig, {"decoder_hidden_size": 2}, "decoder_hidden_size 2 .*choose 4 or 4 (--model.decoder_hidden_size)"),
+    (
+        c.MAEConfig,
+        {"decoder_num_attention_heads": 7},
+        "decoder_num_attention_heads 7 .*--model.decoder_num_attention_heads",
+    ),
+    (
+        c.MAEConfig,
+        {"decoder_num_hidden_layers": -1},
+        "decoder_num_hidden_layers -1 .*--model.decoder_num_hidden_layers",
+    ),
+    (c.MAEConfig, {"decoder_intermediate_size": 0}, "decoder_intermediate_size 0 .*--model.decoder_intermediate_size"),
+    (c.MAEConfig, {"mask_ratio": 1.0}, "mask_ratio 1.0 .*144 patches.*such as 0.75 (--model.mask_ratio)"),
+    (c.MAEConfig, {"mask_ratio": 0.0}, "mask_ratio 0.0 .*144 patches.*such as 0.75 (--model.mask_ratio)"),
+    (c.MAEConfig, {"mask_ratio": 0.999}, "mask_ratio 0.999 .*--model.mask_ratio"),
+    (c.MAEConfig, {"mask_ratio": math.nan}, "mask_ratio nan .*--model.mask_ratio"),
+    (c.ClassifierConfig, {"drop_path": 1.0}, "drop_path 1.0 .*choose 0 .*or 0.1 (--model.drop_path)"),
+    (c.ClassifierConfig, {"patch_size": 7}, "patch_size 7 does not divide image_size 96.*--model.patch_size"),
+    (c.CropConfig, {"crop_scale": (0.0, 1.0)}, "crop_scale [0.0, 1.0] .*such as [0.2, 1.0] (--augment.crop_scale)"),
+    (c.CropConfig, {"crop_scale": (0.9, 0.5)}, "crop_scale [0.9, 0.5] .*such as [0.2, 1.0] (--augment.crop_scale)"),
+    (c.AugmentConfig, {"crop_scale": (0.5, 1.5)}, "crop_scale [0.5, 1.5] .*--augment.crop_scale"),
+    (c.AugmentConfig, {"rand_augment_ops": -1}, "rand_augment_ops -1.*0 or more.*--augment.rand_augment_ops"),
+    (
+        c.AugmentConfig,
+        {"rand_augment_magnitude": 11.0},
+        "rand_augment_magnitude 11.0: .*0 to 10.*--augment.rand_augment_mag",
+    ),
+    (c.AugmentConfig, {"mixup": -0.1}, "mixup -0.1, .*choose 0 (off) or a positive alpha (--augment.mixup"),
+    (c.AugmentConfig, {"cutmix": -0.1}, "cutmix -0.1: choose 0 (off) or a positive alpha .*--augment.cutmix"),
+    (c.AugmentConfig, {"label_smoothing": 1.0}, "label_smoothing 1.0 .*choose 0 or 0.1 (--augment.label_smoothing)"),
+    *(
+        (c.TrainConfig, {name: value}, f"{name} {value} is not above 0: choose a positive number (--train.{name})")
+        for name, value in {
+            "batch_size": 0,
+            "per_device_batch_size": 0,
+            "epochs": 0.0,
+            "base_lr": -1e-3,
+            "max_grad_norm": 0.0,
+            "log_every_steps": 0,
+            "eval_every_epochs": 0.0,
+            "save_every_epochs": math.inf,
+            "keep_checkpoints": 0,
+        }.items()
+    ),
+    (c.TrainConfig, {"base_lr": math.nan}, "base_lr nan is not above 0"),
+    (c.TrainConfig, {"epochs": 5.0, "warmup_epochs": 6.0}, "warmup_epochs 6.0 .*the 5.0 epochs.*--train.warmup_epochs"),
+    (c.TrainConfig, {"warmup_epochs": -1.0}, "warmup_epochs -1.0 .*--train.warmup_epochs"),
+    (c.TrainConfig, {"adam_beta2": 1.0}, "adam_beta2 1.0 .*0.95 .*0.999 .*--train.adam_beta2"),
+    (c.TrainConfig, {"weight_decay": -0.1}, "weight_decay -0.1 is negative: choose 0 or more (--train.weight_decay)"),
+    (c.TrainConfig, {"seed": -1}, "seed -1 .*from 0 to 4294967295 (--train.seed)"),
+    (c.TrainConfig, {"seed": 2**32}, "seed 4294967296 .*--train.seed"),
+    (c.PretrainTrainConfig, {"figure_every_epochs": 0.0}, "figure_every_epochs 0.0 .*--train.figure_every_epochs"),
+    (c.FinetuneTrainConfig, {"layer_decay": 0.0}, "layer_decay 0.0 .*choose 0.65 to 0.9, or 1 .*--train.layer_decay"),
+    (c.FinetuneTrainConfig, {"layer_decay": 1.1}, "layer_decay 1.1 .*--train.layer_decay"),
+    (c.HubConfig, {"push": True}, "hub.push needs a repository.*--hub.repo_id user/name"),
+    (
+        c.FinetuneConfig,
+        {"data": c.DataConfig(source=["a", "b"])},
+        "data.source names 2 sources.*takes one.*--data.source",
+    ),
+    (c.PrepareConfig, {"image_size": 0}, "image_size 0 is not above 0: choose 96, or 32 for digits (--image_size)"),
+    (c.EvaluateConfig, {"model": "m", "output_dir": "o", "probe": "knn,svm"}, "probe svm .*knn, linear or .*--probe"),
+    (c.EvaluateConfig, {"model": "m", "output_dir": "o", "batch_size": 0}, "batch_size 0 .*(--batch_size)"),
+    (c.ReconstructConfig, {"model": "m", "output": "o.png", "num_images": 0}, "num_images 0 .*(--num_images)"),
+    (c.ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output o.jpg .*ending .png (--output)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields", "message"), WRONG, ids=lambda value: re.sub(r"\W+", "_", str(value))
+)
+def test_a_wrong_value_is_named_with_what_is_allowed_and_the_flag(config_class, fields, message):
+    with pytest.raises(ConfigError) as caught:
+        config_class(**fields)
+    pattern = ".*".join(re.escape(part) for part in message.split(".*"))
+    assert re.search(pattern, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_class_that_checks_itself_is_in_the_table():
+    assert {cls for cls in CLASSES if "__post_init__" in vars(cls)} <= {cls for cls, _, _ in WRONG}
+
+
+def test_patch_sizes_offered_are_those_that_work():
+    with pytest.raises(ConfigError) as caught:
+        c.EncoderConfig(patch_size=10)
+    offered = [int(word) for word in re.findall(r"\d+", str(caught.value).split("choose")[1])]
+    assert offered == [2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
+    assert [c.EncoderConfig(patch_size=size).patch_size for size in offered] == offered
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "mask_ratio", "num_patches", "num_visible"),
+    [
+        (96, 8, 0.75, 144, 36),
+        (96, 16, 0.75, 36, 9),
+        (32, 4, 0.75, 64, 16),
+        (96, 12, 0.6, 64, 25),
+        (224, 16, 0.75, 196, 49),
+    ],
+)
+def test_patches_and_visible_patches(image_size, patch_size, mask_ratio, num_patches, num_visible):
+    model = c.MAEConfig(image_size=image_size, patch_size=patch_size, mask_ratio=mask_ratio)
+    assert (model.num_patches, model.num_visible) == (num_patches, num_visible)
+
+
+@pytest.mark.parametrize(
+    ("base_lr", "batch_size", "learning_rate"), [(1.5e-4, 4096, 2.4e-3), (1.5e-4, 512, 3e-4), (1e-3, 128, 5e-4)]
+)
+def test_the_learning_rate_grows_with_the_global_batch(base_lr, batch_size, learning_rate):
+    train = c.TrainConfig(base_lr=base_lr, batch_size=batch_size)
+    assert train.learning_rate == pytest.approx(learning_rate)
+
+
+PLANS = [  # batch, per device, images, processes -> steps an epoch, accumulation, micro-batch; 10 epochs, 1.5 warm-up
+    (128, None, 1240, 1, 9, 1, 128),
+    (128, 32, 1240, 1, 9, 4, 32),
+    (128, None, 1240, 4, 9, 1, 32),
+    (128, 16, 1240, 4, 9, 2, 16),
+    (64, 64, 64, 1, 1, 1, 64),
+    (512, 128, 104500, 4, 204, 1, 128),
+]
+
+
+@pytest.mark.parametrize(("batch", "device", "images", "processes", "steps", "accumulation", "micro"), PLANS)
+def test_a_plan_counts_in_optimizer_steps(batch, device, images, processes, steps, accumulation, micro):
+    train = c.TrainConfig(
+        batch_size=batch,
+        per_device_batch_size=device,
+        epochs=10,
+        warmup_epochs=1.5,
+        eval_every_epochs=0.5,
+        save_every_epochs=2,
+    )
+    assert dataclasses.asdict(train.plan(images, processes)) == {
+        "num_images": images,
+        "num_processes": processes,
+        "steps_per_epoch": steps,
+        "total_steps": 10 * steps,
+        "warmup_steps": {9: 14, 1: 2, 204: 306}[steps],
+        "eval_every_steps": {9: 4, 1: 1, 204: 102}[steps],
+        "save_every_steps": 2 * steps,
+        "accumulation_steps": accumulation,
+        "micro_batch_size": micro,
+    }
+
+
+def test_a_plan_has_at_least_one_step_between_events():
+    train = c.TrainConfig(batch_size=4, epochs=0.01, warmup_epochs=0, eval_every_epochs=0.01, save_every_epochs=0.01)
+    plan = train.plan(8, 1)
+    assert (plan.total_steps, plan.warmup_steps, plan.eval_every_steps, plan.save_every_steps) == (1, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "images", "processes", "message"),
+    [
+        ({"batch_size": 256}, 240, 1, "batch_size 256 is more than the 240 .*at most 240 (--train.batch_size)"),
+        ({"batch_size": 10}, 240, 4, "batch_size 10 .*4 processes: choose a multiple of 4 (--train.batch_size)"),
+        (
+            {"batch_size": 24, "per_device_batch_size": 5},
+            240,
+            2,
+            "per_device_batch_size 5 .*12 images.*one of 1, 2, 3, 4, 6, 12 (--train.per_device_batch_size)",
+        ),
+        ({"batch_size": 8, "per_device_batch_size": 16}, 240, 1, "per_device_batch_size 16 .*one of 1, 2, 4, 8 "),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_with_the_fix(fields, images, processes, message):
+    with pytest.raises(ConfigError) as caught:
+        c.TrainConfig(**fields).plan(images, processes)
+    assert re.search(".*".join(re.escape(part) for part in message.split(".*")), str(caught.value)), str(caught.value)
+
+
+def test_the_plan_shows_its_arithmetic():
+    train = c.TrainConfig(batch_size=128, per_device_batch_size=16, epochs=10, warmup_epochs=1, base_lr=1e-3)
+    assert train.plan(1240, 4).describe(train).splitlines() == [
+        "batch           128 = 4 processes x 2 accumulation steps x 16 images",
+        "steps per epoch 9 = 1240 images // 128",
+        "total steps     90 = 10 epochs x 9",
+        "warm-up steps   9 = 1 epochs x 9",
+        "learning rate   0.0005 = base_lr 0.001 x 128 / 256, cosine to 0 after the warm-up",
+    ]
+
+
+def test_one_source_and_several_read_alike():
+    assert c.DataConfig(source="digits").sources == ("digits",)
+    assert c.DataConfig(source=["a", "b"]).sources == ("a", "b")
+
+
+def test_probes_are_split():
+    assert c.EvaluateConfig(model="m", output_dir="o", probe="knn,linear").probes == ("knn", "linear")
+    assert c.EvaluateConfig(model="m", output_dir="o").probes == ()
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda cls: cls.__name__)
+def test_configs_are_frozen_and_have_a_first_line_for_the_help(config_class):
+    assert config_class.__dataclass_params__.frozen
+    assert docstring_parser.parse(config_class.__doc__).short_description.endswith(".") or (
+        ":" in config_class.__doc__.splitlines()[0]
+    )
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_field_has_help_and_no_help_is_left_of_a_field_that_is_gone(config_class):
+    hints = typing.get_type_hints(config_class)
+    values = {name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)}
+    helped = set()
+    for ancestor in config_class.__mro__[:-1]:
+        own = {param.arg_name for param in docstring_parser.parse(ancestor.__doc__).params if param.description}
+        assert own <= set(vars(ancestor)["__annotations__"]), f"{ancestor.__name__} explains what it does not have"
+        helped |= own
+    assert values <= helped
+
+
+def _names_read(tree: ast.AST) -> set[str]:
+    """Attributes that the code reads, and its strings, since some fields are read as `getattr(config, name)`."""
+    nodes = list(ast.walk(tree))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    return attributes | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_no_field_is_a_dead_option():
+    files = [path for folder in ("mae_hf", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    read = set().union(*(_names_read(ast.parse(p.read_text())) for p in files if p.stem != "config"))
+    # config.py's own derived numbers count as readers, its checks do not
+    for node in ast.walk(ast.parse(Path(c.__file__).read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name not in ("__post_init__", "describe"):
+            read |= _names_read(node)
+    whole = {field.name for field in dataclasses.fields(c.MAEConfig)}  # models.mae.mae_config takes all of vars(config)
+    dead = [
+        f"{config_class.__name__}.{name}"
+        for config_class in CLASSES
+        for name in typing.get_type_hints(config_class)
+        if name not in read and not (config_class is c.MAEConfig and name in whole)
+    ]
+    assert not dead
