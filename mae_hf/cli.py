@@ -32,6 +32,20 @@ class _Parser(ArgumentParser):
         raise ConfigError(" ".join(message.split()))
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's dumper with quotes around strings that begin like a number.
+
+    A revision `1e3` is a string to PyYAML, which leaves it bare, and a number to the reader, jsonargparse.
+    """
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = "'" if re.match(r"[-+.\d]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
 def parse(config_class: type[Config], argv: Sequence[str] | None, prog: str) -> Config:
     """The config that a command line asks for.
 
@@ -67,7 +81,7 @@ def load(config_class: type[Config], path: str | Path) -> Config:
 
 def dump(config: Any) -> str:
     """The config as YAML that `--config` reads back to an equal one."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    return yaml.dump(_plain(dataclasses.asdict(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -155,7 +155,7 @@ def _embedding_picture(comparison: Comparison, folder: Path) -> tuple[Picture, d
     pretrained, scratch = _chosen(comparison).values()
     images = load_labelled_images(scratch.config.data, scratch.config.model.image_size, roles=("test",))["test"]
     require(
-        images.labels is not None and np.array_equal(images.labels, scratch.labels),
+        np.array_equal(images.labels, scratch.labels),
         f"{', '.join(scratch.config.data.sources)} no longer holds the {len(scratch.labels)} test images of "
         f"{scratch.path}/predictions.parquet",
     )

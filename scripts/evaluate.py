@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_hf import cli
-from mae_hf.config import EvaluateConfig
+from mae_hf.config import EvaluateConfig, require
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
     from mae_hf.evaluation.probes import knn_accuracy, linear_probe
-    from mae_hf.models.pretrained import open_classifier, open_encoder, read_normalization
+    from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_normalization
     from mae_hf.training import attention_for, use_all_cores
 
     accelerator = Accelerator()
@@ -41,16 +41,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.probes:
         classifier = open_classifier(config.model, attention_for(accelerator))
         with accelerator.main_process_first():
-            test = load_labelled_images(data, classifier.config.image_size, roles=("test",))["test"]
+            test = load_labelled_images(data, image_size_of(classifier), roles=("test",))["test"]
+        names = tuple((classifier.config.id2label or {}).values())
+        require(
+            names == test.class_names,
+            f"{config.model} knows the classes {', '.join(names)}, {data.sources[0]} has "
+            f"{', '.join(test.class_names)}: evaluate on data with the model's classes, in its order (--data.source)",
+        )
         prepared = accelerator.prepare(classifier)
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
-        names = list(classifier.config.id2label.values())
         values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
         metrics |= {f"test/{key}": value for key, value in values.items()}
     else:
         encoder = open_encoder(config.model, attention_for(accelerator))
         with accelerator.main_process_first():
-            images = load_labelled_images(data, encoder.config.image_size)
+            images = load_labelled_images(data, image_size_of(encoder))
         prepared = accelerator.prepare(encoder)
         features = {
             role: extract_features(accelerator, prepared, part, data, config.batch_size)

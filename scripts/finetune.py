@@ -7,9 +7,14 @@ accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --mo
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mae_hf import cli
 from mae_hf.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]
     class_names = train_images.class_names
-    assert class_names is not None and train_images.labels is not None
     labels = torch.from_numpy(train_images.labels)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
@@ -88,16 +92,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return F.cross_entropy(prepared(pixel_values).logits.float(), targets)
 
     # ---- an evaluation: decisions are taken on validation, never on test ----
-    def metrics_on(role: str) -> tuple[dict, "object"]:
+    def score(role: str) -> "tuple[dict[str, Any], NDArray[np.float32]]":
         part = images[role]
         probabilities = predict_probabilities(accelerator, prepared, part, config.data, plan.micro_batch_size)
-        return classification_metrics(
-            probabilities.argmax(axis=1), part.labels, probabilities, class_names
-        ), probabilities
+        scores = classification_metrics(probabilities.argmax(axis=1), part.labels, probabilities, class_names)
+        return scores, probabilities
 
     def evaluate(step: int) -> dict[str, float]:
-        metrics, _ = metrics_on("validation")
-        return {f"eval/{key}": metrics[key] for key in ("loss", "accuracy", "f1")}
+        scores, _ = score("validation")
+        return {f"eval/{key}": scores[key] for key in ("loss", "accuracy", "f1")}
 
     state = train(
         accelerator,
@@ -117,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert state.best_step is not None
     checkpoints.load(accelerator, checkpoints.path(state.best_step))
     model.eval()
-    validation, _ = metrics_on("validation")
-    test, probabilities = metrics_on("test")
+    validation, _ = score("validation")
+    test, probabilities = score("test")
     metrics = {
         **{f"test/{key}": test[key] for key in ("accuracy", "f1", "loss", "f1_per_class")},
         **{f"eval/{key}": validation[key] for key in ("accuracy", "f1", "loss")},

@@ -120,7 +120,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_older_one_and_nothing_beside_i
     path = tmp_path / "curves.png"
     path.write_bytes(b"older")
     figure = figures.curves_figure({"MAE": [HISTORY]}, "$\\nonsense{$")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="nonsense"):
         figures.save(figure, path)
     assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
 

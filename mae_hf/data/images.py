@@ -16,9 +16,13 @@ from mae_hf.config import ConfigError, DataConfig, require
 from mae_hf.data.sources import Split, load_splits, stratified_draw
 from mae_hf.data.store import Store, open_store, to_rgb_square
 
+NO_LABEL = -1
+
 
 class ImageSet:
     """Rows of several stores, joined and numbered from 0.
+
+    `labels` is np.int64 (n,), -1 and `class_names` empty where images have no class.
 
     Args:
         parts: stores of images of one size, each with the indices np.int64 into it that belong to the set.
@@ -29,13 +33,14 @@ class ImageSet:
         self._indices = np.concatenate([indices for _, indices in parts])
         self._part = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
         names = {store.split.class_names for store, _ in parts}
-        self.class_names: tuple[str, ...] | None = names.pop() if len(names) == 1 else None
-        self.labels: np.ndarray | None = None
+        # labels of several sources are only one classification if the sources agree on the classes
+        self.class_names: tuple[str, ...] = (names.pop() if len(names) == 1 else None) or ()
+        self.labels: np.ndarray = np.full(len(self._indices), NO_LABEL)
         if self.class_names:
             self.labels = np.concatenate([_labels(store)[indices] for store, indices in parts])
         digest = hashlib.sha256(" ".join(store.digest for store, _ in parts).encode())
         for array in (self._part, self._indices, self.labels):
-            digest.update(b"none" if array is None else np.ascontiguousarray(array, np.int64).tobytes())
+            digest.update(np.ascontiguousarray(array, np.int64).tobytes())
         self.fingerprint: str = digest.hexdigest()[:16]  # of the pixels, the rows and the labels, not of any path
 
     def __len__(self) -> int:
@@ -141,9 +146,7 @@ def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
             with Image.open(file) as image:
                 images.append(to_rgb_square(image, image_size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConfigError(
-                f"{file} cannot be decoded as an image ({error}): name another file (--data.source)"
-            ) from None
+            raise ConfigError(f"{file} cannot be decoded ({error}): name another file (--data.source)") from None
     return torch.from_numpy(np.stack(images))
 
 

@@ -42,7 +42,7 @@ def held_out_loss(
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         loss = model(pixel_values, noise=fixed_noise(rows, num_patches, accelerator.device)).loss
         total += torch.stack([loss.double() * len(rows), torch.tensor(len(rows), device=loss.device)])
-    loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()  # type: ignore[union-attr]
+    loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
     assert count == len(images)
     return loss_sum / count
 

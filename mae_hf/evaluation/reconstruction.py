@@ -29,7 +29,8 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (data.image_mean, data.image_std))
     pixels = ((predicted.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     originals = images.cpu().numpy()
-    masked = figures.hide_patches(originals, mask.cpu().numpy(), model.config.patch_size)
+    patch_size = model.vit.embeddings.patch_embeddings.patch_size[0]
+    masked = figures.hide_patches(originals, mask.cpu().numpy(), patch_size)
     if model.config.norm_pix_loss:
         title += " (hidden patches un-normalised with their true mean and variance)"
     return figures.reconstruction_figure(originals, masked, pixels.cpu().numpy(), title)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, ViTForImageClassification, ViTModel
@@ -29,9 +30,10 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
         "instead (--probe knn,linear), or name a fine-tuned model (--model)",
     )
     with opening(name, FIX):
-        model, info = ViTForImageClassification.from_pretrained(
+        loaded: Any = ViTForImageClassification.from_pretrained(
             path, attn_implementation=attn_implementation, dtype=torch.float32, output_loading_info=True
         )
+    model, info = loaded
     check_loaded(name, model, info, FIX)
     return model.eval()
 
@@ -50,15 +52,21 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
         return export_encoder(mae)
     require(model_type == "vit", f"{name} is a model of type {model_type!r}, not a ViT or a ViT MAE: {FIX}")
     with opening(name, FIX):
-        encoder, info = ViTModel.from_pretrained(
+        loaded: Any = ViTModel.from_pretrained(
             path,
             add_pooling_layer=False,
             attn_implementation=attn_implementation,
             dtype=torch.float32,
             output_loading_info=True,
         )
+    encoder, info = loaded
     check_loaded(name, encoder, info, FIX, spare=("classifier.", "pooler.", "vit.pooler."))
     return encoder.eval()
+
+
+def image_size_of(model: ViTForImageClassification | ViTModel) -> int:
+    """Side of the square images that the model takes."""
+    return int((model.vit if isinstance(model, ViTForImageClassification) else model).embeddings.image_size[0])
 
 
 def read_normalization(name: str) -> tuple[Triple, Triple]:

@@ -1,0 +1,73 @@
+"""The presets: each parses, says what it is, and the two stages of a name fit together."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from mae_hf import cli
+from mae_hf.config import EncoderConfig, FinetuneConfig, PretrainConfig
+
+ROOT = Path(__file__).parents[1]
+STAGES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+PATHS = sorted(path for stage in STAGES for path in (ROOT / "configs" / stage).iterdir())
+NAMES = {"digits", "stl10_tiny", "stl10_small", "stl10_base"}
+
+
+def load(stage: str, name: str):
+    return cli.load(STAGES[stage], ROOT / "configs" / stage / f"{name}.yaml")
+
+
+def case(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_both_stages_have_every_preset(stage):
+    assert {path.name for path in PATHS if path.parent.name == stage} >= {f"{name}.yaml" for name in NAMES}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=case)
+def test_a_preset_parses_and_writes_into_the_folder_of_its_name(path):
+    config = load(path.parent.name, path.stem)
+    assert config.output_dir == f"runs/{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=case)
+def test_a_preset_opens_with_what_it_is_its_command_and_what_was_measured(path):
+    header = [line for line in re.split(r"^[^#]", path.read_text(), flags=re.M)[0].splitlines() if line[:3] != "#  "]
+    words = [line.split(":")[0] for line in header]
+    assert [word for word in words if word != "# Baseline"] == ["# What", "# Command", "# Measured"]
+    assert all(len(line.split(":", 1)[1].split()) >= 2 for line in header), header
+    assert words == sorted(words, key=["# What", "# Command", "# Baseline", "# Measured"].index)
+    assert ("# Baseline" in words) == (path.parent.name == "finetune")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=case)
+def test_the_command_in_the_header_runs_this_preset(path):
+    command = re.search(r"^# Command: (.*)$", path.read_text(), flags=re.M)
+    words = command[1].split("   (")[0].split()
+    assert words[:2] == ["accelerate", "launch"]
+    script = words.index(f"scripts/{path.parent.name}.py")
+    asked = cli.parse(STAGES[path.parent.name], words[script + 1 :], prog="test")
+    assert asked == load(path.parent.name, path.stem)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_defaults_are_the_preset_stl10_base(stage):
+    assert cli.differences(STAGES[stage](), load(stage, "stl10_base")) == []
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_fine_tuning_takes_the_encoder_that_pre_training_of_the_same_name_leaves(name):
+    pretrain, finetune = load("pretrain", name), load("finetune", name)
+    assert finetune.model.init == pretrain.output_dir
+    for field in dataclasses.fields(EncoderConfig):
+        assert getattr(finetune.model, field.name) == getattr(pretrain.model, field.name), field.name
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_both_stages_read_the_same_images_in_the_same_way(name):
+    assert load("pretrain", name).data == load("finetune", name).data
+    assert load("pretrain", name).augment.flip == load("finetune", name).augment.flip

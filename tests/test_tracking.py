@@ -1,0 +1,224 @@
+"""A run's files: which folder may be used, what is written when, and trackers that really receive it."""
+
+import dataclasses
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from mae_hf import cli, tracking
+from mae_hf.config import ConfigError, DataConfig, FinetuneConfig, PretrainConfig, PretrainTrainConfig
+from mae_hf.tracking import RunLog, inspect_run, read_metrics
+
+FACTS = {"num_train_images": 1240, "data_fingerprint": "abc"}
+
+
+def config_for(folder: Path, **train) -> PretrainConfig:
+    return PretrainConfig(output_dir=str(folder), train=PretrainTrainConfig(**train))
+
+
+def start(config: PretrainConfig, step: int = 0, facts: dict | None = None) -> RunLog:
+    accelerator = Accelerator(cpu=True, log_with=list(config.train.trackers) or None, project_dir=config.output_dir)
+    return RunLog(accelerator, config, step, FACTS if facts is None else facts)
+
+
+def refusal(config) -> str:
+    with pytest.raises(ConfigError) as caught:
+        inspect_run(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- which folder may be used ----
+
+
+def test_a_folder_that_is_missing_or_empty_is_new(tmp_path):
+    assert inspect_run(config_for(tmp_path / "run")) == "new"
+    assert not (tmp_path / "run").exists(), "looking writes nothing"
+    assert inspect_run(config_for(tmp_path)) == "new"
+
+
+def test_a_run_is_unfinished_until_its_final_metrics_are_there(tmp_path):
+    config = config_for(tmp_path / "run")
+    log = start(config)
+    assert inspect_run(config) == "unfinished"
+    log.finish({"eval/loss": 0.5})
+    assert inspect_run(config) == "finished"
+
+
+def test_another_config_is_refused_with_every_difference(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config).finish({})
+    other = dataclasses.replace(config_for(tmp_path / "run", seed=3), data=DataConfig(source="digits"))
+    message = refusal(other)
+    assert "data.source: jxie/stl10 -> digits; train.seed: 0 -> 3)" in message
+    assert str(tmp_path / "run") in message
+    assert "--output_dir" in message
+
+
+def test_a_run_of_the_other_stage_is_refused(tmp_path):
+    start(config_for(tmp_path / "run"))
+    message = refusal(FinetuneConfig(output_dir=str(tmp_path / "run")))
+    assert f"{tmp_path / 'run'} holds a run of another kind" in message
+    assert message.endswith("choose another --output_dir")
+
+
+def test_the_same_folder_under_another_name_is_the_same_run(tmp_path, monkeypatch):
+    start(config_for(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    assert inspect_run(config_for("run/")) == "unfinished"
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert inspect_run(config_for(tmp_path / "moved")) == "unfinished"
+
+
+def test_a_folder_with_other_files_is_refused_and_they_are_named(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    message = refusal(config_for(tmp_path))
+    assert f"{tmp_path} is not a run folder but holds thesis.tex: choose another --output_dir" == message
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_installation(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    message = refusal(config_for(tmp_path, trackers=("trackio",)))
+    assert message == "tracker trackio is not installed: pip install trackio, or leave it out (--train.trackers)"
+
+
+# ---- what is written ----
+
+
+def test_the_config_that_is_written_is_the_config_of_the_run(tmp_path):
+    config = config_for(tmp_path / "run", seed=4)
+    start(config)
+    assert cli.load(PretrainConfig, tmp_path / "run" / "config.yaml") == config
+
+
+def test_run_json_says_what_ran_where_with_which_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/pretrain.py", "--output_dir", "a b"])
+    log = start(config_for(tmp_path / "run"))
+    path = tmp_path / "run" / "run.json"
+    run = json.loads(path.read_text())
+    assert run.keys() == {
+        *("command", "git_commit", "versions", "device", "num_processes", "mixed_precision"),
+        *("start", "end", *FACTS),
+    }
+    assert run["command"] == "scripts/pretrain.py --output_dir 'a b'"
+    assert run["versions"]["transformers"] == version("transformers")
+    assert run["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert run["device"].startswith("cpu: ")
+    assert (run["num_processes"], run["mixed_precision"], run["end"]) == (1, "no", None)
+    assert {key: run[key] for key in FACTS} == FACTS
+
+    log.finish({"eval/loss": 0.5})
+    finished = json.loads(path.read_text())
+    assert datetime.fromisoformat(finished["end"]) >= datetime.fromisoformat(finished["start"])
+    assert {**finished, "end": None} == run
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {"eval/loss": 0.5}
+
+
+def test_the_git_commit_is_that_of_the_code(tmp_path):
+    start(config_for(tmp_path / "run"))
+    folder = Path(tracking.__file__).parent
+    head = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = json.loads((tmp_path / "run" / "run.json").read_text())["git_commit"]
+    if head.returncode == 0:
+        assert commit.removesuffix("-dirty") == head.stdout.strip()
+    else:
+        assert commit is None
+
+
+def test_metrics_are_a_line_each(tmp_path):
+    log = start(config_for(tmp_path / "run"))
+    log.metrics(20, 1.23456, {"train/loss": 0.5})
+    log.metrics(40, 2.5, {"train/loss": 0.25, "eval/loss": 0.3})
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() == [
+        '{"step": 20, "epoch": 1.2346, "train/loss": 0.5}',
+        '{"step": 40, "epoch": 2.5, "train/loss": 0.25, "eval/loss": 0.3}',
+    ]
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40]
+
+
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_its_start(tmp_path):
+    config = config_for(tmp_path / "run")
+    log = start(config)
+    for step in (10, 20, 30):
+        log.metrics(step, step / 10, {"train/loss": 1 / step})
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "start": "2020-01-01T00:00:00+00:00"}))
+
+    log = start(config, step=20)
+    log.metrics(30, 3.0, {"train/loss": 0.5})
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path / "run")] == [
+        *((10, 0.1), (20, 0.05), (30, 0.5))
+    ]
+    assert json.loads(path.read_text())["start"] == "2020-01-01T00:00:00+00:00"
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config).metrics(10, 1.0, {"train/loss": 0.5})
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "epo')
+    log = start(config, step=20)
+    log.metrics(30, 3.0, {"train/loss": 0.25})
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10, 30]
+
+
+# ---- trackers ----
+
+
+def test_tensorboard_gets_the_values_and_the_config(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = start(config_for(tmp_path / "run", trackers=("tensorboard",), seed=4))
+    log.metrics(20, 1.0, {"train/loss": 0.5, "train/learning_rate": 1e-3})
+    log.metrics(40, 2.0, {"train/loss": 0.25, "eval/loss": 0.125})
+    log.finish({})
+
+    files = sorted((tmp_path / "run").rglob("events.out.tfevents*"))
+    scalars: dict[str, list[tuple[int, float]]] = {}
+    for file in files:
+        events = event_accumulator.EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
+    assert scalars["train/loss"] == [(20, 0.5), (40, 0.25)]
+    assert scalars["train/learning_rate"] == [(20, pytest.approx(1e-3))]
+    assert scalars["eval/loss"] == [(40, 0.125)]
+    assert any("train.seed: '4'" in path.read_text() for path in (tmp_path / "run").rglob("hparams.yml"))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40]
+
+
+TRACKIO_RUN = """
+import sys
+from accelerate import Accelerator
+from mae_hf.config import PretrainConfig, PretrainTrainConfig
+from mae_hf.tracking import RunLog
+
+config = PretrainConfig(output_dir=sys.argv[1], train=PretrainTrainConfig(trackers=("trackio",)))
+log = RunLog(Accelerator(cpu=True, log_with=["trackio"]), config, 0, {})
+log.metrics(20, 1.0, {"train/loss": 0.5})
+log.metrics(40, 2.0, {"train/loss": 0.25, "eval/loss": 0.125})
+log.finish({})
+"""
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed: pip install mae_hf[trackio]")
+def test_trackio_gets_the_values_into_its_local_database(tmp_path):
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", TRACKIO_RUN, str(tmp_path / "my-run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (database,) = (tmp_path / "trackio").glob("my-run*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [(step, json.loads(metrics)) for step, metrics in rows] == [
+        (20, {"train/loss": 0.5}),
+        (40, {"train/loss": 0.25, "eval/loss": 0.125}),
+    ]
