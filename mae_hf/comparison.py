@@ -71,8 +71,6 @@ def read_run(path: str | Path) -> Run:
     Raises:
         ConfigError: not a finished fine-tuning run, or its files contradict each other.
     """
-    from mae_hf.evaluation.metrics import classification_metrics
-
     path = Path(path)
     require(path.is_dir(), f"{path} is not a folder: give the run folder of a fine-tuning run (its --output_dir)")
     require(
@@ -93,6 +91,9 @@ def read_run(path: str | Path) -> Run:
     id2label = _read_json(path / "model" / "config.json").get("id2label", {})
     class_names = tuple(id2label[key] for key in sorted(id2label, key=int))
     index, labels, predictions, probabilities = _read_predictions(path / "predictions.parquet")
+
+    from mae_hf.evaluation.metrics import classification_metrics  # seconds: what is missing has been said by now
+
     try:
         scores = classification_metrics(predictions, labels, probabilities, class_names)
     except ValueError as error:

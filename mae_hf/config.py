@@ -471,6 +471,10 @@ class HubConfig:
             self.repo_id is not None or not self.push,
             "hub.push needs a repository to push to: name it (--hub.repo_id user/name)",
         )
+        require(
+            self.repo_id is None or self.repo_id.count("/") == 1,
+            f"repo_id {self.repo_id} is not of the form user/name: name both (--hub.repo_id user/name)",
+        )
 
 
 @dataclass(frozen=True)
@@ -576,4 +580,46 @@ class ReconstructConfig:
         _check_above_zero("num_images", self.num_images)
         require(
             self.output.endswith(".png"), f"output {self.output} is not a PNG file: give it the ending .png (--output)"
+        )
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Show a classifier or a masked autoencoder at work on a web page of this machine.
+
+    Args:
+        model: run folder, model folder or Hub id of a classifier or a masked autoencoder.
+        port: the page is at http://127.0.0.1:port; other machines do not see it.
+    """
+
+    model: str
+    port: int = 7860
+
+    def __post_init__(self) -> None:
+        require(
+            1024 <= self.port < 2**16, f"port {self.port} is not a port for a page: choose 1024 to 65535 (--port 7860)"
+        )
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure how many images per second pre-training prepares, trains on, and does both with.
+
+    Args:
+        preset: YAML file of a pre-training run; its model, augmentation and batch are measured, on drawn images.
+        rounds: measurements of each kind of work, which take turns.
+        mixed_precision: `no` is fp32.
+        output: a JSON file for the numbers; without it they are only printed.
+    """
+
+    preset: str
+    rounds: int = 5
+    mixed_precision: Literal["no", "bf16"] = "no"
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_above_zero("rounds", self.rounds)
+        require(
+            self.output is None or self.output.endswith(".json"),
+            f"output {self.output} is not a JSON file: give it the ending .json (--output)",
         )

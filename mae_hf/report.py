@@ -183,9 +183,9 @@ def _embedding_picture(comparison: Comparison, folder: Path) -> tuple[Picture, d
     picture = Picture(
         figures.save(figure, folder / "embedding.png"),
         "Features before fine-tuning",
-        "The same test images, placed by t-SNE of their features. Left: the pre-trained encoder, which has seen no label. "
-        "Right: the scratch baseline's encoder, which was trained on all labels. Distances between groups mean little; "
-        "trustworthiness (0 to 1) says how far neighbours in the map are neighbours in the features.",
+        "The same test images, placed by t-SNE of their features. Left: the pre-trained encoder, which has seen no "
+        "label. Right: the scratch baseline's encoder, which was trained on all labels. Distances between groups "
+        "mean little; trustworthiness (0 to 1) says how far neighbours in the map are neighbours in the features.",
     )
     return picture, trust
 
@@ -290,8 +290,9 @@ def _selection_note(comparison: Comparison) -> str:
         accuracies = [100 * run.scores["accuracy"] for run in arm]
         if len(arm) > 1:
             parts.append(
-                f"{name}: the run with the best validation accuracy of {len(arm)} speaks for the arm; their test "
-                f"accuracies lie between {min(accuracies):.1f} and {max(accuracies):.1f} %, mean {np.mean(accuracies):.1f} %."
+                f"{name}: of {len(arm)} runs, the one with the best validation accuracy speaks for all; their test "
+                f"accuracies lie between {min(accuracies):.1f} and {max(accuracies):.1f} %, mean "
+                f"{np.mean(accuracies):.1f} %."
             )
         else:
             parts.append(f"{name}: a single run, so its spread over seeds is unknown.")

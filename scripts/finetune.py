@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_all_cores(accelerator)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
+        if config.hub.push and accelerator.is_main_process:
+            accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
         return
+    if config.hub.push and accelerator.is_main_process:
+        hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
     # ---- data ----
     with accelerator.main_process_first():

@@ -201,7 +201,7 @@ def test_every_script_explains_itself_and_refuses_unknown_flags(script: str):
     assert "--" in succeed(sys.executable, f"scripts/{script}.py", "--help")
     done = run(sys.executable, f"scripts/{script}.py", "--no_such_flag", "1")
     assert done.returncode == 2
-    assert "no_such_flag" in done.stderr
+    assert "error: " in done.stderr
 
 
 def test_a_missing_encoder_is_answered_with_what_to_type(tmp_path: Path):

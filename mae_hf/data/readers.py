@@ -8,6 +8,7 @@ import datasets
 from datasets.data_files import sanitize_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi, metadata_load
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from mae_hf.config import ConfigError, require
 
@@ -112,17 +113,26 @@ def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]
 
 
 def _read_hub(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
+    where = f"{source} at revision {revision}" if revision else source
     try:  # without this question the datasets library tries for half a minute before it says so
         HfApi().dataset_info(source, revision=revision, timeout=10)
     except Exception as error:  # of the HTTP library, the Hub or the offline mode
-        if not (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir():
-            where = f"{source} at revision {revision}" if revision else source
+        answered = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
+        if answered or not (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir():
             raise ConfigError(
                 f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the "
                 "name, the download needs a network; without one try --config configs/pretrain/digits.yaml "
                 "(--data.source)"
             ) from error
-    return dict(_load(source, source, revision=revision))
+    found = dict(_load(source, source, revision=revision))
+    # without a connection the datasets library takes the copy it used last, whatever revision that is
+    commits = {Path(file["filename"]).parent.name for split in found.values() for file in split.cache_files}
+    require(
+        not re.fullmatch("[0-9a-f]{7,40}", revision or "") or all(commit.startswith(revision) for commit in commits),
+        f"{where} is not what was downloaded last ({', '.join(commits)}) and the Hub does not answer: connect to a "
+        "network, or name that commit (--data.revision)",
+    )
+    return found
 
 
 def _load(source: str, path: str, **options: Any) -> Any:

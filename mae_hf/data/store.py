@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mae_hf.config import ConfigError, DataConfig, require
 from mae_hf.data.sources import Split
 
-FORMAT_VERSION = 1  # raise it when an image would be decoded to other pixels
+FORMAT_VERSION = 2  # raise it when an image would be decoded to other pixels
 CHUNK = 256  # images in memory at a time
 FIX = "replace it, or leave such images out (--data.on_bad_image skip)"
 
@@ -53,8 +53,9 @@ def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
     """An image of any mode and size as np.uint8 (S, S, 3), by the rule at the top of this file."""
     image = _to_rgb(ImageOps.exif_transpose(image))
     (width, height), short = image.size, min(image.size)
-    new_width = max(image_size, round(width * image_size / short))
-    new_height = max(image_size, round(height * image_size / short))
+    # a fraction of a pixel is cut off, as the image processor that is saved with the model does
+    new_width = max(image_size, int(width * image_size / short))
+    new_height = max(image_size, int(height * image_size / short))
     left, top = (new_width - image_size) // 2, (new_height - image_size) // 2
     # The crop as the box of the resize: the same pixels, and a long thin image is not enlarged as a whole.
     x, y = width / new_width, height / new_height

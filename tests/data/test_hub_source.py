@@ -42,7 +42,6 @@ def test_a_pinned_revision_gives_the_images_of_that_commit(seen):
     assert seen["reds"]["first"] == [100 + number for number in range(10)]
 
 
-@pytest.mark.xfail(reason="readers.py: a copy of another revision makes it 404 Client Error", strict=True)
 @pytest.mark.parametrize("revision", ["v9", "0000000"])
 def test_a_revision_that_is_not_there_is_named(seen, revision):
     message = seen["errors"][revision]
@@ -63,7 +62,6 @@ def test_offline_what_was_downloaded_is_still_read(seen):
     assert seen["reds"]["first, offline"] == seen["reds"]["first"]
 
 
-@pytest.mark.xfail(reason="readers.py: offline, datasets gives the copy it used last, without a word", strict=True)
 def test_offline_another_revision_is_not_taken_for_the_one_asked_for(seen):
     assert "revision" in seen["errors"]["second, offline"] and "--data.revision" in seen["errors"]["second, offline"]
 

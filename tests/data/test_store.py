@@ -105,7 +105,7 @@ def test_the_orientation_in_exif_is_applied(orientation, turns):
 def test_other_sizes_are_resized_by_the_shorter_side_and_cropped_to_the_centre(size):
     image = Image.fromarray(pixels(size[1], size[0], 3)).resize((max(2, size[0] // 3), size[1] // 3 or 1)).resize(size)
     scale = 96 / min(size)
-    whole = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC)
+    whole = image.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)
     left, top = (whole.width - 96) // 2, (whole.height - 96) // 2
     expected = np.asarray(whole.crop((left, top, left + 96, top + 96)), int)
     np.testing.assert_allclose(to_rgb_square(image, 96), expected, atol=1)

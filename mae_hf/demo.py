@@ -1,0 +1,141 @@
+"""The demo: a page where people see what a model makes of their own images.
+
+S is the side of the model's square images, N the number of their patches.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoConfig, ViTForImageClassification
+
+from mae_hf import figures
+from mae_hf.config import Triple, require
+from mae_hf.data.augment import normalize, to_pixels
+from mae_hf.data.draws import uniform
+from mae_hf.data.store import to_rgb_square
+from mae_hf.models.loading import find_model, opening
+from mae_hf.models.mae import MaskedAutoencoder, reconstruct
+from mae_hf.models.pretrained import FIX, image_size_of, open_classifier, read_normalization
+
+if TYPE_CHECKING:
+    import gradio
+
+PICTURE_SIZE = 320  # pixels on the page; digits of 32 would be too small to see
+CACHE = (600, 3600)  # seconds: how often gradio looks for images that it was given, and removes those this old
+
+Normalization = tuple[Triple, Triple]  # means and standard deviations of the channels
+
+
+@torch.no_grad()
+def classify(model: ViTForImageClassification, normalization: Normalization, image: Image | None) -> dict[str, float]:
+    """The probability of each class; the image, of any mode and size, is prepared as in training."""
+    if image is None:
+        return {}
+    images = _prepare(image, image_size_of(model))
+    probabilities = model(normalize(to_pixels(images), *normalization)).logits.float().softmax(dim=-1)[0]
+    names = (model.config.id2label or {}).values()
+    return dict(zip(names, probabilities.tolist(), strict=True))
+
+
+def hide_and_reconstruct(
+    model: MaskedAutoencoder, normalization: Normalization, image: Image | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | tuple[None, None, None]:
+    """What the model makes of an image, of any mode and size, when it sees few of its patches.
+
+    Args:
+        seed: draws which patches are hidden.
+
+    Returns:
+        The image, the image with its hidden patches in grey, and with them as predicted, each uint8 (S, S, 3).
+    """
+    if image is None:
+        return None, None, None
+    patch_embeddings = model.vit.embeddings.patch_embeddings
+    images = _prepare(image, patch_embeddings.image_size[0])
+    noise = torch.from_numpy(uniform(seed, 0, [0], patch_embeddings.num_patches, "demo mask"))
+    predicted, mask = reconstruct(model, normalize(to_pixels(images), *normalization), noise)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
+    pixels = ((predicted * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    masked = figures.hide_patches(images, mask, patch_embeddings.patch_size[0])
+    return images[0].numpy(), masked[0], pixels[0].numpy()
+
+
+def build_page(name: str) -> "gradio.Blocks":
+    """The page of a classifier (class probabilities) or a masked autoencoder (original, masked, reconstruction).
+
+    Args:
+        name: run folder, model folder or Hub id.
+
+    Raises:
+        ConfigError: gradio is not installed, or there is no such model, or it is of another kind.
+    """
+    require(
+        importlib.util.find_spec("gradio") is not None,
+        "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
+    )
+    path = find_model(name, FIX)
+    with opening(name, FIX):
+        config = AutoConfig.from_pretrained(path)
+    architectures = config.architectures or []
+    is_classifier = "ViTForImageClassification" in architectures
+    require(
+        is_classifier or config.model_type == "vit_mae",
+        f"{name} is a {', '.join(architectures) or 'model without a class'}: the demo shows a classifier or a masked "
+        f"autoencoder, {FIX}",
+    )
+    normalization = read_normalization(name)
+    if is_classifier:
+        return _classifier_page(name, partial(classify, open_classifier(name, "sdpa"), normalization))
+    model = MaskedAutoencoder.from_pretrained(name, attn_implementation="sdpa").eval()
+    note = "The model does not see the grey patches."
+    if model.config.norm_pix_loss:
+        note += " In the reconstruction they have their true mean and contrast, which this model does not predict."
+    return _reconstruction_page(name, note, partial(hide_and_reconstruct, model, normalization))
+
+
+def _classifier_page(name: str, answer: Callable[..., Any]) -> "gradio.Blocks":
+    import gradio
+
+    with gradio.Blocks(title=name, analytics_enabled=False, delete_cache=CACHE) as page:
+        gradio.Markdown(f"# {name}")
+        with gradio.Row():
+            image = gradio.Image(label="image", type="pil", image_mode=None, sources=["upload", "clipboard"])
+            label = gradio.Label(label="class probabilities", num_top_classes=10)
+        image.change(answer, image, label, api_name="classify")
+    return page
+
+
+def _reconstruction_page(name: str, note: str, answer: Callable[..., Any]) -> "gradio.Blocks":
+    import gradio
+
+    def enlarged(image: Image | None, seed: int) -> list[np.ndarray | None]:
+        pictures = answer(image, seed)
+        return [None if p is None else p.repeat(k := -(-PICTURE_SIZE // len(p)), 0).repeat(k, 1) for p in pictures]
+
+    with gradio.Blocks(title=name, analytics_enabled=False, delete_cache=CACHE) as page:
+        gradio.Markdown(f"# {name}\n{note}")
+        image = gradio.Image(label="image", type="pil", image_mode=None, sources=["upload", "clipboard"])
+        seed = gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")
+        with gradio.Row():
+            pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
+        # of the many values that a dragged slider takes, only the last is worth an answer
+        gradio.on(
+            [image.change, seed.change],
+            enlarged,
+            [image, seed],
+            pictures,
+            trigger_mode="always_last",
+            api_name="reconstruct",
+        )
+    return page
+
+
+def _prepare(image: Image, image_size: int) -> Tensor:
+    """The image as a run stores it, uint8 (1, S, S, 3)."""
+    return torch.from_numpy(to_rgb_square(image, image_size))[None]

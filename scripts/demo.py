@@ -1,0 +1,29 @@
+"""Show a classifier or a masked autoencoder at work on a web page of this machine; Ctrl-C ends it.
+
+python scripts/demo.py --model runs/finetune/digits
+python scripts/demo.py --model user/name --port 7861
+"""
+
+from collections.abc import Sequence
+
+from mae_hf import cli
+from mae_hf.config import ConfigError, DemoConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serves the page that the command line asks for until it is interrupted."""
+    config = cli.parse(DemoConfig, argv, prog="scripts/demo.py")
+
+    from mae_hf.demo import build_page
+
+    page = build_page(config.model)
+    try:
+        page.launch(server_name="127.0.0.1", server_port=config.port, share=False, quiet=True, prevent_thread_lock=True)
+    except OSError:  # gradio's word for a taken port
+        raise ConfigError(f"port {config.port} is taken: choose another (--port {config.port + 1})") from None
+    print(f"{config.model} is shown at http://127.0.0.1:{config.port}; Ctrl-C ends it", flush=True)
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,146 @@
+"""A run small enough for a test, through the real loop, log and checkpoints: an MLP learns a line.
+
+As a script, `small_training.py FOLDER`, it is what test_distributed.py starts on several processes.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mae_hf.checkpoint import Checkpoints, TrainState
+from mae_hf.config import PretrainConfig, PretrainTrainConfig, RunError
+from mae_hf.data.draws import uniform
+from mae_hf.evaluation.inference import _every_image
+from mae_hf.tracking import RunLog
+from mae_hf.training import train
+
+NUM_IMAGES = 32
+# 4 steps an epoch; lines of the log, evaluations and checkpoints every 3, 6 and 7 of 20 steps: they rarely coincide.
+DEFAULTS = {"batch_size": 8, "epochs": 5, "warmup_epochs": 1, "base_lr": 0.6, "log_every_steps": 3}
+DEFAULTS |= {"eval_every_epochs": 1.5, "save_every_epochs": 1.75}
+
+Change = Callable[[int, Tensor], Tensor]
+
+
+class Interrupted(Exception):
+    """Stands for whatever stops a run from outside."""
+
+
+def network(dropout: float = 0.0) -> nn.Module:
+    """An MLP from 4 numbers to 1, the same one every time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1))
+
+
+def batch(rows: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
+    """Inputs (B, 4), another draw for every epoch, and targets (B, 1)."""
+    inputs = torch.from_numpy(uniform(0, epoch, rows, 4, "inputs")).float() / 10
+    position = torch.from_numpy(rows)[:, None] / NUM_IMAGES
+    return inputs + position, 4 * position - 2
+
+
+def run(
+    folder: Path,
+    *,
+    dropout: float = 0.0,
+    stop_at: int | None = None,
+    change: Change = lambda step, loss: loss,
+    evaluate: Callable[[int], dict[str, float]] = lambda step: {"eval/loss": 1 / step},
+    best_key: str | None = None,
+    **settings: object,
+) -> tuple[nn.Module, TrainState]:
+    """Starts the run in this folder, or goes on with it, as the scripts do.
+
+    Args:
+        dropout: rate of the MLP's dropout.
+        stop_at: raises `Interrupted` in the middle of this step, from 0.
+        change: makes something else of a step's loss.
+        evaluate: as `train` takes it.
+        best_key: as `train` takes it.
+        settings: fields of `TrainConfig` that differ from DEFAULTS.
+    """
+    config = PretrainConfig(output_dir=str(folder), train=PretrainTrainConfig(**(DEFAULTS | settings)))
+    accelerator = Accelerator(cpu=True)
+    plan = config.train.plan(NUM_IMAGES, accelerator.num_processes)
+    model = network(dropout)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}])
+    model, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+    latest = checkpoints.latest()
+    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+    log = RunLog(accelerator, config, state.step, {})
+
+    def loss_of(rows: np.ndarray, epoch: int) -> Tensor:
+        if state.step == stop_at:
+            raise Interrupted
+        inputs, targets = batch(rows, epoch)
+        return change(state.step, nn.functional.mse_loss(model(inputs), targets))
+
+    try:
+        state = train(
+            accelerator,
+            model,
+            optimizer,
+            config=config.train,
+            plan=plan,
+            state=state,
+            loss_of=loss_of,
+            evaluate=evaluate,
+            log=log,
+            checkpoints=checkpoints,
+            best_key=best_key,
+        )
+    except RunError as error:
+        error.model = accelerator.unwrap_model(model)  # for tests that look at the weights it left
+        raise
+    return accelerator.unwrap_model(model), state
+
+
+def main(folder: Path) -> None:
+    """Writes what test_distributed.py looks at."""
+    accelerator = Accelerator(cpu=True)
+    rank, is_main = accelerator.process_index, accelerator.is_main_process
+    seen = {"num_processes": accelerator.num_processes}
+
+    run(folder / "whole")
+    run(folder / "accumulated", per_device_batch_size=2)
+    try:
+        run(folder / "resumed", stop_at=12)
+    except Interrupted:
+        run(folder / "resumed")
+
+    def spoil_one_process(step: int, loss: Tensor) -> Tensor:
+        """Not finite on the last process alone, and with a gradient that is: only the loss gives it away."""
+        spoilt = step == 9 and rank == accelerator.num_processes - 1
+        return loss + (float("nan") if spoilt else 0.0)
+
+    try:
+        run(folder / "not-finite", change=spoil_one_process)
+    except RunError as error:
+        seen["error"] = str(error)
+
+    for num_images in (1, 2, 3, 8, 13):
+        computed: list[int] = []
+
+        def values_of(rows: np.ndarray, computed: list[int] = computed) -> Tensor:
+            computed.extend(rows.tolist())
+            return torch.from_numpy(np.stack([rows, rows**2], axis=1)).float()
+
+        values = _every_image(accelerator, num_images, 2, values_of)
+        seen[f"values of {num_images}"] = values.tolist()
+        seen[f"computed of {num_images}"] = computed
+    (folder / f"process-{rank}.json").write_text(json.dumps(seen))
+    accelerator.wait_for_everyone()
+    if is_main:
+        print("done")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

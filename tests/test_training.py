@@ -1,0 +1,209 @@
+"""The loop's promises: the split of a batch changes nothing, nor does an interruption, and a bad loss stops in time."""
+
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_training import DEFAULTS, NUM_IMAGES, Interrupted, batch, network, run
+from torch import nn
+
+from mae_hf.config import PretrainTrainConfig, RunError
+from mae_hf.data.sampler import BatchSampler
+from mae_hf.optim import learning_rate_at
+from mae_hf.tracking import read_metrics
+from mae_hf.training import attention_for, use_all_cores
+
+
+def lines_without_clock(folder) -> list[dict[str, float]]:
+    return [{key: line[key] for key in line if key != "train/images_per_second"} for line in read_metrics(folder)]
+
+
+def test_a_run_is_the_textbook_loop(tmp_path):
+    """Ten lines of plain PyTorch, without accumulation, log or checkpoints, come to the same weights and losses."""
+    model, state = run(tmp_path, log_every_steps=1)
+    assert state.step == 20
+
+    config = PretrainTrainConfig(**DEFAULTS)
+    plan = config.plan(NUM_IMAGES, 1)
+    sampler = BatchSampler(NUM_IMAGES, 8, seed=0)
+    expected = network()
+    optimizer = torch.optim.AdamW(expected.parameters())
+    losses, norms = [], []
+    for step in range(20):
+        inputs, targets = batch(*sampler.micro_batches(step), step // 4)
+        loss = nn.functional.mse_loss(expected(inputs), targets)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, plan, 0.6 * 8 / 256)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(expected.parameters(), 1.0).item())
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-4:]) < 0.6 * sum(losses[:4]), "there is something to learn"
+    assert any(norm > 1 for norm in norms), "there is something to clip"
+    lines = read_metrics(tmp_path)
+    assert [line["train/loss"] for line in lines] == pytest.approx(losses, rel=1e-5)
+    assert [line["train/grad_norm"] for line in lines] == pytest.approx(norms, rel=1e-4)
+    for found, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [4, 2, 1])
+def test_accumulation_does_not_change_the_losses(tmp_path, size):
+    run(tmp_path / "whole", log_every_steps=1)
+    run(tmp_path / "split", log_every_steps=1, per_device_batch_size=size)
+    whole, split = ([line["train/loss"] for line in read_metrics(tmp_path / name)] for name in ("whole", "split"))
+    assert len(split) == 20
+    assert split == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("stop_at", [3, 12, 17])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, stop_at):
+    expected, state = run(tmp_path / "whole", dropout=0.2)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "resumed", dropout=0.2, stop_at=stop_at)
+    torch.manual_seed(123)  # a new process starts from another random state
+    resumed, resumed_state = run(tmp_path / "resumed", dropout=0.2)
+    for found, wanted in zip(resumed.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+    assert resumed_state == state
+    assert lines_without_clock(tmp_path / "resumed") == lines_without_clock(tmp_path / "whole")
+
+
+def test_going_on_with_a_run_that_has_made_all_its_steps_changes_nothing(tmp_path):
+    expected, state = run(tmp_path)
+    lines = read_metrics(tmp_path)
+    again, state_again = run(tmp_path)
+    assert state_again == state
+    assert read_metrics(tmp_path) == lines
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), expected.parameters(), strict=True))
+
+
+def test_the_log_has_a_line_when_it_is_due_and_at_evaluations_and_checkpoints(tmp_path):
+    run(tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6, 7, 9, 12, 14, 15, 18, 20]
+    assert [line["step"] for line in lines if "eval/loss" in line] == [6, 12, 18, 20]
+    assert [line["epoch"] for line in lines] == [line["step"] / 4 for line in lines]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000014", "step-00000020"]
+
+
+def test_the_log_has_the_rate_that_the_optimizer_got(tmp_path):
+    run(tmp_path)
+    rates = {line["step"]: line["train/learning_rate"] for line in read_metrics(tmp_path)}
+    peak = 0.6 * 8 / 256
+    assert rates[3] == pytest.approx(peak * 3 / 4)  # the third of four steps of warm-up
+    assert rates[12] == pytest.approx(peak * 0.5971, rel=1e-3)  # (1 + cos(7/16 pi)) / 2
+    assert 0 < rates[20] < peak / 50
+
+
+def test_the_mean_loss_of_a_line_is_over_the_steps_since_the_last_one(tmp_path):
+    run(tmp_path / "each", log_every_steps=1)
+    run(tmp_path / "some")
+    each = {line["step"]: line["train/loss"] for line in read_metrics(tmp_path / "each")}
+    last = 0
+    for line in read_metrics(tmp_path / "some"):
+        steps = range(last + 1, line["step"] + 1)
+        assert line["train/loss"] == pytest.approx(sum(each[step] for step in steps) / len(steps), rel=1e-5)
+        last = line["step"]
+
+
+def test_images_per_second_count_steps_and_not_evaluations(tmp_path):
+    def slow_step(step, loss):
+        time.sleep(0.02)
+        return loss
+
+    def slow_evaluation(step):
+        time.sleep(1)
+        return {"eval/loss": 0.0}
+
+    run(tmp_path, epochs=2, eval_every_epochs=1, log_every_steps=2, change=slow_step, evaluate=slow_evaluation)
+    speeds = [line["train/images_per_second"] for line in read_metrics(tmp_path)]
+    assert len(speeds) == 5  # steps 2, 4, 6, 7 (a checkpoint) and 8
+    assert all(16 < speed <= 8 / 0.02 for speed in speeds), speeds
+
+
+def test_the_best_checkpoint_is_kept_and_remembered(tmp_path):
+    accuracy = {6: 0.5, 12: 0.9, 18: 0.9, 20: 0.7}  # an equal value later is no better
+    _, state = run(
+        tmp_path, evaluate=lambda step: {"eval/accuracy": accuracy[step]}, best_key="eval/accuracy", keep_checkpoints=1
+    )
+    assert (state.best_step, state.best_value) == (12, 0.9)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000012", "step-00000020"]
+
+
+def test_an_interrupted_run_remembers_its_best(tmp_path):
+    accuracy = {6: 0.9, 12: 0.5, 18: 0.6, 20: 0.7}
+    settings = {"evaluate": lambda step: {"eval/accuracy": accuracy[step]}, "best_key": "eval/accuracy"}
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_at=15, keep_checkpoints=1, **settings)
+    _, state = run(tmp_path, keep_checkpoints=1, **settings)
+    assert (state.best_step, state.best_value) == (6, 0.9)
+    assert (tmp_path / "checkpoints" / "step-00000006").is_dir()
+
+
+BAD = {
+    "a loss that is not a number": lambda loss: loss * float("nan"),
+    "an infinite loss": lambda loss: loss * float("inf"),
+    "a loss that is not a number, with finite gradients": lambda loss: loss + float("nan"),
+    "a gradient that is not a number": lambda loss: loss + (loss * 0).sqrt(),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path, bad):
+    with pytest.raises(Interrupted):
+        run(tmp_path / "good", stop_at=9, save_every_epochs=2.25)  # leaves a checkpoint of 9 good steps
+    with pytest.raises(RunError) as caught:
+        run(tmp_path / "bad", change=lambda step, loss: BAD[bad](loss) if step == 9 else loss)
+    message = str(caught.value)
+    assert "of step 9 is not finite" in message
+    assert f"the last good checkpoint is {tmp_path / 'bad' / 'checkpoints' / 'step-00000007'}" in message
+    assert "--train.base_lr" in message
+    assert "\n" not in message
+
+    expected = load_file(tmp_path / "good" / "checkpoints" / "step-00000009" / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in caught.value.model.state_dict().items())
+
+
+def test_without_a_checkpoint_the_message_says_so(tmp_path):
+    with pytest.raises(RunError, match="the last good checkpoint is none yet"):
+        run(tmp_path, change=lambda step, loss: loss * float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "attention"),
+    [
+        ("cpu", "no", "sdpa"),
+        ("cpu", "fp16", "sdpa"),
+        ("cpu", "bf16", "eager"),
+        ("cuda", "no", "sdpa"),
+        ("cuda", "bf16", "sdpa"),
+        ("mps", "bf16", "sdpa"),
+    ],
+)
+def test_attention_is_the_fastest_kind_for_device_and_precision(device, precision, attention):
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
+    assert attention_for(accelerator) == attention
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "processes", "share"),
+    [("cpu", 1, None, 1), ("cpu", 1, "2", 2), ("cpu", 3, None, None), ("cuda", 1, None, None)],
+)
+def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
+    monkeypatch, device, threads, processes, share
+):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        use_all_cores(SimpleNamespace(device=torch.device(device)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        assert torch.get_num_threads() == (max(1, cores // share) if share else threads)
+    finally:
+        torch.set_num_threads(before)
