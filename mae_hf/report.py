@@ -67,6 +67,8 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
     folder = Path(output_dir)
     require(not folder.exists() or folder.is_dir(), f"{folder} is not a folder: choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("embedding.png", "reconstruction.png"):  # those of an older report, should they be left out this time
+        (folder / name).unlink(missing_ok=True)
     pictures, notes = _score_pictures(comparison, folder), []
     trust: dict[str, float] = {}
     try:

@@ -128,6 +128,7 @@ def test_the_map_shows_the_encoder_before_fine_tuning_beside_the_trained_baselin
 
 
 def test_what_is_gone_is_left_out_and_said(runs, comparison, tmp_path, capsys):
+    report.write_report(comparison, tmp_path / "out")
     for path in (runs[0] / "figures").iterdir():
         path.unlink()
     (runs[0] / "model" / "config.json").unlink()
@@ -136,6 +137,7 @@ def test_what_is_gone_is_left_out_and_said(runs, comparison, tmp_path, capsys):
     for text in ("No t-SNE map: ", "No reconstruction: "):
         assert text in html and f"warning: {text}" in warnings
     assert len(Page(html).alts) == 3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3  # and none of the first report
 
 
 def test_test_images_that_changed_since_are_not_drawn(image_folder, comparison, tmp_path, capsys):
