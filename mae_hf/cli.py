@@ -151,6 +151,7 @@ def _describe(hint: Any) -> str:
 def _separate(argv: Sequence[str], types: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The files of `--config`, and all other words; a bare `--hub.push` becomes `--hub.push=true`."""
     files, flags = [], []
+    argv = [_underscored(word) if word.startswith("--") else word for word in argv]
     words = iter(itertools.zip_longest(argv, argv[1:]))
     for word, following in words:
         if word.startswith("--config="):
@@ -163,6 +164,12 @@ def _separate(argv: Sequence[str], types: dict[str, Any]) -> tuple[list[str], li
         else:
             flags.append(word)
     return files, flags
+
+
+def _underscored(flag: str) -> str:
+    """A flag that is spelled with hyphens as the key it is: `--output-dir=a-b` as `--output_dir=a-b`."""
+    name, equals, value = flag[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

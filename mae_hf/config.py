@@ -521,10 +521,13 @@ class PrepareConfig:
 
     Args:
         image_size: side of the square images, the `model.image_size` of the runs.
+        audit_against: look for the unlabeled images in this split, `train`, `validation` or `test`. Only equal pixels
+            are found, not yet near duplicates.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     image_size: int = 96
+    audit_against: Literal["train", "validation", "test"] | None = None
 
     def __post_init__(self) -> None:
         require(

@@ -4,8 +4,6 @@ S is the side of the model's square images, N the number of their patches.
 """
 
 import importlib.util
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,16 +25,17 @@ if TYPE_CHECKING:
     import gradio
 
 PICTURE_SIZE = 320  # pixels on the page; digits of 32 would be too small to see
-CACHE = (600, 3600)  # seconds: how often gradio looks for images that it was given, and removes those this old
+# The image as it was uploaded, whatever its mode: what becomes of it is the store's business.
+UPLOAD: dict[str, Any] = {"label": "image", "type": "pil", "image_mode": None, "sources": ["upload", "clipboard"]}
+# delete_cache: gradio looks every 600 s for images that it was given an hour ago, and removes them
+BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (600, 3600)}
 
 Normalization = tuple[Triple, Triple]  # means and standard deviations of the channels
 
 
 @torch.no_grad()
-def classify(model: ViTForImageClassification, normalization: Normalization, image: Image | None) -> dict[str, float]:
+def classify(model: ViTForImageClassification, normalization: Normalization, image: Image) -> dict[str, float]:
     """The probability of each class; the image, of any mode and size, is prepared as in training."""
-    if image is None:
-        return {}
     images = _prepare(image, image_size_of(model))
     probabilities = model(normalize(to_pixels(images), *normalization)).logits.float().softmax(dim=-1)[0]
     names = (model.config.id2label or {}).values()
@@ -44,8 +43,8 @@ def classify(model: ViTForImageClassification, normalization: Normalization, ima
 
 
 def hide_and_reconstruct(
-    model: MaskedAutoencoder, normalization: Normalization, image: Image | None, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | tuple[None, None, None]:
+    model: MaskedAutoencoder, normalization: Normalization, image: Image, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the model makes of an image, of any mode and size, when it sees few of its patches.
 
     Args:
@@ -54,8 +53,6 @@ def hide_and_reconstruct(
     Returns:
         The image, the image with its hidden patches in grey, and with them as predicted, each uint8 (S, S, 3).
     """
-    if image is None:
-        return None, None, None
     patch_embeddings = model.vit.embeddings.patch_embeddings
     images = _prepare(image, patch_embeddings.image_size[0])
     noise = torch.from_numpy(uniform(seed, 0, [0], patch_embeddings.num_patches, "demo mask"))
@@ -81,58 +78,55 @@ def build_page(name: str) -> "gradio.Blocks":
     )
     path = find_model(name, FIX)
     with opening(name, FIX):
-        config = AutoConfig.from_pretrained(path)
-    architectures = config.architectures or []
-    is_classifier = "ViTForImageClassification" in architectures
+        architectures = AutoConfig.from_pretrained(path).architectures or []
+    normalization = read_normalization(name)
+    if "ViTForImageClassification" in architectures:
+        return _classifier_page(name, open_classifier(name, "sdpa"), normalization)
     require(
-        is_classifier or config.model_type == "vit_mae",
+        "ViTMAEForPreTraining" in architectures,
         f"{name} is a {', '.join(architectures) or 'model without a class'}: the demo shows a classifier or a masked "
         f"autoencoder, {FIX}",
     )
-    normalization = read_normalization(name)
-    if is_classifier:
-        return _classifier_page(name, partial(classify, open_classifier(name, "sdpa"), normalization))
-    model = MaskedAutoencoder.from_pretrained(name, attn_implementation="sdpa").eval()
-    note = "The model does not see the grey patches."
-    if model.config.norm_pix_loss:
-        note += " In the reconstruction they have their true mean and contrast, which this model does not predict."
-    return _reconstruction_page(name, note, partial(hide_and_reconstruct, model, normalization))
+    model = MaskedAutoencoder.from_pretrained(name).eval()
+    return _reconstruction_page(name, model, normalization)
 
 
-def _classifier_page(name: str, answer: Callable[..., Any]) -> "gradio.Blocks":
+def _classifier_page(name: str, model: ViTForImageClassification, normalization: Normalization) -> "gradio.Blocks":
     import gradio
 
-    with gradio.Blocks(title=name, analytics_enabled=False, delete_cache=CACHE) as page:
+    def answer(image: Image | None) -> dict[str, float]:  # None: the image was taken away
+        return {} if image is None else classify(model, normalization, image)
+
+    with gradio.Blocks(title=name, **BLOCKS) as page:
         gradio.Markdown(f"# {name}")
-        with gradio.Row():
-            image = gradio.Image(label="image", type="pil", image_mode=None, sources=["upload", "clipboard"])
-            label = gradio.Label(label="class probabilities", num_top_classes=10)
+        image = gradio.Image(**UPLOAD)
+        label = gradio.Label(label="class probabilities", num_top_classes=10)
         image.change(answer, image, label, api_name="classify")
     return page
 
 
-def _reconstruction_page(name: str, note: str, answer: Callable[..., Any]) -> "gradio.Blocks":
+def _reconstruction_page(name: str, model: MaskedAutoencoder, normalization: Normalization) -> "gradio.Blocks":
     import gradio
 
-    def enlarged(image: Image | None, seed: int) -> list[np.ndarray | None]:
-        pictures = answer(image, seed)
-        return [None if p is None else p.repeat(k := -(-PICTURE_SIZE // len(p)), 0).repeat(k, 1) for p in pictures]
+    def answer(image: Image | None, seed: int) -> list[np.ndarray | None]:
+        if image is None:
+            return [None, None, None]
+        pictures = hide_and_reconstruct(model, normalization, image, seed)
+        times = max(1, PICTURE_SIZE // len(pictures[0]))
+        return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
 
-    with gradio.Blocks(title=name, analytics_enabled=False, delete_cache=CACHE) as page:
+    note = "The model does not see the grey patches."
+    if model.config.norm_pix_loss:
+        note += " Their true mean and contrast, which it does not predict, are given to the reconstruction."
+    with gradio.Blocks(title=name, **BLOCKS) as page:
         gradio.Markdown(f"# {name}\n{note}")
-        image = gradio.Image(label="image", type="pil", image_mode=None, sources=["upload", "clipboard"])
+        image = gradio.Image(**UPLOAD)
         seed = gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")
         with gradio.Row():
             pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
-        # of the many values that a dragged slider takes, only the last is worth an answer
-        gradio.on(
-            [image.change, seed.change],
-            enlarged,
-            [image, seed],
-            pictures,
-            trigger_mode="always_last",
-            api_name="reconstruct",
-        )
+        # always_last: of the many values that a dragged slider takes, only the last is worth an answer
+        triggers = {"triggers": [image.change, seed.change], "trigger_mode": "always_last"}
+        gradio.on(fn=answer, inputs=[image, seed], outputs=pictures, api_name="reconstruct", **triggers)
     return page
 
 

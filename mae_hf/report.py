@@ -33,7 +33,7 @@ _COLUMNS = {
     "test_loss": "test loss",
     "best_validation_accuracy": "best validation accuracy (%)",
     "best_epoch": "best epoch",
-    "epochs_to_scratch_best": "epochs to the scratch model's best validation accuracy",
+    "epochs_to_scratch_best": "epochs to scratch's best validation",
     "seed": "seed",
     "num_parameters": "parameters",
 }
@@ -276,9 +276,7 @@ def page(comparison: Comparison, pictures: list[Picture], notes: list[str]) -> s
         sections=sections,
         notes="".join(f"<p>{escape(note)}</p>" for note in notes),
         commands=commands,
-        versions=escape(
-            ", ".join(f"{name} {v}" for name, v in comparison.scratch[0].record.get("versions", {}).items())
-        ),
+        versions=escape(", ".join(" ".join(item) for item in comparison.scratch[0].record.get("versions", {}).items())),
     )
 
 
@@ -288,7 +286,7 @@ def _base64(path: Path) -> str:
 
 def _selection_note(comparison: Comparison) -> str:
     parts = []
-    for name, arm in ((PRETRAINED, comparison.pretrained), (SCRATCH, comparison.scratch)):
+    for name, arm in (("Pre-trained", comparison.pretrained), ("From scratch", comparison.scratch)):
         accuracies = [100 * run.scores["accuracy"] for run in arm]
         if len(arm) > 1:
             parts.append(

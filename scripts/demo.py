@@ -18,7 +18,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     page = build_page(config.model)
     try:
-        page.launch(server_name="127.0.0.1", server_port=config.port, share=False, quiet=True, prevent_thread_lock=True)
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=config.port,
+            share=False,
+            quiet=True,
+            show_error=True,
+            prevent_thread_lock=True,  # to say where the page is once it is there
+        )
     except OSError:  # gradio's word for a taken port
         raise ConfigError(f"port {config.port} is taken: choose another (--port {config.port + 1})") from None
     print(f"{config.model} is shown at http://127.0.0.1:{config.port}; Ctrl-C ends it", flush=True)

@@ -1,6 +1,6 @@
-"""Decode the images of every source ahead of the runs, and measure their channels.
+"""Decode the images of every source ahead of the runs, look for leaks, and measure the channels.
 
-python scripts/prepare_data.py --data.source digits --data.class_names null --image_size 32
+python scripts/prepare_data.py --data.source digits --data.class_names null --image_size 32 --audit-against test
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,34 @@ from mae_hf.config import PrepareConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Decodes every split of every source and prints what is there."""
+    """Decodes every split of every source and prints what is there, and which unlabeled images a split repeats."""
     config = cli.parse(PrepareConfig, argv, prog="scripts/prepare_data.py")
 
     import numpy as np
 
+    from mae_hf.data.audit import audit, check_audit
     from mae_hf.data.images import load_pretraining_images
     from mae_hf.data.sources import load_splits
     from mae_hf.data.store import open_store
 
     # ---- decode ----
-    for source in config.data.sources:
+    found = {source: load_splits(config.data, source) for source in config.data.sources}
+    if config.audit_against:
+        check_audit([split for splits in found.values() for split in splits.values()], config.audit_against)
+    stores = []
+    for source, splits in found.items():
         print(source)
-        for role, split in load_splits(config.data, source).items():
+        for role, split in splits.items():
             store = open_store(split, config.image_size, config.data)
             classes = f"{len(split.class_names)} classes" if split.class_names else "no labels"
             skipped = f", {len(split) - len(store.rows)} skipped" if len(split) > len(store.rows) else ""
             size = store.path.stat().st_size / 2**20
             print(f"  {role:<10} {len(store.rows):>8} images{skipped}, {classes}, {size:.1f} MiB in {store.path}")
+            stores.append(store)
+
+    # ---- leaks ----
+    if config.audit_against:
+        print("\n".join(audit(stores, config.audit_against)))
 
     # ---- the channels of the pre-training images ----
     images, held_out = load_pretraining_images(config.data, config.image_size)

@@ -240,7 +240,11 @@ def test_the_token_is_in_no_file_and_in_no_message(world):
         ("403", "me/new cannot be uploaded to (403 You don't have the rights", "take a token that may write there"),
         ("other's", 'under the namespace "you"', "name another repository (--hub.repo_id user/name)"),
         ("500", "me/broken cannot be uploaded to (500 Internal error", "the Hub failed, wait a little"),
-        ("name", "me/new..model cannot be uploaded to (Cannot have -- or .. in repo_id", "name it user/name (--hub.repo_id)"),
+        (
+            "name",
+            "me/new..model cannot be uploaded to (Cannot have -- or .. in repo_id",
+            "name it user/name (--hub.repo_id)",
+        ),
         ("dead", "Connection refused", "check the network, HF_ENDPOINT"),
         ("offline", "me/new cannot be uploaded to", "unset HF_HUB_OFFLINE"),
     ],

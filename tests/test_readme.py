@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from mae_hf import cli
-from mae_hf.config import EvaluateConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReconstructConfig
+from mae_hf.config import (
+    BenchmarkConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ReconstructConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,6 +26,8 @@ CONFIGS = {
     "scripts/evaluate.py": EvaluateConfig,
     "scripts/reconstruct.py": ReconstructConfig,
     "scripts/prepare_data.py": PrepareConfig,
+    "scripts/demo.py": DemoConfig,
+    "scripts/benchmark.py": BenchmarkConfig,
 }
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
 

@@ -18,7 +18,7 @@ LEVELS = (
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
     ("comparison",),
-    ("report", "hub"),
+    ("report", "hub", "demo", "benchmark"),
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Steps sideways within a level that are meant, each with its reason.

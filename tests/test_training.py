@@ -72,6 +72,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, stop_a
     assert lines_without_clock(tmp_path / "resumed") == lines_without_clock(tmp_path / "whole")
 
 
+def test_what_an_evaluation_draws_does_not_change_the_training(tmp_path):
+    expected, _ = run(tmp_path / "plain", dropout=0.2)
+    found, _ = run(
+        tmp_path / "drawing", dropout=0.2, evaluate=lambda step: {"eval/loss": torch.rand(step).mean().item()}
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
 def test_going_on_with_a_run_that_has_made_all_its_steps_changes_nothing(tmp_path):
     expected, state = run(tmp_path)
     lines = read_metrics(tmp_path)

@@ -128,7 +128,8 @@ def _read_hub(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
     # without a connection the datasets library takes the copy it used last, whatever revision that is
     commits = {Path(file["filename"]).parent.name for split in found.values() for file in split.cache_files}
     require(
-        not re.fullmatch("[0-9a-f]{7,40}", revision or "") or all(commit.startswith(revision) for commit in commits),
+        not re.fullmatch("[0-9a-f]{7,40}", revision or "")
+        or all(commit.startswith(revision or "") for commit in commits),
         f"{where} is not what was downloaded last ({', '.join(commits)}) and the Hub does not answer: connect to a "
         "network, or name that commit (--data.revision)",
     )
