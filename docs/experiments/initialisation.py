@@ -1,4 +1,4 @@
-"""Experiment: what transformers 5's own initialisation costs, against the paper's, at equal steps, data, crops and masks.
+"""Experiment: what the initialisation of transformers 5 costs, against the paper's, all else being equal.
 
 accelerate launch --mixed_precision bf16 docs/experiments/initialisation.py OUTPUT.json UNLABELED LABELLED [STEPS]
 """
