@@ -25,7 +25,8 @@ quickstart: venv
 	accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
 	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init runs/pretrain/digits
 	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --output_dir runs/finetune/digits-scratch
-	python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch --output_dir runs/compare/digits
+	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --train.layer_decay 1 --output_dir runs/finetune/digits-scratch-flat
+	python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch runs/finetune/digits-scratch-flat --output_dir runs/compare/digits
 
 test: venv
 	python -m pytest

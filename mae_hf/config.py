@@ -39,7 +39,8 @@ class DataConfig:
         source: `digits`, a Hub dataset id, a folder of parquet files or one such file, a folder of images, or the
             folder of the official STL-10 binaries. Pre-training takes several: `[first, second]`.
         revision: branch, tag or commit of a Hub dataset, so that a run can be repeated on the same rows.
-        class_names: the class names that the labelled splits must have, in order; null takes those of the source.
+        class_names: the class names that the labelled splits must have, in order, or the names of plain integer labels;
+            null takes those of the source.
         image_mean: channel means, for pixels in [0, 1], that normalise the images.
         image_std: channel standard deviations, for pixels in [0, 1].
         validation_fraction: part of `train` that is set aside, by class, for validation.
@@ -51,7 +52,7 @@ class DataConfig:
 
     source: list[str] | str = "jxie/stl10"
     revision: str | None = None
-    class_names: tuple[str, ...] | None = STL10_CLASSES
+    class_names: tuple[str, ...] | None = None
     image_mean: Triple = STL10_MEAN
     image_std: Triple = STL10_STD
     validation_fraction: float = 0.1

@@ -59,7 +59,7 @@ def hide_and_reconstruct(
     predicted, mask = reconstruct(model, normalize(to_pixels(images), *normalization), noise)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
     pixels = ((predicted * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    masked = figures.hide_patches(images, mask, patch_embeddings.patch_size[0])
+    masked = figures.hide_patches(images.numpy(), mask.numpy(), patch_embeddings.patch_size[0])
     return images[0].numpy(), masked[0], pixels[0].numpy()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -51,8 +52,10 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         old = cli.load(type(config), path)
     except ConfigError as error:
         raise ConfigError(f"{folder} holds a run of another kind: {error}; choose another --output_dir") from None
-    # the folder is the same one, whatever it was called
-    changed = cli.differences(dataclasses.replace(old, output_dir=config.output_dir), config)
+    # where the run lies, where it is uploaded and where images are cached has no part in its result
+    data = dataclasses.replace(old.data, cache_dir=config.data.cache_dir)
+    same = dataclasses.replace(old, data=data, hub=config.hub, output_dir=config.output_dir)
+    changed = cli.differences(same, config)
     require(
         not changed,
         f"{folder} holds a run of another config ({'; '.join(changed)}): choose another --output_dir, or remove the "
@@ -85,7 +88,7 @@ class RunLog:
             # a line without its end is what a run that was killed was writing
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text(self._path, "".join(kept))
-            self._run = {**_environment(accelerator), **facts, "start": self._first_start(), "end": None}
+            self._run = {**environment(accelerator), **facts, "start": self._first_start(), "end": None}
             self._write_json("run.json", self._run)
         if config.train.trackers:
             hyperparameters = {key: str(value) for key, value in cli.flatten(config)}
@@ -95,7 +98,9 @@ class RunLog:
         """Adds a line to metrics.jsonl and sends it to the trackers."""
         if self._accelerator.is_main_process:
             with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+                # fp16 finds its loss scale by gradients that are not finite; JSON has no word for them
+                finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+                file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
         self._accelerator.log(values, step=step)
 
     def finish(self, metrics: dict[str, Any]) -> None:
@@ -118,7 +123,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Command, commit, versions, device, processes and precision of this run."""
     return {
         "command": shlex.join(sys.argv),
         "git_commit": _git_commit(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mae_hf.checkpoint import Checkpoints, TrainState
-from mae_hf.config import Plan, RunError, TrainConfig
+from mae_hf.config import Plan, RunError, TrainConfig, require
 from mae_hf.data.draws import integer_seed
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.optim import learning_rate_at, set_learning_rate
@@ -27,7 +27,15 @@ def attention_for(accelerator: Accelerator) -> str:
 
     On a CPU the bf16 backward of sdpa takes 39 % of a step and eager attention is 1.4 times as fast; in fp32, and on a
     GPU, sdpa is.
+
+    Raises:
+        ConfigError: fp16 without a GPU, which Accelerate would quietly run as fp32.
     """
+    require(
+        accelerator.mixed_precision != "fp16" or accelerator.device.type == "cuda",
+        f"mixed_precision fp16 needs a GPU and this run is on {accelerator.device.type}: choose bf16 or no (accelerate "
+        "launch --mixed_precision)",
+    )
     return "eager" if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" else "sdpa"
 
 

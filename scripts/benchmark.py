@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mae_hf.benchmark import measure, pretraining_work
     from mae_hf.checkpoint import write_text
-    from mae_hf.tracking import _environment
+    from mae_hf.tracking import environment as describe_environment
     from mae_hf.training import attention_for, use_all_cores
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "rounds": rates}
         for name, rates in values.items()
     }
-    environment = _environment(accelerator) | {
+    environment = describe_environment(accelerator) | {
         "threads": torch.get_num_threads(),
         "attention": attention_for(accelerator),
     }

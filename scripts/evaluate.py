@@ -1,8 +1,8 @@
 """Evaluate a classifier on test images, or probe what the frozen features of an encoder know.
 
-accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits --data.class_names null \
+accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits \
     --output_dir runs/evaluate/digits
-accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits --data.class_names null \
+accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits \
     --probe knn,linear --output_dir runs/evaluate/digits-probes
 """
 
@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = Accelerator()
     use_all_cores(accelerator)
     folder = Path(config.output_dir)
+    require(
+        not (folder / "config.yaml").exists(),
+        f"{folder} is a run folder, whose metrics and predictions would be lost: choose another --output_dir",
+    )
     mean, std = read_normalization(config.model)
     data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
     from mae_hf.models.classifier import build_classifier
+    from mae_hf.models.pretrained import check_init
     from mae_hf.optim import build_optimizer
     from mae_hf.tracking import RunLog, inspect_run
     from mae_hf.training import attention_for, train, use_all_cores
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.hub.push and accelerator.is_main_process:
         hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
-    # ---- data ----
+    # ---- data, once it is clear that the encoder is there and takes images normalised as these are ----
+    check_init(config.model.init, config.data)
     with accelerator.main_process_first():
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]

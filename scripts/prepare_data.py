@@ -1,6 +1,6 @@
 """Decode the images of every source ahead of the runs, look for leaks, and measure the channels.
 
-python scripts/prepare_data.py --data.source digits --data.class_names null --image_size 32 --audit-against test
+python scripts/prepare_data.py --data.source digits --image_size 32 --audit-against test
 """
 
 from collections.abc import Sequence

@@ -81,14 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         pixels = augment(train_images.batch(rows).to(device), rows, config.augment, config.train.seed, epoch)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
         noise = torch.from_numpy(uniform(config.train.seed, epoch, rows, config.model.num_patches, "mask"))
-        return prepared(pixel_values, noise=noise.to(device)).loss
+        return prepared(pixel_values, noise=noise.float().to(device)).loss
 
     # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture ----
     pictured = held_out.batch(range(min(8, len(held_out))))
     figure_every = max(1, round(config.train.figure_every_epochs * plan.steps_per_epoch))
 
     def evaluate(step: int) -> dict[str, float]:
-        if accelerator.is_main_process and (step % figure_every == 0 or step == plan.total_steps):
+        figure_due = step // figure_every > (step - plan.eval_every_steps) // figure_every or step == plan.total_steps
+        if accelerator.is_main_process and figure_due:
             figure = draw_reconstructions(model, pictured, config.data, f"held-out images, step {step}")
             figures.save(figure, folder / "figures" / f"reconstruction-{step:08d}.png")
         loss = held_out_loss(
@@ -110,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     # ---- what is shared ----
-    metrics = read_metrics(folder)[-1]
+    last = read_metrics(folder)[-1]
+    metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss")}
     if accelerator.is_main_process:
         hub.save_model(folder / "model", model, config, metrics, encoder=export_encoder(model))
         if config.hub.push:

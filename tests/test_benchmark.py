@@ -1,5 +1,6 @@
 """The benchmark really prepares and trains, measures in turns, and writes what it measured."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -46,21 +47,23 @@ def test_the_images_are_read_from_a_file_and_all_differ(tmp_path: Path):
     assert [path.stat().st_size >= images.numel() for path in tmp_path.rglob("*.npy")] == [True]
 
 
-def test_the_kinds_of_work_take_turns_and_the_rates_count_images():
-    called: list[str] = []
+def test_the_kinds_of_work_take_turns_and_the_rates_count_their_images(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mae_hf.benchmark.LEAST_SECONDS", 0.1)
+    calls: list[tuple[str, float, float]] = []  # name, start, end
 
     def work(name: str, seconds: float) -> None:
-        called.append(name)
+        started = time.perf_counter()
         time.sleep(seconds)
+        calls.append((name, started, time.perf_counter()))
 
-    works = {"long": partial(work, "long", 0.6), "short": partial(work, "short", 0.3)}
-    values = measure(works, num_images=30, rounds=2, device=CPU)
-    counted = ["long", "short", "short"]  # half a second of each
-    assert called == ["long"] * 2 + ["short"] * 2 + counted * 2
-    # a sleep is never shorter than asked for, so that the rates have an upper bound on any machine
-    assert all(0 < rate <= 50 for rate in values["long"])
-    assert all(0 < rate <= 100 for rate in values["short"])
-    assert [len(rates) for rates in values.values()] == [2, 2]
+    values = measure({"long": partial(work, "long", 0.2), "short": partial(work, "short", 0.02)}, 30, 2, CPU)
+    turns = [list(turn) for _, turn in itertools.groupby(calls, key=lambda call: call[0])]
+    assert [turn[0][0] for turn in turns] == ["long", "short"] * 3  # the first two are the warm-up
+    assert len(turns[3]) > len(turns[2])  # short work is repeated until it lasts
+    for round_, (long, short) in enumerate([turns[2:4], turns[4:6]]):
+        for name, turn in (("long", long), ("short", short)):
+            images_per_second = 30 * len(turn) / (turn[-1][2] - turn[0][1])
+            assert values[name][round_] == pytest.approx(images_per_second, rel=0.3)
 
 
 def test_the_script_prints_a_table_and_writes_json(tmp_path: Path):

@@ -63,7 +63,7 @@ def test_make_has_the_target(command: str):
 def test_the_quickstart_of_the_makefile_parses_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     lines = re.findall(r"^\t(accelerate launch scripts/.*)$", (ROOT / "Makefile").read_text(), re.M)
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         _, words = _split(line)
         cli.parse(CONFIGS[words[0]], words[1:], prog=words[0])

@@ -152,7 +152,7 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path
 
 
 def test_evaluating_the_saved_classifier_gives_the_same_scores(runs: Path, tmp_path: Path):
-    data = ("--data.source", "digits", "--data.class_names", "null", "--data.validation_fraction", "0.2")
+    data = ("--data.source", "digits", "--data.validation_fraction", "0.2")
     command = (*LAUNCH, "scripts/evaluate.py", "--model", runs / "finetune", *data, "--output_dir", tmp_path)
     succeed(*command)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -162,7 +162,7 @@ def test_evaluating_the_saved_classifier_gives_the_same_scores(runs: Path, tmp_p
 
 
 def test_probes_of_the_encoder_beat_chance(runs: Path, tmp_path: Path):
-    data = ("--data.source", "digits", "--data.class_names", "null")
+    data = ("--data.source", "digits")
     probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear")
     succeed(sys.executable, "scripts/evaluate.py", *probes, "--output_dir", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -179,7 +179,7 @@ def test_the_comparison_is_computed_from_the_run_folders(runs: Path, tmp_path: P
 
 
 def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_path: Path):
-    script = (sys.executable, "scripts/reconstruct.py", "--model", runs / "pretrain", "--data.class_names", "null")
+    script = (sys.executable, "scripts/reconstruct.py", "--model", runs / "pretrain")
     succeed(*script, "--data.source", "digits", "--output", tmp_path / "digits.png")
     Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "grey.png")
     succeed(*script, "--data.source", tmp_path / "grey.png", "--output", tmp_path / "file.png")
@@ -189,7 +189,7 @@ def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_pa
 
 
 def test_preparing_the_data_says_where_it_is_and_how_big():
-    data = ("--data.source", "digits", "--data.class_names", "null")
+    data = ("--data.source", "digits")
     printed = succeed(sys.executable, "scripts/prepare_data.py", *data, "--image_size", "32")
     assert "unlabeled" in printed
     assert "1,000" in printed or "1000" in printed
@@ -210,3 +210,37 @@ def test_a_missing_encoder_is_answered_with_what_to_type(tmp_path: Path):
     assert done.returncode == 2
     assert "scripts/pretrain.py" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_trained_on_other_statistics_is_refused_with_the_flags(runs: Path, tmp_path: Path):
+    script = (sys.executable, "scripts/finetune.py", "--config", "configs/finetune/digits.yaml")
+    other = ("--data.image_mean", "[0.5, 0.5, 0.5]", "--model.init", runs / "pretrain")
+    done = run(*script, *other, "--output_dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert "--data.image_mean '[0.309, 0.309, 0.309]'" in done.stderr
+
+
+def test_evaluation_does_not_write_into_a_run_folder(runs: Path):
+    command = ("scripts/evaluate.py", "--model", runs / "finetune", "--data.source", "digits")
+    done = run(sys.executable, *command, "--output_dir", runs / "finetune")
+    assert done.returncode == 2
+    assert "choose another --output_dir" in done.stderr
+
+
+def test_a_finished_run_may_change_where_it_is_uploaded_and_cached(runs: Path):
+    command = (sys.executable, "scripts/finetune.py", "--config", runs / "scratch" / "config.yaml")
+    assert "is finished" in succeed(*command, "--hub.repo_id", "me/other", "--data.cache_dir", "elsewhere")
+
+
+@pytest.mark.slow
+def test_two_processes_do_both_stages_as_one_does(runs: Path, tmp_path: Path):
+    launch = ("env", "ACCELERATE_USE_CPU=true", *LAUNCH, "--num_cpu_threads_per_process", "1")
+    launch = (*launch, "--multi_gpu", "--num_processes", "2", "--main_process_port", "29533")
+    pretrain = ("scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
+    succeed(*launch, *pretrain, "--output_dir", tmp_path / "pretrain")
+    one, two = (json.loads((path / "pretrain" / "metrics.json").read_text()) for path in (runs, tmp_path))
+    assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-4)
+    finetune = ("scripts/finetune.py", "--config", "configs/finetune/digits.yaml", *SMALL)
+    succeed(*launch, *finetune, "--model.init", tmp_path / "pretrain", "--output_dir", tmp_path / "finetune")
+    assert pq.read_table(tmp_path / "finetune" / "predictions.parquet")["index"].to_pylist() == list(range(497))
+    assert json.loads((tmp_path / "finetune" / "run.json").read_text())["num_processes"] == 2

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from small_training import DEFAULTS, NUM_IMAGES, Interrupted, batch, network, run
 from torch import nn
 
-from mae_hf.config import PretrainTrainConfig, RunError
+from mae_hf import training
+from mae_hf.checkpoint import Checkpoints
+from mae_hf.config import ConfigError, PretrainTrainConfig, RunError
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.optim import learning_rate_at
 from mae_hf.tracking import read_metrics
@@ -185,7 +187,7 @@ def test_without_a_checkpoint_the_message_says_so(tmp_path):
     ("device", "precision", "attention"),
     [
         ("cpu", "no", "sdpa"),
-        ("cpu", "fp16", "sdpa"),
+        ("cuda", "fp16", "sdpa"),
         ("cpu", "bf16", "eager"),
         ("cuda", "no", "sdpa"),
         ("cuda", "bf16", "sdpa"),
@@ -215,3 +217,20 @@ def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
         assert torch.get_num_threads() == (max(1, cores // share) if share else threads)
     finally:
         torch.set_num_threads(before)
+
+
+def test_fp16_may_skip_steps_while_it_looks_for_its_loss_scale_but_not_for_ever(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    loss, overflow = torch.tensor(1.0), torch.tensor(float("inf"))
+    searching = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
+    training._stop_unless_finite(searching, loss, overflow, 3, checkpoints)
+    exhausted = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=0.5))
+    for accelerator, bad_loss in ((exhausted, loss), (searching, overflow)):
+        with pytest.raises(RunError, match="of step 3 is not finite"):
+            training._stop_unless_finite(accelerator, bad_loss, overflow, 3, checkpoints)
+
+
+def test_fp16_without_a_gpu_is_refused():
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision="fp16")
+    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.*bf16"):
+        training.attention_for(accelerator)

@@ -49,7 +49,7 @@ def measure(initialisation: str, unlabeled: str, labelled: str, steps: int) -> d
         ["--config=configs/pretrain/stl10_tiny.yaml", *flags, f"--train.epochs={epochs}", "--train.warmup_epochs=0.3"],
         prog="initialisation",
     )
-    plan = config.train.plan(len(images), 1)
+    plan = config.train.plan(len(images), accelerator.num_processes)
 
     set_seed(config.train.seed)
     model = build_mae(config.model, attention_for(accelerator))
@@ -63,9 +63,10 @@ def measure(initialisation: str, unlabeled: str, labelled: str, steps: int) -> d
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.train))
 
     def loss_of(rows, epoch):  # type: ignore[no-untyped-def]
-        pixels = augment(images.batch(rows), rows, config.augment, config.train.seed, epoch)
+        pixels = augment(images.batch(rows).to(accelerator.device), rows, config.augment, config.train.seed, epoch)
         noise = torch.from_numpy(uniform(config.train.seed, epoch, rows, config.model.num_patches, "mask"))
-        return prepared(normalize(pixels, config.data.image_mean, config.data.image_std), noise=noise).loss
+        pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
+        return prepared(pixel_values, noise=noise.float().to(accelerator.device)).loss
 
     def evaluate(step: int) -> dict[str, float]:
         return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches, 256)}

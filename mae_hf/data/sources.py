@@ -17,6 +17,7 @@ from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig, require
 from mae_hf.data.readers import ROLES, read_datasets
 
 OFFICIAL_COUNTS = {"jxie/stl10": {"train": 5_000, "test": 8_000, "unlabeled": 100_000}}
+OFFICIAL_CLASSES = {"jxie/stl10": STL10_CLASSES}
 STL10_BYTES = 3 * 96 * 96
 
 
@@ -86,7 +87,7 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
             f"{role} of {source} has {len(split)} images, not the official {expected}: the download is incomplete or "
             "the dataset has changed, pin a revision (--data.revision)",
         )
-    return _name_classes(source, splits, config.class_names)
+    return _name_classes(source, splits, config.class_names or OFFICIAL_CLASSES.get(source))
 
 
 def stratified_draw(labels: np.ndarray, num: int, seed: int | list[int]) -> np.ndarray:

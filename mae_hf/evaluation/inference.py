@@ -24,7 +24,7 @@ def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig,
 
 def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device) -> Tensor:
     """The masks of held-out images, (B, N): the same in every run, so that losses can be compared."""
-    return torch.from_numpy(uniform(0, 0, rows, num_patches, "held-out mask")).to(device)
+    return torch.from_numpy(uniform(0, 0, rows, num_patches, "held-out mask")).float().to(device)
 
 
 @torch.no_grad()
@@ -37,11 +37,11 @@ def held_out_loss(
         model: a prepared `MaskedAutoencoder` in eval mode.
         batch_size: images at once per device.
     """
-    total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    total = torch.zeros(2, device=accelerator.device)
     for rows in _share(accelerator, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         loss = model(pixel_values, noise=fixed_noise(rows, num_patches, accelerator.device)).loss
-        total += torch.stack([loss.double() * len(rows), torch.tensor(len(rows), device=loss.device)])
+        total += torch.stack([loss * len(rows), torch.tensor(len(rows), device=loss.device)])
     loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
     assert count == len(images)
     return loss_sum / count

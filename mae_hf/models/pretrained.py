@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, ViTForImageClassification, ViTModel
 from transformers.utils import cached_file
 
-from mae_hf.config import ConfigError, Triple, require
+from mae_hf.config import ConfigError, DataConfig, Triple, require
+from mae_hf.models.classifier import FIX as INIT_FIX
+from mae_hf.models.classifier import SCRATCH
 from mae_hf.models.loading import check_loaded, find_model, opening
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
+PROCESSOR = "preprocessor_config.json"
 FIX = "give a run folder, a model folder or a Hub id (--model)"
 
 
@@ -49,7 +53,9 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
         model_type = AutoConfig.from_pretrained(path).model_type
     if model_type == "vit_mae":
         mae = MaskedAutoencoder.from_pretrained(path, attn_implementation=attn_implementation)
-        return export_encoder(mae)
+        encoder = export_encoder(mae)
+        encoder.set_attn_implementation(attn_implementation)
+        return encoder
     require(model_type == "vit", f"{name} is a model of type {model_type!r}, not a ViT or a ViT MAE: {FIX}")
     with opening(name, FIX):
         loaded: Any = ViTModel.from_pretrained(
@@ -69,6 +75,26 @@ def image_size_of(model: ViTForImageClassification | ViTModel) -> int:
     return int((model.vit if isinstance(model, ViTForImageClassification) else model).embeddings.image_size[0])
 
 
+def check_init(init: str, data: DataConfig) -> None:
+    """Sees to it, before any image is decoded, that a pre-trained encoder is there and normalises as `data` does.
+
+    Raises:
+        ConfigError: there is no such encoder, or its image processor has another mean or standard deviation.
+    """
+    if init == SCRATCH:
+        return
+    path = find_model(init, INIT_FIX)
+    with opening(init, INIT_FIX):
+        if cached_file(path, PROCESSOR, _raise_exceptions_for_missing_entries=False) is None:
+            return  # an encoder without an image processor makes no claim
+    mean, std = read_normalization(init)
+    require(
+        np.allclose((mean, std), (data.image_mean, data.image_std), atol=1e-6),
+        f"the encoder {init} was trained on images normalised with mean {list(mean)} and std {list(std)}: add "
+        f"--data.image_mean '{list(mean)}' --data.image_std '{list(std)}'",
+    )
+
+
 def read_normalization(name: str) -> tuple[Triple, Triple]:
     """Channel means and standard deviations that the model's image processor divides by.
 
@@ -77,9 +103,9 @@ def read_normalization(name: str) -> tuple[Triple, Triple]:
     """
     path = find_model(name, FIX)
     with opening(name, FIX):
-        file = cached_file(path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        file = cached_file(path, PROCESSOR, _raise_exceptions_for_missing_entries=False)
     if file is None:
-        raise ConfigError(f"{name} has no preprocessor_config.json, which says how to normalise images: {FIX}")
+        raise ConfigError(f"{name} has no {PROCESSOR}, which says how to normalise images: {FIX}")
     processor = json.loads(Path(file).read_text())
     mean, std = processor["image_mean"], processor["image_std"]
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
