@@ -156,9 +156,12 @@ def test_a_taken_port_is_answered_with_another(models: Path):
 
 
 @pytest.fixture
-def served(models: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def served(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The script, serving the classifier, and its port."""
     pytest.importorskip("gradio", reason=NO_GRADIO)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
