@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PICTURE_SIZE = 320  # pixels on the page; digits of 32 would be too small to see
 # The image as it was uploaded, whatever its mode: what becomes of it is the store's business.
 UPLOAD: dict[str, Any] = {"label": "image", "type": "pil", "image_mode": None, "sources": ["upload", "clipboard"]}
-# delete_cache: gradio looks every 600 s for images that it was given an hour ago, and removes them
+# delete_cache: every 600 s gradio removes the images that it was given an hour ago; when it ends, all of them
 BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (600, 3600)}
 
 Normalization = tuple[Triple, Triple]  # means and standard deviations of the channels

@@ -37,8 +37,8 @@ NO_GRADIO = "gradio, the extra [demo], is not installed"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run folders `mae` and `classifier`."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the run folders `mae` and `classifier`, and what gradio keeps, which it asks for when imported."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     config = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32)
@@ -49,7 +49,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(classifier.classifier.weight)  # so that the image decides, not the start near zero
     finetune = FinetuneConfig(data=DATA, model=ClassifierConfig(**SHAPE, intermediate_size=32, init="scratch"))
     save_model(folder / "classifier/model", classifier, finetune, {})
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
+        yield folder
 
 
 def picture(mode: str) -> Image.Image:
@@ -124,8 +126,7 @@ def test_a_model_of_another_kind_is_refused_by_name(models: Path):
         build_page(str(models / "mae/model/encoder"))
 
 
-def test_the_page_of_a_masked_autoencoder_answers(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+def test_the_page_of_a_masked_autoencoder_answers(models: Path, tmp_path: Path):
     pytest.importorskip("gradio", reason=NO_GRADIO)
     from gradio_client import Client, handle_file
 
@@ -156,12 +157,9 @@ def test_a_taken_port_is_answered_with_another(models: Path):
 
 
 @pytest.fixture
-def served(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def served(models: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The script, serving the classifier, and its port."""
     pytest.importorskip("gradio", reason=NO_GRADIO)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -176,18 +174,20 @@ def served(
         process.communicate()
 
 
-def test_the_script_serves_a_classifier_until_it_is_interrupted(
+def test_the_script_serves_a_classifier_until_it_is_interrupted_and_keeps_no_image(
     models: Path, served: tuple[subprocess.Popen[str], int], tmp_path: Path
 ):
     from gradio_client import Client, handle_file
 
     process, port = served
-    picture("RGBA").save(tmp_path / "picture.png")
+    picture("RGBA").save(tmp_path / "upload.png")
     client = Client(f"http://127.0.0.1:{port}", verbose=False, analytics_enabled=False)
-    answer = client.predict(handle_file(tmp_path / "picture.png"), api_name="/classify")
+    answer = client.predict(handle_file(tmp_path / "upload.png"), api_name="/classify")
+    assert list((models / "gradio").rglob("upload.png"))
     folder = str(models / "classifier")
     expected = classify(open_classifier(folder, "sdpa"), read_normalization(folder), picture("RGBA"))
     assert {row["label"]: row["confidence"] for row in answer["confidences"]} == pytest.approx(expected, abs=1e-5)
 
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 0
+    assert not list((models / "gradio").rglob("upload.png"))
