@@ -144,7 +144,7 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path
         path.rename(tmp_path / f"gone-{path.name}")
     (halves / "metrics.json").unlink()
     printed = succeed(*script, "--train.save_every_epochs", "1", "--output_dir", halves)
-    assert "from step 9" in printed
+    assert "from step 19" in printed
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "halves"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     steps = [json.loads(line)["step"] for line in (halves / "metrics.jsonl").read_text().splitlines()]
@@ -196,7 +196,9 @@ def test_preparing_the_data_says_where_it_is_and_how_big():
     assert ".npy" in printed
 
 
-@pytest.mark.parametrize("script", ["pretrain", "finetune", "evaluate", "compare", "reconstruct", "prepare_data"])
+@pytest.mark.parametrize(
+    "script", ["pretrain", "finetune", "evaluate", "compare", "reconstruct", "prepare_data", "demo", "benchmark"]
+)
 def test_every_script_explains_itself_and_refuses_unknown_flags(script: str):
     assert "--" in succeed(sys.executable, f"scripts/{script}.py", "--help")
     done = run(sys.executable, f"scripts/{script}.py", "--no_such_flag", "1")
