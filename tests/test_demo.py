@@ -1,5 +1,6 @@
 """The demo answers with what stock transformers and Pillow give for the same image, on a page of this machine."""
 
+import functools
 import importlib
 import signal
 import socket
@@ -164,7 +165,9 @@ def served(models: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "scripts/demo.py", "--model", str(models / "classifier"), "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    # a shell lets what it runs in the background ignore Ctrl-C, and a test run there would hand that on
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     try:
         assert process.stdout is not None
         assert f"http://127.0.0.1:{port}" in process.stdout.readline()
