@@ -143,5 +143,6 @@ def _load(source: str, path: str, **options: Any) -> Any:
     except Exception as error:  # ValueError, OSError, pyarrow's, DatasetGenerationError, ...
         cause = error.__cause__ or error
         line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        line = "it is empty" if "corresponds to no data" in line else line
+        if "corresponds to no data" in line or "BatchSize must be greater than 0" in line:
+            line = "it is empty"  # in the words of datasets, or of pyarrow for a file without a row
         raise ConfigError(f"{source} cannot be read as a dataset: {line} (--data.source)") from error
