@@ -42,8 +42,7 @@ def attention_for(accelerator: Accelerator) -> str:
 def use_all_cores(accelerator: Accelerator) -> None:
     """Gives a CPU run the cores it may use; without it, `accelerate launch` leaves a process one thread.
 
-    Accelerate sets OMP_NUM_THREADS=1 unless `--num_cpu_threads_per_process` says more: measured 1.8 times as slow on
-    2 cores.
+    Accelerate sets OMP_NUM_THREADS=1 unless `--num_cpu_threads_per_process` says more, and the other cores stay idle.
     """
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
