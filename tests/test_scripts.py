@@ -135,7 +135,10 @@ def test_another_config_is_refused_with_the_difference(runs: Path):
 
 def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
     script = (sys.executable, "scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
+    script = (*script, "--train.figure_every_epochs", "0.6")  # due between the evaluations, which are every epoch
     succeed(*script, "--train.save_every_epochs", "1", "--output_dir", tmp_path / "whole")
+    pictures = sorted(path.name for path in (tmp_path / "whole" / "figures").iterdir())
+    assert pictures == ["reconstruction-00000019.png", "reconstruction-00000038.png"]
     # as a crash after the first epoch leaves it: no later checkpoint, no model, no final metrics
     halves = tmp_path / "halves"
     succeed(*script, "--train.save_every_epochs", "1", "--output_dir", halves)
