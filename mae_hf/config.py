@@ -168,6 +168,8 @@ class MAEConfig(EncoderConfig):
         mask_ratio: part of the patches that is hidden from the encoder.
         loss: distance between prediction and pixels over the hidden patches: `l1`, `mse` or `huber` (delta 1).
         norm_pix_loss: predict each patch's pixels normalised by that patch's own mean and variance.
+        decode_ratio: part of the hidden patches that a training step decodes; below 1 it is faster, and held-out losses
+            still count all of them.
     """
 
     decoder_hidden_size: int = 512
@@ -177,6 +179,7 @@ class MAEConfig(EncoderConfig):
     mask_ratio: float = 0.75
     loss: Literal["l1", "mse", "huber"] = "l1"
     norm_pix_loss: bool = False
+    decode_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,6 +195,11 @@ class MAEConfig(EncoderConfig):
             0 <= self.mask_ratio <= 1 and 1 <= self.num_visible < self.num_patches,
             f"mask_ratio {self.mask_ratio} does not leave at least one of the {self.num_patches} patches visible and "
             "one hidden: choose a value such as 0.75 (--model.mask_ratio)",
+        )
+        require(
+            0 < self.decode_ratio <= 1,
+            f"decode_ratio {self.decode_ratio} is not above 0 and at most 1: choose 1 to decode all hidden patches in "
+            "a step, 0.5 for half of them (--model.decode_ratio)",
         )
 
     @property

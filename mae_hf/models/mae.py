@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from mae_hf.config import MAEConfig, require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
 from mae_hf.models.loading import LOADED_NAMES, check_loaded, find_model, opening, quiet_transformers, saved_name
+from mae_hf.models.visible_first import ShuffledDecoder, VisibleEmbeddings, check_size, take
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 ENCODER_KEYS = (
@@ -30,9 +31,11 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     """`ViTMAEForPreTraining`, initialised as in the paper, with L1, MSE or Huber loss over the hidden patches.
 
     The loss is named by the config's key `mae_loss`, which stock transformers ignores; without it, it is stock's MSE.
+    `mae_decode_ratio` is the part of the hidden patches that a training step decodes (1 without it).
     Both position tables are fixed. What `save_pretrained` writes opens in stock transformers 4 and 5.
 
-    Source: He et al. 2022, arXiv 2111.06377.
+    Source: He et al. 2022, arXiv 2111.06377; decoding a part of the hidden patches: VideoMAE v2, arXiv 2303.16727,
+    section 3.2, and CrossMAE, arXiv 2401.14391, section 3.3.
 
     Raises:
         ConfigError: an unknown `mae_loss`.
@@ -40,8 +43,11 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
 
     def __init__(self, config: ViTMAEConfig) -> None:
         self.loss_kind = getattr(config, "mae_loss", "mse")
+        self.decode_ratio = getattr(config, "mae_decode_ratio", 1.0)
         require(self.loss_kind in LOSSES, f"mae_loss {self.loss_kind!r} is unknown: choose one of {', '.join(LOSSES)}")
         super().__init__(config)
+        self.vit.embeddings = VisibleEmbeddings(config)
+        self.decoder = ShuffledDecoder(config, self.vit.embeddings.patch_embeddings.num_patches)
         initialize_encoder(self.vit)
         initialize_decoder(self.decoder)
         self._freeze_positions()
@@ -51,12 +57,16 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         self.decoder.decoder_pos_embed.requires_grad_(False)
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, noise: Tensor | None = None, **kwargs: Any) -> ViTMAEForPreTrainingOutput:
+    def forward(
+        self, pixel_values: Tensor, noise: Tensor | None = None, loss_only: bool = False, **kwargs: Any
+    ) -> ViTMAEForPreTrainingOutput:
         """Reconstructs the patches that the mask hides.
 
         Args:
             pixel_values: (B, C, S, S) float, normalised; cast to the dtype of the weights, as ViT does.
             noise: (B, N) float; the patches with the smallest values stay visible. Drawn when left out.
+            loss_only: leave out all that the loss does not need, in training also the hidden patches beyond
+                `decode_ratio`; nothing but the loss is returned. Masks are random, so those decoded are a random part.
             kwargs: `output_hidden_states`, `output_attentions`, as stock.
 
         Returns:
@@ -72,13 +82,24 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
             raise ValueError(f"noise has shape {tuple(noise.shape)}, the images need {expected}: a value per patch")
         weights = self.vit.embeddings.patch_embeddings.projection.weight
         encoded = self.vit(pixel_values.to(weights.dtype), noise=noise, **kwargs)
-        logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
-        target = self.patchify(pixel_values.float())
+        hidden = encoded.ids_restore.argsort(dim=1)[:, encoded.last_hidden_state.shape[1] - 1 :]
+        if loss_only:
+            ratio = self.decode_ratio if self.training else 1.0
+            hidden = hidden[:, : max(1, round(ratio * hidden.shape[1]))]
+            predicted = self.decoder(encoded.last_hidden_state, encoded.ids_restore, hidden.shape[1]).logits
+        else:
+            logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
+            predicted = take(logits, hidden)
+        target = take(self.patchify(pixel_values.float()), hidden)
         if self.config.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
+        # in float32; the mean over images is that over hidden patches, since every image hides as many
+        loss = LOSSES[self.loss_kind](predicted.float(), target)
+        if loss_only:
+            return ViTMAEForPreTrainingOutput(loss=loss)
         return ViTMAEForPreTrainingOutput(
-            loss=reconstruction_loss(logits, target, encoded.mask, self.loss_kind),
+            loss=loss,
             logits=logits,
             mask=encoded.mask,
             ids_restore=encoded.ids_restore,
@@ -145,28 +166,13 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
 def mae_config(config: MAEConfig) -> ViTMAEConfig:
     """The transformers config of our model section."""
     fields = dict(vars(config))
-    fields |= {"mae_loss": fields.pop("loss"), "layer_norm_eps": 1e-6}
+    fields |= {"mae_loss": fields.pop("loss"), "mae_decode_ratio": fields.pop("decode_ratio"), "layer_norm_eps": 1e-6}
     return ViTMAEConfig(**fields)
 
 
 def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
     """A new masked autoencoder from the global random state; `attn_implementation` reaches the decoder too."""
     return MaskedAutoencoder._from_config(mae_config(config), attn_implementation=attn_implementation)
-
-
-def reconstruction_loss(logits: Tensor, target: Tensor, mask: Tensor, kind: str) -> Tensor:
-    """Mean distance between prediction and target over the hidden patches, computed in float32.
-
-    Args:
-        logits: (B, N, P²C) prediction.
-        target: (B, N, P²C) pixels, normalised per patch where `norm_pix_loss` asks for it.
-        mask: (B, N), 1 where hidden, 0 where visible.
-        kind: `l1`, `mse` or `huber` (delta 1).
-
-    Source: arXiv 2111.06377, section 3, "Reconstruction target" (with MSE).
-    """
-    per_patch = LOSSES[kind](logits.float(), target.float(), reduction="none").mean(dim=-1)
-    return (per_patch * mask).sum() / mask.sum()
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,8 +225,7 @@ def encode(model: ViTMAEForPreTraining, pixel_values: Tensor) -> Tensor:
     """
     vit = model.vit
     patch_embeddings, positions = vit.embeddings.patch_embeddings, vit.embeddings.position_embeddings
-    if tuple(pixel_values.shape[2:]) != tuple(patch_embeddings.image_size):
-        raise ValueError(f"images of {tuple(pixel_values.shape[2:])}, the model takes {patch_embeddings.image_size}")
+    check_size(vit.embeddings, pixel_values)
     patches = patch_embeddings(pixel_values.to(patch_embeddings.projection.weight.dtype)) + positions[:, 1:]
     cls = (vit.embeddings.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
     hidden_states = torch.cat((cls, patches), dim=1)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
 from mae_hf.config import ConfigError, MAEConfig
+from mae_hf.models.attention import register_cpu_attention
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder, mae_config, reconstruct
 from mae_hf.models.positions import PositionError, check_positions
 
@@ -198,7 +199,7 @@ def test_noise_for_another_number_of_images_is_refused():
 
 def test_images_of_another_size_and_resized_positions_are_refused():
     model, (images, _) = build_mae(CONFIG, "sdpa"), batch()
-    with pytest.raises(ValueError, match="doesn't match model"):
+    with pytest.raises(ValueError, match=r"images of shape .3, 24, 24., the model takes .3, 32, 32."):
         model(images[..., :24, :24])
     with pytest.raises(ValueError, match="images of"):
         encode(model, images[..., :24, :24])
@@ -225,6 +226,73 @@ def test_outputs_are_those_of_stock_transformers():
     assert ours.keys() == theirs.keys()
     torch.testing.assert_close(ours.to_tuple(), theirs.to_tuple())
     assert len(model(images, noise=noise, return_dict=False)) == 4
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager", register_cpu_attention()])
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_loss_and_gradients_are_those_of_stock_transformers(norm_pix_loss, attn_implementation):
+    model, (images, noise) = model_with(replace(CONFIG, loss="mse", norm_pix_loss=norm_pix_loss)).train(), batch()
+    model.set_attn_implementation(attn_implementation)
+    for layer in model.decoder.decoder_layers:  # set_attn_implementation does not reach them
+        layer.attention.config._attn_implementation = attn_implementation
+    stock = ViTMAEForPreTraining._from_config(model.config, attn_implementation="eager").train()
+    stock.load_state_dict(model.state_dict())
+    expected = stock(images, noise=noise).loss
+    expected.backward()
+    for options in ({}, {"loss_only": True}):
+        model.zero_grad()
+        loss = model(images, noise=noise, **options).loss
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        for (name, ours), theirs in zip(model.named_parameters(), stock.parameters(), strict=True):
+            if name not in TABLES and not name.endswith("k_proj.bias"):  # its gradient is zero but for rounding
+                assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
+
+
+def test_loss_only_is_the_loss_and_nothing_else():
+    model, (images, noise) = model_with(replace(CONFIG, norm_pix_loss=True)), batch()
+    outputs = model(images, noise=noise, loss_only=True)
+    assert outputs.keys() == {"loss"}
+    torch.testing.assert_close(outputs.loss, model(images, noise=noise).loss)
+
+
+@pytest.mark.parametrize(("decode_ratio", "num_decoded"), [(1.0, 12), (0.5, 6), (0.26, 3), (0.01, 1)])
+def test_a_training_step_decodes_a_part_of_the_hidden_patches_as_if_there_were_no_others(decode_ratio, num_decoded):
+    model, (images, noise) = model_with(replace(CONFIG, decode_ratio=decode_ratio)).train(), batch()
+    loss = model(images, noise=noise, loss_only=True).loss
+
+    order = noise.argsort(dim=1)  # 4 visible, then 12 hidden
+    kept = order[:, : 4 + num_decoded].sort(dim=1).values
+    expected = []
+    for image, own_noise, places in zip(images, noise, kept, strict=True):
+        encoded = model.vit(image[None], noise=own_noise[None]).last_hidden_state
+        tokens = model.decoder.mask_token[0].repeat(16, 1)
+        tokens[own_noise.argsort()[:4]] = model.decoder.decoder_embed(encoded)[0, 1:]
+        cls = model.decoder.decoder_embed(encoded)[0, :1]
+        tokens = torch.cat((cls, tokens[places])) + model.decoder.decoder_pos_embed[0][[0, *(places + 1).tolist()]]
+        for layer in model.decoder.decoder_layers:
+            tokens = layer(tokens[None])[0]
+        predicted = model.decoder.decoder_pred(model.decoder.decoder_norm(tokens))[1:]
+        hidden = [n for n, place in enumerate(places.tolist()) if place not in own_noise.argsort()[:4]]
+        assert len(hidden) == num_decoded
+        expected.append((predicted[hidden] - patches_of(image[None], 8)[0, places[hidden]]).abs().mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_held_out_losses_count_all_hidden_patches_whatever_a_step_decodes():
+    model, (images, noise) = model_with(replace(CONFIG, decode_ratio=0.5)), batch()
+    expected = model_with()(images, noise=noise)
+    torch.testing.assert_close(model(images, noise=noise, loss_only=True).loss, expected.loss)
+    torch.testing.assert_close(model.train()(images, noise=noise).to_tuple(), expected.to_tuple())
+
+
+def test_decoding_a_part_leaves_the_checkpoint_stock(tmp_path):
+    model, (images, noise) = model_with(replace(CONFIG, decode_ratio=0.5)), batch()
+    model.save_pretrained(tmp_path)
+    stock, info = ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    torch.testing.assert_close(stock(images, noise=noise).logits, model(images, noise=noise).logits)
+    assert MaskedAutoencoder.from_pretrained(tmp_path).decode_ratio == 0.5
 
 
 def test_only_the_two_tables_get_no_gradient():
