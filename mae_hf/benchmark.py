@@ -21,9 +21,9 @@ from mae_hf.data.images import ImageSet
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.sources import Split
 from mae_hf.data.store import open_store
+from mae_hf.machine import attention_for
 from mae_hf.models.mae import build_mae
 from mae_hf.optim import build_optimizer, set_learning_rate
-from mae_hf.training import attention_for
 
 LEAST_SECONDS = 0.5  # a measurement repeats its work at least this long
 NUM_BATCHES = 4  # distinct batches in the store

@@ -1,52 +1,25 @@
 """The one loop that both stages share. It knows steps, a loss and an evaluation; not images, YAML or the Hub."""
 
 import contextlib
-import os
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mae_hf.checkpoint import Checkpoints, TrainState
-from mae_hf.config import Plan, RunError, TrainConfig, require
+from mae_hf.config import Plan, RunError, TrainConfig
 from mae_hf.data.draws import integer_seed
 from mae_hf.data.sampler import BatchSampler
+from mae_hf.objectives import LossOf
 from mae_hf.optim import learning_rate_at, set_learning_rate
 from mae_hf.tracking import RunLog
 
-LossOf = Callable[[np.ndarray, int], Tensor]
 Evaluate = Callable[[int], dict[str, float]]
-
-
-def attention_for(accelerator: Accelerator) -> str:
-    """The attention kind that is fastest where this run runs.
-
-    On a CPU the bf16 backward of sdpa takes 39 % of a step and eager attention is 1.4 times as fast; in fp32, and on a
-    GPU, sdpa is.
-
-    Raises:
-        ConfigError: fp16 without a GPU, which Accelerate would quietly run as fp32.
-    """
-    require(
-        accelerator.mixed_precision != "fp16" or accelerator.device.type == "cuda",
-        f"mixed_precision fp16 needs a GPU and this run is on {accelerator.device.type}: choose bf16 or no (accelerate "
-        "launch --mixed_precision)",
-    )
-    return "eager" if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" else "sdpa"
-
-
-def use_all_cores(accelerator: Accelerator) -> None:
-    """Gives a CPU run the cores it may use; without it, `accelerate launch` leaves a process one thread.
-
-    Accelerate sets OMP_NUM_THREADS=1 unless `--num_cpu_threads_per_process` says more, and the other cores stay idle.
-    """
-    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def train(
@@ -67,7 +40,7 @@ def train(
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
-        loss_of: mean loss of the images of these rows, as augmented in this epoch.
+        loss_of: mean loss of the images of these rows, as they are augmented in this epoch.
         evaluate: values on validation images after this many steps.
         best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
 
@@ -75,27 +48,23 @@ def train(
         The state after the last step; `checkpoints` holds it, and the best.
 
     Raises:
-        RunError: a loss or gradient is not finite; the weights have not been touched by it.
+        RunError: a loss or gradient is not finite. No update is made from there on; a GPU, which is asked only when a
+            line of the log is due, may go on until then.
     """
-    sampler = BatchSampler(
-        plan.num_images,
-        config.batch_size,
-        config.seed,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        accumulation_steps=plan.accumulation_steps,
-    )
+    sampler = batch_sampler(accelerator, config, plan)
     progress = tqdm(
         total=plan.total_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process, smoothing=0.05
     )
     meter = _Meter(accelerator.device)
+    failure = torch.zeros(4, device=accelerator.device)
     while state.step < plan.total_steps:
         learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
         set_learning_rate(optimizer, learning_rate)
-        loss, grad_norm = _gradients(accelerator, model, sampler, loss_of, state.step, config)
-        _stop_unless_finite(accelerator, loss, grad_norm, state.step, checkpoints)
-        optimizer.step()
-        optimizer.zero_grad()
+        loss, grad_norm = gradients(accelerator, model, sampler, loss_of, state.step, config)
+        failure = _first_failure(failure, loss, grad_norm, state.step)
+        if accelerator.device.type == "cpu" or accelerator.scaler is not None:
+            _stop_at_failure(accelerator, failure, checkpoints)
+        update(optimizer, failure[0])
         state.step += 1
         meter.add(loss, config.batch_size)
         progress.update()
@@ -105,6 +74,7 @@ def train(
         save_due = last or state.step % plan.save_every_steps == 0
         # a checkpoint closes the line, since a resumed run starts a new mean there
         if evaluation_due or save_due or state.step % config.log_every_steps == 0:
+            _stop_at_failure(accelerator, failure, checkpoints)
             values = meter.values()
             progress.set_postfix_str(
                 f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s"
@@ -112,7 +82,8 @@ def train(
             values |= {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
             if evaluation_due:
                 model.eval()
-                values |= evaluate(state.step)
+                with torch.compiler.set_stance("force_eager"):  # its batches have other sizes: nothing to compile for
+                    values |= evaluate(state.step)
                 if best_key is not None and (state.best_value is None or values[best_key] > state.best_value):
                     state.best_step, state.best_value, save_due = state.step, values[best_key], True
             log.metrics(state.step, state.step / plan.steps_per_epoch, values)
@@ -124,7 +95,19 @@ def train(
     return state
 
 
-def _gradients(
+def batch_sampler(accelerator: Accelerator, config: TrainConfig, plan: Plan) -> BatchSampler:
+    """This process's share of every step's batch."""
+    return BatchSampler(
+        plan.num_images,
+        config.batch_size,
+        config.seed,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        accumulation_steps=plan.accumulation_steps,
+    )
+
+
+def gradients(
     accelerator: Accelerator,
     model: nn.Module,
     sampler: BatchSampler,
@@ -149,19 +132,41 @@ def _gradients(
     return accelerator.reduce(total, reduction="mean"), grad_norm
 
 
-def _stop_unless_finite(
-    accelerator: Accelerator, loss: Tensor, grad_norm: Tensor, step: int, checkpoints: Checkpoints
-) -> None:
-    """Refuses the update that would spoil the weights; every process sees the same two numbers and stops with them."""
+def update(optimizer: torch.optim.Optimizer, failed: Tensor) -> None:
+    """Makes the optimizer's step, and none where `failed` () is 1: on a GPU without asking it which of the two it is.
+
+    AdamW's fused kernel looks at `found_inf` before it touches a weight, which is how a gradient scaler skips a step.
+    """
+    inner: Any = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+    inner.found_inf = failed
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _first_failure(failure: Tensor, loss: Tensor, grad_norm: Tensor, step: int) -> Tensor:
+    """`failure` (4,), if it tells of one: 1, the step, its loss and gradient norm. Else that of this step, or zeros.
+
+    Computed where loss and gradient norm are, and equal on every process.
+    """
+    values = torch.stack((loss, grad_norm))
     # both: the gradient of an L1 loss is finite where the loss is not
-    if torch.isfinite(loss) and torch.isfinite(grad_norm):
+    failed = ~values.isfinite().all()
+    here = torch.cat((values.new_full((1,), 1.0), values.new_full((1,), step), values))
+    return torch.where(failed & (failure[0] == 0), here, failure)
+
+
+def _stop_at_failure(accelerator: Accelerator, failure: Tensor, checkpoints: Checkpoints) -> None:
+    """Stops the run if a loss or gradient was not finite; no weight has changed since. It waits for the device."""
+    failed, step, loss, grad_norm = failure.tolist()
+    if not failed:
         return
-    if torch.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
-        return  # fp16 looks for its loss scale this way: the optimizer skips the step and halves the scale
+    if math.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
+        failure.zero_()  # fp16 looks for its loss scale this way: the scaler skips the step and halves the scale
+        return
     last_good = checkpoints.latest()
     raise RunError(
-        f"the loss ({float(loss):.4g}) or the gradient norm ({float(grad_norm):.4g}) of step {step} is not finite; the "
-        f"last good checkpoint is {last_good or 'none yet'}: lower --train.base_lr, or leave fp16 for bf16 or fp32"
+        f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {step:.0f} is not finite; the last good "
+        f"checkpoint is {last_good or 'none yet'}: lower --train.base_lr, or leave fp16 for bf16 or fp32"
     )
 
 

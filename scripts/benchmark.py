@@ -24,11 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mae_hf.benchmark import measure, pretraining_work
     from mae_hf.checkpoint import write_text
+    from mae_hf.machine import attention_for, use_cpu_well
     from mae_hf.tracking import environment as describe_environment
-    from mae_hf.training import attention_for, use_all_cores
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    use_all_cores(accelerator)
+    use_cpu_well(accelerator)
     require(
         accelerator.num_processes == 1,
         f"{accelerator.num_processes} processes: the benchmark measures one, start it with python scripts/benchmark.py",

@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
     from mae_hf.evaluation.probes import knn_accuracy, linear_probe
+    from mae_hf.machine import attention_for, use_cpu_well
     from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_normalization
-    from mae_hf.training import attention_for, use_all_cores
 
     accelerator = Accelerator()
-    use_all_cores(accelerator)
+    use_cpu_well(accelerator)
     folder = Path(config.output_dir)
     require(
         not (folder / "config.yaml").exists(),

@@ -21,29 +21,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tunes as the command line says; an unfinished run goes on, a finished one is left alone."""
     config = cli.parse(FinetuneConfig, argv, prog="scripts/finetune.py")
 
-    import torch
+    import numpy as np
     from accelerate import Accelerator
     from accelerate.utils import set_seed
-    from torch.nn import functional as F
 
     from mae_hf import figures, hub
     from mae_hf.checkpoint import Checkpoints, TrainState
-    from mae_hf.data.augment import augment, normalize
-    from mae_hf.data.images import load_labelled_images
-    from mae_hf.data.mix import mix
+    from mae_hf.data.images import DeviceImages, load_labelled_images
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
+    from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.classifier import build_classifier
     from mae_hf.models.pretrained import check_init
+    from mae_hf.objectives import finetuning_loss
     from mae_hf.optim import build_optimizer
     from mae_hf.tracking import RunLog, inspect_run
-    from mae_hf.training import attention_for, train, use_all_cores
+    from mae_hf.training import train
 
     folder = Path(config.output_dir)
     accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
-    device = accelerator.device
-    use_all_cores(accelerator)
+    use_cpu_well(accelerator)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
         if config.hub.push and accelerator.is_main_process:
@@ -58,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]
     class_names = train_images.class_names
-    labels = torch.from_numpy(train_images.labels)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
     # ---- model ----
@@ -66,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_classifier(config.model, class_names, attention_for(accelerator), config.train.seed)
     optimizer = build_optimizer(model, config.train)
     prepared, optimizer = accelerator.prepare(model, optimizer)
+
+    # ---- a step: rows -> images -> augment -> normalise -> mixup or cutmix -> cross-entropy with soft targets ----
+    device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
+    loss_of = finetuning_loss(prepared, device_images, len(class_names), config)
+    first_rows = np.arange(plan.micro_batch_size)
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0))
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
@@ -77,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **{f"num_{role}_images": len(part) for role, part in images.items()},
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
+        "is_compiled": is_compiled,
     }
     log = RunLog(accelerator, config, state.step, facts)
     accelerator.print(
@@ -84,23 +88,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"images          {', '.join(f'{len(part)} {role}' for role, part in images.items())}\n"
         f"model           {num_parameters / 1e6:.1f} M parameters, {len(class_names)} classes, "
         f"from {config.model.init}\n"
-        f"device          {device.type}, precision {accelerator.mixed_precision}\n{plan.describe(config.train)}"
+        f"device          {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        f"{', compiled layers' if is_compiled else ''}\n{plan.describe(config.train)}"
     )
-
-    # ---- a step: rows -> images -> augment -> normalise -> mixup or cutmix -> cross-entropy with soft targets ----
-    def loss_of(rows, epoch):  # type: ignore[no-untyped-def]
-        seed = config.train.seed
-        pixels = augment(train_images.batch(rows).to(device), rows, config.augment, seed, epoch)
-        pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
-        targets = labels[rows].to(device)
-        pixel_values, targets = mix(pixel_values, targets, len(class_names), config.augment, seed, epoch, rows)
-        # the loss is computed here: float labels passed to the model would turn its config into multi-label
-        return F.cross_entropy(prepared(pixel_values).logits.float(), targets)
 
     # ---- an evaluation: decisions are taken on validation, never on test ----
     def score(role: str) -> "tuple[dict[str, Any], NDArray[np.float32]]":
         part = images[role]
-        probabilities = predict_probabilities(accelerator, prepared, part, config.data, plan.micro_batch_size)
+        probabilities = predict_probabilities(accelerator, prepared, part, config.data)
         scores = classification_metrics(probabilities.argmax(axis=1), part.labels, probabilities, class_names)
         return scores, probabilities
 

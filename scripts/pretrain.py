@@ -14,27 +14,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pre-trains as the command line says; an unfinished run goes on, a finished one is left alone."""
     config = cli.parse(PretrainConfig, argv, prog="scripts/pretrain.py")
 
-    import torch
+    import numpy as np
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     from mae_hf import figures, hub
     from mae_hf.checkpoint import Checkpoints, TrainState
-    from mae_hf.data.augment import augment, normalize
-    from mae_hf.data.draws import uniform
-    from mae_hf.data.images import load_pretraining_images
+    from mae_hf.data.images import DeviceImages, load_pretraining_images
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.reconstruction import draw_reconstructions
+    from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.mae import build_mae, export_encoder
     from mae_hf.models.positions import check_positions
+    from mae_hf.objectives import pretraining_loss
     from mae_hf.optim import build_optimizer
     from mae_hf.tracking import RunLog, inspect_run, read_metrics
-    from mae_hf.training import attention_for, train, use_all_cores
+    from mae_hf.training import train
 
     folder = Path(config.output_dir)
     accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
-    device = accelerator.device
-    use_all_cores(accelerator)
+    use_cpu_well(accelerator)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
         if config.hub.push and accelerator.is_main_process:
@@ -55,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = build_optimizer(model, config.train)
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
+    # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
+    device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
+    loss_of = pretraining_loss(prepared, device_images, config)
+    first_rows = np.arange(plan.micro_batch_size)
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0))
+
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
     latest = checkpoints.latest()
@@ -66,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_held_out_images": len(held_out),
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
+        "is_compiled": is_compiled,
     }
     log = RunLog(accelerator, config, state.step, facts)
     accelerator.print(
@@ -73,15 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"images          {len(train_images)} to train on, {len(held_out)} held out\n"
         f"model           {num_parameters / 1e6:.1f} M parameters, {config.model.num_visible} of "
         f"{config.model.num_patches} patches visible\n"
-        f"device          {device.type}, precision {accelerator.mixed_precision}\n{plan.describe(config.train)}"
+        f"device          {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        f"{', compiled layers' if is_compiled else ''}\n{plan.describe(config.train)}"
     )
-
-    # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
-    def loss_of(rows, epoch):  # type: ignore[no-untyped-def]
-        pixels = augment(train_images.batch(rows).to(device), rows, config.augment, config.train.seed, epoch)
-        pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
-        noise = torch.from_numpy(uniform(config.train.seed, epoch, rows, config.model.num_patches, "mask"))
-        return prepared(pixel_values, noise=noise.float().to(device)).loss
 
     # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture ----
     pictured = held_out.batch(range(min(8, len(held_out))))
@@ -92,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process and figure_due:
             figure = draw_reconstructions(model, pictured, config.data, f"held-out images, step {step}")
             figures.save(figure, folder / "figures" / f"reconstruction-{step:08d}.png")
-        loss = held_out_loss(
-            accelerator, prepared, held_out, config.data, config.model.num_patches, plan.micro_batch_size
-        )
-        return {"eval/loss": loss}
+        return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches)}
 
     train(
         accelerator,

@@ -69,7 +69,7 @@ def run(
     accelerator = Accelerator(cpu=True)
     plan = config.train.plan(NUM_IMAGES, accelerator.num_processes)
     model = network(dropout)
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}])
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
     latest = checkpoints.latest()

@@ -84,6 +84,8 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     (c.MAEConfig, {"mask_ratio": 1.0}, "mask_ratio 1.0 .*144 patches.*such as 0.75 (--model.mask_ratio)"),
     (c.MAEConfig, {"mask_ratio": 0.0}, "mask_ratio 0.0 .*144 patches.*such as 0.75 (--model.mask_ratio)"),
     (c.MAEConfig, {"mask_ratio": 0.999}, "mask_ratio 0.999 .*--model.mask_ratio"),
+    (c.MAEConfig, {"decode_ratio": 0.0}, "decode_ratio 0.0 .*choose 1 .*0.5 for half of them (--model.decode_ratio)"),
+    (c.MAEConfig, {"decode_ratio": 1.5}, "decode_ratio 1.5 .*--model.decode_ratio"),
     (c.MAEConfig, {"mask_ratio": math.nan}, "mask_ratio nan .*--model.mask_ratio"),
     (c.ClassifierConfig, {"drop_path": 1.0}, "drop_path 1.0 .*choose 0 .*or 0.1 (--model.drop_path)"),
     (c.ClassifierConfig, {"patch_size": 7}, "patch_size 7 does not divide image_size 96.*--model.patch_size"),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("config",),
     ("cli", "data", "models"),
-    ("optim",),
+    ("optim", "objectives", "machine"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
     ("comparison",),
@@ -34,6 +34,7 @@ BANNED = {"torchvision", "timm", "kornia"}
 NO_MIRROR = {
     "mae_hf.models.initialization": "test_mae.py holds every tensor of a new model against the paper's distributions",
     "mae_hf.models.positions": "test_mae.py tries the table and the pre-flight check on the models they are for",
+    "mae_hf.models.visible_first": "test_mae.py compares predictions, losses and gradients with stock and the paper",
     "mae_hf.models.loading": "test_mae.py, test_classifier.py and test_pretrained.py open whole and broken models",
 }
 

@@ -1,6 +1,6 @@
 """The loop's promises: the split of a batch changes nothing, nor does an interruption, and a bad loss stops in time."""
 
-import os
+import math
 import time
 from types import SimpleNamespace
 
@@ -12,11 +12,10 @@ from torch import nn
 
 from mae_hf import training
 from mae_hf.checkpoint import Checkpoints
-from mae_hf.config import ConfigError, PretrainTrainConfig, RunError
+from mae_hf.config import PretrainTrainConfig, RunError
 from mae_hf.data.sampler import BatchSampler
-from mae_hf.optim import learning_rate_at
+from mae_hf.optim import build_optimizer, learning_rate_at
 from mae_hf.tracking import read_metrics
-from mae_hf.training import attention_for, use_all_cores
 
 
 def lines_without_clock(folder) -> list[dict[str, float]]:
@@ -183,54 +182,52 @@ def test_without_a_checkpoint_the_message_says_so(tmp_path):
         run(tmp_path, change=lambda step, loss: loss * float("nan"))
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "attention"),
-    [
-        ("cpu", "no", "sdpa"),
-        ("cuda", "fp16", "sdpa"),
-        ("cpu", "bf16", "eager"),
-        ("cuda", "no", "sdpa"),
-        ("cuda", "bf16", "sdpa"),
-        ("mps", "bf16", "sdpa"),
-    ],
-)
-def test_attention_is_the_fastest_kind_for_device_and_precision(device, precision, attention):
-    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
-    assert attention_for(accelerator) == attention
-
-
-@pytest.mark.parametrize(
-    ("device", "threads", "processes", "share"),
-    [("cpu", 1, None, 1), ("cpu", 1, "2", 2), ("cpu", 3, None, None), ("cuda", 1, None, None)],
-)
-def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
-    monkeypatch, device, threads, processes, share
-):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if processes:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        use_all_cores(SimpleNamespace(device=torch.device(device)))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        assert torch.get_num_threads() == (max(1, cores // share) if share else threads)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_fp16_may_skip_steps_while_it_looks_for_its_loss_scale_but_not_for_ever(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     loss, overflow = torch.tensor(1.0), torch.tensor(float("inf"))
+    failure = training._first_failure(torch.zeros(4), loss, overflow, 3)
     searching = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
-    training._stop_unless_finite(searching, loss, overflow, 3, checkpoints)
+    training._stop_at_failure(searching, failure, checkpoints)
+    assert not failure.any(), "forgotten: the next step starts anew"
     exhausted = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=0.5))
     for accelerator, bad_loss in ((exhausted, loss), (searching, overflow)):
+        failure = training._first_failure(torch.zeros(4), bad_loss, overflow, 3)
         with pytest.raises(RunError, match="of step 3 is not finite"):
-            training._stop_unless_finite(accelerator, bad_loss, overflow, 3, checkpoints)
+            training._stop_at_failure(accelerator, failure, checkpoints)
 
 
-def test_fp16_without_a_gpu_is_refused():
-    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision="fp16")
-    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.*bf16"):
-        training.attention_for(accelerator)
+def test_the_first_failure_is_the_one_that_is_told(tmp_path):
+    good, bad = torch.tensor(0.25), torch.tensor(float("nan"))
+    failure = torch.zeros(4)
+    for step, (loss, norm) in enumerate([(good, good), (good, bad), (good, good), (bad, bad)]):
+        failure = training._first_failure(failure, loss, norm, step)
+    with pytest.raises(RunError, match=r"the loss \(0.25\) or the gradient norm \(nan\) of step 1 is not finite"):
+        training._stop_at_failure(SimpleNamespace(scaler=None), failure, Checkpoints(tmp_path, keep=1))
+
+
+def test_a_failed_step_changes_nothing_though_nobody_asks_whether_it_failed():
+    """What a GPU does, which is asked only now and then: the steps of the real optimizer, with and without failures."""
+
+    def weights_after(failures: list[float]) -> list[torch.Tensor]:
+        model = network()
+        optimizer = build_optimizer_of(model)
+        for step, failed in enumerate(failures):
+            torch.manual_seed(step if not failed else 99)
+            nn.functional.mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1) * (math.nan if failed else 1)).backward()
+            training.update(optimizer, torch.tensor(failed))
+            assert all(parameter.grad is None for parameter in model.parameters())
+        moments = [value for state in optimizer.state.values() for value in state.values()]
+        return [*model.parameters(), *moments]
+
+    expected, found = weights_after([0.0, 0.0]), weights_after([0.0, 0.0, 1.0, 1.0])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.equal(weights_after([0.0])[0], expected[0])
+
+
+def build_optimizer_of(model: nn.Module) -> torch.optim.AdamW:
+    """The optimizer of a run, for a model without a transformers config."""
+    model.config = SimpleNamespace(num_hidden_layers=1)
+    optimizer = build_optimizer(model, PretrainTrainConfig())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    return optimizer

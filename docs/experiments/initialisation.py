@@ -21,11 +21,12 @@ from mae_hf.data.draws import uniform
 from mae_hf.data.images import load_labelled_images, load_pretraining_images
 from mae_hf.evaluation.inference import extract_features, held_out_loss
 from mae_hf.evaluation.probes import linear_probe
+from mae_hf.machine import attention_for, use_cpu_well
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
 from mae_hf.models.positions import PositionError, check_positions
 from mae_hf.optim import build_optimizer
 from mae_hf.tracking import RunLog
-from mae_hf.training import attention_for, train, use_all_cores
+from mae_hf.training import train
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
 def measure(initialisation: str, unlabeled: str, labelled: str, steps: int) -> dict[str, object]:
     """Held-out loss and linear probe after `steps` steps of the `stl10_tiny` recipe."""
     accelerator = Accelerator()
-    use_all_cores(accelerator)
+    use_cpu_well(accelerator)
     folder = tempfile.mkdtemp()
     flags = [f"--data.source={unlabeled}", f"--output_dir={folder}", f"--train.save_every_epochs={steps}"]
     config = cli.parse(PretrainConfig, ["--config=configs/pretrain/stl10_tiny.yaml", *flags], prog="initialisation")

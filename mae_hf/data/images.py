@@ -6,15 +6,17 @@ Shapes: B images in a batch, H = W the side of the square images.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mae_hf.config import ConfigError, DataConfig, require
+from mae_hf.config import Choice, ConfigError, DataConfig, require
 from mae_hf.data.sources import Split, load_splits, stratified_draw
-from mae_hf.data.store import Store, open_store, to_rgb_square
+from mae_hf.data.store import CHUNK, Store, open_store, to_rgb_square
+from mae_hf.data.transfer import to_device
 
 NO_LABEL = -1
 
@@ -46,18 +48,68 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def batch(self, rows: np.ndarray | Sequence[int]) -> torch.Tensor:
-        """The images of `rows`, np.int64 (B,), as a new torch.uint8 (B, H, W, 3)."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, 3) of an image."""
+        return self._images[0].shape[1:]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all images as uint8."""
+        return len(self) * math.prod(self.shape)
+
+    def batch(self, rows: np.ndarray | Sequence[int], pin_memory: bool = False) -> torch.Tensor:
+        """The images of `rows`, np.int64 (B,), as a new torch.uint8 (B, H, W, 3), in pinned memory if asked for."""
         rows = np.asarray(rows, np.int64)
         parts, indices = self._part[rows], self._indices[rows]
-        batch = np.empty((len(rows), *self._images[0].shape[1:]), np.uint8)
+        images = torch.empty((len(rows), *self.shape), dtype=torch.uint8, pin_memory=pin_memory)
+        batch = images.numpy()
         for part in np.unique(parts):
             here = np.flatnonzero(parts == part)
             if len(here) == len(rows):
                 np.take(self._images[part], indices, axis=0, out=batch, mode="clip")  # clip: no buffering, rows exist
             else:
                 batch[here] = self._images[part][indices[here]]
-        return torch.from_numpy(batch)
+        return images
+
+
+class DeviceImages:
+    """An image set as batches on the device that trains on them; a GPU holds all of them if there is room.
+
+    Otherwise batches are read into pinned memory and copied when the GPU gets there. As nothing in a step waits for the
+    GPU, the next batch is read while the GPU still works on this one.
+
+    Args:
+        images: the set.
+        device: where the batches are needed.
+        on_device: whether a GPU holds the whole set; `auto` where it takes at most a quarter of the GPU's memory.
+    """
+
+    def __init__(self, images: ImageSet, device: torch.device, on_device: Choice) -> None:
+        self.device = device
+        self.labels = images.labels
+        self._images = images
+        self._resident: torch.Tensor | None = None
+        if device.type == "cuda" and on_device != "never":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            if on_device == "always" or images.num_bytes <= memory / 4:
+                self._resident = _copy_whole(images, device)
+
+    def batch(self, rows: np.ndarray) -> torch.Tensor:
+        """The images of `rows`, np.int64 (B,), as torch.uint8 (B, H, W, 3) on the device."""
+        if self._resident is not None:
+            return self._resident[to_device(rows, self.device)]
+        batch = self._images.batch(rows, pin_memory=self.device.type == "cuda")
+        return batch.to(self.device, non_blocking=True)
+
+
+def _copy_whole(images: ImageSet, device: torch.device) -> torch.Tensor:
+    """All images in the order of their rows, uint8 (n, H, W, 3) on the device; read a chunk at a time."""
+    resident = torch.empty((len(images), *images.shape), dtype=torch.uint8, device=device)
+    for start in range(0, len(images), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(images)))
+        resident[start : start + len(rows)] = images.batch(rows)
+    return resident
 
 
 def _labels(store: Store) -> np.ndarray:

@@ -15,21 +15,29 @@ from mae_hf.config import DataConfig
 from mae_hf.data.augment import normalize, to_pixels
 from mae_hf.data.draws import uniform
 from mae_hf.data.images import ImageSet
+from mae_hf.data.transfer import to_device
+
+BATCH_SIZE = 256  # images at once per device: no gradients are kept, so that more fit than in training
 
 
 def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig, device: torch.device) -> Tensor:
     """The images of these rows as the model takes them, without augmentation: float32 (B, 3, S, S)."""
-    return normalize(to_pixels(images.batch(rows).to(device)), data.image_mean, data.image_std)
+    return normalize(to_pixels(to_device(images.batch(rows), device)), data.image_mean, data.image_std)
 
 
 def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device) -> Tensor:
     """The masks of held-out images, (B, N): the same in every run, so that losses can be compared."""
-    return torch.from_numpy(uniform(0, 0, rows, num_patches, "held-out mask")).float().to(device)
+    return to_device(uniform(0, 0, rows, num_patches, "held-out mask").astype(np.float32), device)
 
 
 @torch.no_grad()
 def held_out_loss(
-    accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, num_patches: int, batch_size: int
+    accelerator: Accelerator,
+    model: nn.Module,
+    images: ImageSet,
+    data: DataConfig,
+    num_patches: int,
+    batch_size: int = BATCH_SIZE,
 ) -> float:
     """Mean reconstruction loss over `images`, with fixed masks and no augmentation.
 
@@ -40,8 +48,8 @@ def held_out_loss(
     total = torch.zeros(2, device=accelerator.device)
     for rows in _share(accelerator, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
-        loss = model(pixel_values, noise=fixed_noise(rows, num_patches, accelerator.device)).loss
-        total += torch.stack([loss * len(rows), torch.tensor(len(rows), device=loss.device)])
+        loss = model(pixel_values, noise=fixed_noise(rows, num_patches, accelerator.device), loss_only=True).loss
+        total += torch.stack([loss * len(rows), loss.new_full((), len(rows))])
     loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
     assert count == len(images)
     return loss_sum / count
@@ -49,7 +57,7 @@ def held_out_loss(
 
 @torch.no_grad()
 def predict_probabilities(
-    accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
+    accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, batch_size: int = BATCH_SIZE
 ) -> NDArray[np.float32]:
     """Class probabilities of every image, float32 (n, C), in the order of `images`, on every process.
 
@@ -67,7 +75,7 @@ def predict_probabilities(
 
 @torch.no_grad()
 def extract_features(
-    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
+    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int = BATCH_SIZE
 ) -> dict[str, NDArray[np.float32]]:
     """The features of every image, nothing masked: `cls`, the CLS token, and `mean`, the mean of the patch tokens.
 

@@ -13,7 +13,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder, ViTMAEDe
 class VisibleEmbeddings(ViTMAEEmbeddings):
     """Stock's embeddings, with the same weights; only the patches that stay visible are projected."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # stock's annotation says Tensor and stock returns three
         self, pixel_values: Tensor, noise: Tensor | None = None, interpolate_pos_encoding: bool | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, C, S, S) to tokens (B, 1 + V, D), mask (B, N), 1 where hidden, and ids_restore (B, N)."""

@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 
 from mae_hf.config import ConfigError, DataConfig
-from mae_hf.data.images import ImageSet, load_image_files, load_labelled_images, load_pretraining_images
+from mae_hf.data.images import (
+    DeviceImages,
+    ImageSet,
+    _copy_whole,
+    load_image_files,
+    load_labelled_images,
+    load_pretraining_images,
+)
 
 
 def config(source: object, **options) -> DataConfig:
@@ -175,3 +182,33 @@ def test_image_files_are_decoded_as_the_store_decodes_them(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(ConfigError, match=r"broken.png cannot be decoded.*--data.source"):
         load_image_files([str(tmp_path / "broken.png")], 12)
+
+
+def test_on_a_cpu_batches_come_straight_from_the_store(image_folder: Path):
+    images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
+    on_cpu = DeviceImages(images, torch.device("cpu"), "always")
+    rows = np.array([5, 0, 5])
+    assert torch.equal(on_cpu.batch(rows), images.batch(rows))
+    assert on_cpu.labels.tolist() == images.labels.tolist()
+    assert images.num_bytes == len(images) * 12 * 12 * 3
+
+
+def test_a_whole_set_is_copied_row_by_row(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mae_hf.data.images.CHUNK", 5)  # 18 images: the last chunk is not full
+    images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
+    whole = _copy_whole(images, torch.device("cpu"))
+    assert torch.equal(whole, images.batch(range(len(images))))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("on_device", ["auto", "always", "never"])
+def test_a_gpu_gets_the_same_batches_without_being_waited_for(image_folder: Path, on_device: str):
+    images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
+    on_gpu = DeviceImages(images, torch.device("cuda"), on_device)
+    rows = np.array([5, 0, 5])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = on_gpu.batch(rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(batch.cpu(), images.batch(rows))

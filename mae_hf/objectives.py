@@ -1,0 +1,63 @@
+"""What a training step minimises, from the rows of a batch to the loss: here a batch's whole way is seen.
+
+Shapes: B images of a micro-batch, N patches of an image, S side of the image.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_hf.config import FinetuneConfig, PretrainConfig
+from mae_hf.data.augment import augment, normalize
+from mae_hf.data.draws import uniform
+from mae_hf.data.images import DeviceImages
+from mae_hf.data.mix import mix
+from mae_hf.data.transfer import to_device
+
+LossOf = Callable[[NDArray[np.int64], int], Tensor]
+"""Mean loss () of the images of these rows, int64 (B,), as they are augmented in this epoch."""
+
+
+def pretraining_loss(model: nn.Module, images: DeviceImages, config: PretrainConfig) -> LossOf:
+    """Rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches.
+
+    Args:
+        model: a `MaskedAutoencoder`, prepared.
+        images: the training images, on the model's device.
+        config: augmentation, normalisation, seed and number of patches.
+    """
+    seed = config.train.seed
+
+    def loss_of(rows: NDArray[np.int64], epoch: int) -> Tensor:
+        pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
+        pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
+        noise = uniform(seed, epoch, rows, config.model.num_patches, "mask").astype(np.float32)
+        loss: Tensor = model(pixel_values, noise=to_device(noise, images.device), loss_only=True).loss
+        return loss
+
+    return loss_of
+
+
+def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, config: FinetuneConfig) -> LossOf:
+    """Rows -> images -> crop, flip, RandAugment -> normalise -> mixup or cutmix -> cross-entropy with soft targets.
+
+    Args:
+        model: a `ViTForImageClassification`, prepared.
+        images: the training images, on the model's device.
+        num_classes: classes of the labels.
+        config: augmentation, normalisation and seed.
+    """
+    seed = config.train.seed
+
+    def loss_of(rows: NDArray[np.int64], epoch: int) -> Tensor:
+        pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
+        pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
+        labels = to_device(images.labels[rows], images.device)
+        pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, seed, epoch, rows)
+        # the loss is computed here: float labels passed to the model would turn its config into multi-label
+        return F.cross_entropy(model(pixel_values).logits.float(), targets)
+
+    return loss_of

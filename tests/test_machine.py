@@ -1,0 +1,161 @@
+"""A run takes what the machine has: the fastest attention, the cores, memory that is used again, compiled layers."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mae_hf import machine
+from mae_hf.config import ConfigError, MAEConfig
+from mae_hf.machine import attention_for, compile_layers, use_cpu_well
+from mae_hf.models.mae import build_mae
+
+MODEL = MAEConfig(
+    image_size=16,
+    patch_size=4,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    decoder_hidden_size=8,
+    decoder_num_hidden_layers=1,
+    decoder_num_attention_heads=2,
+    intermediate_size=32,
+    decoder_intermediate_size=16,
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "attention"),
+    [
+        ("cpu", "no", "mae_hf_cpu"),
+        ("cpu", "bf16", "mae_hf_cpu"),
+        ("cuda", "fp16", "sdpa"),
+        ("cuda", "no", "sdpa"),
+        ("cuda", "bf16", "sdpa"),
+        ("mps", "bf16", "sdpa"),
+    ],
+)
+def test_attention_is_the_fastest_kind_for_the_device(device, precision, attention):
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
+    assert attention_for(accelerator) == attention
+
+
+def test_fp16_without_a_gpu_is_refused():
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision="fp16")
+    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.*bf16"):
+        attention_for(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "processes", "share"),
+    [("cpu", 1, None, 1), ("cpu", 1, "2", 2), ("cpu", 3, None, None), ("cuda", 1, None, None)],
+)
+def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
+    monkeypatch, device, threads, processes, share
+):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))  # this process's memory stays as it is
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        use_cpu_well(SimpleNamespace(device=torch.device(device)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        assert torch.get_num_threads() == (max(1, cores // share) if share else threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_a_large_tensor_takes_its_memory_from_the_kernel_once():
+    """Page faults tell: 64 MiB are 16,384 pages, and without `use_cpu_well` every new tensor brings them all again."""
+    code = """if True:
+        import resource, torch
+        from types import SimpleNamespace
+        from mae_hf.machine import use_cpu_well
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(4):
+                torch.ones(2**24)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        before = faults()
+        use_cpu_well(SimpleNamespace(device=torch.device("cpu")))
+        faults()
+        print(before, faults())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 20
+
+
+def loss_of(model: nn.Module):
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
+    return lambda: model(images, noise=noise, loss_only=True).loss
+
+
+def compiled_layers(model: nn.Module) -> list[bool]:
+    layers = [*model.vit.layers, *model.decoder.decoder_layers]
+    return [layer._compiled_call_impl is not None for layer in layers]
+
+
+@pytest.mark.parametrize("mode", ["auto", "never"])
+def test_a_cpu_compiles_only_when_told_to(mode):
+    model = build_mae(MODEL, "sdpa")
+    assert not compile_layers(Accelerator(cpu=True), model, mode, lambda: pytest.fail("nothing is tried"))
+    assert compiled_layers(model) == [False] * 3
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_loss_and_gradients_under_the_same_names():
+    model = build_mae(MODEL, attention_for(Accelerator(cpu=True)))
+    names, loss = list(model.state_dict()), loss_of(model)
+    expected = loss()
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    assert compile_layers(Accelerator(cpu=True), model, "always", loss)
+    assert compiled_layers(model) == [True] * 3
+    found = loss()
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-6)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(("eager", "compiled", "kept"), [(0.03, 0.01, True), (0.01, 0.03, False)])
+def test_auto_keeps_what_is_faster(monkeypatch, eager, compiled, kept):
+    """The choice alone: a device that is not a CPU, and layers that take as long as they are told to."""
+    model = build_mae(MODEL, "sdpa")
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    stand_in = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"), backward=lambda loss: loss.backward(), reduce=accelerator.reduce
+    )
+    monkeypatch.setattr(machine.torch, "tensor", lambda value, device: torch.full((), value))
+    monkeypatch.setattr(nn.Module, "compile", lambda module: setattr(module, "_compiled_call_impl", module._call_impl))
+    loss = loss_of(model)
+
+    def timed_loss() -> torch.Tensor:
+        time.sleep(compiled if compiled_layers(model)[0] else eager)
+        return loss()
+
+    assert compile_layers(stand_in, model, "auto", timed_loss) is kept
+    assert compiled_layers(model) == [kept] * 3
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_mallopt_exists_where_glibc_is():
+    if platform.libc_ver()[0] == "glibc":
+        assert ctypes.CDLL(None).mallopt

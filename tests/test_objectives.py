@@ -1,0 +1,65 @@
+"""The loss of a step is that of the images its rows name: by hand, from the decoded images to the number."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
+
+from mae_hf.config import AugmentConfig, CropConfig, DataConfig, FinetuneConfig, MAEConfig, PretrainConfig
+from mae_hf.data.draws import uniform
+from mae_hf.data.images import DeviceImages, ImageSet, load_labelled_images
+from mae_hf.models.mae import build_mae
+from mae_hf.objectives import finetuning_loss, pretraining_loss
+
+DATA = DataConfig(source="digits", image_mean=(0.3, 0.4, 0.5), image_std=(0.2, 0.3, 0.4))
+SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+ROWS, EPOCH = np.array([40, 3, 17]), 2
+WHOLE = {"crop_scale": (1.0, 1.0), "flip": False}  # every crop is the whole image, or a square has no room for it
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return load_labelled_images(DATA, 16, roles=("train",))["train"]
+
+
+@pytest.fixture
+def on_cpu(images: ImageSet) -> DeviceImages:
+    return DeviceImages(images, torch.device("cpu"), "auto")
+
+
+def normalised(images: ImageSet) -> torch.Tensor:
+    pixels = images.batch(ROWS).numpy() / 255
+    return torch.from_numpy(((pixels - DATA.image_mean) / DATA.image_std).transpose(0, 3, 1, 2)).float()
+
+
+def test_the_loss_of_pre_training_is_stocks_over_the_images_and_masks_of_these_rows(images, on_cpu):
+    shape = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32, loss="mse")
+    config = PretrainConfig(data=DATA, model=shape, augment=CropConfig(**WHOLE))
+    model = build_mae(shape, "sdpa")
+    stock = ViTMAEForPreTraining(model.config)
+    stock.load_state_dict(model.state_dict())
+    noise = torch.from_numpy(uniform(config.train.seed, EPOCH, ROWS, 16, "mask")).float()
+    expected = stock(normalised(images), noise=noise).loss
+    loss_of = pretraining_loss(model, on_cpu, config)
+    torch.testing.assert_close(loss_of(ROWS, EPOCH), expected)
+    assert not torch.isclose(loss_of(ROWS, EPOCH + 1), expected)  # other masks
+
+
+def test_the_loss_of_fine_tuning_is_the_cross_entropy_with_smoothed_labels(images, on_cpu):
+    plain = {"rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.1}
+    config = FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain))
+    model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
+    found = finetuning_loss(model, on_cpu, 10, config)(ROWS, EPOCH)
+    labels = torch.from_numpy(images.labels[ROWS])
+    expected = torch.nn.functional.cross_entropy(model(normalised(images)).logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_mixing_changes_the_loss_of_fine_tuning(on_cpu):
+    model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
+    losses = [
+        finetuning_loss(model, on_cpu, 10, FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, mixup=mixup)))
+        for mixup in (0.0, 0.8)
+    ]
+    assert losses[0](ROWS, 0) != losses[1](ROWS, 0)
