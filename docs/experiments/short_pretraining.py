@@ -1,0 +1,103 @@
+"""Experiment: short pre-trainings that differ in one thing, compared by held-out loss and linear probe.
+
+accelerate launch --mixed_precision bf16 docs/experiments/short_pretraining.py OUTPUT.json UNLABELED LABELLED STEPS \
+    VARIANT [VARIANT...]
+
+A variant is words of a command line in quotes, such as "--model.decode_ratio 0.5", "" for the plain `stl10_tiny` recipe, or
+`stock-initialisation`. UNLABELED and LABELLED are sources as in `--data.source`.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import ViTMAEForPreTraining
+
+from mae_hf import cli
+from mae_hf.checkpoint import Checkpoints, TrainState
+from mae_hf.config import DataConfig, PretrainConfig
+from mae_hf.data.images import DeviceImages, load_labelled_images, load_pretraining_images
+from mae_hf.evaluation.inference import extract_features, held_out_loss
+from mae_hf.evaluation.probes import linear_probe
+from mae_hf.machine import attention_for, use_cpu_well
+from mae_hf.models.mae import build_mae, export_encoder, mae_config
+from mae_hf.models.positions import PositionError, check_positions
+from mae_hf.objectives import pretraining_loss
+from mae_hf.optim import build_optimizer
+from mae_hf.tracking import RunLog, read_metrics
+from mae_hf.training import train
+
+STOCK = "stock-initialisation"
+
+
+def main() -> None:
+    """Trains a model for each variant, prints a line for it and adds it to the file."""
+    output, unlabeled, labelled, steps, *variants = sys.argv[1:]
+    results = []
+    for variant in variants:
+        results.append(measure(variant, unlabeled, labelled, int(steps)))
+        Path(output).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str, object]:
+    """Held-out loss, images per second and linear probe after `steps` steps of the `stl10_tiny` recipe."""
+    accelerator = Accelerator()
+    use_cpu_well(accelerator)
+    folder = Path(tempfile.mkdtemp())
+    words = ["--config=configs/pretrain/stl10_tiny.yaml", f"--data.source={unlabeled}", f"--output_dir={folder}"]
+    words += variant.split() if variant != STOCK else []
+    config = cli.parse(PretrainConfig, words, prog="experiment")
+    images, held_out = load_pretraining_images(config.data, config.model.image_size)
+    epochs = steps / (len(images) // config.train.batch_size)
+    words += [f"--train.epochs={epochs}", f"--train.warmup_epochs={epochs / 10}", f"--train.save_every_epochs={steps}"]
+    config = cli.parse(PretrainConfig, words, prog="experiment")
+    plan = config.train.plan(len(images), accelerator.num_processes)
+
+    set_seed(config.train.seed)
+    model = build_mae(config.model, attention_for(accelerator))
+    if variant == STOCK:
+        model.load_state_dict(ViTMAEForPreTraining(mae_config(config.model)).state_dict())
+    try:
+        check_positions(model)
+        refused = None
+    except PositionError as error:
+        refused = str(error)
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.train))
+
+    def evaluate(step: int) -> dict[str, float]:
+        return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches)}
+
+    train(
+        accelerator,
+        prepared,
+        optimizer,
+        config=config.train,
+        plan=plan,
+        state=TrainState(),
+        loss_of=pretraining_loss(prepared, DeviceImages(images, accelerator.device, config.data.on_device), config),
+        evaluate=evaluate,
+        log=RunLog(accelerator, config, 0, {}),
+        checkpoints=Checkpoints(folder / "checkpoints", 1),
+    )
+    lines = read_metrics(folder)
+    result: dict[str, object] = {"variant": variant, "steps": plan.total_steps, "held_out_loss": lines[-1]["eval/loss"]}
+    result["images_per_second"] = float(np.median([line["train/images_per_second"] for line in lines]))
+    encoder = export_encoder(model).eval()
+    labelled_images = load_labelled_images(DataConfig(source=labelled), config.model.image_size)
+    features = {
+        role: extract_features(accelerator, encoder, part, config.data) for role, part in labelled_images.items()
+    }
+    for pooling in ("cls", "mean"):
+        sets = [(features[role][pooling], labelled_images[role].labels) for role in ("train", "validation", "test")]
+        result[f"linear_probe_{pooling}"] = linear_probe(*(array for pair in sets for array in pair)).accuracy
+    result["refused_before_step_0"] = refused
+    accelerator.print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    main()
