@@ -3,8 +3,8 @@
 accelerate launch --mixed_precision bf16 docs/experiments/short_pretraining.py OUTPUT.json UNLABELED LABELLED STEPS \
     VARIANT [VARIANT...]
 
-A variant is words of a command line in quotes, such as "--model.decode_ratio 0.5", "" for the plain `stl10_tiny` recipe, or
-`stock-initialisation`. UNLABELED and LABELLED are sources as in `--data.source`.
+A variant is words of a command line in quotes, such as "--model.decode_ratio 0.5", "" for the plain `stl10_tiny`,
+or `stock-initialisation`. UNLABELED and LABELLED are sources as in `--data.source`.
 """
 
 import json

@@ -246,7 +246,8 @@ def export_encoder(mae: ViTMAEForPreTraining) -> ViTModel:
     `AutoModel` gives every ViT a pooler, and would invent one where the file has none: this one is the identity, so
     that `pooler_output` is the CLS feature itself.
     """
-    encoder = ViTModel._from_config(encoder_config(mae.config, pooler_act="linear"), dtype=mae.dtype)
+    config, attention = encoder_config(mae.config, pooler_act="linear"), mae.config._attn_implementation
+    encoder = ViTModel._from_config(config, attn_implementation=attention, dtype=mae.dtype)
     weights = mae.vit.state_dict()
     weights["pooler.dense.weight"] = torch.eye(mae.config.hidden_size)
     weights["pooler.dense.bias"] = torch.zeros(mae.config.hidden_size)

@@ -53,9 +53,7 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
         model_type = AutoConfig.from_pretrained(path).model_type
     if model_type == "vit_mae":
         mae = MaskedAutoencoder.from_pretrained(path, attn_implementation=attn_implementation)
-        encoder = export_encoder(mae)
-        encoder.set_attn_implementation(attn_implementation)
-        return encoder
+        return export_encoder(mae)
     require(model_type == "vit", f"{name} is a model of type {model_type!r}, not a ViT or a ViT MAE: {FIX}")
     with opening(name, FIX):
         loaded: Any = ViTModel.from_pretrained(
