@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf import figures, hub
     from mae_hf.checkpoint import Checkpoints, TrainState
     from mae_hf.data.augment import augment, normalize
+    from mae_hf.data.erase import erase
     from mae_hf.data.images import load_labelled_images
     from mae_hf.data.mix import mix
     from mae_hf.evaluation.inference import predict_probabilities
@@ -87,11 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"device          {device.type}, precision {accelerator.mixed_precision}\n{plan.describe(config.train)}"
     )
 
-    # ---- a step: rows -> images -> augment -> normalise -> mixup or cutmix -> cross-entropy with soft targets ----
+    # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     def loss_of(rows, epoch):  # type: ignore[no-untyped-def]
         seed = config.train.seed
         pixels = augment(train_images.batch(rows).to(device), rows, config.augment, seed, epoch)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
+        pixel_values = erase(pixel_values, rows, config.augment.erase_probability, seed, epoch)
         targets = labels[rows].to(device)
         pixel_values, targets = mix(pixel_values, targets, len(class_names), config.augment, seed, epoch, rows)
         # the loss is computed here: float labels passed to the model would turn its config into multi-label
