@@ -264,6 +264,7 @@ class AugmentConfig(CropConfig):
         mixup: alpha of mixup; 0 switches it off. With cutmix on too, each batch draws one of the two.
         cutmix: alpha of cutmix; 0 switches it off.
         label_smoothing: part of the label's weight that is spread over all classes.
+        erase_probability: part of the images in which a random box becomes noise; 0 switches it off.
     """
 
     rand_augment_ops: int = 2
@@ -271,6 +272,7 @@ class AugmentConfig(CropConfig):
     mixup: float = 0.8
     cutmix: float = 1.0
     label_smoothing: float = 0.1
+    erase_probability: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -288,6 +290,11 @@ class AugmentConfig(CropConfig):
             0 <= self.label_smoothing < 1,
             f"label_smoothing {self.label_smoothing} is not a part below 1: choose 0 or 0.1 "
             "(--augment.label_smoothing)",
+        )
+        require(
+            0 <= self.erase_probability <= 1,
+            f"erase_probability {self.erase_probability} is not a part of the images: choose 0 (off) to 1, such as "
+            "0.25 (--augment.erase_probability)",
         )
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mae_hf.config import FinetuneConfig, PretrainConfig
 from mae_hf.data.augment import augment, normalize
 from mae_hf.data.draws import uniform
+from mae_hf.data.erase import erase
 from mae_hf.data.images import DeviceImages
 from mae_hf.data.mix import mix
 from mae_hf.data.transfer import to_device
@@ -42,7 +43,7 @@ def pretraining_loss(model: nn.Module, images: DeviceImages, config: PretrainCon
 
 
 def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, config: FinetuneConfig) -> LossOf:
-    """Rows -> images -> crop, flip, RandAugment -> normalise -> mixup or cutmix -> cross-entropy with soft targets.
+    """Rows -> images -> crop, flip, RandAugment -> normalise -> erase -> mixup or cutmix -> loss with soft targets.
 
     Args:
         model: a `ViTForImageClassification`, prepared.
@@ -55,6 +56,7 @@ def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, co
     def loss_of(rows: NDArray[np.int64], epoch: int) -> Tensor:
         pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
+        pixel_values = erase(pixel_values, rows, config.augment.erase_probability, seed, epoch)
         labels = to_device(images.labels[rows], images.device)
         pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, seed, epoch, rows)
         # the loss is computed here: float labels passed to the model would turn its config into multi-label

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = build_optimizer(model, config.train)
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
-    # ---- a step: rows -> images -> augment -> normalise -> mixup or cutmix -> cross-entropy with soft targets ----
+    # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     loss_of = finetuning_loss(prepared, device_images, len(class_names), config)
     first_rows = np.arange(plan.micro_batch_size)

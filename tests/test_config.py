@@ -102,6 +102,14 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     (c.AugmentConfig, {"cutmix": -0.1}, "cutmix -0.1: choose 0 (off) or a positive alpha .*--augment.cutmix"),
     (c.AugmentConfig, {"label_smoothing": 1.0}, "label_smoothing 1.0 .*choose 0 or 0.1 (--augment.label_smoothing)"),
     *(
+        (
+            c.AugmentConfig,
+            {"erase_probability": value},
+            f"erase_probability {value} .*choose 0 (off) to 1, such as 0.25 (--augment.erase_probability)",
+        )
+        for value in (-0.1, 1.5, math.nan)
+    ),
+    *(
         (c.TrainConfig, {name: value}, f"{name} {value} is not above 0: choose a positive number (--train.{name})")
         for name, value in {
             "batch_size": 0,

@@ -47,7 +47,7 @@ def test_the_loss_of_pre_training_is_stocks_over_the_images_and_masks_of_these_r
 
 
 def test_the_loss_of_fine_tuning_is_the_cross_entropy_with_smoothed_labels(images, on_cpu):
-    plain = {"rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.1}
+    plain = {"rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "erase_probability": 0.0}
     config = FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain))
     model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
     found = finetuning_loss(model, on_cpu, 10, config)(ROWS, EPOCH)
@@ -56,10 +56,11 @@ def test_the_loss_of_fine_tuning_is_the_cross_entropy_with_smoothed_labels(image
     torch.testing.assert_close(found, expected)
 
 
-def test_mixing_changes_the_loss_of_fine_tuning(on_cpu):
+def test_mixing_erasing_and_rand_augment_each_change_the_loss_of_fine_tuning(on_cpu):
     model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
+    plain = {"rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "erase_probability": 0.0}
     losses = [
-        finetuning_loss(model, on_cpu, 10, FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, mixup=mixup)))
-        for mixup in (0.0, 0.8)
+        finetuning_loss(model, on_cpu, 10, FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain | change)))
+        for change in ({}, {"mixup": 0.8}, {"cutmix": 1.0}, {"erase_probability": 1.0}, {"rand_augment_ops": 2})
     ]
-    assert losses[0](ROWS, 0) != losses[1](ROWS, 0)
+    assert len({loss_of(ROWS, 0).item() for loss_of in losses}) == 5

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from mae_hf.config import AugmentConfig, CropConfig
 from mae_hf.data.draws import uniform
 from mae_hf.data.rand_augment import rand_augment
+from mae_hf.data.transfer import to_device
 
-CROP_TRIES = 10
+BOX_TRIES = 10
+NUM_BOX_DRAWS = 2 * BOX_TRIES + 2  # area and aspect of each try, and the place
 LEAST_ASPECT, GREATEST_ASPECT = 3 / 4, 4 / 3
 
 
@@ -64,10 +66,11 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Returns:
         float32 (B, 3, S, S), a new contiguous tensor.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(3, 1, 1)
+    factors = np.array([1 / (255 * np.asarray(std)), np.asarray(mean) / std], np.float32)
+    scale, shift = to_device(factors, pixels.device).view(2, 3, 1, 1)
     values = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-    return values.copy_(pixels).mul_(scale).sub_(shift)
+    # bytes are brought into order faster than floats
+    return values.copy_(pixels.contiguous()).mul_(scale).sub_(shift)
 
 
 def crop_boxes(
@@ -75,8 +78,7 @@ def crop_boxes(
 ) -> NDArray[np.int64]:
     """The random crop of each image: area uniform in `scale`, aspect log-uniform in 3/4..4/3, place uniform.
 
-    torchvision's `RandomResizedCrop` by rule: up to ten tries for a box that fits, then the whole image. The ten are
-    drawn at once and the first that fits is taken.
+    torchvision's `RandomResizedCrop` by rule: up to ten tries for a box that fits, then the whole image.
 
     Args:
         rows: int64 (B,).
@@ -88,23 +90,47 @@ def crop_boxes(
     Returns:
         int64 (B, 4): top, left, height, width.
     """
-    draws = uniform(seed, epoch, rows, 2 * CROP_TRIES + 2, "crop")
-    area = size**2 * (scale[0] + (scale[1] - scale[0]) * draws[:, :CROP_TRIES])
-    log_aspect = np.log(LEAST_ASPECT) + np.log(GREATEST_ASPECT / LEAST_ASPECT) * draws[:, CROP_TRIES:-2]
+    draws = uniform(seed, epoch, rows, NUM_BOX_DRAWS, "crop")
+    return random_boxes(draws, size, scale, (LEAST_ASPECT, GREATEST_ASPECT), longest=size, otherwise=size)
+
+
+def random_boxes(
+    draws: NDArray[np.float64],
+    size: int,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+    longest: int,
+    otherwise: int,
+) -> NDArray[np.int64]:
+    """Boxes of a random area, aspect and place: the first of ten tries that fits.
+
+    Args:
+        draws: float64 (B, NUM_BOX_DRAWS), uniform in [0, 1).
+        size: side S of the square images.
+        scale: least and greatest part of the area.
+        aspect: least and greatest width / height.
+        longest: greatest side that fits, in pixels.
+        otherwise: both sides where none of the ten fits, in pixels.
+
+    Returns:
+        int64 (B, 4): top, left, height, width.
+    """
+    area = size**2 * (scale[0] + (scale[1] - scale[0]) * draws[:, :BOX_TRIES])
+    log_aspect = np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * draws[:, BOX_TRIES:-2]
     width = np.rint(np.sqrt(area * np.exp(log_aspect)))
     height = np.rint(np.sqrt(area / np.exp(log_aspect)))
-    fits = (width >= 1) & (width <= size) & (height >= 1) & (height <= size)
+    fits = (width >= 1) & (width <= longest) & (height >= 1) & (height <= longest)
     first = np.arange(len(draws)), fits.argmax(axis=1)
     found = fits.any(axis=1)
-    width = np.where(found, width[first], size)
-    height = np.where(found, height[first], size)
+    width = np.where(found, width[first], otherwise)
+    height = np.where(found, height[first], otherwise)
     top = np.floor(draws[:, -2] * (size - height + 1))
     left = np.floor(draws[:, -1] * (size - width + 1))
     return np.stack([top, left, height, width], axis=1).astype(np.int64)
 
 
 def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
-    """Crops, resizes back to S x S and flips, one image at a time: the fastest way on a CPU.
+    """Crops, flips and resizes back to S x S, one image at a time: the fastest way on a CPU.
 
     Within 2 grey levels of Pillow's `crop(box).resize((S, S), BICUBIC)`.
 
@@ -114,16 +140,16 @@ def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.
         flip: bool (B,), the images to mirror left to right.
 
     Returns:
-        uint8 (B, 3, S, S).
+        uint8 (B, 3, S, S), contiguous.
     """
-    size = images.shape[1]
-    # Channels stay innermost in memory: on such a view interpolate has its fast uint8 kernel.
-    pixels = torch.empty_like(images).permute(0, 3, 1, 2)
-    source = images.permute(0, 3, 1, 2)
-    for i, (top, left, height, width) in enumerate(boxes.tolist()):
-        crop = source[i : i + 1, :, top : top + height, left : left + width]
-        resized = F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True)[0]
-        pixels[i] = resized.flip(-1) if flip[i] else resized
+    batch, size = images.shape[:2]
+    pixels = torch.empty(batch, 3, size, size, dtype=torch.uint8)
+    # Channels stay innermost in each image's memory: on such a view interpolate has its fast uint8 kernel.
+    places = zip(images.permute(0, 3, 1, 2).split(1), pixels.split(1), boxes.tolist(), flip.tolist(), strict=True)
+    for image, resized, (top, left, height, width), mirrored in places:
+        crop = image[:, :, top : top + height, left : left + width]
+        crop = crop.flip(-1) if mirrored else crop
+        resized.copy_(F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True))
     return pixels
 
 
@@ -141,9 +167,9 @@ def crop_resize_batched(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[
         uint8 (B, 3, S, S).
     """
     size = images.shape[1]
-    top, left, height, width = torch.from_numpy(boxes.T.astype(np.float32)).to(images.device)
+    top, left, height, width = to_device(boxes.T.astype(np.float32), images.device)
     horizontal = _bicubic_weights(left, width, size)
-    mirrored = torch.from_numpy(flip).to(images.device).view(-1, 1, 1)
+    mirrored = to_device(flip, images.device).view(-1, 1, 1)
     horizontal = torch.where(mirrored, horizontal.flip(1), horizontal)
     vertical = _bicubic_weights(top, height, size)
 

@@ -36,6 +36,17 @@ def uniform(seed: int, epoch: int, rows: ArrayLike, num: int, stream: str) -> ND
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def normal(seed: int, epoch: int, rows: ArrayLike, num: int, stream: str) -> NDArray[np.float32]:
+    """Standard normal numbers for each row, float32 (B, num); arguments as for `uniform`.
+
+    Source: Box and Muller 1958.
+    """
+    draws = uniform(seed, epoch, rows, num + num % 2, stream)
+    radius = np.sqrt(-2 * np.log((1 - draws[:, ::2]).astype(np.float32)))  # 1 - u is above 0, also once rounded
+    angle = (2 * np.pi * draws[:, 1::2]).astype(np.float32)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(len(draws), -1)[:, :num]
+
+
 def integer_seed(seed: int, epoch: int, stream: str) -> int:
     """A seed for a library's own generator, another one for every (seed, epoch, stream)."""
     return int(uniform(seed, epoch, [0], 1, stream)[0, 0] * 2**53)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_hf.data.draws import uniform
+from mae_hf.data.transfer import to_device
 
 APPLY_PROBABILITY = 0.5
 LEVEL_STD = 0.5
@@ -49,9 +50,9 @@ def rand_augment(
             members = np.flatnonzero(chosen == number)
             if len(members) == 0:
                 continue
-            index = torch.from_numpy(members).to(pixels.device)
+            index = to_device(members, pixels.device)
             amounts = to_amount(levels[members], signs[members]).astype(np.float32)
-            amount = torch.from_numpy(amounts).to(pixels.device).view(-1, 1, 1, 1)
+            amount = to_device(amounts, pixels.device).view(-1, 1, 1, 1)
             changed = operation(pixels[index].float(), amount)
             pixels[index] = changed.round_().clamp_(0, 255).to(torch.uint8)
     return pixels

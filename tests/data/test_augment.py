@@ -10,6 +10,8 @@ from scipy import stats
 
 from mae_hf.config import AugmentConfig, CropConfig
 from mae_hf.data.augment import augment, crop_boxes, crop_resize_batched, crop_resize_each, normalize, to_pixels
+from mae_hf.data.erase import erase
+from mae_hf.data.mix import mix
 
 S = 48
 MEAN, STD = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
@@ -121,7 +123,21 @@ def test_the_road_of_an_accelerator_never_waits_for_a_value():
     pixels = augment(images, np.arange(40), AugmentConfig(), 0, 0)
     assert pixels.shape == (40, 3, S, S)
     assert pixels.dtype == torch.uint8
-    assert normalize(pixels, MEAN, STD).device.type == "meta"
+    pixel_values = normalize(pixels, MEAN, STD)
+    assert erase(pixel_values, np.arange(40), 0.25, 0, 0).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nothing_from_the_images_to_the_targets_makes_the_host_wait_for_the_gpu():
+    images, labels, rows, config = drawn_images(64).cuda(), torch.arange(64).cuda() % 10, np.arange(64), AugmentConfig()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for epoch in range(4):  # of mixup and CutMix, each batch draws one
+            pixel_values = normalize(augment(images, rows, config, 0, epoch), MEAN, STD)
+            pixel_values = erase(pixel_values, rows, config.erase_probability, 0, epoch)
+            mix(pixel_values, labels, 10, config, 0, epoch, rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_stored_images_are_not_changed():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mae_hf.data.draws import integer_seed, uniform
+from mae_hf.data.draws import integer_seed, normal, uniform
 
 MASK_64 = 2**64 - 1
 
@@ -76,6 +76,20 @@ def test_no_row_of_many_epochs_repeats_another():
 @pytest.mark.parametrize("seed", [-1, 2**40])
 def test_any_integer_is_a_seed(seed):
     assert not np.array_equal(uniform(seed, 0, [0], 4, "a"), uniform(0, 0, [0], 4, "a"))
+
+
+def test_normal_numbers_are_standard_normal_and_uncorrelated_with_their_neighbours():
+    numbers = normal(0, 0, np.arange(2000), 50, "noise")
+    assert numbers.dtype == np.float32
+    assert stats.kstest(numbers.ravel(), "norm").pvalue > 0.001
+    for one, other in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 4 / np.sqrt(one.size)
+
+
+def test_a_row_gets_the_same_normal_numbers_in_any_batch_and_at_any_length():
+    whole = normal(3, 2, np.arange(40), 7, "noise")
+    assert whole.shape == (40, 7)
+    np.testing.assert_array_equal(normal(3, 2, [31, 4], 4, "noise"), whole[[31, 4], :4])
 
 
 def test_integer_seeds_differ_by_seed_epoch_and_stream():
