@@ -15,10 +15,11 @@ from PIL import Image
 
 from mae_hf.config import Choice, ConfigError, DataConfig, require
 from mae_hf.data.sources import Split, load_splits, stratified_draw
-from mae_hf.data.store import CHUNK, Store, open_store, to_rgb_square
+from mae_hf.data.store import Store, open_store, to_rgb_square
 from mae_hf.data.transfer import to_device
 
 NO_LABEL = -1
+CHUNK = 1024  # images on their way to a GPU at a time
 
 
 class ImageSet:
