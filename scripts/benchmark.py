@@ -20,10 +20,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures as the command line says, prints a table per measure, and writes the numbers where they are wanted."""
     config = cli.parse(BenchmarkConfig, argv, prog="scripts/benchmark.py")
     preset = cli.load(PretrainConfig, config.preset)
+    launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE"}
     require(
-        not os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "WORLD_SIZE"},
-        "a launcher has set precision and threads, which would reach stock transformers, too: start it with python "
-        "scripts/benchmark.py (--mixed_precision bf16)",
+        not launched,
+        f"{', '.join(sorted(launched))}, set by a launcher, would not reach stock and mae_hf alike: start it "
+        "with python scripts/benchmark.py (--mixed_precision bf16)",
     )
 
     import torch

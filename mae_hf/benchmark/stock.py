@@ -42,14 +42,14 @@ Transform = Callable[[Image.Image], Tensor]
 def pretrain(turns: Turns, config: PretrainConfig, folder: Path, bf16: bool) -> None:
     """A contender: pre-training as `run_mae` does it."""
     model = ViTMAEForPreTraining(mae_config(config.model))
-    _train(turns, model, with_transform(folder, partial(augmented, config=config)), config, bf16)
+    _train(turns, model, collate, config, folder, bf16)
 
 
 def finetune(turns: Turns, config: PretrainConfig, folder: Path) -> None:
     """A contender: fine-tuning as `run_image_classification` does it, with the crops of pre-training."""
     names = dict(enumerate(drawn.CLASS_NAMES))
     model = ViTForImageClassification(encoder_config(mae_config(config.model), id2label=names))
-    _train(turns, model, with_transform(folder, partial(augmented, config=config)), config, bf16=False)
+    _train(turns, model, collate_labelled, config, folder, bf16=False)
 
 
 @torch.no_grad()
@@ -73,8 +73,10 @@ def extract_features(turns: Turns, config: PretrainConfig, folder: Path) -> None
             turns.done(len(batch["pixel_values"]))
 
 
-def _train(turns: Turns, model: nn.Module, images: datasets.Dataset, config: PretrainConfig, bf16: bool) -> None:
-    train = config.train
+def _train(
+    turns: Turns, model: nn.Module, collate: Callable[..., Any], config: PretrainConfig, folder: Path, bf16: bool
+) -> None:
+    train, images = config.train, with_transform(folder, partial(augmented, config=config))
     arguments = TrainingArguments(
         output_dir=config.output_dir,
         per_device_train_batch_size=train.batch_size,
@@ -125,9 +127,13 @@ def with_transform(folder: Path, transform: Transform) -> datasets.Dataset:
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Rows as a batch: `pixel_values` (B, 3, S, S)."""
+    return {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+
+
+def collate_labelled(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Rows as a batch: `pixel_values` (B, 3, S, S) and `labels` (B,)."""
-    pixel_values = torch.stack([example["pixel_values"] for example in examples])
-    return {"pixel_values": pixel_values, "labels": torch.tensor([example["label"] for example in examples])}
+    return collate(examples) | {"labels": torch.tensor([example["label"] for example in examples])}
 
 
 def augmented(image: Image.Image, config: PretrainConfig) -> Tensor:

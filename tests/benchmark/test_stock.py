@@ -73,7 +73,7 @@ def test_the_trainer_pre_trains_in_its_own_loop(run: PretrainConfig, bf16: bool)
 def test_the_trainer_fine_tunes_with_labels(run: PretrainConfig):
     assert few(stock.finetune, 3, config=run, folder=Path(run.output_dir)) == [8, 8, 8]
     images = stock.with_transform(Path(run.output_dir), partial(stock.whole, config=run))
-    batch = stock.collate([images[row] for row in (3, 2_004)])
+    batch = stock.collate_labelled([images[row] for row in (3, 2_004)])
     assert batch["labels"].tolist() == [3, 4]
     assert batch["pixel_values"].shape == (2, 3, 16, 16)
 
