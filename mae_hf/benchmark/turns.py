@@ -49,8 +49,8 @@ class Result:
 
     Args:
         turns: one a round.
-        own_mib: the most anonymous memory that was seen at once (`RssAnon`, 20 times a second), with what its loader
-            processes do not share; None where there is no /proc.
+        own_mib: the most anonymous memory that was seen at once (`RssAnon`, 20 times a second), and what its loader
+            processes do not share with it; None where there is no /proc.
         mapped_mib: the most pages of files that were seen at once (`RssFile`), such as libraries and a store of images;
             the kernel takes them back when it needs them.
     """
@@ -137,6 +137,7 @@ class _Process:
     def __init__(self, context: Any, name: str, work: Work) -> None:
         self.result = Result()
         self._name = name
+        self._own_mib = self._loaders_mib = 0.0
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_compete, args=(theirs, work), name=name)
         self._process.start()
@@ -144,7 +145,8 @@ class _Process:
 
     def take_turn(self, seconds: float) -> Turn:
         """Lets it go on for so long."""
-        self._connection.send(seconds)
+        with contextlib.suppress(OSError):  # it ended while it waited, which its answer tells
+            self._connection.send(seconds)
         return self.answer()
 
     def answer(self) -> Turn:
@@ -172,16 +174,17 @@ class _Process:
         self._connection.close()
 
     def _look_at_memory(self, with_loaders: bool = False) -> None:
-        """Raises the peaks in `result`. Loaders' are counted between turns only: that takes time."""
+        """Raises the peaks in `result`. Loaders are counted between turns only: that takes time."""
         process = Path(f"/proc/{self._process.pid}")
         with contextlib.suppress(OSError, KeyError):  # no /proc, or it has just ended
             memory = _mib(process / "status")
-            own, mapped = memory["RssAnon"], memory["RssFile"]
+            self._own_mib = max(memory["RssAnon"], self._own_mib)
             if with_loaders:
                 loaders = (process / "task" / process.name / "children").read_text().split()
-                own += sum(_mib(Path("/proc") / loader / "smaps_rollup")["Private_Dirty"] for loader in loaders)
-            self.result.own_mib = max(own, self.result.own_mib or 0)
-            self.result.mapped_mib = max(mapped, self.result.mapped_mib or 0)
+                unshared = sum(_mib(Path("/proc") / loader / "smaps_rollup")["Private_Dirty"] for loader in loaders)
+                self._loaders_mib = max(unshared, self._loaders_mib)
+            self.result.own_mib = self._own_mib + self._loaders_mib
+            self.result.mapped_mib = max(memory["RssFile"], self.result.mapped_mib or 0)
 
 
 def _mib(path: Path) -> dict[str, float]:

@@ -110,6 +110,51 @@ def test_nothing_is_loaded_ahead_in_the_time_of_another(tmp_path: Path):
         assert not [load for load in loads if its_steps[0]["start"] + 0.05 < load < its_steps[-1]["end"]]
 
 
+def hold_in_a_loader(turns: Turns) -> None:
+    """A contender whose loader process holds 100 MiB."""
+
+    def load() -> None:
+        kept = torch.ones(100 << 18)
+        time.sleep(60 + float(kept[0]))
+
+    multiprocessing.get_context("fork").Process(target=load, daemon=True).start()
+    time.sleep(1)
+    work_on(turns)
+
+
+def work_on(turns: Turns) -> None:
+    turns.begin()
+    while True:
+        time.sleep(0.1)
+        turns.done(1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_the_memory_of_loaders_counts_where_they_do_not_share_it():
+    alone, loading = take_turns({"alone": work_on, "loading": hold_in_a_loader}, rounds=1, seconds=0.1).values()
+    assert 90 < loading.own_mib - alone.own_mib < 200
+
+
+def vanish(turns: Turns, file: Path) -> None:
+    """A contender that is killed while it waits for its turn."""
+    note(file, pid=os.getpid())
+    turns.begin()
+
+
+def kill_the_other(turns: Turns, file: Path) -> None:
+    turns.begin()
+    os.kill(notes(file)[0]["pid"], signal.SIGKILL)
+    time.sleep(0.2)
+    turns.done(1)
+    turns.done(1)
+
+
+def test_a_contender_that_is_killed_while_it_waits_is_named(tmp_path: Path):
+    works = {"killer": partial(kill_the_other, file=tmp_path / "pid"), "victim": partial(vanish, file=tmp_path / "pid")}
+    with pytest.raises(RunError, match=r"^victim ended with exit code -9 \(was there enough memory\?\)$"):
+        take_turns(works, rounds=1, seconds=0.05)
+
+
 def fail(turns: Turns) -> None:
     """A contender that fails in its first turn."""
     turns.begin()
