@@ -627,25 +627,44 @@ class DemoConfig:
         )
 
 
+MEASURES = ("pretrain", "finetune", "features", "compile", "size")
+
+
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure how many images per second pre-training prepares, trains on, and does both with.
+    """Measure how many images per second mae_hf and stock transformers work through, in turns, on drawn images.
 
     Args:
-        preset: YAML file of a pre-training run; its model, augmentation and batch are measured, on drawn images.
-        rounds: measurements of each kind of work, which take turns.
-        mixed_precision: `no` is fp32.
+        preset: YAML file of a pre-training run; its model, crops and batch are measured.
+        measure: `pretrain`, `finetune` and `features` beside stock transformers; `compile`, compiled layers beside
+            eager ones; `size`, 1,000 to 100,000 images. Several as `pretrain,finetune`.
+        rounds: turns of each contender.
+        seconds: least length of a turn, which has at least two steps.
+        mixed_precision: of mae_hf; `no` is fp32. Stock is measured in fp32, pre-training also in bf16.
         output: a JSON file for the numbers; without it they are only printed.
     """
 
     preset: str
+    measure: str = "pretrain"
     rounds: int = 5
+    seconds: float = 10.0
     mixed_precision: Literal["no", "bf16"] = "no"
     output: str | None = None
 
     def __post_init__(self) -> None:
+        wrong = [name for name in self.measures if name not in MEASURES]
+        require(
+            not wrong,
+            f"measure {', '.join(wrong)} is unknown: choose among {', '.join(MEASURES)} (--measure pretrain,finetune)",
+        )
         _check_above_zero("rounds", self.rounds)
+        _check_above_zero("seconds", self.seconds)
         require(
             self.output is None or self.output.endswith(".json"),
             f"output {self.output} is not a JSON file: give it the ending .json (--output)",
         )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures asked for."""
+        return tuple(self.measure.split(","))

@@ -1,11 +1,13 @@
-"""Measure how many images per second pre-training prepares, trains on, and does both with; needs no data.
+"""Measure how many images per second mae_hf and stock transformers work through, in turns; needs no data.
 
 python scripts/benchmark.py --preset configs/pretrain/digits.yaml
-python scripts/benchmark.py --preset configs/pretrain/stl10_tiny.yaml --mixed_precision bf16 --output benchmark.json
+python scripts/benchmark.py --preset configs/benchmark/tiny8.yaml --mixed_precision bf16 \
+    --measure pretrain,finetune,features,compile,size --output benchmark.json
 """
 
+import dataclasses
 import json
-import statistics
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,53 +17,66 @@ from mae_hf.config import BenchmarkConfig, PretrainConfig, require
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures as the command line says, prints a table, and writes the numbers where they are wanted."""
+    """Measures as the command line says, prints a table per measure, and writes the numbers where they are wanted."""
     config = cli.parse(BenchmarkConfig, argv, prog="scripts/benchmark.py")
     preset = cli.load(PretrainConfig, config.preset)
+    launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE"}
+    require(
+        not launched,
+        f"{', '.join(sorted(launched))}, set by a launcher, would not reach stock and mae_hf alike: start it "
+        "with python scripts/benchmark.py (--mixed_precision bf16)",
+    )
 
     import torch
     from accelerate import Accelerator
 
-    from mae_hf.benchmark import measure, pretraining_work
+    from mae_hf.benchmark import drawn
+    from mae_hf.benchmark.measures import Setup, contenders_of
+    from mae_hf.benchmark.record import summarize, table
+    from mae_hf.benchmark.turns import take_turns
     from mae_hf.checkpoint import write_text
-    from mae_hf.machine import attention_for, use_cpu_well
+    from mae_hf.machine import use_cpu_well
     from mae_hf.tracking import environment as describe_environment
 
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    require(
+        torch.cuda.device_count() < 2,
+        f"{torch.cuda.device_count()} GPUs: the benchmark measures one, start it with CUDA_VISIBLE_DEVICES=0",
+    )
+    accelerator, num_threads = Accelerator(mixed_precision=config.mixed_precision), torch.get_num_threads()
     use_cpu_well(accelerator)
     require(
-        accelerator.num_processes == 1,
-        f"{accelerator.num_processes} processes: the benchmark measures one, start it with python scripts/benchmark.py",
+        torch.get_num_threads() == num_threads,
+        f"stock would have 1 thread and mae_hf {torch.get_num_threads()}: unset OMP_NUM_THREADS, or give the benchmark "
+        "one core (taskset -c 0 python scripts/benchmark.py ...)",
     )
     if config.output:  # before the work, so that a folder that cannot be made is known at once
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-
-    with tempfile.TemporaryDirectory(prefix="mae_hf-benchmark-") as folder:
-        works = pretraining_work(accelerator, preset, Path(folder))
-        values = measure(works, preset.train.batch_size, config.rounds, accelerator.device)
-
-    summary = {
-        name: {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "rounds": rates}
-        for name, rates in values.items()
-    }
-    environment = describe_environment(accelerator) | {
-        "threads": torch.get_num_threads(),
-        "attention": attention_for(accelerator),
-    }
+    environment = describe_environment(accelerator)
     print(
         f"preset     {config.preset}, images of {preset.model.image_size}, batches of {preset.train.batch_size}\n"
-        f"device     {environment['device']}, {environment['threads']} threads\n"
-        f"precision  {environment['mixed_precision']}, {environment['attention']} attention\n\n"
-        f"{'images/s':14}{'median':>10}{'min':>10}{'max':>10}   of {config.rounds} rounds"
+        f"device     {environment['device']}, {num_threads} threads\n"
+        f"precision  {config.mixed_precision} for mae_hf\n"
+        f"turns      of {config.seconds:g} s and more, {config.rounds} of each; medians, and ratios of medians"
     )
-    for name, row in summary.items():
-        print(f"{name:14}{row['median']:10.1f}{row['min']:10.1f}{row['max']:10.1f}")
+
+    measures = {}
+    with tempfile.TemporaryDirectory(prefix="mae_hf-benchmark-") as name:
+        folder = Path(name)
+        drawn.draw(folder, preset.model.image_size)
+        setup = Setup(dataclasses.replace(preset, output_dir=name), folder, config.mixed_precision)
+        for measure in config.measures:
+            contenders = contenders_of(measure, setup)
+            works = {name: contender.work for name, contender in contenders.items()}
+            measures[measure] = summarize(contenders, take_turns(works, config.rounds, config.seconds))
+            print(f"\n{measure}\n{table(measures[measure])}", flush=True)
+
     if config.output:
         record = {
-            "preset": config.preset,
+            **dataclasses.asdict(config),
             "config": dict(cli.flatten(preset)),
             **environment,
-            "images_per_second": summary,
+            "threads": num_threads,
+            "measures": measures,
         }
         write_text(Path(config.output), json.dumps(record, indent=2) + "\n")
         print(f"\nwritten to {config.output}")

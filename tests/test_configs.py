@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mae_hf import cli
-from mae_hf.config import EncoderConfig, FinetuneConfig, PretrainConfig
+from mae_hf.config import BenchmarkConfig, EncoderConfig, FinetuneConfig, PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -71,3 +71,12 @@ def test_fine_tuning_takes_the_encoder_that_pre_training_of_the_same_name_leaves
 def test_both_stages_read_the_same_images_in_the_same_way(name):
     assert load("pretrain", name).data == load("finetune", name).data
     assert load("pretrain", name).augment.flip == load("finetune", name).augment.flip
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/benchmark").iterdir()), ids=case)
+def test_a_shape_to_measure_is_a_pre_training_run_whose_header_measures_it(path):
+    assert cli.load(PretrainConfig, path).output_dir == f"runs/benchmark/{path.stem}"
+    header = re.match(r"# What: .+\n# Command: (.+)\n# Measured: .+\n", path.read_text())
+    launcher, script, *words = header[1].split()
+    assert (launcher, script) == ("python", "scripts/benchmark.py")
+    assert cli.parse(BenchmarkConfig, words, prog="test").preset == f"configs/benchmark/{path.name}"
