@@ -32,6 +32,7 @@ from mae_hf.data.sources import Split
 
 FORMAT_VERSION = 2  # raise it when an image would be decoded to other pixels
 CHUNK = 16  # images that a thread decodes at a time
+CHUNKS_AHEAD = 16
 FIX = "replace it, or leave such images out (--data.on_bad_image skip)"
 
 
@@ -220,8 +221,8 @@ def _decoded(split: Split, image_size: int) -> Iterator[np.ndarray | str]:
         tqdm(total=len(split), desc=description, unit="image", disable=None) as progress,
     ):
         starts = iter(range(0, len(split), CHUNK))
-        # two chunks a thread and no more are held, whatever the number of images
-        chunks = deque(pool.submit(decode_chunk, start) for start in islice(starts, 2 * num_threads))
+        # so many are held, whatever the number of images; enough to decode on while this thread waits for the disk
+        chunks = deque(pool.submit(decode_chunk, start) for start in islice(starts, num_threads + CHUNKS_AHEAD))
         while chunks:
             images = chunks.popleft().result()
             chunks.extend(pool.submit(decode_chunk, start) for start in islice(starts, 1))
