@@ -16,9 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import numpy as np
 
     from mae_hf.data.audit import audit, check_audit
-    from mae_hf.data.images import load_pretraining_images
     from mae_hf.data.sources import load_splits
-    from mae_hf.data.store import open_store
+    from mae_hf.data.store import cache_folder, open_store
 
     # ---- decode ----
     found = {source: load_splits(config.data, source) for source in config.data.sources}
@@ -32,22 +31,32 @@ def main(argv: Sequence[str] | None = None) -> None:
             classes = f"{len(split.class_names)} classes" if split.class_names else "no labels"
             skipped = f", {len(split) - len(store.rows)} skipped" if len(split) > len(store.rows) else ""
             size = store.path.stat().st_size / 2**20
-            print(f"  {role:<10} {len(store.rows):>8} images{skipped}, {classes}, {size:.1f} MiB in {store.path}")
+            before = ", decoded before" if store.was_there else ""
+            what = f"{len(store.rows):>8} images{skipped}, {classes}"
+            print(f"  {role:<10} {what}, {size:.1f} MiB in {store.path}{before}")
             stores.append(store)
+    # a source that has changed gets another store, and the old one stays
+    folder = cache_folder(config.data)
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    print(f"{folder} holds {sum(sizes) / 2**20:.1f} MiB in {len(sizes)} files; what is no longer needed can be deleted")
 
     # ---- leaks ----
     if config.audit_against:
         print("\n".join(audit(stores, config.audit_against)))
 
     # ---- the channels of the pre-training images ----
+    from mae_hf.data.images import load_pretraining_images  # needs torch, which takes longer than to name a mistake
+
     images, held_out = load_pretraining_images(config.data, config.image_size)
-    counts = np.zeros((3, 256), np.int64)
+    sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)
     for start in range(0, len(images), 512):
         batch = images.batch(np.arange(start, min(start + 512, len(images)))).numpy()
-        counts += [np.bincount(batch[..., channel].ravel(), minlength=256) for channel in range(3)]
-    values = np.arange(256) / 255
-    mean = counts @ values / counts.sum(1)
-    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+        pixels = batch.reshape(-1, 3 * config.image_size)  # long rows add up three times as fast as triples do
+        sums += pixels.sum(0, np.uint64).reshape(-1, 3).sum(0)
+        squares += np.square(pixels, dtype=np.uint16).sum(0, np.uint64).reshape(-1, 3).sum(0)
+    num_pixels = len(images) * config.image_size**2
+    mean = sums / num_pixels / 255
+    std = np.sqrt(squares / num_pixels / 255**2 - mean**2)
     print(f"pre-training: {len(images)} images, {len(held_out)} held out; channels of the former, as flags:")
     print("  --data.image_mean", "[" + ",".join(f"{value:.4f}" for value in mean) + "]", end=" ")
     print("--data.image_std", "[" + ",".join(f"{value:.4f}" for value in std) + "]")

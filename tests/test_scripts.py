@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mae_hf import cli
-from mae_hf.config import FinetuneConfig, PretrainConfig
+from mae_hf.config import DataConfig, FinetuneConfig, PretrainConfig
+from mae_hf.data.images import load_pretraining_images
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ("accelerate", "launch", "--quiet", "--num_cpu_threads_per_process", "2")
@@ -191,22 +192,65 @@ def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_pa
             assert image.width > 100
 
 
-def test_preparing_the_data_says_where_it_is_and_how_big():
-    data = ("--data.source", "digits")
-    printed = succeed(sys.executable, "scripts/prepare_data.py", *data, "--image_size", "32")
-    assert "unlabeled" in printed
-    assert "1,000" in printed or "1000" in printed
-    assert ".npy" in printed
+def test_preparing_the_data_says_where_it_is_how_big_and_whether_it_was_there(tmp_path: Path):
+    data = ("--data.source", "digits", "--data.cache_dir", tmp_path / "cache", "--image_size", "32")
+    first, second = (succeed(sys.executable, "scripts/prepare_data.py", *data) for _ in range(2))
+    files = sorted((tmp_path / "cache").glob("*.npy"))
+    for role, num, file in zip(("test", "train", "unlabeled"), (497, 300, 1000), files, strict=True):
+        (line,) = (line for line in first.splitlines() if line.split()[0] == role)
+        assert line.split()[1:3] == [str(num), "images,"]
+        assert line.endswith(f"{file.stat().st_size / 2**20:.1f} MiB in {file}")
+        assert f"{line}, decoded before\n" in second
+    size = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+    assert f"{tmp_path / 'cache'} holds {size / 2**20:.1f} MiB in 6 files" in second
+
+
+def test_preparing_the_data_measures_the_channels_of_the_images_to_pretrain_on(tmp_path: Path):
+    images = np.random.default_rng(0).integers([0, 50, 100], [256, 150, 120], (20, 5, 5, 3)).astype(np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    printed = succeed(sys.executable, "scripts/prepare_data.py", "--data.source", tmp_path, "--image_size", "5")
+    mean, std = (json.loads(word) for word in printed.split()[-3::2])
+    config = DataConfig(source=str(tmp_path))
+    kept, _ = load_pretraining_images(config, 5)
+    pixels = kept.batch(range(18)).numpy().reshape(-1, 3) / 255
+    np.testing.assert_allclose([mean, std], [pixels.mean(axis=0), pixels.std(axis=0)], atol=5.1e-5)
+
+
+SLOW = {"torch", "numpy", "PIL", "pyarrow", "scipy", "sklearn", "matplotlib"}
+SLOW |= {"transformers", "datasets", "evaluate", "accelerate", "huggingface_hub"}
+SCRIPTS = ("pretrain", "finetune", "evaluate", "compare", "reconstruct", "prepare_data", "demo", "benchmark")
+
+
+def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """The packages of which `python -X importtime` names a module."""
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--help",), 0), (("--no_such_flag", "1"), 2), (("--config", "no_such_file"), 2)]
+)
+def test_every_script_answers_help_and_errors_before_any_import_that_takes_long(script: str, words: tuple, code: int):
+    done = run(sys.executable, "-X", "importtime", f"scripts/{script}.py", *words)
+    assert done.returncode == code
+    assert "--" in done.stdout if code == 0 else "error: " in done.stderr
+    assert "mae_hf" in imported(done)
+    assert not imported(done) & SLOW
 
 
 @pytest.mark.parametrize(
-    "script", ["pretrain", "finetune", "evaluate", "compare", "reconstruct", "prepare_data", "demo", "benchmark"]
+    ("script", "words"),
+    [
+        ("prepare_data", ("--data.source", "no_such_folder")),
+        ("compare", ("--pretrained", "one_run", "--scratch", "other_run", "--output_dir", "report")),
+    ],
 )
-def test_every_script_explains_itself_and_refuses_unknown_flags(script: str):
-    assert "--" in succeed(sys.executable, f"scripts/{script}.py", "--help")
-    done = run(sys.executable, f"scripts/{script}.py", "--no_such_flag", "1")
+def test_what_is_not_there_is_named_before_torch_is_imported(script: str, words: tuple):
+    done = run(sys.executable, "-X", "importtime", f"scripts/{script}.py", *words)
     assert done.returncode == 2
-    assert "error: " in done.stderr
+    assert "numpy" in imported(done)
+    assert "torch" not in imported(done)
 
 
 def test_a_missing_encoder_is_answered_with_what_to_type(tmp_path: Path):

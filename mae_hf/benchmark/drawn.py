@@ -93,7 +93,9 @@ def repeated_set(folder: Path, num: int) -> ImageSet:
     """The first `num` images of that file, each with rows of its own on disk."""
     images = np.load(folder / _BLOCKS, mmap_mode="r")
     split = Split("repeated", "unlabeled", images, None, None, fingerprint="repeated")
-    return ImageSet([(Store(split, images, np.arange(len(images)), "repeated", folder / _BLOCKS), np.arange(num))])
+    return ImageSet(
+        [(Store(split, images, np.arange(len(images)), "repeated", folder / _BLOCKS, True), np.arange(num))]
+    )
 
 
 def _drawn(folder: Path) -> datasets.Dataset:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.dataset
 from datasets.data_files import sanitize_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi, metadata_load
@@ -81,9 +82,13 @@ def _files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, 
 
 
 def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
+    # otherwise pyarrow holds all that it has read of a file until its end
+    scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
     # each split by itself, since they may differ in columns
     return {
-        name: _load(f"{name} of {source}", "parquet", data_files={"train": paths}, split="train")
+        name: _load(
+            f"{name} of {source}", "parquet", data_files={"train": paths}, split="train", fragment_scan_options=scan
+        )
         for name, paths in files.items()
     }
 

@@ -10,23 +10,29 @@ centre is kept.
 import hashlib
 import io
 import json
+import math
 import os
+import secrets
 import shutil
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from mae_hf.config import ConfigError, DataConfig, require
 from mae_hf.data.sources import Split
 
 FORMAT_VERSION = 2  # raise it when an image would be decoded to other pixels
-CHUNK = 256  # images in memory at a time
+CHUNK = 16  # images that a thread decodes at a time
+CHUNKS_AHEAD = 16
 FIX = "replace it, or leave such images out (--data.on_bad_image skip)"
 
 
@@ -40,6 +46,7 @@ class Store:
         rows: np.int64 (N,), the row of the split that each image is; some are missing where images were skipped.
         digest: SHA-256 of the pixels.
         path: the array's file.
+        was_there: found in the cache, not decoded now.
     """
 
     split: Split
@@ -47,11 +54,17 @@ class Store:
     rows: np.ndarray
     digest: str
     path: Path
+    was_there: bool
 
 
 def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
     """An image of any mode and size as np.uint8 (S, S, 3), by the rule at the top of this file."""
-    image = _to_rgb(ImageOps.exif_transpose(image))
+    image.load()  # a PNG may have its EXIF after its pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image = _to_rgb(image)
+    if image.size == (image_size, image_size):
+        return np.array(image)  # each copy that Pillow would make costs 3 % of decoding
     (width, height), short = image.size, min(image.size)
     # a fraction of a pixel is cut off, as the image processor that is saved with the model does
     new_width = max(image_size, int(width * image_size / short))
@@ -73,7 +86,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
@@ -90,13 +103,13 @@ def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
     folder = cache_folder(config)
     key = hashlib.sha256(f"{FORMAT_VERSION} {image_size} {split.role} {split.fingerprint}".encode()).hexdigest()[:20]
     array_file = folder / f"{split.role}-{image_size}-{key}.npy"
-    store = _read(array_file, split, image_size)
+    store = _read(array_file, split, image_size, was_there=True)
     if store is None:
         try:
             _build(array_file, split, image_size, config)
         except OSError as error:
             raise ConfigError(f"{folder} cannot be written ({error}): choose another (--data.cache_dir)") from error
-        store = _read(array_file, split, image_size)
+        store = _read(array_file, split, image_size, was_there=False)
     if store is None:
         raise ConfigError(f"{array_file} cannot be read back: choose another folder (--data.cache_dir)")
     num_skipped = len(split) - len(store.rows)
@@ -113,18 +126,20 @@ def cache_folder(config: DataConfig) -> Path:
     return Path(config.cache_dir or os.environ.get("MAE_HF_CACHE") or "~/.cache/mae_hf").expanduser()
 
 
-def _read(array_file: Path, split: Split, image_size: int) -> Store | None:
+def _read(array_file: Path, split: Split, image_size: int, was_there: bool) -> Store | None:
     """The store if it is there and whole, else None."""
     try:
         record = json.loads(array_file.with_suffix(".json").read_text())
-        images = np.load(array_file, mmap_mode="r")
         rows = np.delete(np.arange(len(split)), record["skipped"])
-        digest = record["sha256"]
-    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError):
+        header, shape = _header(len(rows), image_size)
+        with open(array_file, "rb") as file:
+            found, num_bytes = file.read(len(header)), os.fstat(file.fileno()).st_size
+        if num_bytes != len(header) + math.prod(shape) or record.pop("check") != _check(found, record):
+            return None
+        images = np.memmap(array_file, np.uint8, "r", len(header), shape)
+        return Store(split, images, rows, record["sha256"], array_file, was_there)
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
-    if images.shape != (len(rows), image_size, image_size, 3) or images.dtype != np.uint8:
-        return None
-    return Store(split, images, rows, digest, array_file)
 
 
 def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) -> None:
@@ -136,18 +151,18 @@ def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) 
         f"{split.role} of {split.source} needs {needed >> 20} MiB in {array_file.parent}, {free >> 20} are free: "
         "choose another folder (--data.cache_dir)",
     )
-    temporary = array_file.with_suffix(f".{os.getpid()}.tmp")
+    # a name of its own: another process, or another machine on a shared disk, may build the same store now
+    temporary = array_file.with_suffix(f".{secrets.token_hex(8)}.tmp")
     skipped: list[int] = []
     first_error = ""
     digest = hashlib.sha256()
     try:
         with open(temporary, "wb") as file:
-            header_size = _write_header(file, len(split), image_size)
+            file.write(_header(len(split), image_size)[0])
             for row, result in enumerate(_decoded(split, image_size)):
                 if isinstance(result, np.ndarray):
-                    pixels = np.ascontiguousarray(result).data
-                    digest.update(pixels)
-                    file.write(pixels)
+                    digest.update(result.data)
+                    file.write(result.data)
                     continue
                 require(config.on_bad_image == "skip", f"{split.where(row)} cannot be decoded ({result}): {FIX}")
                 first_error = first_error or result
@@ -158,22 +173,28 @@ def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) 
                 "(--data.source)",
             )
             file.seek(0)
-            if _write_header(file, len(split) - len(skipped), image_size) != header_size:
-                raise RuntimeError("the array's header changed its length")
+            header = _header(len(split) - len(skipped), image_size)[0]  # as long as the first: NumPy leaves room
+            file.write(header)
             file.flush()
             os.fsync(file.fileno())
         record = {"source": split.source, "skipped": skipped, "error": first_error, "sha256": digest.hexdigest()}
         os.replace(temporary, array_file)
-        temporary.write_text(json.dumps(record))
+        temporary.write_text(json.dumps({**record, "check": _check(header, record)}))
         os.replace(temporary, array_file.with_suffix(".json"))
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write_header(file: io.BufferedWriter, num: int, image_size: int) -> int:
-    shape = (num, image_size, image_size, 3)
+def _header(num: int, image_size: int) -> tuple[bytes, tuple[int, ...]]:
+    """The first bytes of an array's file, and the array's shape."""
+    file, shape = io.BytesIO(), (num, image_size, image_size, 3)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.tell()
+    return file.getvalue(), shape
+
+
+def _check(header: bytes, record: dict[str, Any]) -> str:
+    """SHA-256 of an array's header and of what is recorded about it, so that neither is changed without the other."""
+    return hashlib.sha256(header + json.dumps(record).encode()).hexdigest()
 
 
 def _decoded(split: Split, image_size: int) -> Iterator[np.ndarray | str]:
@@ -182,18 +203,28 @@ def _decoded(split: Split, image_size: int) -> Iterator[np.ndarray | str]:
     def decode(encoded: bytes | str | np.ndarray) -> np.ndarray | str:
         try:
             if isinstance(encoded, np.ndarray):
+                if encoded.shape == (image_size, image_size, 3):
+                    return np.ascontiguousarray(encoded)
                 return to_rgb_square(Image.fromarray(encoded), image_size)
             with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
                 return to_rgb_square(image, image_size)
         except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes, or for a bomb
             return (str(error) or type(error).__name__).splitlines()[0]
 
+    def decode_chunk(start: int) -> list[np.ndarray | str]:
+        return [decode(encoded) for encoded in split.encoded(start, min(start + CHUNK, len(split)))]
+
+    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     description = f"decoding {split.role} of {split.source}"
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(num_threads) as pool,
         tqdm(total=len(split), desc=description, unit="image", disable=None) as progress,
     ):
-        for start in range(0, len(split), CHUNK):
-            encoded = split.encoded(start, min(start + CHUNK, len(split)))
-            yield from pool.map(decode, encoded)
-            progress.update(len(encoded))
+        starts = iter(range(0, len(split), CHUNK))
+        # so many are held, whatever the number of images; enough to decode on while this thread waits for the disk
+        chunks = deque(pool.submit(decode_chunk, start) for start in islice(starts, num_threads + CHUNKS_AHEAD))
+        while chunks:
+            images = chunks.popleft().result()
+            chunks.extend(pool.submit(decode_chunk, start) for start in islice(starts, 1))
+            yield from images
+            progress.update(len(images))

@@ -1,5 +1,9 @@
 """The right rows reach each stage: nothing of test is seen before the end, and labels stay with their images."""
 
+import hashlib
+import io
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +21,8 @@ from mae_hf.data.images import (
     load_labelled_images,
     load_pretraining_images,
 )
+from mae_hf.data.sources import Split
+from mae_hf.data.store import open_store
 
 
 def config(source: object, **options) -> DataConfig:
@@ -118,6 +124,38 @@ def test_a_batch_is_a_tensor_of_its_own(image_folder):
     assert numbers(images) == [20, 21, 22, 23]
     with pytest.raises(IndexError):
         images.batch([4])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process its own memory")
+def test_the_memory_of_a_process_does_not_grow_with_the_images(tmp_path):
+    """100,000 images of 96 px, 2.8 GB; the file is sparse, so that it takes no disk."""
+
+    def own_memory() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) >> 10
+
+    cached = DataConfig(cache_dir=str(tmp_path))
+    one = np.zeros((1, 96, 96, 3), np.uint8)
+    many = np.broadcast_to(one[0], (100_000, 96, 96, 3))
+    path = open_store(Split("drawn", "unlabeled", one, None, None, "many"), 96, cached).path
+    record = json.loads(path.with_suffix(".json").read_text())
+    del record["check"]
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": many.shape})
+    path.write_bytes(header.getvalue())
+    os.truncate(path, header.tell() + many.size)
+    check = hashlib.sha256(header.getvalue() + json.dumps(record).encode()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps({**record, "check": check}))
+
+    before = own_memory()
+    store = open_store(Split("drawn", "unlabeled", many, None, None, "many"), 96, cached)
+    assert store.was_there
+    images = ImageSet([(store, np.arange(100_000))])
+    assert images.labels.tolist() == [-1] * 100_000
+    order = np.random.default_rng(0).permutation(100_000)
+    for start in range(0, 100_000, 512):
+        assert images.batch(order[start : start + 512])[-1, -1, -1, -1] == 0
+    assert own_memory() - before < 100
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_the_place(image_folder, tmp_path):

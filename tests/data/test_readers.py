@@ -1,9 +1,14 @@
 """Parquet files, image folders and Hub names become splits by name, whatever the layout."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -79,6 +84,26 @@ def test_a_replaced_file_is_read_anew_and_changes_the_fingerprint(tmp_path):
     after = read_datasets(str(tmp_path), None)["train"]
     assert reds(after) == [3, 4]
     assert after._fingerprint != before._fingerprint
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process its own memory")
+def test_a_large_parquet_file_is_read_piece_by_piece(tmp_path):
+    image = datasets.Features({"image": datasets.Image()}).arrow_schema
+    with pq.ParquetWriter(tmp_path / "train.parquet", image, compression="none") as writer:
+        for number in range(40):  # 8 MiB each
+            column = [{"bytes": np.random.default_rng([number, i]).bytes(2**15), "path": None} for i in range(256)]
+            writer.write_table(pa.table({"image": column}, image))
+    code = """if True:
+        import sys
+        from mae_hf.data.readers import read_datasets
+        def most_memory():
+            return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
+        before = most_memory()
+        read_datasets(sys.argv[1], None)
+        print(most_memory() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 250  # 450 if pyarrow may buffer ahead
 
 
 def test_a_folder_of_several_configs_has_to_be_narrowed(tmp_path):

@@ -1,8 +1,14 @@
 """Images of every mode and size become the pixels that the rule promises; the store on disk is whole or made anew."""
 
+import hashlib
 import io
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
+import threading
 import time
 import tracemalloc
 from collections import namedtuple
@@ -174,19 +180,162 @@ def test_another_size_or_another_file_makes_another_store(image_folder):
     assert second.digest != first.digest
 
 
-@pytest.mark.parametrize("harm", ["cut", "empty", "no record", "broken record", "other shape", "other type"])
-def test_a_torn_store_is_made_anew(harm):
+def test_a_replaced_file_of_any_kind_of_source_makes_another_store(tmp_path):
+    """The same names, sizes and numbers of rows, at another time; the store of the old file stays as it is."""
+
+    def write_parquet(image: np.ndarray) -> Path:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "BMP")
+        column = [{"bytes": file.getvalue(), "path": None}]
+        table = datasets.Dataset.from_dict({"image": column}).cast_column("image", datasets.Image())
+        table.to_parquet(tmp_path / "unlabeled.parquet")
+        return tmp_path / "unlabeled.parquet"
+
+    def write_folder(image: np.ndarray) -> Path:
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "folder" / "a.bmp")
+        return tmp_path / "folder"
+
+    def write_binaries(image: np.ndarray) -> Path:
+        (tmp_path / "binaries").mkdir(exist_ok=True)
+        (tmp_path / "binaries" / "unlabeled_X.bin").write_bytes(image.transpose(2, 1, 0).tobytes())
+        return tmp_path / "binaries"
+
+    def store_of(path: Path, second: int):
+        file = next(path.iterdir()) if path.is_dir() else path
+        os.utime(file, (second, second))  # two writes within a tick of the clock look alike
+        return open_store(load_splits(CONFIG, str(path))["unlabeled"], 96, CONFIG)
+
+    images = pixels(2, 96, 96, 3)
+    for write in (write_parquet, write_folder, write_binaries):
+        first, second = (store_of(write(image), 10**9 + i) for i, image in enumerate(images))
+        assert first.path != second.path
+        np.testing.assert_array_equal([first.images[0], second.images[0]], images)
+        np.testing.assert_array_equal(np.load(first.path)[0], images[0])
+
+
+def test_a_store_says_whether_it_was_there():
+    split = split_of(pixels(3, 8, 8, 3), "there")
+    assert [open_store(split, 8, CONFIG).was_there for _ in range(2)] == [False, True]
+
+
+def damage(array: Path, harm: str) -> None:
+    """Does to the files of a store of five 8x8 images what crashes, full disks and people do."""
+    record = array.with_suffix(".json")
+    content, recorded = array.read_bytes(), json.loads(record.read_text())
+    if harm == "an image is cut off":
+        array.write_bytes(content[: -8 * 8 * 3])
+    elif harm == "a few bytes are cut off":
+        array.write_bytes(content[:-10])
+    elif harm == "the array is empty":
+        array.write_bytes(b"")
+    elif harm == "the array is longer":
+        array.write_bytes(content + bytes(8 * 8 * 3))
+    elif harm == "the array is gone":
+        array.unlink()
+    elif harm == "the header is of another shape":
+        array.write_bytes(content.replace(b"(5, 8, 8, 3)", b"(4, 8, 8, 3)"))
+    elif harm == "the header is of another type":
+        array.write_bytes(content.replace(b"|u1", b"|i1"))
+    elif harm == "the header is noise":
+        array.write_bytes(bytes(reversed(content[:128])) + content[128:])
+    elif harm == "another array":
+        np.save(array, np.zeros((4, 8, 8, 3), np.uint8))
+    elif harm == "the record is gone":
+        record.unlink()
+    elif harm == "the record is cut short":
+        record.write_text(record.read_text()[:30])
+    elif harm == "the record is no record":
+        record.write_text("[1, 2]")
+    elif harm == "the record lacks its check":
+        record.write_text(json.dumps({key: value for key, value in recorded.items() if key != "check"}))
+    elif harm == "the record is of other pixels":
+        record.write_text(json.dumps({**recorded, "sha256": "0" * 64}))
+    elif harm == "the record has skipped an image":
+        record.write_text(json.dumps({**recorded, "skipped": [1]}))
+        array.write_bytes(content[: -8 * 8 * 3])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "an image is cut off",
+        "a few bytes are cut off",
+        "the array is empty",
+        "the array is longer",
+        "the array is gone",
+        "the header is of another shape",
+        "the header is of another type",
+        "the header is noise",
+        "another array",
+        "the record is gone",
+        "the record is cut short",
+        "the record is no record",
+        "the record lacks its check",
+        "the record is of other pixels",
+        "the record has skipped an image",
+    ],
+)
+def test_a_store_that_is_not_whole_is_made_anew_without_a_word(harm, recwarn, capsys):
     images = pixels(5, 8, 8, 3)
-    path = open_store(split_of(images, f"torn {harm}"), 8, CONFIG).path
-    if harm in ("cut", "empty"):
-        path.write_bytes(path.read_bytes()[: -10 if harm == "cut" else 0])
-    elif harm == "no record":
-        path.with_suffix(".json").unlink()
-    elif harm == "broken record":
-        path.with_suffix(".json").write_text('{"skipped": [')
-    else:
-        np.save(path, np.zeros((4, 8, 8, 3), np.uint8) if harm == "other shape" else images.astype(np.int16))
-    np.testing.assert_array_equal(open_store(split_of(images, f"torn {harm}"), 8, CONFIG).images, images)
+    whole = open_store(split_of(images, harm), 8, CONFIG)
+    files = {path: path.read_bytes() for path in (whole.path, whole.path.with_suffix(".json"))}
+    damage(whole.path, harm)
+    assert any(not path.exists() or path.read_bytes() != content for path, content in files.items())
+    mended = open_store(split_of(images, harm), 8, CONFIG)
+    np.testing.assert_array_equal(mended.images, images)
+    assert (mended.digest, mended.was_there) == (whole.digest, False)
+    assert {path: path.read_bytes() for path in files} == files
+    assert open_store(split_of(images, harm), 8, CONFIG).was_there
+    assert not recwarn.list
+    assert capsys.readouterr() == ("", "")
+
+
+BUILD = """
+import sys
+from mae_hf.config import DataConfig
+from mae_hf.data.sources import load_splits
+from mae_hf.data.store import open_store
+config = DataConfig(cache_dir=sys.argv[1])
+split = load_splits(config, sys.argv[2])["unlabeled"]
+print("ready", flush=True)
+sys.stdin.readline()
+store = open_store(split, 96, config)
+print(store.was_there, store.digest, int(store.images.sum()))
+"""
+
+
+def test_two_processes_that_build_the_same_store_at_once_both_get_it_whole(tmp_path):
+    images = pixels(1500, 96, 96, 3)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "unlabeled_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+    command = [sys.executable, "-c", BUILD, str(tmp_path / "cache"), str(tmp_path / "source")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    expected = f"False {hashlib.sha256(images.data).hexdigest()} {images.sum(dtype=np.int64)}\n"
+    assert [process.communicate(timeout=120) for process in processes] == [(expected, "")] * 2
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not tie a process to a core")
+def test_no_more_threads_decode_than_there_are_cores_for_this_process():
+    class Watched(Split):
+        def encoded(self, start, stop):
+            threads.add(threading.get_ident())
+            return super().encoded(start, stop)
+
+    threads: set[int] = set()
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        open_store(Watched("arrays", "unlabeled", pixels(500, 8, 8, 3), None, None, "one core"), 8, CONFIG)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert len(threads - {threading.get_ident()}) == 1
 
 
 # ---- images that cannot be decoded ----
@@ -252,11 +401,23 @@ def test_a_decompression_bomb_cannot_be_decoded(image_folder, monkeypatch):
 def test_a_full_disk_is_noticed_before_anything_is_decoded(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(0, 0, 5 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    split = split_of(np.broadcast_to(np.zeros((96, 96, 3), np.uint8), (1000, 96, 96, 3)), "full")
+    split = split_of(np.broadcast_to(np.zeros((96, 96, 7), np.uint8), (1000, 96, 96, 7)), "full")  # cannot be decoded
     with pytest.raises(
         ConfigError, match=r"needs 26 MiB in .*, 5 are free: choose another folder \(--data.cache_dir\)"
     ):
         open_store(split, 96, DataConfig(cache_dir=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"cannot be written .*: choose another \(--data.cache_dir\)"):
+            open_store(split_of(pixels(700, 8, 8, 3), "fills up"), 8, DataConfig(cache_dir=str(tmp_path)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
