@@ -17,9 +17,10 @@ from mae_hf.config import Triple, require
 from mae_hf.data.augment import normalize, to_pixels
 from mae_hf.data.draws import uniform
 from mae_hf.data.store import to_rgb_square
-from mae_hf.models.loading import find_model, opening
+from mae_hf.models.loading import opening
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct
-from mae_hf.models.pretrained import FIX, image_size_of, open_classifier, read_normalization
+from mae_hf.models.places import FIX_MODEL, find_model
+from mae_hf.models.pretrained import image_size_of, open_classifier, read_normalization
 
 if TYPE_CHECKING:
     import gradio
@@ -76,8 +77,8 @@ def build_page(name: str) -> "gradio.Blocks":
         importlib.util.find_spec("gradio") is not None,
         "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
     )
-    path = find_model(name, FIX)
-    with opening(name, FIX):
+    path = find_model(name, FIX_MODEL)
+    with opening(name, FIX_MODEL):
         architectures = AutoConfig.from_pretrained(path).architectures or []
     normalization = read_normalization(name)
     if "ViTForImageClassification" in architectures:
@@ -85,7 +86,7 @@ def build_page(name: str) -> "gradio.Blocks":
     require(
         "ViTMAEForPreTraining" in architectures,
         f"{name} is a {', '.join(architectures) or 'model without a class'}: the demo shows a classifier or a masked "
-        f"autoencoder, {FIX}",
+        f"autoencoder, {FIX_MODEL}",
     )
     model = MaskedAutoencoder.from_pretrained(name).eval()
     return _reconstruction_page(name, model, normalization)

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 from mae_hf import cli
 from mae_hf.config import ConfigError, DemoConfig
+from mae_hf.models.places import FIX_MODEL, find_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves the page that the command line asks for until it is interrupted."""
     config = cli.parse(DemoConfig, argv, prog="scripts/demo.py")
+
+    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
 
     from mae_hf.demo import build_page
 

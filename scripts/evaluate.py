@@ -14,11 +14,16 @@ from typing import Any
 
 from mae_hf import cli
 from mae_hf.config import EvaluateConfig, require
+from mae_hf.data.places import check_source
+from mae_hf.models.places import FIX_MODEL, find_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluates as the command line says; decisions are taken on validation, the numbers are of test."""
     config = cli.parse(EvaluateConfig, argv, prog="scripts/evaluate.py")
+
+    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
+    check_source(config.data.sources[0])
 
     from accelerate import Accelerator
 
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not config.probes:
         classifier = open_classifier(config.model, attention_for(accelerator))
-        with accelerator.main_process_first():
+        with accelerator.local_main_process_first():
             test = load_labelled_images(data, image_size_of(classifier), roles=("test",))["test"]
         names = tuple((classifier.config.id2label or {}).values())
         require(
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics |= {f"test/{key}": value for key, value in values.items()}
     else:
         encoder = open_encoder(config.model, attention_for(accelerator))
-        with accelerator.main_process_first():
+        with accelerator.local_main_process_first():
             images = load_labelled_images(data, image_size_of(encoder))
         prepared = accelerator.prepare(encoder)
         features = {

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mae_hf import cli
 from mae_hf.config import FinetuneConfig
+from mae_hf.data.places import check_source
+from mae_hf.models.places import FIX_INIT, SCRATCH, find_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tunes as the command line says; an unfinished run goes on, a finished one is left alone."""
     config = cli.parse(FinetuneConfig, argv, prog="scripts/finetune.py")
+
+    folder = Path(config.output_dir)
+    if not (folder / "metrics.json").exists():  # the data and the encoder of a finished run may be gone
+        check_source(config.data.sources[0])  # before the imports that take seconds
+        if config.model.init != SCRATCH:
+            find_model(config.model.init, FIX_INIT)
 
     import numpy as np
     from accelerate import Accelerator
@@ -39,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.tracking import RunLog, inspect_run
     from mae_hf.training import train
 
-    folder = Path(config.output_dir)
     accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
     use_cpu_well(accelerator)
     if inspect_run(config) == "finished":
@@ -52,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- data, once it is clear that the encoder is there and takes images normalised as these are ----
     check_init(config.model.init, config.data)
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]
     class_names = train_images.class_names

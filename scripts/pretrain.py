@@ -8,11 +8,17 @@ from pathlib import Path
 
 from mae_hf import cli
 from mae_hf.config import PretrainConfig
+from mae_hf.data.places import check_source
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-trains as the command line says; an unfinished run goes on, a finished one is left alone."""
     config = cli.parse(PretrainConfig, argv, prog="scripts/pretrain.py")
+
+    folder = Path(config.output_dir)
+    if not (folder / "metrics.json").exists():  # the data of a finished run may be gone
+        for source in config.data.sources:
+            check_source(source)  # before the imports that take seconds
 
     import numpy as np
     from accelerate import Accelerator
@@ -31,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.tracking import RunLog, inspect_run, read_metrics
     from mae_hf.training import train
 
-    folder = Path(config.output_dir)
     accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
     use_cpu_well(accelerator)
     if inspect_run(config) == "finished":
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
     # ---- data ----
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 

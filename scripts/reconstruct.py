@@ -10,11 +10,14 @@ from pathlib import Path
 
 from mae_hf import cli
 from mae_hf.config import ReconstructConfig
+from mae_hf.models.places import FIX_MODEL, find_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws the picture that the command line asks for."""
     config = cli.parse(ReconstructConfig, argv, prog="scripts/reconstruct.py")
+
+    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
 
     from mae_hf import figures
     from mae_hf.data.images import load_image_files, load_pretraining_images

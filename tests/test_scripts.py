@@ -243,13 +243,21 @@ def test_every_script_answers_help_and_errors_before_any_import_that_takes_long(
     ("script", "words"),
     [
         ("prepare_data", ("--data.source", "no_such_folder")),
-        ("compare", ("--pretrained", "one_run", "--scratch", "other_run", "--output_dir", "report")),
+        ("compare", ("--pretrained", "no_such_run", "--scratch", "other_run", "--output_dir", "report")),
+        ("pretrain", ("--data.source", "[digits, no_such_folder]", "--output_dir", "no_such_run")),
+        ("finetune", ("--data.source", "no_such_folder", "--output_dir", "no_such_run")),
+        ("finetune", ("--data.source", "digits", "--model.init", "no_such_model", "--output_dir", "no_such_run")),
+        ("evaluate", ("--model", "no_such_model", "--data.source", "digits", "--output_dir", "no_such_run")),
+        ("evaluate", ("--model", "user/name", "--data.source", "no_such_folder", "--output_dir", "no_such_run")),
+        ("reconstruct", ("--model", "no_such_model", "--output", "picture.png")),
+        ("demo", ("--model", "no_such_model")),
     ],
 )
 def test_what_is_not_there_is_named_before_torch_is_imported(script: str, words: tuple):
     done = run(sys.executable, "-X", "importtime", f"scripts/{script}.py", *words)
     assert done.returncode == 2
-    assert "numpy" in imported(done)
+    assert "no_such_" in done.stderr.splitlines()[-1]
+    assert "mae_hf" in imported(done)
     assert "torch" not in imported(done)
 
 

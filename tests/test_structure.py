@@ -35,6 +35,8 @@ NO_MIRROR = {
     "mae_hf.models.initialization": "test_mae.py holds every tensor of a new model against the paper's distributions",
     "mae_hf.models.positions": "test_mae.py tries the table and the pre-flight check on the models they are for",
     "mae_hf.models.visible_first": "test_mae.py compares predictions, losses and gradients with stock and the paper",
+    "mae_hf.models.places": "test_mae.py and test_scripts.py name folders, runs and models that are not there",
+    "mae_hf.data.places": "test_sources.py and test_scripts.py name sources that are not there",
     "mae_hf.models.loading": "test_mae.py, test_classifier.py and test_pretrained.py open whole and broken models",
 }
 

@@ -28,7 +28,7 @@ def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Datas
     """The splits of a source that the datasets library reads, by the names they have there.
 
     Args:
-        source: parquet file, folder of parquet files or of images, or Hub id.
+        source: parquet file, folder of parquet files or of images, or Hub id; `check_source` has let it pass.
         revision: branch, tag or commit of a Hub dataset.
 
     Raises:
@@ -41,12 +41,7 @@ def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Datas
         return _read_parquet(source, _files_by_card(path) or _files_by_split(sorted(path.rglob("*.parquet")), path))
     if path.is_dir():
         return _read_image_folder(source, path)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and path.suffix != ".parquet":
-        return _read_hub(source, revision)
-    raise ConfigError(
-        f"{source} is neither a folder nor a parquet file that exists: name `digits`, a Hub id user/name, a folder "
-        "of parquet files, of images or of STL-10 binaries (--data.source)"
-    )
+    return _read_hub(source, revision)
 
 
 def _files_by_card(folder: Path) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 
 from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig, require
+from mae_hf.data.places import check_source
 from mae_hf.data.readers import ROLES, read_datasets
 
 OFFICIAL_COUNTS = {"jxie/stl10": {"train": 5_000, "test": 8_000, "unlabeled": 100_000}}
@@ -71,6 +72,7 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
         ConfigError: the source is not there or cannot be read, a column is missing, a split is empty, counts, class
             names or labels are wrong.
     """
+    check_source(source)
     path = Path(source).expanduser()
     if source == "digits":
         found = _digits()

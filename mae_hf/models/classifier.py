@@ -12,14 +12,10 @@ from transformers import AutoConfig, ViTConfig, ViTForImageClassification, ViTMA
 
 from mae_hf.config import ClassifierConfig, require
 from mae_hf.models.initialization import initialize_encoder
-from mae_hf.models.loading import check_loaded, find_model, opening
+from mae_hf.models.loading import check_loaded, opening
 from mae_hf.models.mae import encoder_config
+from mae_hf.models.places import FIX_INIT, SCRATCH, find_model
 
-SCRATCH = "scratch"
-FIX = (
-    "pre-train first (accelerate launch scripts/pretrain.py; offline: --config configs/pretrain/digits.yaml), name "
-    "another encoder (--model.init DIR_OR_HUB_ID), or start from nothing (--model.init scratch)"
-)
 SHAPE_KEYS = (
     *("image_size", "patch_size", "hidden_size"),
     *("num_hidden_layers", "num_attention_heads", "intermediate_size"),
@@ -77,8 +73,8 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEMo
     Raises:
         ConfigError: no such encoder, one of another kind or architecture, or a checkpoint that is not whole.
     """
-    path = find_model(config.init, FIX)
-    with opening(config.init, FIX):
+    path = find_model(config.init, FIX_INIT)
+    with opening(config.init, FIX_INIT):
         saved = AutoConfig.from_pretrained(path)
     kinds: dict[str, Any] = {
         "vit_mae": (ViTMAEModel, {"mask_ratio": 0.0}),
@@ -86,19 +82,20 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEMo
     }
     require(
         saved.model_type in kinds,
-        f"{config.init} is a model of type {saved.model_type!r}, the encoder must be one of {', '.join(kinds)}: {FIX}",
+        f"{config.init} is a model of type {saved.model_type!r}, the encoder must be one of {', '.join(kinds)}: "
+        f"{FIX_INIT}",
     )
     _check_architecture(config, saved)
     model_class, options = kinds[saved.model_type]
     options |= {"attn_implementation": attn_implementation, "dtype": torch.float32}
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # check_loaded names what does not fit
-    with opening(config.init, FIX):
+    with opening(config.init, FIX_INIT):
         encoder, info = model_class.from_pretrained(path, **options)
     require(
         not any(key.startswith("classifier.") for key in info["unexpected_keys"]),
-        f"{config.init} is a classifier that has already learnt from labels, not a pre-trained encoder: {FIX}",
+        f"{config.init} is a classifier that has already learnt from labels, not a pre-trained encoder: {FIX_INIT}",
     )
-    check_loaded(config.init, encoder, info, FIX, spare=("decoder.", "pooler.", "vit.pooler."))
+    check_loaded(config.init, encoder, info, FIX_INIT, spare=("decoder.", "pooler.", "vit.pooler."))
     return encoder.eval()
 
 
@@ -112,7 +109,7 @@ def _check_architecture(config: ClassifierConfig, saved: Any) -> None:
     )
     require(
         saved.num_channels == 3,
-        f"the encoder {config.init} takes {saved.num_channels} channels and images here have 3: {FIX}",
+        f"the encoder {config.init} takes {saved.num_channels} channels and images here have 3: {FIX_INIT}",
     )
 
 

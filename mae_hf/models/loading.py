@@ -1,9 +1,8 @@
-"""Opening and saving: where a model lies, how its weights are named in files, and whether all of them arrived."""
+"""Opening and saving: how the weights of a model are named in files, and whether all of them arrived."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -50,31 +49,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
-
-
-def find_model(name: str, fix: str) -> str:
-    """The model folder that `name` means, or `name` itself where it can only be a Hub id.
-
-    Args:
-        name: a run folder (its `model/` is meant), a model folder, or a Hub id.
-        fix: what to do where there is no such model; ends the error message.
-
-    Raises:
-        ConfigError: a folder without a model, a run that is not finished, or no such folder.
-    """
-    folder = Path(name).expanduser()
-    if (folder / "model" / "config.json").is_file():
-        return str(folder / "model")
-    if (folder / "config.json").is_file():
-        return str(folder)
-    require(
-        not (folder / "config.yaml").is_file(),
-        f"{name} is a run that is not finished, it has no model/ yet: run its command again to finish it",
-    )
-    require(not folder.exists(), f"{name} holds no model (no config.json): {fix}")
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or ("/" in name and folder.parent.is_dir())
-    require(not is_path, f"{name} does not exist: {fix}")
-    return name
 
 
 @contextmanager

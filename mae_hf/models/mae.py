@@ -16,7 +16,8 @@ from transformers.utils.generic import can_return_tuple
 
 from mae_hf.config import MAEConfig, require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
-from mae_hf.models.loading import LOADED_NAMES, check_loaded, find_model, opening, quiet_transformers, saved_name
+from mae_hf.models.loading import LOADED_NAMES, check_loaded, opening, quiet_transformers, saved_name
+from mae_hf.models.places import find_model
 from mae_hf.models.visible_first import ShuffledDecoder, VisibleEmbeddings, check_size, take
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}

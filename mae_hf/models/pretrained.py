@@ -10,13 +10,11 @@ from transformers import AutoConfig, ViTForImageClassification, ViTModel
 from transformers.utils import cached_file
 
 from mae_hf.config import ConfigError, DataConfig, Triple, require
-from mae_hf.models.classifier import FIX as INIT_FIX
-from mae_hf.models.classifier import SCRATCH
-from mae_hf.models.loading import check_loaded, find_model, opening
+from mae_hf.models.loading import check_loaded, opening
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
+from mae_hf.models.places import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 
 PROCESSOR = "preprocessor_config.json"
-FIX = "give a run folder, a model folder or a Hub id (--model)"
 
 
 def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassification:
@@ -25,20 +23,20 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
     Raises:
         ConfigError: there is none, it is of another kind, or it is not whole.
     """
-    path = find_model(name, FIX)
-    with opening(name, FIX):
+    path = find_model(name, FIX_MODEL)
+    with opening(name, FIX_MODEL):
         architectures = AutoConfig.from_pretrained(path).architectures or []
     require(
         "ViTForImageClassification" in architectures,
         f"{name} is a {', '.join(architectures) or 'model without a class'}, not a classifier: probe its features "
         "instead (--probe knn,linear), or name a fine-tuned model (--model)",
     )
-    with opening(name, FIX):
+    with opening(name, FIX_MODEL):
         loaded: Any = ViTForImageClassification.from_pretrained(
             path, attn_implementation=attn_implementation, dtype=torch.float32, output_loading_info=True
         )
     model, info = loaded
-    check_loaded(name, model, info, FIX)
+    check_loaded(name, model, info, FIX_MODEL)
     return model.eval()
 
 
@@ -48,14 +46,14 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
     Raises:
         ConfigError: there is no such model, it is of another kind, or it is not whole.
     """
-    path = find_model(name, FIX)
-    with opening(name, FIX):
+    path = find_model(name, FIX_MODEL)
+    with opening(name, FIX_MODEL):
         model_type = AutoConfig.from_pretrained(path).model_type
     if model_type == "vit_mae":
         mae = MaskedAutoencoder.from_pretrained(path, attn_implementation=attn_implementation)
         return export_encoder(mae)
-    require(model_type == "vit", f"{name} is a model of type {model_type!r}, not a ViT or a ViT MAE: {FIX}")
-    with opening(name, FIX):
+    require(model_type == "vit", f"{name} is a model of type {model_type!r}, not a ViT or a ViT MAE: {FIX_MODEL}")
+    with opening(name, FIX_MODEL):
         loaded: Any = ViTModel.from_pretrained(
             path,
             add_pooling_layer=False,
@@ -64,7 +62,7 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
             output_loading_info=True,
         )
     encoder, info = loaded
-    check_loaded(name, encoder, info, FIX, spare=("classifier.", "pooler.", "vit.pooler."))
+    check_loaded(name, encoder, info, FIX_MODEL, spare=("classifier.", "pooler.", "vit.pooler."))
     return encoder.eval()
 
 
@@ -81,8 +79,8 @@ def check_init(init: str, data: DataConfig) -> None:
     """
     if init == SCRATCH:
         return
-    path = find_model(init, INIT_FIX)
-    with opening(init, INIT_FIX):
+    path = find_model(init, FIX_INIT)
+    with opening(init, FIX_INIT):
         if cached_file(path, PROCESSOR, _raise_exceptions_for_missing_entries=False) is None:
             return  # an encoder without an image processor makes no claim
     mean, std = read_normalization(init)
@@ -99,11 +97,11 @@ def read_normalization(name: str) -> tuple[Triple, Triple]:
     Raises:
         ConfigError: the model has no `preprocessor_config.json`.
     """
-    path = find_model(name, FIX)
-    with opening(name, FIX):
+    path = find_model(name, FIX_MODEL)
+    with opening(name, FIX_MODEL):
         file = cached_file(path, PROCESSOR, _raise_exceptions_for_missing_entries=False)
     if file is None:
-        raise ConfigError(f"{name} has no {PROCESSOR}, which says how to normalise images: {FIX}")
+        raise ConfigError(f"{name} has no {PROCESSOR}, which says how to normalise images: {FIX_MODEL}")
     processor = json.loads(Path(file).read_text())
     mean, std = processor["image_mean"], processor["image_std"]
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mae_hf.config import ConfigError
+from mae_hf.data.places import check_source
 from mae_hf.data.readers import read_datasets
 
 
@@ -139,7 +140,7 @@ def test_a_flat_folder_has_no_labels(image_folder):
 @pytest.mark.parametrize("source", ["nowhere", "./no/such/folder", "gone.parquet", "data/gone.parquet"])
 def test_a_path_that_is_not_there_is_named_with_what_could_be(source):
     with pytest.raises(ConfigError, match=rf"^{source} is neither .*digits.*user/name.*\(--data.source\)$"):
-        read_datasets(source, None)
+        check_source(source)
 
 
 def test_an_unreachable_hub_dataset_says_what_to_type_instead():

@@ -420,7 +420,7 @@ def test_a_run_folder_stands_for_its_model_once_the_run_is_finished(tmp_path, sa
     assert MaskedAutoencoder.from_pretrained(tmp_path).loss_kind == "l1"
 
 
-@pytest.mark.parametrize("name", ["runs/pretrain/none", "/none", "./none"])
+@pytest.mark.parametrize("name", ["runs/pretrain/none", "/none", "./none", "none"])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(name):
     with pytest.raises(ConfigError, match=f"{name} does not exist: give a whole masked autoencoder"):
         MaskedAutoencoder.from_pretrained(name)
