@@ -50,7 +50,7 @@ class DataConfig:
         on_bad_image: `raise` stops at an image that cannot be decoded; `skip` leaves it out and counts it.
         cache_dir: where decoded images are kept; null is `~/.cache/mae_hf`, or `$MAE_HF_CACHE`.
         on_device: whether a GPU holds all training images in its memory, as uint8: `always`, `never`, or `auto`, where
-            they take at most a quarter of it. The result is the same.
+            they take at most a quarter of what is free. The result is the same.
     """
 
     source: list[str] | str = "jxie/stl10"
@@ -420,6 +420,11 @@ class Plan:
     save_every_steps: int
     accumulation_steps: int
     micro_batch_size: int
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images at once per device in evaluations, which keep no gradients: up to 256, four micro-batches at most."""
+        return max(self.micro_batch_size, min(256, 4 * self.micro_batch_size))
 
     def describe(self, train: TrainConfig) -> str:
         """The arithmetic behind each derived number, for people to check before step 0."""

@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -42,7 +43,7 @@ def use_cpu_well(accelerator: Accelerator) -> None:
 
     Accelerate sets OMP_NUM_THREADS=1 unless `--num_cpu_threads_per_process` says more, and the other cores stay idle.
     glibc takes every large tensor from the kernel and gives it back when it is freed, and the kernel zeroes each page
-    anew: 10 to 20 % of a step of a small model.
+    anew: 2 to 8 % of a step of a small model (docs/experiments.md).
     """
     if accelerator.device.type != "cpu":
         return
@@ -52,7 +53,7 @@ def use_cpu_well(accelerator: Accelerator) -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # which does not shrink
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # which does not shrink
         libc.mallopt(M_TOP_PAD, 2**26)  # and grows by 64 MiB
 
 
@@ -77,11 +78,18 @@ def compile_layers(accelerator: Accelerator, model: nn.Module, mode: Choice, los
     eager = _median_seconds(accelerator, model, loss) if mode == "auto" else math.inf
     for layer in layers:
         layer.compile()
-    if mode == "auto" and _median_seconds(accelerator, model, loss) > eager:
+    if mode == "always":
+        return True
+    try:
+        compiled = _median_seconds(accelerator, model, loss)
+    except Exception as error:  # whatever a missing compiler or an old GPU makes of it
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        warnings.warn(f"layers cannot be compiled here ({reason}): switch it off (--train.compile never)", stacklevel=2)
+        compiled = math.inf
+    if compiled >= eager:
         for layer in layers:
             layer._compiled_call_impl = None  # what `compile` has set: the layer is eager again
-        return False
-    return True
+    return compiled < eager
 
 
 def _median_seconds(accelerator: Accelerator, model: nn.Module, loss: Callable[[], Tensor]) -> float:

@@ -48,8 +48,8 @@ def train(
         The state after the last step; `checkpoints` holds it, and the best.
 
     Raises:
-        RunError: a loss or gradient is not finite. No update is made from there on; a GPU, which is asked only when a
-            line of the log is due, may go on until then.
+        RunError: a loss or gradient is not finite. No update is made from there on; a GPU in
+            bf16 or fp32 is asked only when a line of the log is due, and may go on until then.
     """
     sampler = batch_sampler(accelerator, config, plan)
     progress = tqdm(
@@ -62,7 +62,7 @@ def train(
         set_learning_rate(optimizer, learning_rate)
         loss, grad_norm = gradients(accelerator, model, sampler, loss_of, state.step, config)
         failure = _first_failure(failure, loss, grad_norm, state.step)
-        if accelerator.device.type == "cpu" or accelerator.scaler is not None:
+        if accelerator.device.type != "cuda" or accelerator.scaler is not None:  # asking costs nothing, or is needed
             _stop_at_failure(accelerator, failure, checkpoints)
         update(optimizer, failure[0])
         state.step += 1
@@ -82,8 +82,7 @@ def train(
             values |= {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
             if evaluation_due:
                 model.eval()
-                with torch.compiler.set_stance("force_eager"):  # its batches have other sizes: nothing to compile for
-                    values |= evaluate(state.step)
+                values |= evaluate(state.step)
                 if best_key is not None and (state.best_value is None or values[best_key] > state.best_value):
                     state.best_step, state.best_value, save_due = state.step, values[best_key], True
             log.metrics(state.step, state.step / plan.steps_per_epoch, values)

@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- an evaluation: decisions are taken on validation, never on test ----
     def score(role: str) -> "tuple[dict[str, Any], NDArray[np.float32]]":
         part = images[role]
-        probabilities = predict_probabilities(accelerator, prepared, part, config.data)
+        probabilities = predict_probabilities(accelerator, prepared, part, config.data, plan.eval_batch_size)
         scores = classification_metrics(probabilities.argmax(axis=1), part.labels, probabilities, class_names)
         return scores, probabilities
 

@@ -97,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process and figure_due:
             figure = draw_reconstructions(model, pictured, config.data, f"held-out images, step {step}")
             figures.save(figure, folder / "figures" / f"reconstruction-{step:08d}.png")
-        return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches)}
+        loss = held_out_loss(
+            accelerator, prepared, held_out, config.data, config.model.num_patches, plan.eval_batch_size
+        )
+        return {"eval/loss": loss}
 
     train(
         accelerator,

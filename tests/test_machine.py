@@ -1,6 +1,5 @@
 """A run takes what the machine has: the fastest attention, the cores, memory that is used again, compiled layers."""
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -12,10 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from mae_hf import machine
-from mae_hf.config import ConfigError, MAEConfig
+from mae_hf.config import ClassifierConfig, ConfigError, MAEConfig
 from mae_hf.machine import attention_for, compile_layers, use_cpu_well
+from mae_hf.models.classifier import build_classifier
 from mae_hf.models.mae import build_mae
 
 MODEL = MAEConfig(
@@ -76,6 +77,23 @@ def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_memory_that_is_freed_stays_with_the_process():
+    code = """if True:
+        import ctypes, torch
+        from types import SimpleNamespace
+        from mae_hf.machine import use_cpu_well
+        use_cpu_well(SimpleNamespace(device=torch.device("cpu")))
+        libc = ctypes.CDLL(None)
+        libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+        before = libc.sbrk(0)
+        torch.empty(3 << 30, dtype=torch.uint8)  # not touched: it takes no memory
+        print((libc.sbrk(0) - before) >> 30)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_a_large_tensor_takes_its_memory_from_the_kernel_once():
     """Page faults tell: 64 MiB are 16,384 pages, and without `use_cpu_well` every new tensor brings them all again."""
     code = """if True:
@@ -128,9 +146,9 @@ def test_compiled_layers_give_the_same_loss_and_gradients_under_the_same_names()
     found = loss()
     found.backward()
     torch.testing.assert_close(found, expected)
-    for name, value in model.named_parameters():
-        if value.grad is not None:
-            torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-6)
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == set(gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
     assert list(model.state_dict()) == names
 
 
@@ -156,6 +174,35 @@ def test_auto_keeps_what_is_faster(monkeypatch, eager, compiled, kept):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_mallopt_exists_where_glibc_is():
-    if platform.libc_ver()[0] == "glibc":
-        assert ctypes.CDLL(None).mallopt
+def test_layers_that_cannot_be_compiled_stay_eager_with_a_warning(monkeypatch):
+    model = build_mae(MODEL, "sdpa")
+    stand_in = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"), backward=lambda loss: loss.backward(), reduce=Accelerator(cpu=True).reduce
+    )
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    monkeypatch.setattr(machine.torch, "tensor", lambda value, device: torch.full((), value))
+    compile_really = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_really(module, backend=refuse))
+    with pytest.warns(UserWarning, match=r"layers cannot be compiled here .*--train.compile never"):
+        assert not compile_layers(stand_in, model, "auto", loss_of(model))
+    assert compiled_layers(model) == [False] * 3
+
+
+def refuse(graph, inputs):
+    raise RuntimeError("no compiler on this machine")
+
+
+def test_layers_of_one_shape_are_compiled_once_whatever_their_drop_path():
+    shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2}
+    config = ClassifierConfig(**shape, intermediate_size=32, init="scratch", drop_path=0.1)
+    model = build_classifier(config, ("cat", "dog"), attention_for(Accelerator(cpu=True)), seed=0)
+    counter = CompileCounter()
+    for layer in model.vit.layers:
+        layer.compile(backend=counter)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images).logits.sum().backward()
+    assert 1 <= counter.frame_count <= 2, "the first layer has no drop path"
+    with torch.compiler.set_stance("force_eager"):
+        model.eval()(images[:1])
+    assert counter.frame_count <= 2

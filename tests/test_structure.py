@@ -35,6 +35,7 @@ NO_MIRROR = {
     "mae_hf.models.initialization": "test_mae.py holds every tensor of a new model against the paper's distributions",
     "mae_hf.models.positions": "test_mae.py tries the table and the pre-flight check on the models they are for",
     "mae_hf.models.visible_first": "test_mae.py compares predictions, losses and gradients with stock and the paper",
+    "mae_hf.models.norm": "test_mae.py and test_machine.py hold losses, gradients and names with and without autocast",
     "mae_hf.models.places": "test_mae.py and test_scripts.py name folders, runs and models that are not there",
     "mae_hf.data.places": "test_sources.py and test_scripts.py name sources that are not there",
     "mae_hf.models.loading": "test_mae.py, test_classifier.py and test_pretrained.py open whole and broken models",
@@ -207,6 +208,12 @@ def test_no_file_names_a_path_of_one_machine():
             found = [p for p in MACHINE_PATHS if re.search(r"(?<![\w.])" + re.escape(p), line)]
             problems += [f"{path.relative_to(ROOT)}:{number} names {p}" for p in found]
     _fail(problems)
+
+
+def test_no_merge_was_left_half_done():
+    marker = re.compile("^(" + "<" * 7 + "|" + ">" * 7 + ") ", re.MULTILINE)
+    texts = {path: path.read_bytes().decode("utf-8", "replace") for path in _repository_files()}
+    assert not [path for path, text in texts.items() if marker.search(text)]
 
 
 def _repository_files() -> list[Path]:

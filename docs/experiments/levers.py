@@ -1,6 +1,6 @@
 """Experiment: what each lever of the training step is worth on a CPU, all of them taking turns in one process.
 
-python docs/experiments/levers.py PRESET.yaml [ROUNDS]
+python docs/experiments/levers.py PRESET.yaml no|bf16 [ROUNDS]
 
 The allocator cannot be set back, so it is measured last: everything once more after `use_cpu_well`.
 """
@@ -23,8 +23,9 @@ from mae_hf.models.mae import build_mae, mae_config
 
 def main() -> None:
     """Prints images per second, median, least and greatest, for the losses; milliseconds for the optimizers."""
-    config, rounds = cli.load(PretrainConfig, sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 7
-    accelerator = Accelerator(mixed_precision="bf16")
+    preset, precision, *rest = sys.argv[1:]
+    config, rounds = cli.load(PretrainConfig, preset), int(rest[0]) if rest else 7
+    accelerator = Accelerator(mixed_precision=precision)
     batch = config.train.batch_size
     pixel_values = torch.randn(batch, 3, config.model.image_size, config.model.image_size)
     noise = torch.rand(batch, config.model.num_patches)
@@ -37,13 +38,13 @@ def main() -> None:
         "stock, sdpa": stock("sdpa"),
         "stock, eager": stock("eager"),
         f"stock, {ours}": stock(ours),
-        "mae_hf, eager": build_mae(config.model, "eager"),
+        "mae_hf, sdpa": build_mae(config.model, "sdpa"),
         f"mae_hf, {ours}": build_mae(config.model, ours),
     }
 
     def step(model: nn.Module) -> None:
         options = {} if type(model) is ViTMAEForPreTraining else {"loss_only": True}
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss: Tensor = model(pixel_values, noise=noise, **options).loss
         loss.backward()
         model.zero_grad()
@@ -51,7 +52,7 @@ def main() -> None:
     works: dict[str, Callable[[], None]] = {name: lambda model=model: step(model) for name, model in models.items()}
     for allocator in ("glibc's defaults", "kept memory (use_cpu_well)"):
         seconds = take_turns(works, rounds)
-        print(f"bf16, forward and backward, images/s with {allocator}")
+        print(f"{precision}, forward and backward, images/s with {allocator}", flush=True)
         for name, values in seconds.items():
             rates = [batch / value for value in values]
             print(f"  {name:20} {statistics.median(rates):7.1f}  ({min(rates):.1f} to {max(rates):.1f})")

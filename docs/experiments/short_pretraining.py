@@ -69,7 +69,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.train))
 
     def evaluate(step: int) -> dict[str, float]:
-        return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches)}
+        return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches, 256)}
 
     train(
         accelerator,
@@ -89,7 +89,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     encoder = export_encoder(model).eval()
     labelled_images = load_labelled_images(DataConfig(source=labelled), config.model.image_size)
     features = {
-        role: extract_features(accelerator, encoder, part, config.data) for role, part in labelled_images.items()
+        role: extract_features(accelerator, encoder, part, config.data, 256) for role, part in labelled_images.items()
     }
     for pooling in ("cls", "mean"):
         sets = [(features[role][pooling], labelled_images[role].labels) for role in ("train", "validation", "test")]

@@ -14,7 +14,7 @@ from mae_hf.benchmark.flops import features_gflop, finetuning_gflop, multiply_ma
 from mae_hf.benchmark.turns import Work
 from mae_hf.config import Choice, PretrainConfig
 
-SIZES = (1_000, 10_000, 100_000)  # images of the measure `size`
+NUM_IMAGES = (1_000, 10_000, 100_000)  # of the measure `size`
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -28,6 +28,7 @@ class Contender:
         gflop: what an image needs; None where no model takes part.
         unit: what its turns count.
         is_baseline: whether the others are compared with it.
+        is_whole: whether it does all that a baseline does, so that a ratio means something.
     """
 
     work: Work
@@ -35,6 +36,7 @@ class Contender:
     gflop: float | None
     unit: str = "images"
     is_baseline: bool = False
+    is_whole: bool = True
 
 
 Contenders = dict[str, Contender]
@@ -64,10 +66,17 @@ class Setup:
         """Opens the drawn images as mae_hf trains on them."""
         return partial(drawn.image_set, self.folder, self.config.model.image_size)
 
-    def mae_hf(self, work: Callable[..., None], gflop: float, is_baseline: bool = False, **changes: Any) -> Contender:
+    def mae_hf(
+        self,
+        work: Callable[..., None],
+        gflop: float,
+        is_baseline: bool = False,
+        is_whole: bool = True,
+        **changes: Any,
+    ) -> Contender:
         """A contender of ours; `changes` to what its `work` is given."""
         given = {"config": self.config, "precision": self.mixed_precision, "open_images": self.images} | changes
-        return Contender(partial(work, **given), self.precision, gflop, is_baseline=is_baseline)
+        return Contender(partial(work, **given), self.precision, gflop, is_baseline=is_baseline, is_whole=is_whole)
 
     def stock(self, work: Callable[..., None], gflop: float, precision: str = "fp32", **options: Any) -> Contender:
         """A baseline."""
@@ -86,8 +95,8 @@ def pretraining(setup: Setup) -> Contenders:
         "stock bf16": setup.stock(stock.pretrain, gflop, "bf16", bf16=True),
         "mae_hf": setup.mae_hf(ours.pretrain, gflop),
         "mae_hf, decode_ratio 0.5": setup.mae_hf(ours.pretrain, pretraining_gflop(half.model), config=half),
-        "mae_hf, step alone": setup.mae_hf(ours.step_alone, gflop),
-        "mae_hf, preparation alone on one core": Contender(preparation, setup.precision, None),
+        "mae_hf, step alone": setup.mae_hf(ours.step_alone, gflop, is_whole=False),
+        "mae_hf, preparation alone on one core": Contender(preparation, setup.precision, None, is_whole=False),
     }
 
 
@@ -119,13 +128,13 @@ def compiling(setup: Setup) -> Contenders:
 
 def sizes(setup: Setup) -> Contenders:
     """Pre-training on more and more images."""
-    drawn.repeat(setup.folder, setup.config.model.image_size, max(SIZES))
+    drawn.repeat(setup.folder, setup.config.model.image_size, max(NUM_IMAGES))
     gflop = pretraining_gflop(setup.config.model)
     return {
         f"mae_hf, {num:,} images": setup.mae_hf(
-            ours.pretrain, gflop, num == SIZES[0], open_images=partial(drawn.repeated_set, setup.folder, num)
+            ours.pretrain, gflop, num == NUM_IMAGES[0], open_images=partial(drawn.repeated_set, setup.folder, num)
         )
-        for num in SIZES
+        for num in NUM_IMAGES
     }
 
 
@@ -143,5 +152,5 @@ def contenders_of(measure: str, setup: Setup) -> Contenders:
     found = MEASURES[measure](setup)
     for precision in sorted({contender.precision for contender in found.values()}):
         products = partial(multiply_matrices, dtype=DTYPES[precision])
-        found[f"{precision} GEMM"] = Contender(products, precision, None, unit="GFLOP")
+        found[f"{precision} GEMM"] = Contender(products, precision, None, unit="GFLOP", is_whole=False)
     return found

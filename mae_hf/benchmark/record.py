@@ -34,7 +34,7 @@ def summarize(contenders: Contenders, results: Mapping[str, Result]) -> dict[str
             "max": max(rates[name]),
             "rounds": rates[name],
             "turns": [{"amount": turn.amount, "seconds": turn.seconds} for turn in turns],
-            "ratio_to": {base: medians[name] / medians[base] for base in baselines if contender.unit == "images"},
+            "ratio_to": {base: medians[name] / medians[base] for base in baselines if contender.is_whole},
             "per_cent_of_peak": 100 * medians[name] * contender.gflop / peak if contender.gflop else None,
             "threads": turns[-1].threads,
             "own_mib": results[name].own_mib,

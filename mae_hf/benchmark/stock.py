@@ -77,9 +77,11 @@ def _train(
     turns: Turns, model: nn.Module, collate: Callable[..., Any], config: PretrainConfig, folder: Path, bf16: bool
 ) -> None:
     train, images = config.train, with_transform(folder, partial(augmented, config=config))
+    plan = train.plan(len(images), num_processes=1)
     arguments = TrainingArguments(
         output_dir=config.output_dir,
-        per_device_train_batch_size=train.batch_size,
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.accumulation_steps,
         max_steps=10**9,
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,

@@ -73,17 +73,21 @@ class ImageSet:
                 batch[here] = self._images[part][indices[here]]
         return images
 
+    def batch_on(self, device: torch.device, rows: np.ndarray) -> torch.Tensor:
+        """The same on a device; a GPU copies them from pinned memory when it gets there, and is not waited for."""
+        return self.batch(rows, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
 
 class DeviceImages:
     """An image set as batches on the device that trains on them; a GPU holds all of them if there is room.
 
-    Otherwise batches are read into pinned memory and copied when the GPU gets there. As nothing in a step waits for the
-    GPU, the next batch is read while the GPU still works on this one.
+    Otherwise batches are read into pinned memory and copied when the GPU gets there. In bf16 and fp32 nothing in a step
+    waits for the GPU: the host reads the next batch while the GPU still works on this one.
 
     Args:
         images: the set.
         device: where the batches are needed.
-        on_device: whether a GPU holds the whole set; `auto` where it takes at most a quarter of the GPU's memory.
+        on_device: whether a GPU holds the whole set; `auto` where it takes at most a quarter of the GPU's free memory.
     """
 
     def __init__(self, images: ImageSet, device: torch.device, on_device: Choice) -> None:
@@ -91,17 +95,19 @@ class DeviceImages:
         self.labels = images.labels
         self._images = images
         self._resident: torch.Tensor | None = None
-        if device.type == "cuda" and on_device != "never":
-            memory = torch.cuda.get_device_properties(device).total_memory
-            if on_device == "always" or images.num_bytes <= memory / 4:
-                self._resident = _copy_whole(images, device)
+        if device.type == "cuda" and holds_all(images.num_bytes, torch.cuda.mem_get_info(device)[0], on_device):
+            self._resident = _copy_whole(images, device)
 
     def batch(self, rows: np.ndarray) -> torch.Tensor:
         """The images of `rows`, np.int64 (B,), as torch.uint8 (B, H, W, 3) on the device."""
         if self._resident is not None:
             return self._resident[to_device(rows, self.device)]
-        batch = self._images.batch(rows, pin_memory=self.device.type == "cuda")
-        return batch.to(self.device, non_blocking=True)
+        return self._images.batch_on(self.device, rows)
+
+
+def holds_all(num_bytes: int, free_bytes: int, on_device: Choice) -> bool:
+    """Whether a GPU with so much free memory is to hold images of so many bytes; the model needs room, too."""
+    return on_device == "always" or (on_device == "auto" and num_bytes <= free_bytes / 4)
 
 
 def _copy_whole(images: ImageSet, device: torch.device) -> torch.Tensor:

@@ -17,12 +17,10 @@ from mae_hf.data.draws import uniform
 from mae_hf.data.images import ImageSet
 from mae_hf.data.transfer import to_device
 
-BATCH_SIZE = 256  # images at once per device: no gradients are kept, so that more fit than in training
-
 
 def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig, device: torch.device) -> Tensor:
     """The images of these rows as the model takes them, without augmentation: float32 (B, 3, S, S)."""
-    return normalize(to_pixels(to_device(images.batch(rows), device)), data.image_mean, data.image_std)
+    return normalize(to_pixels(images.batch_on(device, rows)), data.image_mean, data.image_std)
 
 
 def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device) -> Tensor:
@@ -37,7 +35,7 @@ def held_out_loss(
     images: ImageSet,
     data: DataConfig,
     num_patches: int,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int,
 ) -> float:
     """Mean reconstruction loss over `images`, with fixed masks and no augmentation.
 
@@ -48,7 +46,9 @@ def held_out_loss(
     total = torch.zeros(2, device=accelerator.device)
     for rows in _share(accelerator, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
-        loss = model(pixel_values, noise=fixed_noise(rows, num_patches, accelerator.device), loss_only=True).loss
+        noise = fixed_noise(rows, num_patches, accelerator.device)
+        with torch.compiler.set_stance("force_eager"):  # batches of other sizes than in training: not worth compiling
+            loss = model(pixel_values, noise=noise, loss_only=True).loss
         total += torch.stack([loss * len(rows), loss.new_full((), len(rows))])
     loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
     assert count == len(images)
@@ -57,7 +57,7 @@ def held_out_loss(
 
 @torch.no_grad()
 def predict_probabilities(
-    accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, batch_size: int = BATCH_SIZE
+    accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
 ) -> NDArray[np.float32]:
     """Class probabilities of every image, float32 (n, C), in the order of `images`, on every process.
 
@@ -75,7 +75,7 @@ def predict_probabilities(
 
 @torch.no_grad()
 def extract_features(
-    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int = BATCH_SIZE
+    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
 ) -> dict[str, NDArray[np.float32]]:
     """The features of every image, nothing masked: `cls`, the CLS token, and `mean`, the mean of the patch tokens.
 
@@ -101,7 +101,8 @@ def _every_image(
     """`values_of(rows)` for all rows, (n, ...), each once however the images split over the processes."""
     # A process's share may be empty or one image short: it is padded, gathered, and the padding dropped by its row.
     rows = _share(accelerator, num_images, batch_size) or [np.zeros(1, np.int64)]
-    values = torch.cat([values_of(batch) for batch in rows])
+    with torch.compiler.set_stance("force_eager"):
+        values = torch.cat([values_of(batch) for batch in rows])
     index = torch.from_numpy(np.concatenate(rows)).to(accelerator.device)
     values = accelerator.gather(accelerator.pad_across_processes(values))
     index = accelerator.gather(accelerator.pad_across_processes(index, pad_index=-1))

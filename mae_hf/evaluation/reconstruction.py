@@ -25,7 +25,9 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     device = model.device
     pixel_values = normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
     num_patches = model.vit.embeddings.patch_embeddings.num_patches
-    predicted, mask = reconstruct(model, pixel_values, fixed_noise(np.arange(len(images)), num_patches, device))
+    noise = fixed_noise(np.arange(len(images)), num_patches, device)
+    with torch.compiler.set_stance("force_eager"):
+        predicted, mask = reconstruct(model, pixel_values, noise)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (data.image_mean, data.image_std))
     pixels = ((predicted.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     originals = images.cpu().numpy()

@@ -14,6 +14,7 @@ from mae_hf.config import ClassifierConfig, require
 from mae_hf.models.initialization import initialize_encoder
 from mae_hf.models.loading import check_loaded, opening
 from mae_hf.models.mae import encoder_config
+from mae_hf.models.norm import use_autocast_norms
 from mae_hf.models.places import FIX_INIT, SCRATCH, find_model
 
 SHAPE_KEYS = (
@@ -62,6 +63,7 @@ def build_classifier(
     if source is not None:
         _transfer(source, model, config.image_size)
     set_drop_path(model, config.drop_path)
+    use_autocast_norms(model.vit.layers)
     return model
 
 
@@ -149,16 +151,20 @@ class DropPath(nn.Module):
     Source: arXiv 1603.09382.
     """
 
+    keep_rate: Tensor
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        # a tensor: a compiled layer would be compiled anew for every layer's number
+        self.register_buffer("keep_rate", torch.tensor(1 - rate), persistent=False)
 
     def forward(self, branch: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        if not self.training or self.rate == 0:
+        if not self.training:
             return branch
-        keep = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.rate)
-        return branch * keep / (1 - self.rate)
+        keep = torch.bernoulli(self.keep_rate.expand(len(branch), 1, 1)) / self.keep_rate
+        return branch * keep.to(branch.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -176,8 +182,8 @@ def set_drop_path(model: ViTForImageClassification, rate: float) -> None:
     layers = model.vit.layers
     for layer, layer_rate in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
         dropout = getattr(layer, "dropout", None)
-        if not isinstance(dropout, (nn.Dropout, DropPath)) or getattr(dropout, "p", 0) > 0:
+        if not isinstance(dropout, (nn.Dropout, nn.Identity, DropPath)) or getattr(dropout, "p", 0) > 0:
             raise RuntimeError(
                 f"drop_path replaces a layer's dropout of rate 0, and this layer has {dropout}: set it to 0"
             )
-        layer.dropout = DropPath(layer_rate)
+        layer.dropout = DropPath(layer_rate) if layer_rate > 0 else nn.Identity()

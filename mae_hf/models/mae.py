@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from mae_hf.config import MAEConfig, require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
 from mae_hf.models.loading import LOADED_NAMES, check_loaded, opening, quiet_transformers, saved_name
+from mae_hf.models.norm import use_autocast_norms
 from mae_hf.models.places import find_model
 from mae_hf.models.visible_first import ShuffledDecoder, VisibleEmbeddings, check_size, take
 
@@ -49,6 +50,8 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         super().__init__(config)
         self.vit.embeddings = VisibleEmbeddings(config)
         self.decoder = ShuffledDecoder(config, self.vit.embeddings.patch_embeddings.num_patches)
+        use_autocast_norms(self.vit.layers)
+        use_autocast_norms(self.decoder.decoder_layers)
         initialize_encoder(self.vit)
         initialize_decoder(self.decoder)
         self._freeze_positions()

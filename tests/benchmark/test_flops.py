@@ -49,6 +49,6 @@ def test_features_and_fine_tuning_need_what_torch_counts():
 
 
 def test_matrix_products_count_their_own_work(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(flops, "SIZES", (8, 256))
+    monkeypatch.setattr(flops, "SIDES", (8, 256))
     amounts = few(multiply_matrices, 3, dtype=torch.float32)
     assert amounts == [2 * 256**3 / 1e9] * 3  # the larger one is by far the faster per operation

@@ -27,7 +27,7 @@ def test_the_command_line_knows_every_measure():
 def test_contenders_travel_to_their_processes_and_have_a_peak_to_be_held_against(
     setup: Setup, name: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(measures, "SIZES", (10, 20))
+    monkeypatch.setattr(measures, "NUM_IMAGES", (10, 20))
     contenders = contenders_of(name, setup)
     assert pickle.loads(pickle.dumps(contenders)).keys() == contenders.keys()
     assert {f"{contender.precision} GEMM" for contender in contenders.values()} <= contenders.keys()
@@ -61,7 +61,7 @@ def test_compiled_layers_are_held_against_eager_ones(setup: Setup):
 
 
 def test_sizes_differ_in_their_images_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measures, "SIZES", (10, 2_500))
+    monkeypatch.setattr(measures, "NUM_IMAGES", (10, 2_500))
     contenders = [c for c in contenders_of("size", setup).values() if c.gflop]
     assert [len(c.work.keywords["open_images"]()) for c in contenders] == [10, 2_500]
     assert all(c.work.func is ours.pretrain and c.work.keywords["config"] == setup.config for c in contenders)
