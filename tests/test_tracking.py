@@ -15,7 +15,7 @@ import pytest
 from accelerate import Accelerator
 
 from mae_hf import cli, tracking
-from mae_hf.config import ConfigError, DataConfig, FinetuneConfig, PretrainConfig, PretrainTrainConfig
+from mae_hf.config import ConfigError, DataConfig, FinetuneConfig, MAEConfig, PretrainConfig, PretrainTrainConfig
 from mae_hf.tracking import RunLog, inspect_run, read_metrics
 
 FACTS = {"num_train_images": 1240, "data_fingerprint": "abc"}
@@ -62,6 +62,15 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
     assert "data.source: jxie/stl10 -> digits; train.seed: 0 -> 3)" in message
     assert str(tmp_path / "run") in message
     assert "--output_dir" in message
+
+
+def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
+    start(config_for(tmp_path / "run"))
+    elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
+    other = dataclasses.replace(config_for(tmp_path / "run", compile="never"), data=elsewhere)
+    assert inspect_run(other) == "unfinished"
+    half = dataclasses.replace(other, model=MAEConfig(decode_ratio=0.5))
+    assert "(model.decode_ratio: 1.0 -> 0.5)" in refusal(half)
 
 
 def test_a_run_of_the_other_stage_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from small_training import DEFAULTS, NUM_IMAGES, Interrupted, batch, network, run
 from torch import nn
@@ -239,22 +240,27 @@ def build_optimizer_of(model: nn.Module) -> torch.optim.AdamW:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("on_device", ["always", "never"])
-def test_steps_on_a_gpu_never_make_the_host_wait(on_device):
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_steps_on_a_gpu_never_make_the_host_wait(on_device, precision):
     shape = {"image_size": 32, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
     config = PretrainConfig(
         data=DataConfig(source="digits"), model=MAEConfig(**shape), train=PretrainTrainConfig(batch_size=16)
     )
     images, _ = load_pretraining_images(config.data, 32)
-    accelerator = Accelerator(mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests have asked for a CPU
+    accelerator = Accelerator(mixed_precision=precision)
     model = build_mae(config.model, "sdpa")
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.train))
     loss_of = pretraining_loss(prepared, DeviceImages(images, accelerator.device, on_device), config)
     sampler = training.batch_sampler(accelerator, config.train, config.train.plan(len(images), 1))
     failure = torch.zeros(4, device=accelerator.device)
-    for step in range(5):
-        torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # the first steps may set things up
-        loss, grad_norm = training.gradients(accelerator, prepared, sampler, loss_of, step, config.train)
-        failure = training._first_failure(failure, loss, grad_norm, step)
-        training.update(optimizer, failure[0])
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        for step in range(5):
+            torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # the first steps may set things up
+            loss, grad_norm = training.gradients(accelerator, prepared, sampler, loss_of, step, config.train)
+            failure = training._first_failure(failure, loss, grad_norm, step)
+            training.update(optimizer, failure[0])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        AcceleratorState._reset_state(reset_partial_state=True)
     assert not failure.any()

@@ -17,6 +17,7 @@ from mae_hf.data.images import (
     DeviceImages,
     ImageSet,
     _copy_whole,
+    holds_all,
     load_image_files,
     load_labelled_images,
     load_pretraining_images,
@@ -236,6 +237,14 @@ def test_a_whole_set_is_copied_row_by_row(image_folder: Path, monkeypatch: pytes
     images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
     whole = _copy_whole(images, torch.device("cpu"))
     assert torch.equal(whole, images.batch(range(len(images))))
+
+
+@pytest.mark.parametrize(
+    ("on_device", "num_bytes", "held"),
+    [("auto", 250, True), ("auto", 251, False), ("always", 5000, True), ("never", 1, False)],
+)
+def test_a_gpu_holds_all_images_where_they_take_a_quarter_of_its_free_memory_or_as_told(on_device, num_bytes, held):
+    assert holds_all(num_bytes, 1000, on_device) is held
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
