@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 from mae_hf import cli
 from mae_hf.config import PrepareConfig
+from mae_hf.data.places import check_source
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Decodes every split of every source and prints what is there, and which unlabeled images a split repeats."""
     config = cli.parse(PrepareConfig, argv, prog="scripts/prepare_data.py")
+
+    for source in config.data.sources:
+        check_source(source)  # before the imports that take seconds
 
     import numpy as np
 
