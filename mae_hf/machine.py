@@ -97,12 +97,14 @@ def _median_seconds(accelerator: Accelerator, model: nn.Module, loss: Callable[[
     """Median time of a forward and backward pass after a warm-up, as a mean over the processes: they decide alike."""
     model.train()
     seconds = []
-    for _ in range(8):
-        started = time.perf_counter()
-        accelerator.backward(loss())
-        if accelerator.device.type != "cpu":
-            torch.accelerator.synchronize(accelerator.device)
-        seconds.append(time.perf_counter() - started)
-    model.zero_grad()
+    try:
+        for _ in range(8):
+            started = time.perf_counter()
+            accelerator.backward(loss())
+            if accelerator.device.type != "cpu":
+                torch.accelerator.synchronize(accelerator.device)
+            seconds.append(time.perf_counter() - started)
+    finally:
+        model.zero_grad()  # also where it failed half-way: the first step must not add to these
     median = torch.tensor(statistics.median(seconds[3:]), device=accelerator.device)
     return float(accelerator.reduce(median, reduction="mean"))

@@ -315,3 +315,9 @@ def test_no_field_is_a_dead_option():
         if name not in read and not (config_class is c.MAEConfig and name in whole)
     ]
     assert not dead
+
+
+@pytest.mark.parametrize(("size", "expected"), [(512, 512), (128, 256), (64, 256), (16, 64), (1, 4)])
+def test_evaluations_take_up_to_256_images_at_once_and_four_micro_batches_at_most(size, expected):
+    train = c.TrainConfig(batch_size=512, per_device_batch_size=size)
+    assert train.plan(1000, 1).eval_batch_size == expected

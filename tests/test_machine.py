@@ -184,9 +184,16 @@ def test_layers_that_cannot_be_compiled_stay_eager_with_a_warning(monkeypatch):
     monkeypatch.setattr(machine.torch, "tensor", lambda value, device: torch.full((), value))
     compile_really = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_really(module, backend=refuse))
+    loss = loss_of(model)
+
+    def loss_that_leaves_a_gradient() -> torch.Tensor:
+        model.decoder.mask_token.sum().backward()
+        return loss()
+
     with pytest.warns(UserWarning, match=r"layers cannot be compiled here .*--train.compile never"):
-        assert not compile_layers(stand_in, model, "auto", loss_of(model))
+        assert not compile_layers(stand_in, model, "auto", loss_that_leaves_a_gradient)
     assert compiled_layers(model) == [False] * 3
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def refuse(graph, inputs):
