@@ -19,19 +19,16 @@ SIDES = (1024, 2048, 4096, 8192) if torch.cuda.is_available() else (1024, 2048, 
 def pretraining_gflop(model: MAEConfig) -> float:
     """GFLOP per image of a pre-training step, forward and backward, without work that could be left out.
 
-    V patches are embedded, V + 1 tokens encoded, V + K + 1 decoded, K predicted.
+    V patches are embedded, V + 1 tokens encoded, V + K + 1 decoded (of which the last layer needs K), K predicted.
     """
     visible, values = model.num_visible, 3 * model.patch_size**2
     decoded = max(1, round(model.decode_ratio * (model.num_patches - visible)))
     products = visible * values * model.hidden_size
     products += _layers(visible + 1, model.num_hidden_layers, model.hidden_size, model.intermediate_size)
     products += (visible + 1) * model.hidden_size * model.decoder_hidden_size
-    products += _layers(
-        visible + decoded + 1,
-        model.decoder_num_hidden_layers,
-        model.decoder_hidden_size,
-        model.decoder_intermediate_size,
-    )
+    tokens, sizes = visible + decoded + 1, (model.decoder_hidden_size, model.decoder_intermediate_size)
+    products += _layers(tokens, model.decoder_num_hidden_layers - 1, *sizes)
+    products += _layers(tokens, 1, *sizes, num_queries=decoded)
     products += decoded * model.decoder_hidden_size * values
     return 3 * 2 * products / 1e9
 
@@ -48,9 +45,11 @@ def finetuning_gflop(model: EncoderConfig, num_classes: int) -> float:
     return 3 * (features_gflop(model) + 2 * model.hidden_size * num_classes / 1e9)
 
 
-def _layers(tokens: int, num_layers: int, width: int, mlp_width: int) -> int:
-    """Multiply-adds of transformer layers: query, key, value and output; scores and their use; the MLP."""
-    return num_layers * (4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * mlp_width)
+def _layers(tokens: int, num_layers: int, width: int, mlp_width: int, num_queries: int | None = None) -> int:
+    """Multiply-adds of transformer layers: key and value; of each query, itself, scores and their use, output, MLP."""
+    queries = tokens if num_queries is None else num_queries
+    of_query = 2 * width**2 + 2 * tokens * width + 2 * width * mlp_width
+    return num_layers * (2 * tokens * width**2 + queries * of_query)
 
 
 def multiply_matrices(turns: Turns, dtype: torch.dtype) -> None:

@@ -49,5 +49,5 @@ def cpu_attention(
         raise ValueError(f"{CPU_ATTENTION} takes no attention mask: use attn_implementation sdpa or eager")
     weights = torch.bmm((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).softmax(dim=-1)
     weights = F.dropout(weights, dropout, module.training)
-    output = torch.bmm(weights, value.flatten(0, 1)).view(value.shape)
+    output = torch.bmm(weights, value.flatten(0, 1)).view(query.shape)
     return output.transpose(1, 2), weights.view(*query.shape[:2], *weights.shape[1:])

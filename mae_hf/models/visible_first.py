@@ -1,4 +1,5 @@
-"""The two ends of a masked autoencoder without needless work: only visible patches go in, no token is put back.
+"""The two ends of a masked autoencoder without needless work: only visible patches go in, no token is put back, and the
+last layer computes no token that nobody reads.
 
 Shapes: B images, N patches of an image, V visible and K decoded hidden ones, D width, P patch side, C channels, S image
 side. A mask is an order of the patches, int64 (B, N): the first V are visible. `ids_restore` is the inverse order.
@@ -7,7 +8,14 @@ side. A mask is an order of the patches, int64 (B, N): the first V are visible. 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder, ViTMAEDecoderOutput, ViTMAEEmbeddings
+from transformers import AttentionInterface, ViTMAEConfig
+from transformers.models.vit_mae.modeling_vit_mae import (
+    ViTMAEDecoder,
+    ViTMAEDecoderOutput,
+    ViTMAEEmbeddings,
+    ViTMAELayer,
+    eager_attention_forward,
+)
 
 
 class VisibleEmbeddings(ViTMAEEmbeddings):
@@ -35,6 +43,10 @@ class VisibleEmbeddings(ViTMAEEmbeddings):
 class ShuffledDecoder(ViTMAEDecoder):
     """Stock's decoder, with the same weights; tokens stay in the order of the mask, and positions are put in order."""
 
+    def __init__(self, config: ViTMAEConfig, num_patches: int) -> None:
+        super().__init__(config, num_patches)
+        self.decoder_layers[-1] = LastLayer(self.config)
+
     def forward(
         self, hidden_states: Tensor, ids_restore: Tensor, num_decoded: int | None = None
     ) -> ViTMAEDecoderOutput:
@@ -54,11 +66,30 @@ class ShuffledDecoder(ViTMAEDecoder):
         mask_tokens = self.mask_token.expand(len(order), order.shape[1] - num_visible, -1)
         places = F.pad(order + 1, (1, 0))  # the CLS token has place 0
         tokens = torch.cat((embedded, mask_tokens), dim=1) + self.decoder_pos_embed[0][places]
-        for layer in self.decoder_layers:
+        for layer in self.decoder_layers[:-1]:
             tokens = layer(tokens)
-        tokens = tokens[:, 1 if num_decoded is None else 1 + num_visible :]
+        tokens = self.decoder_layers[-1](tokens, first=1 if num_decoded is None else 1 + num_visible)
         logits = self.decoder_pred(self.decoder_norm(tokens))
         return ViTMAEDecoderOutput(logits=take(logits, ids_restore) if num_decoded is None else logits)
+
+
+class LastLayer(ViTMAELayer):
+    """Stock's layer, with the same weights; computes the tokens that are read, from all of them.
+
+    The others have no query, output projection or MLP here: at 75 % masked, a quarter of the layer but for keys and
+    values.
+    """
+
+    def forward(self, hidden_states: Tensor, first: int = 0) -> Tensor:  # type: ignore[override]
+        """(B, T, D) to (B, T - `first`, D), the tokens from `first` on."""
+        attention, normed = self.attention, self.layernorm_before(hidden_states)
+        projected = attention.q_proj(normed[:, first:]), attention.k_proj(normed), attention.v_proj(normed)
+        query, key, value = (x.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for x in projected)
+        attend = AttentionInterface().get_interface(attention.config._attn_implementation, eager_attention_forward)
+        dropout = attention.attention_dropout if self.training else 0.0
+        attended, _ = attend(attention, query, key, value, None, dropout=dropout, scaling=attention.scaling)
+        tokens = hidden_states[:, first:] + self.dropout(attention.o_proj(attended.flatten(2)))
+        return tokens + self.dropout(self.mlp(self.layernorm_after(tokens)))
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

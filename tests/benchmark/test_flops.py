@@ -18,7 +18,7 @@ from mae_hf.models.mae import build_mae, encoder_config, mae_config
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("preset", "gflop"), [("tiny8", 2.06), ("base16", 10.88)])
+@pytest.mark.parametrize(("preset", "gflop"), [("tiny8", 2.01), ("base16", 10.72)])
 def test_the_measured_shapes_need_what_was_counted_by_hand(preset: str, gflop: float):
     model = cli.load(PretrainConfig, ROOT / f"configs/benchmark/{preset}.yaml").model
     assert round(pretraining_gflop(model), 2) == gflop
