@@ -15,7 +15,7 @@ from PIL import Image
 from run_folders import write_run
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from mae_hf import report
+from mae_hf import pictures, report
 from mae_hf.comparison import Comparison, compare
 from mae_hf.config import ConfigError
 
@@ -120,7 +120,7 @@ def test_the_map_shows_the_encoder_before_fine_tuning_beside_the_trained_baselin
         ViTModel.from_pretrained(runs[0] / "model", add_pooling_layer=False),
         ViTForImageClassification.from_pretrained(runs[2] / "model").vit,
     ]
-    rows = np.random.default_rng(report.SEED).permutation(4)
+    rows = np.random.default_rng(pictures.SEED).permutation(4)
     for features, encoder in zip(drawn.values(), encoders, strict=True):
         with torch.no_grad():
             expected = encoder.eval()(images[rows]).last_hidden_state[:, 0].numpy()
