@@ -14,7 +14,7 @@ import mae_hf
 
 ROOT = Path(__file__).parents[1]
 # The name to import: the name to install, where they differ.
-INSTALLED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+INSTALLED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "umap": "umap-learn", "yaml": "pyyaml"}
 
 
 def test_the_version_is_the_same_everywhere():

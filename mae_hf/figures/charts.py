@@ -23,7 +23,7 @@ _ARM_STYLES: tuple[dict[str, Any], ...] = (
 _HATCHES = ("", "///")
 _MARKERS = "osv^D*PX<>"
 _MAX_COUNTS = 20  # with more classes the counts in a confusion matrix are too small to read
-_MAX_BESIDE = 12  # with more classes two confusion matrices are legible only above each other
+_MAX_WIDTH = 12.0  # inches; of wider figures, a page shows the text too small
 _ENOUGH: dict[str, Any] = {"facecolor": "#7FB3D9", "hatch": ""}
 _TOO_FEW: dict[str, Any] = {"facecolor": "white", "hatch": "...."}
 _FEW = 10  # images; the accuracy of a bin with fewer says little
@@ -107,9 +107,9 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
     num_classes, names = len(class_names), [label_of(name) for name in class_names]
     longest = 0.07 * max(map(len, names))  # inches of the labels at the left and below
     side = min(6.5, max(2.2, 0.42 * num_classes))
-    across, down = (1, len(matrices)) if num_classes > _MAX_BESIDE else (len(matrices), 1)
-    size = ((side + longest + 0.6) * across + 1.0, (side + longest + 0.8) * down + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
+    width, height = side + longest + 0.6, side + longest + 0.8
+    down, across = (1, len(matrices)) if len(matrices) * width + 1 <= _MAX_WIDTH else (len(matrices), 1)
+    figure = Figure(figsize=(across * width + 1, down * height + 0.5), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     ticks = range(0, num_classes, math.ceil(num_classes / 50))
     for panel, (name, counts) in zip(panels, matrices.items(), strict=True):

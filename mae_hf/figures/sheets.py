@@ -108,7 +108,8 @@ def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDAr
         maps: name of the column -> float (len(rows), H / P, W / P), attention in multiples of an even one.
         title: above all.
     """
-    figure = Figure(figsize=(1.5 * (1 + len(maps)) + 1.3, 1.45 * len(rows) + 1.0), layout="compressed")
+    side = 1.5 if len(maps) <= 6 else 1.0  # inches
+    figure = Figure(figsize=(side * (1 + len(maps)) + 0.4, side * len(rows) + 1.6), layout="compressed")
     panels = figure.subplots(len(rows), 1 + len(maps), squeeze=False)
     # a few patches that draw all attention would leave the rest black
     most = max(1.0, float(np.percentile(np.stack(list(maps.values())), 99)))
@@ -120,14 +121,8 @@ def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDAr
             panel.set(xticks=[], yticks=[])
     for panel, column in zip(panels[0], ("image", *maps), strict=True):
         panel.set_title(column, fontsize=8)
-    figure.colorbar(
-        shading,
-        ax=panels,
-        label="attention of the CLS token (1 = spread evenly)",
-        extend="max",
-        fraction=0.03,
-        aspect=40,
-    )
+    bar = figure.colorbar(shading, ax=panels, location="bottom", extend="max", fraction=0.05, aspect=40)
+    bar.set_label("attention of the CLS token (1 = spread evenly)")
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -1,14 +1,11 @@
-"""Figures hold the data that they were given, are told apart without colour, and are written whole."""
+"""Charts hold the numbers that they were given, and are told apart without colour."""
 
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from mae_hf import figures
+from mae_hf.figures import charts
 
 RNG = np.random.default_rng(0)
 HISTORY = [
@@ -18,36 +15,8 @@ HISTORY = [
 ]
 
 
-def pixels(n: int = 3, height: int = 8, width: int = 12) -> np.ndarray:
-    """Random pictures."""
-    return RNG.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
-
-
-def test_hidden_patches_are_grey_and_the_others_untouched():
-    images, mask = pixels(), RNG.integers(0, 2, (3, 6))  # 2 rows of 3 patches
-    before = images.copy()
-    hidden = figures.hide_patches(images, mask, 4)
-    for image in range(3):
-        for patch in range(6):
-            row, column = divmod(patch, 3)
-            place = image, slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4)
-            assert (hidden[place] == (127 if mask[image, patch] else images[place])).all()
-    assert np.array_equal(images, before)
-
-
-def test_the_reconstruction_figure_has_three_labelled_rows_with_the_pixels_as_they_are():
-    rows = [pixels() for _ in range(3)]
-    figure = figures.reconstruction_figure(*rows, title="step 7")
-    assert [place.get_ylabel() for place in figure.axes] == ["original", "masked", "reconstruction"]
-    assert figure.get_suptitle() == "step 7"
-    for place, images in zip(figure.axes, rows, strict=True):
-        strip = np.asarray(place.images[0].get_array())
-        for number, image in enumerate(images):
-            assert np.array_equal(strip[:, 13 * number : 13 * number + 12], image)  # 12 wide and a gap of 1
-
-
 def test_curves_show_each_key_of_each_run_in_its_own_units():
-    figure = figures.curves_figure({"MAE": [HISTORY, HISTORY[:2]], "scratch": [HISTORY]}, "t", target=0.55)
+    figure = charts.curves_figure({"MAE": [HISTORY, HISTORY[:2]], "scratch": [HISTORY]}, "t", target=0.55)
     panels = {panel.get_ylabel(): panel for panel in figure.axes}
     assert list(panels) == ["validation accuracy (%)", "validation macro-F1 (%)", "training loss", "validation loss"]
     accuracy = panels["validation accuracy (%)"].lines
@@ -63,18 +32,18 @@ def test_curves_show_each_key_of_each_run_in_its_own_units():
 
 @pytest.mark.parametrize(("keys", "expected"), [(("train/loss",), 1), (("eval/loss", "eval/f1", "train/loss"), 3)])
 def test_there_are_only_panels_with_curves(keys, expected):
-    figure = figures.curves_figure({"MAE": [HISTORY]}, "t", keys=(*keys, "never/logged"))
+    figure = charts.curves_figure({"MAE": [HISTORY]}, "t", keys=(*keys, "never/logged"))
     assert len(figure.axes) == expected
 
 
 def test_runs_without_any_of_the_keys_cannot_be_drawn():
     with pytest.raises(ValueError, match="none of the runs has any of eval/f1"):
-        figures.curves_figure({"MAE": [HISTORY[:1]]}, "t", keys=("eval/f1",))
+        charts.curves_figure({"MAE": [HISTORY[:1]]}, "t", keys=("eval/f1",))
 
 
 def test_confusion_matrices_show_counts_and_shade_parts_of_the_row():
     counts = [[30, 10], [0, 0]]
-    figure = figures.confusion_figure({"MAE": counts, "scratch": [[1, 2], [3, 4]]}, ("cat", "dog"), "t")
+    figure = charts.confusion_figure({"MAE": counts, "scratch": [[1, 2], [3, 4]]}, ("cat", "dog"), "t")
     panel = figure.axes[0]
     assert np.asarray(panel.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 0]]  # an absent class is not 0 / 0
     texts = {text.get_position(): text.get_text() for text in panel.texts}
@@ -87,7 +56,7 @@ def test_classes_on_the_map_are_told_apart_even_when_the_colours_begin_again():
     names = [f"class {i}" for i in range(40)]
     labels = np.repeat(np.arange(40), 2)
     points = RNG.normal(size=(80, 2))
-    figure = figures.embedding_figure({"a": points, "b": -points}, labels, names, "t")
+    figure = charts.map_figure({"a": points, "b": -points}, labels, names, "UMAP", "t")
     dots = figure.axes[0].collections
     looks = {(tuple(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in dots}
     assert len(looks) == 40
@@ -95,44 +64,54 @@ def test_classes_on_the_map_are_told_apart_even_when_the_colours_begin_again():
     first_ten = {d.get_paths()[0].vertices.tobytes() for d in dots[:10]}
     assert len(first_ten) == 10  # by marker alone, without colour
     assert [text.get_text() for text in figure.legends[0].texts] == names
+    assert figure.axes[0].get_xlabel() == "UMAP 1 (no unit)"
 
 
-def test_bars_are_as_high_as_the_scores_and_hatched_by_arm():
-    figure = figures.bars_figure({"MAE": {"cat": 0.5, "dog": 1.0}, "scratch": {"cat": 0.25, "dog": 0.0}}, "t")
+@pytest.mark.parametrize("num_classes", [2, 10, 30])
+def test_names_of_classes_do_not_overlap_however_many_and_long_they_are(num_classes):
+    names = [f"{number} a long name of a class" for number in range(num_classes)]
+    counts = np.eye(num_classes, dtype=int)
+    scores = dict.fromkeys(names, 0.5)
+    confusion = charts.confusion_figure({"MAE": counts, "scratch": counts}, names, "t")
+    bars = charts.bars_figure({"MAE": scores, "scratch": scores}, "t")
+    for figure in (confusion, bars):
+        figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+        assert len(boxes) == num_classes
+        assert all(lower.y1 <= upper.y0 for upper, lower in pairwise(boxes))
+        assert all(box.x0 >= 0 for box in boxes)
+    points = {"a": RNG.normal(size=(num_classes, 2))}
+    figure = charts.map_figure(points, np.arange(num_classes), names, "t-SNE", "t")
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.axes[0].bbox.y0
+
+
+def test_bars_are_as_long_as_the_scores_and_hatched_by_arm():
+    nothing = float("nan")
+    scores = {"MAE": {"cat": 0.5, "dog": 1.0, "cow": nothing}, "scratch": {"cat": 0.25, "dog": 0.0, "cow": nothing}}
+    figure = charts.bars_figure(scores, "t")
     bars = figure.axes[0].patches
-    assert [bar.get_height() for bar in bars] == [50, 100, 25, 0]
+    assert [bar.get_width() for bar in bars] == [50, 100, 0, 25, 0, 0]
     assert len({bar.get_hatch() for bar in bars}) == 2
-    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
+    edges = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in bars)
     assert all(right <= left + 1e-9 for (_, right), (left, _) in pairwise(edges))
-    assert figure.axes[0].get_ylabel() == "test F1 (%)"
+    assert figure.axes[0].get_xlabel() == "test F1 (%)"
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert said == ["50", "100", "no test images", "25", "0", "no test images"]
 
 
-def test_a_figure_is_saved_whole_and_an_older_one_is_replaced(tmp_path):
-    path = tmp_path / "new" / "curves.png"
-    for _ in range(2):
-        assert figures.save(figures.curves_figure({"MAE": [HISTORY]}, "t"), path) == path
-    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
-    with Image.open(path) as picture:
-        assert picture.format == "PNG" and 800 < picture.width < 2000
-
-
-def test_a_figure_that_cannot_be_drawn_leaves_the_older_one_and_nothing_beside_it(tmp_path):
-    path = tmp_path / "curves.png"
-    path.write_bytes(b"older")
-    figure = figures.curves_figure({"MAE": [HISTORY]}, "$\\nonsense{$")
-    with pytest.raises(ValueError, match="nonsense"):
-        figures.save(figure, path)
-    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
-
-
-def test_importing_figures_starts_no_pyplot_and_changes_no_setting():
-    # Reading rcParams["backend"] would itself import pyplot.
-    code = """if True:
-        import sys, matplotlib
-        settings = lambda: {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != "backend"}
-        before = settings()
-        import mae_hf.figures
-        assert "matplotlib.pyplot" not in sys.modules
-        assert settings() == before
-    """
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_reliability_shows_bins_as_they_are_and_marks_those_of_few_images():
+    counts = np.array([0, 3, 200])
+    confidence, accuracy = np.array([np.nan, 0.5, 0.9]), np.array([np.nan, 1.0, 0.75])
+    figure = charts.reliability_figure({"MAE": (counts, confidence, accuracy)}, "t")
+    upper, lower = figure.axes
+    for panel, heights in ((upper, accuracy), (lower, counts)):
+        bars = {round(bar.get_x(), 6): bar for bar in panel.patches}
+        assert {place: bar.get_height() for place, bar in bars.items()} == {0.333333: heights[1], 0.666667: heights[2]}
+        assert [bars[place].get_hatch() for place in (0.333333, 0.666667)] == ["....", ""]
+    diagonal, dots = upper.lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert dots.get_xydata().tolist() == [[0.5, 1.0], [0.9, 0.75]]
+    assert lower.get_yscale() == "log" and lower.get_ylim()[0] < 1  # a bin with one image shows
+    assert "accuracy of fewer than 10 images" in [text.get_text() for text in figure.legends[0].texts]
