@@ -32,8 +32,8 @@ _FEW = 10  # images; the accuracy of a bin with fewer says little
 _PANELS = {
     "eval/accuracy": ("validation accuracy (%)", 100.0),
     "eval/f1": ("validation macro-F1 (%)", 100.0),
-    "train/loss": ("training loss", 1.0),
-    "eval/loss": ("validation loss", 1.0),
+    "train/loss": ("training loss (nats)", 1.0),
+    "eval/loss": ("validation loss (nats)", 1.0),
 }
 
 

@@ -18,11 +18,16 @@ HISTORY = [
 def test_curves_show_each_key_of_each_run_in_its_own_units():
     figure = charts.curves_figure({"MAE": [HISTORY, HISTORY[:2]], "scratch": [HISTORY]}, "t", target=0.55)
     panels = {panel.get_ylabel(): panel for panel in figure.axes}
-    assert list(panels) == ["validation accuracy (%)", "validation macro-F1 (%)", "training loss", "validation loss"]
+    assert list(panels) == [
+        "validation accuracy (%)",
+        "validation macro-F1 (%)",
+        "training loss (nats)",
+        "validation loss (nats)",
+    ]
     accuracy = panels["validation accuracy (%)"].lines
     assert accuracy[0].get_xydata().tolist() == [[1, 40], [2, 60]]
     assert accuracy[-1].get_ydata() == pytest.approx([55, 55])  # the target
-    assert panels["validation loss"].lines[2].get_xydata().tolist() == [[1, 1.5], [2, 1.0]]
+    assert panels["validation loss (nats)"].lines[2].get_xydata().tolist() == [[1, 1.5], [2, 1.0]]
     assert all(panel.get_xlabel() == "epoch" for panel in figure.axes)
     first, second, scratch = accuracy[:3]
     assert first.get_linewidth() > second.get_linewidth()
