@@ -12,11 +12,11 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import AutoConfig, ViTForImageClassification
 
-from mae_hf import figures
 from mae_hf.config import Triple, require
 from mae_hf.data.augment import normalize, to_pixels
 from mae_hf.data.draws import uniform
 from mae_hf.data.store import to_rgb_square
+from mae_hf.figures import sheets
 from mae_hf.models.loading import opening
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct
 from mae_hf.models.places import FIX_MODEL, find_model
@@ -60,7 +60,7 @@ def hide_and_reconstruct(
     predicted, mask = reconstruct(model, normalize(to_pixels(images), *normalization), noise)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
     pixels = ((predicted * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    masked = figures.hide_patches(images.numpy(), mask.numpy(), patch_embeddings.patch_size[0])
+    masked = sheets.hide_patches(images.numpy(), mask.numpy(), patch_embeddings.patch_size[0])
     return images[0].numpy(), masked[0], pixels[0].numpy()
 
 

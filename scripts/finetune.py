@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
+    from mae_hf.figures import charts
     from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.classifier import build_classifier
     from mae_hf.models.pretrained import check_init
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- what is shared ----
     if accelerator.is_main_process:
         write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities)
-        figure = figures.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
+        figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
         hub.save_model(folder / "model", model, config, metrics)
         if config.hub.push:

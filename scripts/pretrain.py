@@ -24,11 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from mae_hf import figures, hub
+    from mae_hf import hub
     from mae_hf.checkpoint import Checkpoints, TrainState
     from mae_hf.data.images import DeviceImages, load_pretraining_images
     from mae_hf.evaluation.inference import held_out_loss
-    from mae_hf.evaluation.reconstruction import draw_reconstructions
+    from mae_hf.evaluation.reconstruction import save_reconstructions
     from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.mae import build_mae, export_encoder
     from mae_hf.models.positions import check_positions
@@ -95,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def evaluate(step: int) -> dict[str, float]:
         figure_due = step // figure_every > (step - plan.eval_every_steps) // figure_every or step == plan.total_steps
         if accelerator.is_main_process and figure_due:
-            figure = draw_reconstructions(model, pictured, config.data, f"held-out images, step {step}")
-            figures.save(figure, folder / "figures" / f"reconstruction-{step:08d}.png")
+            save_reconstructions(model, pictured, config.data, folder / "figures", step)
         loss = held_out_loss(
             accelerator, prepared, held_out, config.data, config.model.num_patches, plan.eval_batch_size
         )

@@ -7,12 +7,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from PIL import Image
 from sklearn.metrics import f1_score
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf import cli
 from mae_hf.config import ClassifierConfig, DataConfig, FinetuneConfig
 
 LABELS = (0, 0, 1, 1)  # the test images of the fixture `image_folder`
+THREE, HALF = (True, True, True, False), (True, True, False, False)
+SHAPE = {"image_size": 12, "patch_size": 6, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def write_arms(folder: Path, image_folder: Path) -> tuple[Path, Path, Path]:
+    """A pre-training run with an encoder and two pictures, and a run of either arm with real images and weights."""
+    torch.manual_seed(0)
+    pretraining = folder / "pretraining"
+    (pretraining / "figures").mkdir(parents=True)
+    (pretraining / "config.yaml").write_text("model: {}\n")
+    for step, grey in ((20, 50), (3, 200)):  # the newer file has the smaller number
+        Image.new("RGB", (40, 20), (grey,) * 3).save(pretraining / "figures" / f"reconstruction-{step}.png")
+    ViTModel(ViTConfig(**SHAPE, intermediate_size=16)).save_pretrained(pretraining / "model")
+    source = str(image_folder)
+    pretrained = write_run(folder / "mae <b>", str(pretraining), THREE, curve=(0.6, 0.7), source=source)
+    scratch = write_run(folder / "scratch", "scratch", HALF, curve=(0.3, 0.65), source=source)
+    for run in (pretrained, scratch):
+        config = ViTConfig(**SHAPE, intermediate_size=16, id2label={0: "cat", 1: "dog"})
+        ViTForImageClassification(config).save_pretrained(run / "model")
+    return pretraining, pretrained, scratch
 
 
 def write_run(

@@ -14,7 +14,7 @@ import mae_hf
 
 ROOT = Path(__file__).parents[1]
 # The name to import: the name to install, where they differ.
-INSTALLED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+INSTALLED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "umap": "umap-learn", "yaml": "pyyaml"}
 
 
 def test_the_version_is_the_same_everywhere():
@@ -67,7 +67,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_every_library_that_is_imported_is_declared_in_setup_cfg():
-    declared = {_canonical(r.name) for r in _declared("install_requires", "track", "trackio", "demo")}
+    declared = {_canonical(r.name) for r in _declared("install_requires", "track", "trackio", "demo", "umap")}
     problems = []
     for path in [*(ROOT / "mae_hf").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -139,7 +139,8 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path
     script = (*script, "--train.figure_every_epochs", "0.6")  # due between the evaluations, which are every epoch
     succeed(*script, "--train.save_every_epochs", "1", "--output_dir", tmp_path / "whole")
     pictures = sorted(path.name for path in (tmp_path / "whole" / "figures").iterdir())
-    assert pictures == ["reconstruction-00000019.png", "reconstruction-00000038.png"]
+    numbered = [f"reconstruction-{step:08d}.{kind}" for step in (19, 38) for kind in ("npz", "png")]
+    assert pictures == [*numbered, "reconstruction-over-time.png"]
     # as a crash after the first epoch leaves it: no later checkpoint, no model, no final metrics
     halves = tmp_path / "halves"
     succeed(*script, "--train.save_every_epochs", "1", "--output_dir", halves)

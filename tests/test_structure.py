@@ -18,6 +18,7 @@ LEVELS = (
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
     ("comparison",),
+    ("networks",),
     ("pictures",),
     ("report", "hub", "demo", "benchmark"),
 )
@@ -33,7 +34,7 @@ BANNED = {"torchvision", "timm", "kornia"}
 
 # Modules with public names and no test file of their own, each with the reason.
 NO_MIRROR = {
-    "mae_hf.pictures": "test_report.py looks at every picture of a report",
+    "mae_hf.pictures.picture": "test_from_files.py and test_from_images.py look at the pictures",
     "mae_hf.models.initialization": "test_mae.py holds every tensor of a new model against the paper's distributions",
     "mae_hf.models.positions": "test_mae.py tries the table and the pre-flight check on the models they are for",
     "mae_hf.models.visible_first": "test_mae.py compares predictions, losses and gradients with stock and the paper",

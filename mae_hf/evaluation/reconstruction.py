@@ -1,18 +1,25 @@
-"""The reconstruction picture: images, what the encoder saw of them, and what the decoder made of it."""
+"""Reconstruction pictures: images, what the encoder saw of them, and what the decoder made of it, once or over time."""
+
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mae_hf import figures
 from mae_hf.config import DataConfig
 from mae_hf.data.augment import normalize, to_pixels
 from mae_hf.evaluation.inference import fixed_noise
+from mae_hf.figures import sheets
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct
 
+OVER_TIME = "reconstruction-over-time.png"
+MAX_IMAGES, MAX_STEPS = 6, 6  # of the picture over time
 
-@torch.no_grad()
+
 def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, title: str) -> Figure:
     """Three rows: original, masked, reconstruction; with the fixed masks that held-out images have.
 
@@ -22,6 +29,48 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
         data: the mean and standard deviation that normalise the images.
         title: what the picture shows; with `norm_pix_loss`, what un-normalised the patches is added.
     """
+    masked, reconstructed = _reconstructed(model, images, data)
+    return sheets.reconstruction_figure(images.cpu().numpy(), masked, reconstructed, title + _statistics_note(model))
+
+
+def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> None:
+    """Saves what the model makes of the same images at this step, and draws how that changed over the steps so far.
+
+    Args:
+        model: the masked autoencoder, not wrapped for training, in eval mode.
+        images: uint8 (B, S, S, 3), the same at every step.
+        data: the mean and standard deviation that normalise the images.
+        folder: where `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
+            `reconstruction-over-time.png` go; the latter shows the first step, the last, and of those between ever
+            fewer, as changes become smaller.
+        step: of the training.
+    """
+    masked, reconstructed = _reconstructed(model, images, data)
+    original, note = images.cpu().numpy(), _statistics_note(model)
+    figure = sheets.reconstruction_figure(original, masked, reconstructed, f"held-out images, step {step}{note}")
+    path = figures.save(figure, folder / f"reconstruction-{step:08d}.png").with_suffix(".npz")
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez_compressed(beside, reconstructed=reconstructed[:MAX_IMAGES])
+    os.replace(beside, path)
+
+    # what an interrupted run left of later steps is not yet true of this one
+    files = {int(file.stem.rsplit("-")[-1]): file for file in sorted(folder.glob("reconstruction-*.npz"))}
+    steps = [known for known in files if known <= step]
+    chosen = sorted({round(place) - 1 for place in np.geomspace(1, len(steps), MAX_STEPS)})
+    over_time = {}
+    for place in chosen:
+        with np.load(files[steps[place]]) as arrays:
+            over_time[steps[place]] = arrays["reconstructed"]
+    title = f"Held-out images as training went on{note}"
+    figure = sheets.over_time_figure(original[:MAX_IMAGES], masked[:MAX_IMAGES], over_time, title)
+    figures.save(figure, folder / OVER_TIME)
+
+
+@torch.no_grad()
+def _reconstructed(
+    model: MaskedAutoencoder, images: Tensor, data: DataConfig
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The images as the encoder saw them and as the decoder completed them, both uint8 (B, S, S, 3)."""
     device = model.device
     pixel_values = normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
     num_patches = model.vit.embeddings.patch_embeddings.num_patches
@@ -30,9 +79,10 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
         predicted, mask = reconstruct(model, pixel_values, noise)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (data.image_mean, data.image_std))
     pixels = ((predicted.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    originals = images.cpu().numpy()
     patch_size = model.vit.embeddings.patch_embeddings.patch_size[0]
-    masked = figures.hide_patches(originals, mask.cpu().numpy(), patch_size)
-    if model.config.norm_pix_loss:
-        title += " (hidden patches un-normalised with their true mean and variance)"
-    return figures.reconstruction_figure(originals, masked, pixels.cpu().numpy(), title)
+    return sheets.hide_patches(images.cpu().numpy(), mask.cpu().numpy(), patch_size), pixels.cpu().numpy()
+
+
+def _statistics_note(model: MaskedAutoencoder) -> str:
+    """With `norm_pix_loss` a line on where mean and contrast of the hidden patches come from, otherwise nothing."""
+    return "\n(hidden patches un-normalised with their true mean and variance)" if model.config.norm_pix_loss else ""

@@ -1,0 +1,248 @@
+"""Charts of numbers: curves, confusion matrices, F1 per class, reliability and feature maps.
+
+Shapes: n images, C classes, M bins of the confidence.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from mae_hf.figures import label_of
+
+# Okabe and Ito's palette, which colour-blind people can tell apart; one entry for each arm.
+_ARM_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+)
+_HATCHES = ("", "///")
+_MARKERS = "osv^D*PX<>"
+_MAX_COUNTS = 20  # with more classes the counts in a confusion matrix are too small to read
+_MAX_WIDTH = 12.0  # inches; of wider figures, a page shows the text too small
+_ENOUGH: dict[str, Any] = {"facecolor": "#7FB3D9", "hatch": ""}
+_TOO_FEW: dict[str, Any] = {"facecolor": "white", "hatch": "...."}
+_FEW = 10  # images; the accuracy of a bin with fewer says little
+
+# metrics.jsonl key -> axis label, factor
+_PANELS = {
+    "eval/accuracy": ("validation accuracy (%)", 100.0),
+    "eval/f1": ("validation macro-F1 (%)", 100.0),
+    "train/loss": ("training loss (nats)", 1.0),
+    "eval/loss": ("validation loss (nats)", 1.0),
+}
+
+
+def curves_figure(
+    arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    title: str,
+    keys: Sequence[str] = tuple(_PANELS),
+    target: float | None = None,
+) -> Figure:
+    """Curves against epochs, a panel for each key that any run has.
+
+    Args:
+        arms: up to two arms, name -> runs -> lines of metrics.jsonl. The first run of an arm is drawn bold, the
+            others thin.
+        title: above all panels.
+        keys: keys of metrics.jsonl, a panel each.
+        target: accuracy in [0, 1] at which a dotted line is drawn in the panel of `eval/accuracy`.
+
+    Raises:
+        ValueError: no run has any of the keys.
+    """
+    present = [key for key in keys if any(key in line for runs in arms.values() for run in runs for line in run)]
+    if not present:
+        raise ValueError(f"none of the runs has any of {', '.join(keys)}: there are no curves to draw")
+    columns = min(2, len(present))
+    num_rows = -(-len(present) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.2 * num_rows + 0.8), layout="constrained")
+    panels = figure.subplots(num_rows, columns, squeeze=False).ravel()
+    for panel, key in zip(panels, present, strict=False):
+        label, factor = _PANELS.get(key, (key, 1.0))
+        _draw_curves(panel, arms, key, factor)
+        if key == "eval/accuracy" and target is not None:
+            panel.axhline(100 * target, color="0.3", linestyle=":", linewidth=1.2, label="best from scratch")
+        panel.set(xlabel="epoch", ylabel=label)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(present) :]:  # the places that are left over when the keys are odd in number
+        panel.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _draw_curves(
+    panel: Axes, arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, factor: float
+) -> None:
+    for style, (arm, runs) in zip(_ARM_STYLES, arms.items(), strict=False):
+        for number, run in enumerate(runs):
+            points = [(line["epoch"], factor * line[key]) for line in run if key in line]
+            first = number == 0
+            panel.plot(
+                *zip(*points, strict=True) if points else ([], []),
+                **style,
+                linewidth=1.8 if first else 0.8,
+                alpha=1.0 if first else 0.6,
+                markersize=4 if first else 0,
+                markevery=max(1, len(points) // 12),
+                label=arm if first else None,
+            )
+
+
+def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str], title: str) -> Figure:
+    """Confusion matrices: counts in the cells where there is room, shaded by their part of the row.
+
+    Args:
+        matrices: name -> counts, (C, C); row: true class, column: predicted.
+        class_names: the name of each class.
+        title: above all matrices.
+    """
+    num_classes, names = len(class_names), [label_of(name) for name in class_names]
+    longest = 0.07 * max(map(len, names))  # inches of the labels at the left and below
+    side = min(6.5, max(2.2, 0.42 * num_classes))
+    width, height = side + longest + 0.6, side + longest + 0.8
+    down, across = (1, len(matrices)) if len(matrices) * width + 1 <= _MAX_WIDTH else (len(matrices), 1)
+    figure = Figure(figsize=(across * width + 1, down * height + 0.5), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    ticks = range(0, num_classes, math.ceil(num_classes / 50))
+    for panel, (name, counts) in zip(panels, matrices.items(), strict=True):
+        matrix = np.asarray(counts)
+        parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        shading = panel.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+        if num_classes <= _MAX_COUNTS:
+            for (row, column), count in np.ndenumerate(matrix):
+                color = "white" if parts[row, column] > 0.5 else "0.15"
+                panel.text(column, row, str(count), ha="center", va="center", color=color, fontsize=7)
+        panel.set_xticks(ticks, [names[tick] for tick in ticks], rotation=90, fontsize=8)
+        panel.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=8)
+        panel.set_title(name, fontsize=10)
+        panel.set(xlabel="predicted class", ylabel="true class")
+    figure.colorbar(shading, ax=list(panels), label="part of the true class", shrink=0.8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """F1 of each class, a bar for each arm.
+
+    Args:
+        f1_by_name: up to two arms, name -> class name -> F1 in [0, 1]; NaN for a class without test images, which the
+            picture says.
+        title: above the bars.
+    """
+    class_names = list(next(iter(f1_by_name.values())))
+    figure = Figure(figsize=(6.5, 0.42 * len(class_names) + 1.5), layout="constrained")
+    panel = figure.subplots()
+    width = 0.8 / len(f1_by_name)
+    for number, (name, scores) in enumerate(f1_by_name.items()):
+        percents = [100 * scores[class_name] for class_name in class_names]
+        bars = panel.barh(
+            np.arange(len(class_names)) + (number - (len(f1_by_name) - 1) / 2) * width,
+            np.nan_to_num(percents),
+            width,
+            color=_ARM_STYLES[number]["color"],
+            hatch=_HATCHES[number],
+            edgecolor="white",
+            label=name,
+        )
+        labels = ["no test images" if math.isnan(percent) else f"{percent:.0f}" for percent in percents]
+        panel.bar_label(bars, labels, fontsize=7, padding=2)
+    panel.set_yticks(range(len(class_names)), [label_of(name) for name in class_names])
+    panel.set(xlabel="test F1 (%)", ylabel="class", xlim=(0, 108), xticks=range(0, 101, 20))
+    panel.set_ylim(len(class_names) - 0.5, -0.5)  # the first class at the top
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(f1_by_name), frameon=False)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def reliability_figure(
+    bins_by_name: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]], title: str
+) -> Figure:
+    """Accuracy against confidence, and below it how many images have such a confidence.
+
+    Args:
+        bins_by_name: title of the panel (with its calibration error) -> of M bins of equal width the counts, the mean
+            confidences and the accuracies, each (M,); what an empty bin has is not drawn.
+        title: above all panels.
+    """
+    figure = Figure(figsize=(4.1 * len(bins_by_name) + 0.2, 5.0), layout="constrained")
+    panels = figure.subplots(2, len(bins_by_name), squeeze=False, sharex=True, height_ratios=(3, 1))
+    most = max(int(counts.max()) for counts, _, _ in bins_by_name.values())
+    for number, (name, (counts, confidence, accuracy)) in enumerate(bins_by_name.items()):
+        upper, lower = panels[:, number]
+        width = 1 / len(counts)
+        left = np.arange(len(counts)) * width
+        for chosen, look in ((counts >= _FEW, _ENOUGH), ((counts > 0) & (counts < _FEW), _TOO_FEW)):
+            upper.bar(left[chosen], accuracy[chosen], width, align="edge", edgecolor="0.2", linewidth=0.8, **look)
+            lower.bar(left[chosen], counts[chosen], width, align="edge", edgecolor="0.2", linewidth=0.8, **look)
+        upper.plot((0, 1), (0, 1), color="0.2", linestyle="--", linewidth=1.2)
+        filled = counts > 0
+        upper.plot(confidence[filled], accuracy[filled], "o", color="black", markersize=4)
+        upper.set_title(name, fontsize=10)
+        upper.set(ylabel="accuracy (part that is right)", xlim=(0, 1), ylim=(0, 1.03))
+        # 0.5 below, so that a bin with a single image shows on a logarithmic axis
+        lower.set(xlabel="confidence (probability of the predicted class)", yscale="log", ylim=(0.5, 2 * most))
+        lower.set_ylabel("images" if number == 0 else "")
+        lower.yaxis.set_major_formatter("{x:,.0f}")
+    handles = [
+        Patch(edgecolor="0.2", **_ENOUGH),
+        Patch(edgecolor="0.2", **_TOO_FEW),
+        *panels[0, 0].lines,
+    ]
+    names = ["accuracy", f"accuracy of fewer than {_FEW} images", "perfect calibration", "at the bin's mean confidence"]
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def map_figure(
+    points_by_name: Mapping[str, NDArray[Any]],
+    labels: NDArray[Any],
+    class_names: Sequence[str],
+    method: str,
+    title: str,
+) -> Figure:
+    """Two-dimensional maps of the same images side by side, a colour and a marker for each class.
+
+    Args:
+        points_by_name: title of the map (with its trustworthiness) -> float (n, 2).
+        labels: int (n,), classes of the images.
+        class_names: the name of each class.
+        method: that made the maps, such as `t-SNE`; names the axes.
+        title: above all maps.
+    """
+    names = [label_of(name) for name in class_names]
+    width = max(6.0, 3.9 * len(points_by_name))
+    columns = max(1, int(width / (0.08 * max(map(len, names)) + 0.55)))
+    legend_height = 0.2 * math.ceil(len(names) / columns)
+    figure = Figure(figsize=(width, 4.9 + legend_height), layout="constrained")
+    panels = figure.subplots(1, len(points_by_name), squeeze=False)[0]
+    for panel, (name, points) in zip(panels, points_by_name.items(), strict=True):
+        for index, class_name in enumerate(names):
+            of_class = points[labels == index]
+            panel.scatter(
+                of_class[:, 0],
+                of_class[:, 1],
+                s=14,
+                color=f"C{index % 10}",
+                # After ten classes the colours begin again: shifted, so that no two classes share both.
+                marker=_MARKERS[(index + index // 10) % len(_MARKERS)],
+                linewidths=0.3,
+                edgecolors="black",
+                alpha=0.85,
+                label=class_name,
+            )
+        panel.set_title(name, fontsize=10)
+        panel.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=12)
+    return figure

@@ -1,0 +1,143 @@
+"""Sheets of pictures: reconstructions, mistakes, attention.
+
+Shapes: n images, H W their sides, N = (H / P)² patches of P x P pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]  # (n, H, W, 3)
+_GREY = 127
+_ACROSS = 3  # mistakes beside each other
+
+
+def hide_patches(images: Any, mask: Any, patch_size: int) -> Images:
+    """The images with their hidden patches in grey, for the middle row of `reconstruction_figure`.
+
+    Args:
+        images: uint8 (n, H, W, 3), array or CPU tensor.
+        mask: (n, N), 1 = hidden, 0 = visible, patches in rows from the top left, as ViTMAE returns it.
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        uint8 (n, H, W, 3), a copy.
+    """
+    images, mask = np.array(images), np.asarray(mask)
+    n, height, width, _ = images.shape
+    grid = mask.reshape(n, height // patch_size, width // patch_size)
+    hidden = grid.repeat(patch_size, axis=1).repeat(patch_size, axis=2) > 0
+    images[hidden] = _GREY
+    return images
+
+
+def reconstruction_figure(original: Images, masked: Images, reconstructed: Images, title: str) -> Figure:
+    """Three rows of pictures: the originals, what the encoder saw, and the reconstructions.
+
+    Args:
+        original: uint8 (n, H, W, 3).
+        masked: uint8 (n, H, W, 3), hidden patches in grey.
+        reconstructed: uint8 (n, H, W, 3).
+        title: what was hidden and what the reconstructions hold, for example whether the visible patches were pasted.
+    """
+    rows = {"original": original, "masked": masked, "reconstruction": reconstructed}
+    figure = Figure(figsize=(max(4.5, 1.2 * len(original) + 0.5), 4.2), layout="constrained")
+    for place, (name, images) in zip(figure.subplots(3, 1), rows.items(), strict=True):
+        _show(place, _strip(images))
+        place.set_ylabel(name, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[int, Images], title: str) -> Figure:
+    """A row for each image: the original, what the encoder saw, and what was made of it as training went on.
+
+    Args:
+        original: uint8 (n, H, W, 3).
+        masked: uint8 (n, H, W, 3), hidden patches in grey.
+        reconstructed: step of the training -> uint8 (n, H, W, 3), in the order of the steps.
+        title: what was hidden and what the reconstructions hold.
+    """
+    columns = {"original": original, "masked": masked}
+    columns |= {f"step {step:,}": images for step, images in reconstructed.items()}
+    figure = Figure(figsize=(max(6.5, 1.15 * len(columns)), 1.15 * len(original) + 0.9), layout="compressed")
+    for place, (name, images) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+        _show(place, _strip(images.swapaxes(1, 2)).swapaxes(0, 1))
+        place.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title: str) -> Figure:
+    """Images that were taken for something else, a block for each arm, with a text below each image.
+
+    Args:
+        mistakes: arm -> uint8 (n, H, W, 3), and a text of at most three lines for each; n may be 0 and may differ.
+        title: above all blocks.
+    """
+    num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
+    size = (_ACROSS * 1.5 * len(mistakes) + 0.4, 1.75 * num_rows + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    blocks = figure.subfigures(1, len(mistakes), wspace=0.06, squeeze=False)[0]
+    for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=True):
+        _draw_mistakes(block, images, texts, num_rows)
+        block.suptitle(arm if len(images) else f"{arm}: no mistakes", fontsize=11)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _draw_mistakes(block: SubFigure, images: Images, texts: Sequence[str], num_rows: int) -> None:
+    places = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
+    for place in places:
+        place.set_axis_off()
+    for place, image, text in zip(places, images, texts, strict=False):
+        place.set_axis_on()
+        _show(place, image)
+        place.set_xlabel(text, fontsize=7, linespacing=1.15)
+
+
+def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDArray[Any]], title: str) -> Figure:
+    """Images beside heat maps of their patches, all on one scale.
+
+    Args:
+        rows: name of the row and its image, uint8 (H, W, 3).
+        maps: name of the column -> float (len(rows), H / P, W / P), attention in multiples of an even one.
+        title: above all.
+    """
+    side = 1.5 if len(maps) <= 6 else 1.0  # inches
+    figure = Figure(figsize=(side * (1 + len(maps)) + 0.4, side * len(rows) + 1.6), layout="compressed")
+    panels = figure.subplots(len(rows), 1 + len(maps), squeeze=False)
+    # a few patches that draw all attention would leave the rest black
+    most = max(1.0, float(np.percentile(np.stack(list(maps.values())), 99)))
+    for row, (name, image) in enumerate(rows):
+        _show(panels[row, 0], image)
+        panels[row, 0].set_ylabel(name, fontsize=8)
+        for panel, heat in zip(panels[row, 1:], maps.values(), strict=True):
+            shading = panel.imshow(heat[row], cmap="inferno", vmin=0, vmax=most, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+    for panel, column in zip(panels[0], ("image", *maps), strict=True):
+        panel.set_title(column, fontsize=8)
+    bar = figure.colorbar(shading, ax=panels, location="bottom", extend="max", fraction=0.05, aspect=40)
+    bar.set_label("attention of the CLS token (1 = spread evenly)")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _strip(images: Images) -> Images:
+    """The images beside each other with white gaps, uint8 (H, ..., 3)."""
+    n, height, width, _ = images.shape
+    gap = max(1, width // 16)
+    strip = np.full((height, n * (width + gap) - gap, 3), 255, np.uint8)
+    for column, image in enumerate(images):
+        strip[:, column * (width + gap) : column * (width + gap) + width] = image
+    return strip
+
+
+def _show(place: Axes, image: Images) -> None:
+    place.imshow(image, interpolation="nearest")
+    place.set(xticks=[], yticks=[])
+    place.spines[:].set_visible(False)

@@ -1,0 +1,104 @@
+"""The networks of a comparison, opened again to look into: what they make of the same test images.
+
+Shapes: n images, D width of the encoder, H heads, G² patches in G rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import ViTModel
+
+from mae_hf.comparison import Comparison, Run
+from mae_hf.config import ConfigError, DataConfig, require
+from mae_hf.data.images import ImageSet, load_labelled_images
+from mae_hf.evaluation.attention_maps import cls_attention
+from mae_hf.evaluation.inference import pixel_values_of
+from mae_hf.models.classifier import build_classifier
+from mae_hf.models.pretrained import open_classifier
+
+PRETRAINED, UNTRAINED = "MAE before fine-tuning", "untrained"
+FINETUNED, SCRATCH = "MAE fine-tuned", "from scratch, trained"
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """An encoder of a comparison, and how it takes its images.
+
+    Args:
+        encoder: in eval mode, with attention whose weights can be read.
+        data: the mean and standard deviation that normalise its images.
+    """
+
+    encoder: ViTModel
+    data: DataConfig
+
+    @torch.no_grad()
+    def features(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The CLS features of these rows, (n, D)."""
+        batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+        features = [self.encoder(self._pixel_values(images, batch)).last_hidden_state[:, 0] for batch in batches]
+        return torch.cat(features).float().cpu().numpy()
+
+    def attention(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Each head's attention of CLS over the patches of these rows, (n, H, G, G); 1 is an even attention.
+
+        Raises:
+            ValueError: the encoder does not give its attention, or it is not finite.
+        """
+        return cls_attention(self.encoder, self._pixel_values(images, rows)).cpu().numpy()
+
+    def _pixel_values(self, images: ImageSet, rows: NDArray[np.int64]) -> Tensor:
+        return pixel_values_of(images, rows, self.data, self.encoder.device)
+
+
+def load_test_images(run: Run) -> ImageSet:
+    """The images that a run was tested on.
+
+    Raises:
+        ConfigError: the data are gone, or are no longer those of the run's predictions.
+    """
+    images = load_labelled_images(run.config.data, run.config.model.image_size, roles=("test",))["test"]
+    require(
+        np.array_equal(images.labels, run.labels),
+        f"{', '.join(run.config.data.sources)} no longer holds the {len(run.labels)} test images of "
+        f"{run.path}/predictions.parquet",
+    )
+    return images
+
+
+def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str, str]]:
+    """The networks of both arms before and after they saw labels, and why those that are missing cannot be opened.
+
+    Before: the encoder that `model.init` names, and the random weights that the scratch run began with. After: those
+    that the runs that speak for their arms have kept.
+    """
+    ours, baseline = comparison.pretrained[0], comparison.scratch[0]
+    openers: dict[str, tuple[Run, Callable[[Run], ViTModel]]] = {
+        PRETRAINED: (ours, _start_of),
+        UNTRAINED: (baseline, _start_of),
+        FINETUNED: (ours, _end_of),
+        SCRATCH: (baseline, _end_of),
+    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks, missing = {}, {}
+    for name, (run, open_encoder) in openers.items():
+        try:
+            networks[name] = Network(open_encoder(run).eval().to(device), run.config.data)
+        except ConfigError as error:
+            missing[name] = str(error)
+    return networks, missing
+
+
+def _start_of(run: Run) -> ViTModel:
+    """The encoder as the run's training began."""
+    return build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed).vit
+
+
+def _end_of(run: Run) -> ViTModel:
+    """The encoder that the run kept."""
+    return open_classifier(str(run.path), "eager").vit

@@ -1,0 +1,66 @@
+"""The pictures of a comparison, saved as PNG, each with a heading and a caption."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from mae_hf import networks
+from mae_hf.comparison import Comparison
+from mae_hf.config import ConfigError
+from mae_hf.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores, read_probabilities
+from mae_hf.pictures.from_images import draw_attention, draw_maps, draw_mistakes
+from mae_hf.pictures.picture import Picture, arms
+
+__all__ = ["Picture", "Pictures", "arms", "draw_pictures"]
+
+_FILES = (
+    *("curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding", "embedding_umap"),
+    *("attention", "attention_heads", "reconstruction"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """All pictures of a comparison.
+
+    Args:
+        pictures: in the order of the report.
+        notes: what could not be drawn, and why.
+        trustworthiness: of the t-SNE maps, by network; empty where there are none.
+        calibration_error: expected calibration error on the test images, 0 to 1, by arm.
+    """
+
+    pictures: list[Picture]
+    notes: list[str]
+    trustworthiness: dict[str, float]
+    calibration_error: dict[str, float]
+
+
+def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
+    """Draws everything into `folder`, which is there.
+
+    What cannot be drawn, because images, encoders or the pre-training run are no longer there, is left out; a warning
+    says so.
+    """
+    for name in _FILES:  # those of an older report, should they be left out this time
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    pictures = draw_scores(comparison, folder)
+    notes: list[str] = []
+    probabilities = {arm: read_probabilities(run) for arm, run in arms(comparison).items()}
+    picture, calibration_error = draw_reliability(comparison, probabilities, folder)
+    pictures.append(picture)
+    trust: dict[str, float] = {}
+    try:
+        images = networks.load_test_images(comparison.scratch[0])
+    except ConfigError as error:
+        notes.append(f"No t-SNE map, no mistakes and no attention: {error}")
+    else:
+        pictures.append(draw_mistakes(comparison, probabilities, images, folder))
+        opened, missing = networks.open_networks(comparison)
+        notes += [f"{name} is not drawn: {reason}" for name, reason in missing.items()]
+        drawn, trust = draw_maps(opened, images, folder, notes)
+        pictures += drawn + draw_attention(opened, images, folder, notes)
+    pictures += draw_reconstructions(comparison.pretrained[0], folder, notes)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return Pictures(pictures, notes, trust, calibration_error)

@@ -1,0 +1,141 @@
+"""Pictures that need the test images, most of them the networks too: mistakes, maps of features, attention.
+
+Shapes: n test images, C classes, H heads, G² patches in G rows.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae_hf import figures, networks
+from mae_hf.comparison import Comparison
+from mae_hf.data.images import ImageSet
+from mae_hf.evaluation import embedding
+from mae_hf.evaluation.mistakes import most_confident_mistakes
+from mae_hf.figures import charts, label_of, sheets
+from mae_hf.networks import Network
+from mae_hf.pictures.picture import Picture
+
+MAX_POINTS = 1000
+MAX_MISTAKES = 9
+MAX_ATTENTION = 6
+SEED = 0  # of the drawn test images and of the maps
+# What each network of a map has seen.
+_SEEN = {
+    networks.PRETRAINED: "no labels seen",
+    networks.UNTRAINED: "random weights",
+    networks.SCRATCH: "trained on the labels",
+}
+
+
+def draw_mistakes(
+    comparison: Comparison, probabilities: dict[str, NDArray[np.float64]], images: ImageSet, folder: Path
+) -> Picture:
+    """The mistakes that each arm is surest of."""
+    labels, names = comparison.scratch[0].labels, [label_of(name, 18) for name in comparison.scratch[0].class_names]
+    mistakes = {}
+    for arm, values in probabilities.items():
+        rows = most_confident_mistakes(labels, values, MAX_MISTAKES)
+        predicted = values[rows].argmax(axis=1)
+        texts = [
+            f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"
+            for row, guess in zip(rows, predicted, strict=True)
+        ]
+        mistakes[arm] = images.batch(rows).numpy(), texts
+    figure = sheets.mistakes_figure(mistakes, "The most confident mistakes")
+    return Picture(
+        figures.save(figure, folder / "mistakes.png"),
+        "The most confident mistakes",
+        f"The test images, at most {MAX_MISTAKES} of each arm, that were predicted wrong with the greatest "
+        "probability, the surest first; below each its true class, the predicted one and its probability.",
+    )
+
+
+def draw_maps(
+    opened: dict[str, Network], images: ImageSet, folder: Path, notes: list[str]
+) -> tuple[list[Picture], dict[str, float]]:
+    """The maps of the networks' features by t-SNE, and by UMAP if it is installed; and how far t-SNE can be trusted."""
+    rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
+    features = {}
+    for name in [name for name in _SEEN if name in opened]:
+        found = opened[name].features(images, rows)
+        try:
+            embedding.check_features(found)
+        except ValueError as error:
+            notes.append(f"No map of {name}: {error}")
+        else:
+            features[name] = found
+    methods = {"t-SNE": embedding.tsne} | ({"UMAP": embedding.umap} if find_spec("umap") else {})
+    pictures, trust_by_method = [], {}
+    for method, place in methods.items() if features else ():
+        points, trust = {}, {}
+        for name, found in features.items():
+            points_of_network = place(found, SEED)
+            trust[name] = embedding.trustworthiness(found, points_of_network)
+            points[f"{name}: {_SEEN[name]}\ntrustworthiness {trust[name]:.3f}"] = points_of_network
+        figure = charts.map_figure(
+            points,
+            images.labels[rows],
+            images.class_names,
+            method,
+            f"{method} of the CLS features of {len(rows):,} test images",
+        )
+        file = "embedding.png" if method == "t-SNE" else "embedding_umap.png"
+        caption = (
+            f"The same test images, placed by {method} of the frozen networks' features. The MAE encoder has seen no "
+            "label, the untrained network no image at all, and the scratch baseline all labels. "
+            "Distances between groups mean little; trustworthiness (0 to 1) says how far neighbours in the map are "
+            "neighbours in the features."
+        )
+        pictures.append(Picture(figures.save(figure, folder / file), f"Features as a map ({method})", caption))
+        trust_by_method[method] = trust
+    return pictures, trust_by_method.get("t-SNE", {})
+
+
+def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, notes: list[str]) -> list[Picture]:
+    """Where the networks look: the mean over heads for an image of each class, and every head for the first of them."""
+    rows = _one_of_each_class(images.labels)[:MAX_ATTENTION]
+    maps = {}
+    for name in [name for name in opened if name != networks.UNTRAINED]:
+        try:
+            maps[name] = opened[name].attention(images, rows)
+        except ValueError as error:
+            notes.append(f"No attention of {name}: {error}")
+    if not maps:
+        return []
+    pixels = images.batch(rows).numpy()
+    labelled = [
+        (label_of(images.class_names[images.labels[row]], 14), image) for row, image in zip(rows, pixels, strict=True)
+    ]
+    means = {fill(name, 14): heads.mean(axis=1) for name, heads in maps.items()}
+    figure = sheets.attention_figure(labelled, means, "Attention of CLS over the patches: last layer, mean of heads")
+    first = np.stack([heads[0] for heads in maps.values()])  # (networks, H, G, G)
+    per_head = sheets.attention_figure(
+        [(fill(name, 14), pixels[0]) for name in maps],
+        {f"head {head + 1}": first[:, head] for head in range(first.shape[1])},
+        "The same, each head by itself, for the first image",
+    )
+    scale = "Bright patches draw more attention than an even spread (1) would give them, dark ones less."
+    return [
+        Picture(
+            figures.save(figure, folder / "attention.png"),
+            "Attention",
+            "How much the CLS token, whose feature is classified, attends to each patch of some test images in the "
+            f"last layer, as a mean over the heads. {scale} Before fine-tuning nothing has told CLS what to look for.",
+        ),
+        Picture(
+            figures.save(per_head, folder / "attention_heads.png"),
+            "Attention of each head",
+            f"The first of these images, a row for each network and a column for each head of its last layer. {scale}",
+        ),
+    ]
+
+
+def _one_of_each_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A row of each class, drawn with the seed of the maps."""
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    _, first = np.unique(labels[order], return_index=True)
+    return order[first]

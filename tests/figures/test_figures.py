@@ -1,0 +1,53 @@
+"""Figures are written whole or not at all, and importing them changes nothing."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from mae_hf import figures
+from mae_hf.figures import charts
+
+HISTORY = [{"step": 1, "epoch": 0.5, "train/loss": 2.0}]
+
+
+def test_a_figure_is_saved_whole_and_an_older_one_is_replaced(tmp_path):
+    path = tmp_path / "new" / "curves.png"
+    for _ in range(2):
+        assert figures.save(charts.curves_figure({"MAE": [HISTORY]}, "t"), path) == path
+    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.size == (676, 520)  # 5.2 x 4 inches at 130 dots
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_older_one_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"older")
+    figure = charts.curves_figure({"MAE": [HISTORY]}, "$\\nonsense{$")
+    with pytest.raises(ValueError, match="nonsense"):
+        figures.save(figure, path)
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+
+
+def test_importing_figures_starts_no_pyplot_and_changes_no_setting():
+    # Reading rcParams["backend"] would itself import pyplot.
+    code = """if True:
+        import sys, matplotlib
+        settings = lambda: {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != "backend"}
+        before = settings()
+        import mae_hf.figures.charts, mae_hf.figures.sheets
+        assert "matplotlib.pyplot" not in sys.modules
+        assert settings() == before
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_class_name_becomes_a_label_that_is_short_and_taken_as_it_is():
+    assert figures.label_of("cat") == "cat"
+    assert figures.label_of("a very long name of a class", 12) == "a very long…"
+    assert len(figures.label_of("x" * 100)) == 24
+    figure = charts.bars_figure({"MAE": {"$\\nonsense{$": 0.5, "5 $": 0.5, "_hidden": 1.0}}, "t")
+    figure.draw_without_rendering()  # mathematics that nobody meant would raise here
+    drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert drawn == ["\\$\\nonsense{\\$", "5 \\$", " _hidden"]

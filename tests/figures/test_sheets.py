@@ -1,0 +1,88 @@
+"""Sheets hold the pixels that they were given, in their places, with the texts that belong to them."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from mae_hf.figures import sheets
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(n: int = 3, height: int = 8, width: int = 12) -> np.ndarray:
+    """Random pictures."""
+    return RNG.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def test_hidden_patches_are_grey_and_the_others_untouched():
+    images, mask = pixels(), RNG.integers(0, 2, (3, 6))  # 2 rows of 3 patches
+    before = images.copy()
+    hidden = sheets.hide_patches(images, mask, 4)
+    for image in range(3):
+        for patch in range(6):
+            row, column = divmod(patch, 3)
+            place = image, slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4)
+            assert (hidden[place] == (127 if mask[image, patch] else images[place])).all()
+    assert np.array_equal(images, before)
+
+
+def test_the_reconstruction_figure_has_three_labelled_rows_with_the_pixels_as_they_are():
+    rows = [pixels() for _ in range(3)]
+    figure = sheets.reconstruction_figure(*rows, title="step 7")
+    assert [place.get_ylabel() for place in figure.axes] == ["original", "masked", "reconstruction"]
+    assert figure.get_suptitle() == "step 7"
+    for place, images in zip(figure.axes, rows, strict=True):
+        strip = np.asarray(place.images[0].get_array())
+        for number, image in enumerate(images):
+            assert np.array_equal(strip[:, 13 * number : 13 * number + 12], image)  # 12 wide and a gap of 1
+
+
+def test_the_picture_over_time_has_a_column_for_each_step_and_a_row_for_each_image():
+    original, masked, early, late = (pixels() for _ in range(4))
+    figure = sheets.over_time_figure(original, masked, {5: early, 1200: late}, "t")
+    assert [place.get_title() for place in figure.axes] == ["original", "masked", "step 5", "step 1,200"]
+    for place, images in zip(figure.axes, (original, masked, early, late), strict=True):
+        strip = np.asarray(place.images[0].get_array())
+        assert strip.shape == (3 * 8 + 2, 12, 3)
+        for number, image in enumerate(images):
+            assert np.array_equal(strip[9 * number : 9 * number + 8], image)  # 8 high and a gap of 1
+
+
+def test_mistakes_stand_beside_each_other_by_arm_each_with_its_text():
+    images = pixels(4)
+    texts = [f"text {number}" for number in range(4)]
+    figure = sheets.mistakes_figure({"MAE": (images, texts), "scratch": (images[:0], [])}, "t")
+    ours, baseline = figure.subfigs
+    assert (ours.get_suptitle(), baseline.get_suptitle()) == ("MAE", "scratch: no mistakes")
+    shown = [place for place in ours.axes if place.images]
+    assert [place.get_xlabel() for place in shown] == texts
+    for place, image in zip(shown, images, strict=True):
+        assert np.array_equal(place.images[0].get_array(), image)
+    assert not any(place.images or place.axison for place in baseline.axes)
+
+
+def test_attention_is_shown_on_one_scale_beside_its_image():
+    images = pixels(2)
+    maps = {"MAE": np.full((2, 2, 3), 0.5), "scratch": np.full((2, 2, 3), 4.0)}
+    figure = sheets.attention_figure([("cat", images[0]), ("dog", images[1])], maps, "t")
+    panels, bar = figure.axes[:6], figure.axes[6]
+    assert [panel.get_title() for panel in panels[:3]] == ["image", "MAE", "scratch"]
+    assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["cat", "dog"]
+    assert np.array_equal(panels[3].images[0].get_array(), images[1])
+    assert np.array_equal(panels[2].images[0].get_array(), maps["scratch"][0])
+    assert {panel.images[0].get_clim() for panel in (*panels[1:3], *panels[4:])} == {(0, 4)}
+    assert bar.get_xlabel() == "attention of the CLS token (1 = spread evenly)"
+
+
+@pytest.mark.parametrize("num_heads", [1, 12])
+def test_no_text_of_a_sheet_of_heads_is_cut_off(num_heads):
+    maps = {f"head {head}": np.ones((1, 2, 2)) for head in range(num_heads)}
+    figure = sheets.attention_figure([("a name of 14", pixels(1)[0])], maps, "a title")
+    assert _texts_are_inside(figure)
+
+
+def _texts_are_inside(figure: Figure) -> bool:
+    figure.draw_without_rendering()
+    texts = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    return all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)

@@ -1,0 +1,72 @@
+"""Pictures from the runs' files alone: their numbers are those of the files."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from run_folders import HALF, THREE, write_run
+
+from mae_hf.comparison import Comparison, compare
+from mae_hf.figures import charts
+from mae_hf.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores, read_probabilities
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    """Two arms; of three classes one has no test images."""
+    names = ("cat", "dog", "cow")
+    ours = write_run(tmp_path / "mae", str(tmp_path / "encoder"), THREE, class_names=names)
+    return compare([ours], [write_run(tmp_path / "scratch", "scratch", HALF, class_names=names)])
+
+
+def test_a_class_without_test_images_has_no_f1(comparison, tmp_path, monkeypatch):
+    drawn = {}
+    real = charts.bars_figure
+    monkeypatch.setattr(charts, "bars_figure", lambda scores, title: drawn.update(scores) or real(scores, title))
+    draw_scores(comparison, tmp_path)
+    assert drawn.keys() == {"MAE pre-trained", "from scratch"}
+    for scores in drawn.values():
+        assert list(scores) == ["cat", "dog", "cow"]
+        assert np.isnan(list(scores.values())).tolist() == [False, False, True]
+    assert drawn["MAE pre-trained"]["cat"] == pytest.approx(1.0)
+
+
+def test_probabilities_are_in_the_order_of_the_images(tmp_path, comparison):
+    path = comparison.scratch[0].path / "predictions.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take([2, 0, 3, 1]), path)
+    expected = np.array(table["probabilities"].to_pylist())
+    np.testing.assert_array_equal(read_probabilities(comparison.scratch[0]), expected)
+
+
+def test_the_caption_says_when_there_are_too_few_images_for_a_reliability_diagram(comparison, tmp_path):
+    probabilities = {"MAE pre-trained": np.eye(3)[[0, 0, 1, 1]], "from scratch": np.eye(3)[[1, 1, 1, 1]]}
+    picture, errors = draw_reliability(comparison, probabilities, tmp_path)
+    assert errors == {"MAE pre-trained": 0, "from scratch": 0.5}
+    assert picture.caption.endswith("With 4 images in 15 bins this says little.")
+
+
+@pytest.mark.parametrize("over_time", [False, True])
+@pytest.mark.parametrize("init", ["encoder", "encoder/model", "encoder/model/encoder"])
+def test_the_reconstruction_is_that_over_time_or_else_the_newest(comparison, tmp_path, over_time, init):
+    run, figures = comparison.pretrained[0], tmp_path / "encoder" / "figures"
+    figures.mkdir(parents=True)
+    (tmp_path / "encoder" / "model" / "encoder").mkdir(parents=True)
+    (tmp_path / "encoder" / "config.yaml").write_text("model: {}\n")
+    object.__setattr__(run.config.model, "init", str(tmp_path / init))
+    greys = {"over-time": 100} if over_time else {}
+    for name, grey in (greys | {"20": 50, "3": 200}).items():  # the newer file has the smaller number
+        Image.new("RGB", (40, 20), (grey,) * 3).save(figures / f"reconstruction-{name}.png")
+    notes: list[str] = []
+    (picture,) = draw_reconstructions(run, tmp_path, notes)
+    with Image.open(tmp_path / "reconstruction.png") as image:
+        assert image.getpixel((0, 0)) == ((100,) * 3 if over_time else (200,) * 3)
+    assert not notes and ("as training went on" in picture.caption) == over_time
+
+
+def test_no_reconstruction_is_said(comparison, tmp_path):
+    notes: list[str] = []
+    assert draw_reconstructions(comparison.pretrained[0], tmp_path, notes) == []
+    assert notes == [f"No reconstruction: {tmp_path / 'encoder'} has no figures/reconstruction*.png"]

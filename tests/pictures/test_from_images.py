@@ -1,0 +1,118 @@
+"""Pictures of the test images: the same images for every network, and broken networks are named."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from run_folders import write_arms
+
+from mae_hf import networks
+from mae_hf.comparison import Comparison, compare
+from mae_hf.data.images import ImageSet
+from mae_hf.figures import charts, sheets
+from mae_hf.networks import Network, load_test_images, open_networks
+from mae_hf.pictures import from_images
+from mae_hf.pictures.from_images import draw_attention, draw_maps, draw_mistakes
+
+
+@pytest.fixture
+def comparison(tmp_path: Path, image_folder: Path) -> Comparison:
+    """Two arms with real images and weights."""
+    _, pretrained, scratch = write_arms(tmp_path, image_folder)
+    return compare([pretrained], [scratch])
+
+
+@pytest.fixture
+def images(comparison: Comparison) -> ImageSet:
+    """The four test images."""
+    return load_test_images(comparison.scratch[0])
+
+
+@pytest.fixture
+def opened(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> dict[str, Network]:
+    """The networks; and without UMAP, which takes a minute to start."""
+    monkeypatch.setattr(from_images, "find_spec", lambda name: None)
+    return open_networks(comparison)[0]
+
+
+def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comparison, images, tmp_path, monkeypatch):
+    drawn = {}
+    real = sheets.mistakes_figure
+    monkeypatch.setattr(sheets, "mistakes_figure", lambda them, title: drawn.update(them) or real(them, title))
+    probabilities = {
+        "MAE pre-trained": np.array([[0.9, 0.1], [0.4, 0.6], [0.875, 0.125], [0.1, 0.9]]),
+        "from scratch": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]),
+    }
+    draw_mistakes(comparison, probabilities, images, tmp_path)
+    pixels, texts = drawn["MAE pre-trained"]
+    assert texts == [
+        "true: dog\npredicted: cat\nprobability 0.875",
+        "true: cat\npredicted: dog\nprobability 0.600",
+    ]
+    assert [tuple(image[0, 0]) for image in pixels] == [(22, 44, 100), (21, 42, 100)]  # as in `image_folder`
+    assert len(drawn["from scratch"][0]) == 0
+
+
+def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_path, monkeypatch):
+    drawn = {}
+
+    def remember(points, labels, class_names, method, title):
+        drawn.update(points=points, labels=labels, method=method)
+        return real(points, labels, class_names, method, title)
+
+    real = charts.map_figure
+    monkeypatch.setattr(charts, "map_figure", remember)
+    monkeypatch.setattr("mae_hf.evaluation.embedding.tsne", lambda features, seed: features[:, :2])
+    notes: list[str] = []
+    draw_maps(opened, images, tmp_path, notes)
+    rows = np.random.default_rng(from_images.SEED).permutation(4)
+    assert not notes and drawn["labels"].tolist() == images.labels[rows].tolist()
+    for name, (title, points) in zip(
+        (networks.PRETRAINED, networks.UNTRAINED, networks.SCRATCH), drawn["points"].items(), strict=True
+    ):
+        assert (title.startswith(name) and "trustworthiness 0." in title) or "trustworthiness 1." in title
+        np.testing.assert_array_equal(points, opened[name].features(images, rows)[:, :2])
+
+
+def test_an_installed_umap_is_drawn_too(opened, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(from_images, "find_spec", lambda name: name == "umap")
+    monkeypatch.setattr("mae_hf.evaluation.embedding.umap", lambda features, seed: features[:, 2:4])
+    pictures, _ = draw_maps(opened, images, tmp_path, [])
+    assert [picture.path.name for picture in pictures] == ["embedding.png", "embedding_umap.png"]
+    assert "UMAP" in pictures[1].heading and "UMAP" in pictures[1].caption
+
+
+def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, images, tmp_path):
+    with torch.no_grad():
+        opened[networks.PRETRAINED].encoder.layers[0].attention.q_proj.bias.fill_(math.nan)
+    notes: list[str] = []
+    _, trust = draw_maps(opened, images, tmp_path, notes)
+    pictures = draw_attention(opened, images, tmp_path, notes)
+    assert trust.keys() == {networks.UNTRAINED, networks.SCRATCH} and len(pictures) == 2
+    assert notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 features are not finite")
+    assert notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
+
+
+def test_nothing_is_drawn_of_no_network(images, tmp_path):
+    notes: list[str] = []
+    assert draw_maps({}, images, tmp_path, notes) == ([], {}) and draw_attention({}, images, tmp_path, notes) == []
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_attention_is_that_of_an_image_of_each_class_for_each_network(opened, images, tmp_path, monkeypatch):
+    calls = []
+    real = sheets.attention_figure
+    monkeypatch.setattr(sheets, "attention_figure", lambda *args: calls.append(args) or real(*args))
+    draw_attention(opened, images, tmp_path, [])
+    (rows, means, _), (networks_of_heads, heads, _) = calls
+    assert [name for name, _ in rows] == ["cat", "dog"]
+    chosen = [int(image[0, 0, 0]) - 20 for _, image in rows]  # the colour tells the row
+    assert [images.labels[row] for row in chosen] == [0, 1]
+    names = (networks.PRETRAINED, networks.FINETUNED, networks.SCRATCH)
+    for name, found in zip(names, means.values(), strict=True):
+        np.testing.assert_allclose(found, opened[name].attention(images, np.array(chosen)).mean(axis=1), rtol=1e-5)
+    assert [" ".join(name.split()) for name, _ in networks_of_heads] == list(names)
+    second = np.stack([opened[name].attention(images, np.array(chosen[:1]))[0, 1] for name in names])
+    np.testing.assert_allclose(heads["head 2"], second, rtol=1e-5)
