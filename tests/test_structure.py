@@ -17,6 +17,8 @@ LEVELS = (
     ("optim", "objectives", "machine"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
+    ("runs",),
+    ("results",),
     ("comparison",),
     ("pictures",),
     ("report", "hub", "demo", "benchmark"),
