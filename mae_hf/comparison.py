@@ -126,6 +126,9 @@ class Comparison:
             notes.append(
                 f"The arms have different numbers of seeds ({len(ours)} pre-trained, {len(baseline)} from scratch)."
             )
+        precisions = {str(run.record.get("mixed_precision")) for arm in self.chosen for run in arm}
+        if len(precisions) > 1:
+            notes.append(f"The runs were not made in one precision ({', '.join(sorted(precisions))}).")
         if self.results.epochs is None:
             notes.append(
                 "No mean of the validation curves: there is no range of epochs in which every run was evaluated."

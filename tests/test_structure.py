@@ -17,10 +17,11 @@ LEVELS = (
     ("optim", "objectives", "machine"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
-    ("runs",),
+    ("runs", "provenance", "markup"),
     ("results",),
     ("comparison",),
-    ("pictures",),
+    ("pictures", "background"),
+    ("page",),
     ("report", "hub", "demo", "benchmark"),
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
