@@ -101,7 +101,7 @@ def environment(comparison: Comparison, provenance: Provenance) -> str:
             str(record.get("num_processes", UNKNOWN)),
             str(record.get("mixed_precision", UNKNOWN)),
             _count(record.get("num_parameters")),
-            str(record.get("git_commit") or UNKNOWN)[:12],
+            _short(str(record.get("git_commit") or UNKNOWN)),
             str(record.get("start") or UNKNOWN).removesuffix("+00:00"),
             _minutes(record),
         )
@@ -109,6 +109,12 @@ def environment(comparison: Comparison, provenance: Provenance) -> str:
     ]
     versions = {", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items()) for record in records.values()}
     return table("Where and when each run was made", head, rows) + items(sorted(versions - {""}))
+
+
+def _short(commit: str) -> str:
+    """The first 12 digits, and whether there were changes that no commit has."""
+    digits, dash, changed = commit.partition("-")
+    return digits[:12] + dash + changed
 
 
 def _minutes(record: dict[str, Any]) -> str:

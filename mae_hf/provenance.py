@@ -31,8 +31,9 @@ def find_provenance(init: str) -> Provenance:
     start = Path(init).expanduser()
     if not start.is_dir():
         return Provenance({}, None, None)
-    # Nearest first: the folder that is named and what it holds, then the two that it may lie in.
-    places = [start, start / "model", start / "model" / "encoder", *list(start.resolve().parents)[:2]]
+    above = [start, *list(start.resolve().parents)[:2]]
+    run = next((place for place in above if (place / "run.json").is_file()), start)
+    places = [start, run, run / "model", run / "model" / "encoder", start / "encoder"]
     content: dict[str, Any] = {}
     problem = None
     for name in ("run.json", "audit.json"):

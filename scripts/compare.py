@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/compare.py",
         description="Compare fine-tuning from a pre-trained encoder with the same training from scratch.",
-        epilog="Runs of an arm that differ in train.seed alone are one recipe: the answer is about all its seeds. Of several "
-        "recipes in an arm, the one with the best mean validation accuracy speaks for it; all runs are listed.",
+        epilog="Runs of an arm that differ in train.seed alone are one recipe: the answer is about all its seeds. Of "
+        "several recipes in an arm, the one with the best mean validation accuracy speaks for it; all runs are listed.",
     )
     parser.add_argument(
         "--pretrained",
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         required=True,
         metavar="RUN",
-        help="run folders of scripts/finetune.py --model.init scratch, tested on the same images; equal seeds are paired",
+        help="run folders of scripts/finetune.py --model.init scratch on the same images; equal seeds are paired",
     )
     parser.add_argument(
         "--output_dir",
