@@ -98,6 +98,10 @@ def read_run(path: str | Path) -> Run:
     metrics = _read_metrics(path)
     history = _read_lines(path / "metrics.jsonl")
     id2label = _read_json(path / "model" / "config.json").get("id2label", {})
+    require(
+        all(key.isdigit() for key in id2label),
+        f"{path}/model/config.json: id2label has keys that are no class numbers, {', '.join(id2label)[:60]}",
+    )
     class_names = tuple(id2label[key] for key in sorted(id2label, key=int))
     index, labels, predictions, probabilities = _read_predictions(path / "predictions.parquet")
 
@@ -167,20 +171,27 @@ def _read_metrics(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     require(path.is_file(), f"{path} is missing: every run writes it, run scripts/finetune.py again")
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    require(isinstance(content, dict), f"{path} is not a JSON object: run scripts/finetune.py again")
+    return content
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     require(path.is_file(), f"{path} is missing: the curves are drawn from it, run scripts/finetune.py again")
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number, text in enumerate(path.read_text().splitlines(), start=1):
         try:
             line = json.loads(text)
         except ValueError as error:
             raise ConfigError(f"{path}, line {number} is not valid JSON: {error}") from None
         # A value that was not finite is written as null.
+        known = isinstance(line, dict) and all(isinstance(value, int | float | None) for value in line.values())
+        require(
+            known and line.get("epoch") is not None and (not lines or line["epoch"] >= lines[-1]["epoch"]),
+            f"{path}, line {number} does not hold numbers and a rising epoch: run scripts/finetune.py again",
+        )
         lines.append({key: value for key, value in line.items() if value is not None and math.isfinite(value)})
     return lines
 
@@ -199,6 +210,12 @@ def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     require(not missing, f"{path} lacks the columns {', '.join(missing)}: it must have {', '.join(columns)}")
     empty = [name for name in columns if table[name].null_count]
     require(not empty, f"{path} has empty values in {', '.join(empty)}: run scripts/finetune.py again")
+    types = [table.schema.field(name).type for name in columns]
+    require(
+        all(map(pa.types.is_integer, types[:3])) and pa.types.is_list(types[3]),
+        f"{path} has the types {', '.join(map(str, types))} in {', '.join(columns)}: whole numbers and lists of "
+        "probabilities are needed",
+    )
     index, labels, predictions = (table[name].to_numpy() for name in columns[:3])
     lists = table["probabilities"].to_pylist()
     require(len({len(row) for row in lists}) <= 1, f"{path}: rows of probabilities differ in length")
