@@ -1,168 +1,34 @@
-"""The numbers of a comparison: finished fine-tuning runs read from their folders, checked, and set side by side.
+"""A comparison: the runs of two arms, set side by side, and the answer they give.
 
-Nothing is taken on trust: test scores are computed again from predictions.parquet, and runs that do not answer the
-same question (other test images, classes or network) are refused.
+Runs that do not answer the same question (other test images, classes or network) are refused. Runs of an arm that
+differ in their seed alone are one recipe; validation chooses the recipe that speaks for the arm, with all its seeds.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mae_hf import cli
-from mae_hf.config import ConfigError, EncoderConfig, FinetuneConfig, require
+from mae_hf.config import EncoderConfig, require
+from mae_hf.runs import Run, read_run
 
-# Scores that differ by less are the same score, computed twice.
-TOLERANCE = 1e-6
-_REQUIRED_METRICS = ("test/accuracy", "test/f1", "eval/accuracy", "best_epoch")
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A finished fine-tuning run.
-
-    Args:
-        path: the run folder.
-        config: its resolved config.
-        record: run.json.
-        history: lines of metrics.jsonl.
-        metrics: metrics.json.
-        class_names: the classes of its model.
-        index: int64 (n,), test images in rising order.
-        labels: int64 (n,), their classes.
-        scores: what `classification_metrics` computes from its predictions.
-    """
-
-    path: Path
-    config: FinetuneConfig
-    record: dict[str, Any]
-    history: list[dict[str, Any]]
-    metrics: dict[str, Any]
-    class_names: tuple[str, ...]
-    index: np.ndarray
-    labels: np.ndarray
-    scores: dict[str, Any]
-
-    @property
-    def from_scratch(self) -> bool:
-        """Whether it started from random weights."""
-        return self.config.model.init == "scratch"
-
-    @property
-    def best_validation_accuracy(self) -> float:
-        """The greatest validation accuracy, that of the weights that were kept."""
-        return float(self.metrics["eval/accuracy"])
-
-    def epochs_to(self, accuracy: float) -> float | None:
-        """The first epoch at which validation accuracy is at least `accuracy`; None if it never is."""
-        for line in self.history:
-            if line.get("eval/accuracy", -1.0) >= accuracy - TOLERANCE:
-                return float(line["epoch"])
-        return None
-
-
-def read_run(path: str | Path) -> Run:
-    """The finished fine-tuning run in a folder, with its test scores computed again.
-
-    Raises:
-        ConfigError: not a finished fine-tuning run, or its files contradict each other.
-    """
-    path = Path(path)
-    require(path.is_dir(), f"{path} is not a folder: give the run folder of a fine-tuning run (its --output_dir)")
-    require(
-        (path / "config.yaml").is_file(),
-        f"{path} has no config.yaml: give a run folder, as scripts/finetune.py makes it",
-    )
-    require(
-        (path / "metrics.json").is_file(),
-        f"{path} is unfinished (no metrics.json): run its command again, it resumes, and compare then",
-    )
-    require(
-        (path / "predictions.parquet").is_file() and (path / "model" / "config.json").is_file(),
-        f"{path} has no predictions.parquet or no model/config.json: give fine-tuning runs, not pre-training runs",
-    )
-    metrics = _read_json(path / "metrics.json")
-    missing = [key for key in _REQUIRED_METRICS if key not in metrics]
-    require(not missing, f"{path}/metrics.json lacks {', '.join(missing)}: run scripts/finetune.py again")
-    id2label = _read_json(path / "model" / "config.json").get("id2label", {})
-    class_names = tuple(id2label[key] for key in sorted(id2label, key=int))
-    index, labels, predictions, probabilities = _read_predictions(path / "predictions.parquet")
-
-    from mae_hf.evaluation.metrics import classification_metrics  # seconds: what is missing has been said by now
-
-    try:
-        scores = classification_metrics(predictions, labels, probabilities, class_names)
-    except ValueError as error:
-        raise ConfigError(f"{path}/predictions.parquet: {error}") from None
-    for key in ("accuracy", "f1"):
-        require(
-            abs(scores[key] - metrics[f"test/{key}"]) <= TOLERANCE,
-            f"{path}: metrics.json says test/{key} {metrics[f'test/{key}']:.6f}, predictions.parquet gives "
-            f"{scores[key]:.6f}: the files are from different runs, run scripts/finetune.py again",
-        )
-    return Run(
-        path=path,
-        config=cli.load(FinetuneConfig, path / "config.yaml"),
-        record=_read_json(path / "run.json"),
-        history=_read_lines(path / "metrics.jsonl"),
-        metrics=metrics,
-        class_names=class_names,
-        index=index,
-        labels=labels,
-        scores=scores,
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    require(path.is_file(), f"{path} is missing: every run writes it, run scripts/finetune.py again")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    require(path.is_file(), f"{path} is missing: the curves are drawn from it, run scripts/finetune.py again")
-    lines = []
-    for number, text in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number} is not valid JSON: {error}") from None
-    return lines
-
-
-def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """index, label, prediction (n,) and probabilities (n, num_classes), in the order of the index."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = ("index", "label", "prediction", "probabilities")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from None
-    missing = [name for name in columns if name not in table.column_names]
-    require(not missing, f"{path} lacks the columns {', '.join(missing)}: it must have {', '.join(columns)}")
-    index, labels, predictions = (table[name].to_numpy() for name in columns[:3])
-    lists = table["probabilities"].to_pylist()
-    require(len({len(row) for row in lists}) <= 1, f"{path}: rows of probabilities differ in length")
-    require(len(np.unique(index)) == len(index), f"{path} names an image twice in its column index")
-    order = np.argsort(index)
-    return index[order], labels[order], predictions[order], np.asarray(lists, dtype=np.float64)[order]
+if TYPE_CHECKING:
+    from mae_hf.evaluation.statistics import OverSeeds
+    from mae_hf.results import Results
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two arms that can be compared, each led by its best run by validation accuracy.
+    """Two arms that can be compared.
 
     Args:
-        pretrained: runs from a pre-trained encoder, the best first.
-        scratch: runs from random weights, the best first.
+        pretrained: runs from a pre-trained encoder: those of the recipe that speaks for the arm, then the others, the
+            best by validation accuracy first in each part.
+        scratch: runs from random weights, in the same order.
     """
 
     pretrained: tuple[Run, ...]
@@ -174,51 +40,160 @@ class Comparison:
         return self.pretrained + self.scratch
 
     @property
+    def chosen(self) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+        """The runs that the answer is about, pre-trained and from scratch: all seeds of each arm's best recipe."""
+        ours, baseline = (
+            tuple(run for run in arm if run.recipe == arm[0].recipe) for arm in (self.pretrained, self.scratch)
+        )
+        return ours, baseline
+
+    @cached_property
+    def results(self) -> "Results":
+        """The numbers of the chosen runs."""
+        from mae_hf.results import measure  # scipy: refused runs have been refused by now
+
+        return measure(*self.chosen)
+
+    @property
     def points(self) -> float:
         """Percentage points of test accuracy that pre-training gained; negative where it lost."""
-        return 100 * (self.pretrained[0].scores["accuracy"] - self.scratch[0].scores["accuracy"])
+        return 100 * self.results.gain
 
     def answer(self) -> str:
         """The result in one sentence, however it turned out."""
-        ours, baseline = (100 * arm[0].scores["accuracy"] for arm in (self.pretrained, self.scratch))
         num_labels = self.scratch[0].record.get("num_train_images")  # the same in all runs, as their data are
         labels = f"With {num_labels:,} labels" if num_labels else "With the same labels"
-        verdict = f"{self.points:+.1f} points"
-        if round(self.points, 1) == 0:
-            verdict = "less than 0.1 points apart"
-        elif self.points < 0:
-            verdict += ", so pre-training did not help here"
+        arms = (self.results.pretrained, self.results.scratch)
+        ours, baseline = (_percent(arm.accuracy) for arm in arms)
+        details = [self._interval(), self._test(), self._seeds(), *self._selection()]
         return (
-            f"{labels}, the MAE-pre-trained ViT reaches {ours:.1f} % test accuracy, the same network from scratch "
-            f"{baseline:.1f} %: {verdict} ({self._selection()})."
+            f"{labels}, the MAE-pre-trained ViT reaches {ours} test accuracy, the same network from scratch "
+            f"{baseline}: {self._verdict()} ({'; '.join(details)})."
         )
 
-    def _selection(self) -> str:
-        ours, baseline = len(self.pretrained), len(self.scratch)
+    def _verdict(self) -> str:
+        interval = self.results.gain_interval
+        if round(self.points, 1) == 0:
+            return "less than 0.1 points apart"
+        verdict = f"{self.points:+.1f} points"
+        if interval and interval.low <= 0 <= interval.high:
+            return f"{verdict}, which may be chance"
+        return verdict + (", so pre-training did not help here" if self.points < 0 else "")
+
+    def _interval(self) -> str:
+        interval, n = self.results.gain_interval, self.results.num_test_images
+        if interval is None:
+            return f"no interval, as the arms differ alike on all of the {n:,} test images"
+        return f"95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}, over {n:,} test images"
+
+    def _test(self) -> str:
+        pairs = self.results.pairs
+        values = sorted(pair.test.p_value for pair in pairs)
+        if len(pairs) > 1:
+            return f"exact McNemar p = {values[0]:.2g} to {values[-1]:.2g} in {len(pairs)} pairs of equal seed"
+        several = max(map(len, self.chosen)) > 1
+        which = (
+            "" if not several else " of the pair of equal seed" if pairs[0].seed is not None else " of the best runs"
+        )
+        return f"exact McNemar p{which} = {values[0]:.2g}"
+
+    def _seeds(self) -> str:
+        ours, baseline = map(len, self.chosen)
+        if ours == baseline == 1:
+            return "one seed each, so the spread over seeds is unknown"
         if ours == baseline:
-            return "1 run each" if ours == 1 else f"of {ours} runs each, the best by validation accuracy"
-        counts = [f"best of {n} by validation accuracy" if n > 1 else "1 run" for n in (ours, baseline)]
-        return f"pre-trained: {counts[0]}; scratch: {counts[1]}"
+            return f"mean ± standard deviation of {ours} seeds each"
+        return f"{_count(ours, 'seed')} pre-trained and {baseline} from scratch"
+
+    def _selection(self) -> list[str]:
+        """What validation has chosen from."""
+        counts = {"pre-trained": self.pretrained, "from scratch": self.scratch}
+        return [
+            f"{name}: the best of {count} recipes by validation accuracy"
+            for name, arm in counts.items()
+            if (count := len({run.recipe for run in arm})) > 1
+        ]
+
+    def notes(self) -> list[str]:
+        """What a reader must know to judge the numbers, a sentence each."""
+        ours, baseline = self.chosen
+        notes = []
+        if min(len(ours), len(baseline)) == 1:
+            notes.append(
+                "An arm with a single seed has no spread: how far its number would move with another is unknown."
+            )
+        if len(ours) != len(baseline):
+            notes.append(
+                f"The arms have different numbers of seeds ({len(ours)} pre-trained, {len(baseline)} from scratch)."
+            )
+        precisions = {str(run.record.get("mixed_precision")) for arm in self.chosen for run in arm}
+        if len(precisions) > 1:
+            notes.append(f"The runs were not made in one precision ({', '.join(sorted(precisions))}).")
+        if self.results.epochs is None:
+            notes.append(
+                "No mean of the validation curves: there is no range of epochs in which every run was evaluated."
+            )
+        return notes + self._class_notes()
+
+    def _class_notes(self) -> list[str]:
+        names, first = self.scratch[0].class_names, self.scratch[0]
+        empty = [name for i, name in enumerate(names) if not (first.labels == i).any()]
+        notes = []
+        if empty:
+            notes.append(
+                f"No test image is of {', '.join(empty)}: there is no F1 for what has no images, and macro-F1 is the "
+                "mean over the other classes."
+            )
+        for run in (run for arm in self.chosen for run in arm):
+            never = [n for i, n in enumerate(names) if n not in empty and not (run.predictions == i).any()]
+            if never:
+                notes.append(
+                    f"{run.path} never predicts {', '.join(never)}: F1 is 0 there, as no image of it is found."
+                )
+        return notes
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each run, as comparison.json holds it: accuracies and F1 in 0..1."""
-        target = self.scratch[0].best_validation_accuracy
+        from mae_hf.results import epochs_to
+
+        chosen = [run for arm in self.chosen for run in arm]
         return [
             {
                 "run": str(run.path),
                 "init": run.config.model.init,
-                "chosen": run is self.pretrained[0] or run is self.scratch[0],
+                "recipe": ", ".join(_differences(arm[0], run)) or "chosen",
+                "chosen": run in chosen,
+                "seed": run.config.train.seed,
                 "test_accuracy": run.scores["accuracy"],
                 "test_f1": run.scores["f1"],
                 "test_loss": run.scores["loss"],
                 "best_validation_accuracy": run.best_validation_accuracy,
                 "best_epoch": run.metrics["best_epoch"],
-                "epochs_to_scratch_best": run.epochs_to(target),
-                "seed": run.config.train.seed,
+                "epochs_to_scratch_best": _reached(epochs_to(run, self.results.target)),
                 "num_parameters": run.record.get("num_parameters"),
             }
-            for run in self.runs
+            for arm in (self.pretrained, self.scratch)
+            for run in arm
         ]
+
+
+def _percent(accuracy: "OverSeeds") -> str:
+    spread = "" if accuracy.sd is None else f" ± {100 * accuracy.sd:.1f}"
+    return f"{100 * accuracy.center:.1f}{spread} %"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _reached(epochs: float) -> float | None:
+    return epochs if np.isfinite(epochs) else None
+
+
+def _differences(first: Run, other: Run) -> list[str]:
+    """`key value` of every setting of the recipe in which `other` differs from `first`."""
+    settings = dict(first.recipe)
+    return [f"{key} {value}" for key, value in other.recipe if settings[key] != value]
 
 
 def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
@@ -229,8 +204,8 @@ def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> 
         scratch: run folders of the same training from random weights.
 
     Raises:
-        ConfigError: a folder that is no finished run, is in the wrong arm or given twice, or that differs from the
-            first in test images, classes, labels or network.
+        ConfigError: a folder that is no finished run, is in the wrong arm or given twice, a seed that a recipe has
+            twice, or a run that differs from the first in test images, classes, labels or network.
     """
     resolved = [Path(path).resolve() for path in (*pretrained, *scratch)]
     twice = [str(path) for path, key in zip((*pretrained, *scratch), resolved, strict=True) if resolved.count(key) > 1]
@@ -250,11 +225,30 @@ def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> 
     first, *others = ours + baseline
     for other in others:
         _check_comparable(first, other)
-    return Comparison(pretrained=_best_first(ours), scratch=_best_first(baseline))
+    return Comparison(pretrained=_best_recipe_first(ours), scratch=_best_recipe_first(baseline))
 
 
-def _best_first(runs: Sequence[Run]) -> tuple[Run, ...]:
-    return tuple(sorted(runs, key=lambda run: run.best_validation_accuracy, reverse=True))
+def _best_recipe_first(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Recipes by their mean best validation accuracy, and within the first recipe, and the others, runs by theirs."""
+    recipes: dict[tuple[tuple[str, Any], ...], list[Run]] = {}
+    for run in runs:
+        recipes.setdefault(run.recipe, []).append(run)
+    for same in recipes.values():
+        _check_seeds(same)
+    chosen = max(recipes.values(), key=lambda same: float(np.mean([run.best_validation_accuracy for run in same])))
+    return tuple(sorted(runs, key=lambda run: (run not in chosen, -run.best_validation_accuracy)))
+
+
+def _check_seeds(runs: Sequence[Run]) -> None:
+    by_seed: dict[int, Run] = {}
+    for run in runs:
+        seed = run.config.train.seed
+        other = by_seed.setdefault(seed, run)
+        require(
+            other is run,
+            f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}: counted as two seeds "
+            "they would make the spread too small, name one of them",
+        )
 
 
 def _check_comparable(first: Run, other: Run) -> None:

@@ -2,6 +2,8 @@
 
 python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch \
     --output_dir runs/compare/digits
+
+Several seeds of each arm: --pretrained runs/finetune/seed-* --scratch runs/finetune/scratch-seed-*
 """
 
 import argparse
@@ -15,21 +17,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/compare.py",
         description="Compare fine-tuning from a pre-trained encoder with the same training from scratch.",
-        epilog="Of several runs in an arm, the one with the best validation accuracy speaks for it; all are listed.",
+        epilog="Runs of an arm that differ in train.seed alone are one recipe: the answer is about all its seeds. Of "
+        "several recipes in an arm, the one with the best mean validation accuracy speaks for it; all runs are listed.",
     )
     parser.add_argument(
         "--pretrained",
         nargs="+",
         required=True,
         metavar="RUN",
-        help="run folders of scripts/finetune.py that started from a pre-trained encoder",
+        help="run folders of scripts/finetune.py that started from a pre-trained encoder, of one seed or more",
     )
     parser.add_argument(
         "--scratch",
         nargs="+",
         required=True,
         metavar="RUN",
-        help="run folders of scripts/finetune.py --model.init scratch: other recipes or seeds",
+        help="run folders of scripts/finetune.py --model.init scratch on the same images; equal seeds are paired",
     )
     parser.add_argument(
         "--output_dir",

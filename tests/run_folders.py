@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf import cli
-from mae_hf.config import ClassifierConfig, DataConfig, FinetuneConfig
+from mae_hf.config import ClassifierConfig, DataConfig, FinetuneConfig, FinetuneTrainConfig
 
 LABELS = (0, 0, 1, 1)  # the test images of the fixture `image_folder`
 THREE, HALF = (True, True, True, False), (True, True, False, False)
@@ -49,6 +49,8 @@ def write_run(
     index: tuple[int, ...] | None = None,
     fingerprint: str = "0123456789abcdef",
     hidden_size: int = 8,
+    seed: int = 0,
+    layer_decay: float = 0.65,
 ) -> Path:
     """Writes the run `folder` and returns it.
 
@@ -56,6 +58,8 @@ def write_run(
         init: `scratch` or an encoder.
         right: whether each test image is predicted right, with probability 0.9; else the next class is.
         curve: validation accuracy after each epoch.
+        seed: of the run; runs that differ in nothing else are one recipe.
+        layer_decay: a setting of the recipe.
     """
     (folder / "model").mkdir(parents=True)
     config = FinetuneConfig(
@@ -64,6 +68,7 @@ def write_run(
             init=init, image_size=12, patch_size=6, hidden_size=hidden_size, num_hidden_layers=1,
             num_attention_heads=2, intermediate_size=16,
         ),
+        train=FinetuneTrainConfig(seed=seed, layer_decay=layer_decay),
         output_dir=str(folder),
     )  # fmt: skip
     (folder / "config.yaml").write_text(cli.dump(config))
@@ -86,9 +91,7 @@ def write_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
     metrics = {
         "test/accuracy": float(np.mean(right)),
-        "test/f1": float(
-            f1_score(labels, predictions, average="macro", labels=range(len(class_names)), zero_division=0)
-        ),
+        "test/f1": float(f1_score(labels, predictions, average="macro", labels=np.unique(labels), zero_division=0)),
         "eval/accuracy": max(curve),
         "best_epoch": float(np.argmax(curve) + 1),
     }

@@ -1,12 +1,11 @@
 """Comparing runs: the numbers come from the files, and what cannot be compared is refused in one line."""
 
-import json
 from pathlib import Path
 
 import pytest
 from run_folders import write_run
 
-from mae_hf.comparison import compare, read_run
+from mae_hf.comparison import compare
 from mae_hf.config import ConfigError
 
 ALL, HALF = (True,) * 4, (True, True, False, False)
@@ -20,46 +19,89 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     return pretrained, write_run(tmp_path / "scratch", "scratch", HALF, curve=(0.3, 0.65, 0.6))
 
 
-def test_the_answer_is_one_sentence_with_both_numbers(runs):
-    comparison = compare([runs[0]], [runs[1]])
-    assert comparison.answer() == (
-        "With 270 labels, the MAE-pre-trained ViT reaches 75.0 % test accuracy, the same network from scratch 50.0 %: "
-        "+25.0 points (1 run each)."
+# 8 test images of two classes: with 4 no difference is more than chance.
+LABELS = (0, 0, 0, 0, 1, 1, 1, 1)
+
+
+def right(count: int) -> tuple[bool, ...]:
+    """The first `count` of the 8 images are predicted right."""
+    return tuple(i < count for i in range(8))
+
+
+def test_the_answer_is_one_sentence_with_both_numbers_and_what_they_are_worth(tmp_path):
+    ours = write_run(tmp_path / "mae", "runs/pretrain/digits", right(8), labels=LABELS)
+    baseline = write_run(tmp_path / "scratch", "scratch", right(3), labels=LABELS)
+    # Of 8 differences image by image 5 are 1: the quantiles of Binomial(8, 5/8) are 2 and 8; a fair coin gives 2 / 2^5.
+    assert compare([ours], [baseline]).answer() == (
+        "With 270 labels, the MAE-pre-trained ViT reaches 100.0 % test accuracy, the same network from scratch 37.5 %: "
+        "+62.5 points (95 % interval +25.0 to +100.0, over 8 test images; exact McNemar p = 0.062; one seed each, so "
+        "the spread over seeds is unknown)."
     )
 
 
 def test_a_loss_against_scratch_is_said_plainly(tmp_path):
-    worse = write_run(tmp_path / "mae", "encoder", HALF)
-    better = write_run(tmp_path / "scratch", "scratch", ALL)
-    assert "-50.0 points, so pre-training did not help here (1 run each)." in compare([worse], [better]).answer()
+    worse = write_run(tmp_path / "mae", "encoder", right(3), labels=LABELS)
+    better = write_run(tmp_path / "scratch", "scratch", right(8), labels=LABELS)
+    assert "-62.5 points, so pre-training did not help here (95 %" in compare([worse], [better]).answer()
 
 
-def test_equal_runs_are_not_called_a_gain(tmp_path):
+@pytest.mark.parametrize(("ours", "baseline", "sign"), [(THREE, HALF, "+"), (HALF, THREE, "-")])
+def test_a_difference_whose_interval_holds_zero_may_be_chance(tmp_path, ours, baseline, sign):
+    arms = [write_run(tmp_path / "mae", "encoder", ours), write_run(tmp_path / "scratch", "scratch", baseline)]
+    assert f"{sign}25.0 points, which may be chance (95 %" in compare(arms[:1], arms[1:]).answer()
+
+
+def test_equal_runs_are_not_called_a_gain_and_get_no_interval_of_width_zero(tmp_path):
     arms = [write_run(tmp_path / init, init, HALF) for init in ("encoder", "scratch")]
-    assert "less than 0.1 points apart" in compare(arms[:1], arms[1:]).answer()
+    answer = compare(arms[:1], arms[1:]).answer()
+    assert "less than 0.1 points apart (no interval, as the arms differ alike on all of the 4 test images" in answer
 
 
 def test_the_baseline_is_the_recipe_that_is_best_on_validation_not_on_test(tmp_path, runs):
-    lucky = write_run(tmp_path / "lucky", "scratch", ALL, curve=(0.2, 0.4))
+    lucky = write_run(tmp_path / "lucky", "scratch", ALL, curve=(0.2, 0.4), layer_decay=1.0)
     comparison = compare([runs[0]], [lucky, runs[1]])
     assert [run.path.name for run in comparison.scratch] == ["scratch", "lucky"]
-    assert "+25.0 points (pre-trained: 1 run; scratch: best of 2 by validation accuracy)" in comparison.answer()
+    assert "+25.0 points" in comparison.answer()
+    assert "from scratch: the best of 2 recipes by validation accuracy)" in comparison.answer()
     assert [row["chosen"] for row in comparison.table()] == [True, True, False]
+    assert [row["recipe"] for row in comparison.table()] == ["chosen", "chosen", "train.layer_decay 1.0"]
+
+
+def test_a_recipe_counts_with_all_its_seeds_and_is_chosen_by_their_mean(tmp_path, runs):
+    steady = [
+        write_run(tmp_path / f"steady{i}", "scratch", right, curve=(0.3, best), layer_decay=1.0, seed=i)
+        for i, (right, best) in enumerate([(HALF, 0.6), (THREE, 0.75), (ALL, 0.7)])
+    ]
+    shaky = [write_run(tmp_path / f"shaky{i}", "scratch", HALF, curve=(b,), seed=i) for i, b in enumerate([0.9, 0.1])]
+    comparison = compare([runs[0]], [*shaky, *steady])
+    assert [run.path.name for run in comparison.scratch] == ["steady1", "steady2", "steady0", "shaky0", "shaky1"]
+    assert [run.path.name for run in comparison.chosen[1]] == ["steady1", "steady2", "steady0"]
+    answer = comparison.answer()
+    assert "from scratch 75.0 ± 25.0 %: less than 0.1 points apart" in answer  # 50, 75 and 100 %
+    assert (
+        "exact McNemar p of the pair of equal seed = 1" in answer and "1 seed pre-trained and 3 from scratch" in answer
+    )
+    assert any("single seed has no spread" in note for note in comparison.notes())
+    assert any("different numbers of seeds (1 pre-trained, 3 from scratch)" in note for note in comparison.notes())
+
+
+def test_classes_without_test_images_or_predictions_are_noted(tmp_path):
+    names, labels = ("cat", "dog", "cow"), (0, 0, 1, 1)
+    ours = write_run(tmp_path / "mae", "encoder", ALL, labels=labels, class_names=names)
+    never_dog = write_run(tmp_path / "scratch", "scratch", HALF, labels=labels, class_names=names)
+    notes = compare([ours], [never_dog]).notes()
+    assert any(note.startswith("No test image is of cow: there is no F1") for note in notes)
+    assert any("scratch never predicts dog: F1 is 0 there" in note for note in notes)
+    assert not any("mae never" in note for note in notes)
+    assert compare([ours], [never_dog]).pretrained[0].scores["f1"] == 1
 
 
 def test_epochs_to_the_scratch_models_best_are_counted_or_not_reached(tmp_path, runs):
-    slow = write_run(tmp_path / "slow", "encoder", HALF, curve=(0.1, 0.2))
+    slow = write_run(tmp_path / "slow", "encoder", HALF, curve=(0.1, 0.2), seed=1)
     rows = {Path(row["run"]).name: row for row in compare([runs[0], slow], [runs[1]]).table()}
     # Scratch's best is 0.65, at epoch 2; the pre-trained run has 0.6 after epoch 1 and 0.7 after epoch 2.
     assert {name: row["epochs_to_scratch_best"] for name, row in rows.items()} == {"mae": 2, "slow": None, "scratch": 2}
     assert rows["mae"]["best_epoch"] == 3 and rows["mae"]["num_parameters"] == 1234
-
-
-def test_scores_come_from_the_predictions_in_whatever_order_they_are(tmp_path):
-    run = read_run(write_run(tmp_path / "mae", "encoder", THREE, index=(3, 1, 0, 2)))
-    assert run.index.tolist() == [0, 1, 2, 3] and run.labels.tolist() == [1, 0, 1, 0]
-    assert run.scores["accuracy"] == 0.75
-    assert run.scores["confusion_matrix"] == [[2, 0], [1, 1]]
 
 
 def refuses(pretrained: list[Path], scratch: list[Path]) -> str:
@@ -70,50 +112,6 @@ def refuses(pretrained: list[Path], scratch: list[Path]) -> str:
     return str(error.value)
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path, runs):
-    (tmp_path / "empty").mkdir()
-    assert "nowhere is not a folder" in refuses([tmp_path / "nowhere"], [runs[1]])
-    assert "empty has no config.yaml" in refuses([runs[0]], [tmp_path / "empty"])
-
-
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        ("metrics.json", "is unfinished (no metrics.json): run its command again"),
-        ("predictions.parquet", "give fine-tuning runs, not pre-training runs"),
-        ("model/config.json", "no model/config.json"),
-        ("metrics.jsonl", "metrics.jsonl is missing"),
-        ("run.json", "run.json is missing"),
-    ],
-)
-def test_a_run_without_one_of_its_files_is_refused(runs, missing, message):
-    (runs[1] / missing).unlink()
-    assert message in refuses([runs[0]], [runs[1]])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("metrics.json", "{", "metrics.json is not valid JSON"),
-        ("metrics.json", "{}", "lacks test/accuracy, test/f1, eval/accuracy, best_epoch"),
-        ("metrics.jsonl", '{"step": 1, "epoch": 1}\n{"st', "metrics.jsonl, line 2 is not valid JSON"),
-        ("predictions.parquet", "not parquet", "predictions.parquet is not a readable parquet file"),
-        ("model/config.json", "{}", "predictions.parquet: probabilities of shape (4, 2)"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(runs, name, content, message):
-    (runs[1] / name).write_text(content)
-    assert message in refuses([runs[0]], [runs[1]])
-
-
-def test_scores_that_disagree_with_the_predictions_are_an_error(runs):
-    path = runs[0] / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"test/accuracy": 0.750002}))
-    assert "metrics.json says test/accuracy 0.750002, predictions.parquet gives 0.750000" in refuses(
-        *[[r] for r in runs]
-    )
-
-
 def test_a_run_in_the_wrong_arm_is_refused(runs):
     assert "was trained from scratch" in refuses([runs[1]], [runs[0]])
     assert "started from runs/pretrain/digits, not from scratch" in refuses([runs[0]], [runs[1], _copy(runs[0])])
@@ -121,6 +119,12 @@ def test_a_run_in_the_wrong_arm_is_refused(runs):
 
 def _copy(run: Path) -> Path:
     return write_run(run.with_name("again"), "runs/pretrain/digits", THREE)
+
+
+def test_a_seed_that_a_recipe_has_twice_is_refused(tmp_path, runs):
+    again = write_run(tmp_path / "again", "scratch", HALF, curve=(0.5,))
+    message = refuses([runs[0]], [runs[1], again])
+    assert "scratch and " in message and "again are the same recipe with the same train.seed 0" in message
 
 
 def test_a_run_that_is_given_twice_is_refused(runs):

@@ -17,9 +17,12 @@ LEVELS = (
     ("optim", "objectives", "machine"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
+    ("runs", "provenance", "markup"),
+    ("results",),
     ("comparison",),
     ("networks",),
-    ("pictures",),
+    ("pictures", "background"),
+    ("page",),
     ("report", "hub", "demo", "benchmark"),
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -1,7 +1,8 @@
 """Classification metrics as `evaluate.Metric` subclasses that need neither the Hub nor a download.
 
 `evaluate.load("accuracy")` fetches its code from the Hub; these come with the package and are computed by
-scikit-learn. All classes always count: one that is absent from labels and predictions has an F1 of 0.
+scikit-learn. A class with images that is never predicted has an F1 of 0; a class without images has none, as there is
+nothing it could be right about, and macro-F1 is the mean over the others.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class Accuracy(evaluate.Metric):
 
 
 class F1(evaluate.Metric):
-    """`f1`: mean of the classes' F1; `f1_per_class`: list of the F1 of class 0, 1, ... `num_classes - 1`."""
+    """`f1`: mean F1 of the classes that have images; `f1_per_class`: of class 0, 1, ... `num_classes - 1`, else NaN."""
 
     def _info(self) -> evaluate.MetricInfo:
         return _info("F1 of each class and their mean.", "predictions", _INT)
@@ -45,9 +46,10 @@ class F1(evaluate.Metric):
     def _compute(
         self, predictions: Sequence[int], references: Sequence[int], num_classes: int, **_: Any
     ) -> dict[str, Any]:
-        classes = list(range(num_classes))
-        per_class = f1_score(references, predictions, labels=classes, average=None, zero_division=0)
-        return {"f1": float(np.mean(per_class)), "f1_per_class": [float(value) for value in per_class]}
+        per_class = np.full(num_classes, np.nan)
+        present = np.unique(references)
+        per_class[present] = f1_score(references, predictions, labels=present, average=None, zero_division=0)
+        return {"f1": float(np.nanmean(per_class)), "f1_per_class": [float(value) for value in per_class]}
 
 
 class ConfusionMatrix(evaluate.Metric):
@@ -89,8 +91,9 @@ def classification_metrics(
         class_names: the name of each class.
 
     Returns:
-        `accuracy`, `f1` (macro), `f1_per_class` (by class name), `loss` (mean cross-entropy of the true class) and
-        `confusion_matrix` (nested lists; row: true class, column: predicted).
+        `accuracy`, `f1` (macro, over the classes that have images), `f1_per_class` (by class name, without the classes
+        that have no image), `loss` (mean cross-entropy of the true class) and `confusion_matrix` (nested lists; row:
+        true class, column: predicted).
 
     Raises:
         ValueError: nothing to score, lengths that differ, a class or a probability out of range.
@@ -118,5 +121,6 @@ def classification_metrics(
     scores = metrics.compute(
         predictions=predictions, references=labels, probabilities=probabilities, num_classes=num_classes
     )
-    scores["f1_per_class"] = dict(zip(class_names, scores["f1_per_class"], strict=True))
+    by_name = zip(class_names, scores["f1_per_class"], strict=True)
+    scores["f1_per_class"] = {name: f1 for name, f1 in by_name if not np.isnan(f1)}
     return scores

@@ -44,15 +44,25 @@ def test_loss_equals_sklearn_on_many_classes():
     assert scores["loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=1e-9)
 
 
-def test_a_class_that_is_nowhere_counts_as_zero_without_a_warning():
-    labels, predictions = np.array([0, 1, 0]), np.array([0, 1, 1])
-    probabilities = np.eye(3)[predictions]
+@pytest.mark.parametrize("predictions", [[0, 1, 1], [0, 1, 2]], ids=["nowhere", "only predicted"])
+def test_a_class_without_images_has_no_f1_and_does_not_count_in_the_mean(predictions):
+    labels, predictions = np.array([0, 1, 0]), np.array(predictions)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = classification_metrics(predictions, labels, probabilities, CLASSES)
-    assert scores["f1_per_class"]["ship"] == 0.0
-    assert scores["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+        scores = classification_metrics(predictions, labels, np.eye(3)[predictions], CLASSES)
+    expected = {name: f1_by_hand(i, labels, predictions) for i, name in enumerate(CLASSES[:2])}
+    assert scores["f1_per_class"] == pytest.approx(expected)  # no ship
+    assert scores["f1"] == pytest.approx(sum(expected.values()) / 2)
     assert np.shape(scores["confusion_matrix"]) == (3, 3)
+
+
+def test_a_class_that_is_never_predicted_counts_as_zero_without_a_warning():
+    labels, predictions = np.array([0, 1, 2]), np.array([0, 1, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = classification_metrics(predictions, labels, np.eye(3)[predictions], CLASSES)
+    assert scores["f1_per_class"] == pytest.approx({"cat": 1.0, "dog": 2 / 3, "ship": 0.0})
+    assert scores["f1"] == pytest.approx(5 / 9)
 
 
 def test_a_probability_of_zero_for_the_truth_gives_a_finite_loss():

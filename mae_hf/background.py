@@ -1,0 +1,152 @@
+"""What lies behind a comparison's numbers: data, leaks, recipe, environment and commands, as sections of the report."""
+
+import shlex
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from mae_hf.comparison import Comparison
+from mae_hf.markup import Cell, commands, items, paragraphs, table
+from mae_hf.provenance import Provenance
+from mae_hf.runs import Run
+
+UNKNOWN = "unknown"
+_ARMS = ("MAE pre-trained", "from scratch")
+
+
+def data(comparison: Comparison, provenance: Provenance) -> str:
+    """The images that were trained, validated and tested on, and those of pre-training."""
+    run = comparison.scratch[0]
+    config, record = run.config.data, run.record
+    per_class = [int((run.labels == i).sum()) for i in range(len(run.class_names))]
+    rows = [
+        ("source", ", ".join(config.sources)),
+        ("training images, with labels", _count(record.get("num_train_images"))),
+        ("validation images, for every decision", _count(record.get("num_validation_images"))),
+        ("test images, looked at once", _count(len(run.labels))),
+        ("classes", f"{len(run.class_names)}: {', '.join(run.class_names)}"),
+        ("test images in the smallest and largest class", f"{min(per_class):,} and {max(per_class):,}"),
+        ("size of an image", f"{run.config.model.image_size} x {run.config.model.image_size} pixels"),
+        (
+            "pixels are normalised with",
+            f"mean {_numbers(config.image_mean)}, std {_numbers(config.image_std)} (R, G, B)",
+        ),
+        ("fingerprint of the training images", str(record.get("data_fingerprint", UNKNOWN))),
+        ("images of pre-training, without labels", _count(provenance.record.get("num_train_images"))),
+        ("fingerprint of those images", str(provenance.record.get("data_fingerprint", UNKNOWN))),
+    ]
+    return table("The same for all runs; the fingerprint changes with any pixel or label.", ("what", "value"), rows)
+
+
+def _count(number: Any) -> str:
+    return f"{number:,}" if isinstance(number, int) else UNKNOWN
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def leaks(comparison: Comparison, provenance: Provenance) -> str:
+    """What is known of test images that pre-training has seen."""
+    run = comparison.pretrained[0]
+    unseen = run.metrics.get("test_unseen/accuracy")
+    if provenance.audit is None:
+        reason = provenance.problem or f"{run.config.model.init} has no audit.json"
+        return paragraphs(
+            "It is not known whether pre-training has seen test images, or near copies of them. If it has, the "
+            f"pre-trained arm's numbers may be too high ({reason})."
+        )
+    rows = [(key, text) for key, text in _flat(provenance.audit)]
+    text = "Pre-training images were compared with the test images before pre-training began; labels were never seen."
+    if isinstance(unseen, int | float):
+        text += f" On the test images that pre-training has not seen, {run.path} reaches {100 * unseen:.2f} %."
+    return paragraphs(text) + table("The audit of the pre-training run, audit.json", ("what", "value"), rows)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every number and text by its dotted key; of a list its length alone."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", f"{len(value):,} entries"
+        else:
+            yield f"{prefix}{key}", f"{value:,}" if type(value) is int else str(value)
+
+
+def recipe(comparison: Comparison) -> str:
+    """The settings of both arms that may change a result, with those that differ marked."""
+    ours, baseline = (dict(arm[0].recipe) for arm in comparison.chosen)
+    differing = [key for key in ours if ours[key] != baseline[key]]
+    rows = [(key, _setting(ours[key]), Cell(_setting(baseline[key]), marked=key in differing)) for key in ours]
+    note = f"The arms differ in {', '.join(differing)}, marked with ≠, and in nothing else that may change a result."
+    return paragraphs(note) + table("Settings of the recipe that speaks for each arm", ("setting", *_ARMS), rows)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def environment(comparison: Comparison, provenance: Provenance) -> str:
+    """Device, versions, commit and time of every run."""
+    records = {"pre-training": provenance.record} if provenance.record else {}
+    records |= {str(run.path): run.record for run in comparison.runs}
+    head = ("run", "device", "processes", "precision", "parameters", "commit", "start (UTC)", "minutes")
+    rows = [
+        (
+            name,
+            str(record.get("device", UNKNOWN)),
+            str(record.get("num_processes", UNKNOWN)),
+            str(record.get("mixed_precision", UNKNOWN)),
+            _count(record.get("num_parameters")),
+            _short(str(record.get("git_commit") or UNKNOWN)),
+            str(record.get("start") or UNKNOWN).removesuffix("+00:00"),
+            _minutes(record),
+        )
+        for name, record in records.items()
+    ]
+    versions = {", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items()) for record in records.values()}
+    return table("Where and when each run was made", head, rows) + items(sorted(versions - {""}))
+
+
+def _short(commit: str) -> str:
+    """The first 12 digits, and whether there were changes that no commit has."""
+    digits, dash, changed = commit.partition("-")
+    return digits[:12] + dash + changed
+
+
+def _minutes(record: dict[str, Any]) -> str:
+    """From the first start to the end; a run that was interrupted counts its pause."""
+    try:
+        seconds = (datetime.fromisoformat(record["end"]) - datetime.fromisoformat(record["start"])).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return UNKNOWN
+    return f"{seconds / 60:.1f}"
+
+
+def reproduce(comparison: Comparison, provenance: Provenance, output_dir: str) -> str:
+    """The commands that made all of it, in their order."""
+    runs = [_launch(run.record) or f"# {run.path}: its command is not known" for run in comparison.runs]
+    first = _launch(provenance.record)
+    arms = [arg for name, arm in _by_option(comparison).items() for arg in (name, *(str(run.path) for run in arm))]
+    last = shlex.join(["python", "scripts/compare.py", *arms, "--output_dir", output_dir])
+    note = "Pre-training, then each run, then this report." if first else "Each run, then this report."
+    return paragraphs(f"{note} The same command in the same environment gives the same numbers.") + commands(
+        [*filter(None, [first]), *runs, last]
+    )
+
+
+def _by_option(comparison: Comparison) -> dict[str, tuple[Run, ...]]:
+    return {"--pretrained": comparison.pretrained, "--scratch": comparison.scratch}
+
+
+def _launch(record: dict[str, Any]) -> str | None:
+    """The command of a run, with the precision and processes that `accelerate launch` had."""
+    command = record.get("command")
+    if not command:
+        return None
+    machine = [("mixed_precision", "--mixed_precision"), ("num_processes", "--num_processes")]
+    options = [part for key, flag in machine if record.get(key) for part in (flag, str(record[key]))]
+    return f"{shlex.join(['accelerate', 'launch', *options])} {command}"

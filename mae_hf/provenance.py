@@ -1,0 +1,47 @@
+"""Where an encoder comes from: what its pre-training run wrote down about itself and about the test images it saw."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is left of the pre-training run that an encoder comes from.
+
+    Args:
+        record: its run.json; empty where the run is not there any more.
+        audit: its audit.json, which says how many pre-training images are copies of test images; None where there is
+            none.
+        problem: why a file that is there could not be read; None where all could.
+    """
+
+    record: dict[str, Any]
+    audit: dict[str, Any] | None
+    problem: str | None
+
+
+def find_provenance(init: str) -> Provenance:
+    """Looks beside the encoder that `model.init` names for the files of its pre-training run.
+
+    Args:
+        init: a run folder, its `model/` or its `model/encoder/`; for a Hub id nothing is found.
+    """
+    start = Path(init).expanduser()
+    if not start.is_dir():
+        return Provenance({}, None, None)
+    above = [start, *list(start.resolve().parents)[:2]]
+    run = next((place for place in above if (place / "run.json").is_file()), start)
+    places = [start, run, run / "model", run / "model" / "encoder", start / "encoder"]
+    content: dict[str, Any] = {}
+    problem = None
+    for name in ("run.json", "audit.json"):
+        path = next((place / name for place in places if (place / name).is_file()), None)
+        try:
+            content[name] = json.loads(path.read_text()) if path else None
+            if path and not isinstance(content[name], dict):
+                raise ValueError("not a JSON object")
+        except (OSError, ValueError) as error:
+            content[name], problem = None, f"{path} cannot be read: {error}"
+    return Provenance(content["run.json"] or {}, content["audit.json"], problem)

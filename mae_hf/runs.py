@@ -1,0 +1,241 @@
+"""Finished fine-tuning runs, read from their folders and checked.
+
+Nothing is taken on trust: test scores are computed again from predictions.parquet, and files that contradict each other
+are refused.
+
+Shapes: n test images, C classes, E evaluations of a run.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_hf import cli
+from mae_hf.config import ConfigError, FinetuneConfig, require
+
+# Scores that differ by less are the same score, computed twice.
+TOLERANCE = 1e-6
+# A validation accuracy is measured twice, by batches of other sizes: in half precision an image may change sides.
+_VALIDATION_TOLERANCE = 0.01
+_PROBABILITY_TOLERANCE = 1e-3
+_REQUIRED_METRICS = ("test/accuracy", "test/f1", "eval/accuracy", "best_epoch")
+# Settings that have no part in the result: where things lie, what is logged and kept, how the machine is used.
+_NOT_RECIPE = {
+    "output_dir", "data.source", "data.cache_dir", "data.on_device", "train.seed", "train.compile", "train.trackers",
+    "train.log_every_steps", "train.save_every_epochs", "train.keep_checkpoints", "train.per_device_batch_size",
+    "hub.push", "hub.repo_id", "hub.private",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished fine-tuning run.
+
+    Args:
+        path: the run folder.
+        config: its resolved config.
+        record: run.json.
+        history: lines of metrics.jsonl, without values that are not finite.
+        metrics: metrics.json.
+        class_names: the C classes of its model.
+        index: int64 (n,), test images in rising order.
+        labels: int64 (n,), their classes.
+        predictions: int64 (n,), predicted classes.
+        probabilities: float64 (n, C).
+        scores: what `classification_metrics` computes from its predictions.
+    """
+
+    path: Path
+    config: FinetuneConfig
+    record: dict[str, Any]
+    history: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    class_names: tuple[str, ...]
+    index: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    probabilities: np.ndarray
+    scores: dict[str, Any]
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it started from random weights."""
+        return self.config.model.init == "scratch"
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool (n,), whether each test image was predicted right."""
+        return self.predictions == self.labels
+
+    @property
+    def curve(self) -> tuple[list[float], list[float]]:
+        """Epochs and validation accuracies of its E evaluations."""
+        lines = [line for line in self.history if "eval/accuracy" in line]
+        return [float(line["epoch"]) for line in lines], [float(line["eval/accuracy"]) for line in lines]
+
+    @property
+    def best_validation_accuracy(self) -> float:
+        """The greatest validation accuracy, that of the weights that were kept."""
+        return max(self.curve[1])
+
+    @property
+    def recipe(self) -> tuple[tuple[str, Any], ...]:
+        """Every setting that may change the result, without the seed: runs that agree in it differ by chance."""
+        return tuple((key, value) for key, value in cli.flatten(self.config) if key not in _NOT_RECIPE)
+
+
+def read_run(path: str | Path) -> Run:
+    """The finished fine-tuning run in a folder, with its test scores computed again.
+
+    Raises:
+        ConfigError: not a finished fine-tuning run, or its files contradict each other.
+    """
+    path = Path(path)
+    metrics = _read_metrics(path)
+    history = _read_lines(path / "metrics.jsonl")
+    id2label = _read_json(path / "model" / "config.json").get("id2label", {})
+    require(
+        all(key.isdigit() for key in id2label),
+        f"{path}/model/config.json: id2label has keys that are no class numbers, {', '.join(id2label)[:60]}",
+    )
+    class_names = tuple(id2label[key] for key in sorted(id2label, key=int))
+    index, labels, predictions, probabilities = _read_predictions(path / "predictions.parquet")
+
+    from mae_hf.evaluation.metrics import classification_metrics  # seconds: what is missing has been said by now
+
+    try:
+        scores = classification_metrics(predictions, labels, probabilities, class_names)
+    except ValueError as error:
+        raise ConfigError(f"{path}/predictions.parquet: {error}") from None
+    _check_probabilities(path, predictions, probabilities)
+    for key in ("accuracy", "f1"):
+        require(
+            abs(scores[key] - metrics[f"test/{key}"]) <= TOLERANCE,
+            f"{path}: metrics.json says test/{key} {metrics[f'test/{key}']:.6f}, predictions.parquet gives "
+            f"{scores[key]:.6f}: the files are from different runs, run scripts/finetune.py again",
+        )
+    run = Run(
+        path=path,
+        config=cli.load(FinetuneConfig, path / "config.yaml"),
+        record=_read_json(path / "run.json"),
+        history=history,
+        metrics=metrics,
+        class_names=class_names,
+        index=index,
+        labels=labels,
+        predictions=predictions,
+        probabilities=probabilities,
+        scores=scores,
+    )
+    best = max(run.curve[1], default=math.nan)
+    require(
+        abs(best - metrics["eval/accuracy"]) <= _VALIDATION_TOLERANCE,
+        f"{path}: metrics.json says eval/accuracy {metrics['eval/accuracy']:.4f}, the best of metrics.jsonl is "
+        f"{best:.4f}: the files are from different runs, run scripts/finetune.py again",
+    )
+    return run
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    """metrics.json of a run folder that has everything a run has."""
+    require(path.is_dir(), f"{path} is not a folder: give the run folder of a fine-tuning run (its --output_dir)")
+    require(
+        (path / "config.yaml").is_file(),
+        f"{path} has no config.yaml: give a run folder, as scripts/finetune.py makes it",
+    )
+    require(
+        (path / "metrics.json").is_file(),
+        f"{path} is unfinished (no metrics.json): run its command again, it resumes, and compare then",
+    )
+    require(
+        (path / "predictions.parquet").is_file() and (path / "model" / "config.json").is_file(),
+        f"{path} has no predictions.parquet or no model/config.json: give fine-tuning runs, not pre-training runs",
+    )
+    metrics = _read_json(path / "metrics.json")
+    missing = [key for key in _REQUIRED_METRICS if key not in metrics]
+    require(not missing, f"{path}/metrics.json lacks {', '.join(missing)}: run scripts/finetune.py again")
+    for key in _REQUIRED_METRICS:
+        value = metrics[key]
+        require(
+            isinstance(value, int | float) and math.isfinite(value),
+            f"{path}/metrics.json says {key} {value}, which is no finite number: the run failed, run "
+            "scripts/finetune.py again",
+        )
+    return metrics
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    require(path.is_file(), f"{path} is missing: every run writes it, run scripts/finetune.py again")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    require(isinstance(content, dict), f"{path} is not a JSON object: run scripts/finetune.py again")
+    return content
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    require(path.is_file(), f"{path} is missing: the curves are drawn from it, run scripts/finetune.py again")
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number} is not valid JSON: {error}") from None
+        # A value that was not finite is written as null.
+        known = isinstance(line, dict) and all(isinstance(value, int | float | None) for value in line.values())
+        require(
+            known and line.get("epoch") is not None and (not lines or line["epoch"] >= lines[-1]["epoch"]),
+            f"{path}, line {number} does not hold numbers and a rising epoch: run scripts/finetune.py again",
+        )
+        lines.append({key: value for key, value in line.items() if value is not None and math.isfinite(value)})
+    return lines
+
+
+def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """index, label, prediction (n,) and probabilities (n, C), in the order of the index."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ("index", "label", "prediction", "probabilities")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from None
+    missing = [name for name in columns if name not in table.column_names]
+    require(not missing, f"{path} lacks the columns {', '.join(missing)}: it must have {', '.join(columns)}")
+    empty = [name for name in columns if table[name].null_count]
+    require(not empty, f"{path} has empty values in {', '.join(empty)}: run scripts/finetune.py again")
+    types = [table.schema.field(name).type for name in columns]
+    require(
+        all(map(pa.types.is_integer, types[:3])) and pa.types.is_list(types[3]),
+        f"{path} has the types {', '.join(map(str, types))} in {', '.join(columns)}: whole numbers and lists of "
+        "probabilities are needed",
+    )
+    index, labels, predictions = (table[name].to_numpy() for name in columns[:3])
+    lists = table["probabilities"].to_pylist()
+    require(len({len(row) for row in lists}) <= 1, f"{path}: rows of probabilities differ in length")
+    require(len(np.unique(index)) == len(index), f"{path} names an image twice in its column index")
+    order = np.argsort(index)
+    return index[order], labels[order], predictions[order], np.asarray(lists, dtype=np.float64)[order]
+
+
+def _check_probabilities(path: Path, predictions: np.ndarray, probabilities: np.ndarray) -> None:
+    sums = probabilities.sum(axis=1)
+    furthest = int(np.abs(sums - 1).argmax())
+    require(
+        abs(sums[furthest] - 1) <= _PROBABILITY_TOLERANCE,
+        f"{path}/predictions.parquet: the probabilities of row {furthest} add up to {sums[furthest]:.4f}, not to 1: "
+        "run scripts/finetune.py again",
+    )
+    chosen = np.take_along_axis(probabilities, predictions[:, None], axis=1)[:, 0]
+    other = np.flatnonzero(chosen < probabilities.max(axis=1))
+    require(
+        len(other) == 0,
+        f"{path}/predictions.parquet: {len(other)} predictions are not the class of the greatest probability: the "
+        "columns are from different runs, run scripts/finetune.py again",
+    )

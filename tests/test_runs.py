@@ -1,0 +1,140 @@
+"""Reading a run: scores come from its predictions; files that are missing or contradict each other are named."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_folders import write_run
+
+from mae_hf.config import ConfigError
+from mae_hf.runs import read_run
+
+THREE = (True, True, True, False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run of 75 % test accuracy."""
+    return write_run(tmp_path / "mae", "encoder", THREE, curve=(0.6, 0.7, 0.9))
+
+
+def refuses(folder: Path) -> str:
+    """The message with which this run is refused, one line."""
+    with pytest.raises(ConfigError) as error:
+        read_run(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_scores_come_from_the_predictions_in_whatever_order_they_are(tmp_path):
+    run = read_run(write_run(tmp_path / "mae", "encoder", THREE, index=(3, 1, 0, 2)))
+    assert run.index.tolist() == [0, 1, 2, 3] and run.labels.tolist() == [1, 0, 1, 0]
+    assert run.scores["accuracy"] == 0.75
+    assert run.scores["confusion_matrix"] == [[2, 0], [1, 1]]
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "nowhere is not a folder" in refuses(tmp_path / "nowhere")
+    assert "empty has no config.yaml" in refuses(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("metrics.json", "is unfinished (no metrics.json): run its command again"),
+        ("predictions.parquet", "give fine-tuning runs, not pre-training runs"),
+        ("model/config.json", "no model/config.json"),
+        ("metrics.jsonl", "metrics.jsonl is missing"),
+        ("run.json", "run.json is missing"),
+    ],
+)
+def test_a_run_without_one_of_its_files_is_refused(folder, missing, message):
+    (folder / missing).unlink()
+    assert message in refuses(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.json", "{", "metrics.json is not valid JSON"),
+        ("metrics.json", "{}", "lacks test/accuracy, test/f1, eval/accuracy, best_epoch"),
+        ("metrics.jsonl", '{"step": 1, "epoch": 1}\n{"st', "metrics.jsonl, line 2 is not valid JSON"),
+        (
+            "metrics.jsonl",
+            '{"step": 1, "epoch": 2}\n{"step": 2, "epoch": 1}',
+            "line 2 does not hold numbers and a rising",
+        ),
+        ("metrics.jsonl", '{"step": 1, "epoch": 1, "eval/accuracy": "x"}', "line 1 does not hold numbers"),
+        ("metrics.jsonl", '{"step": 1}', "line 1 does not hold numbers and a rising epoch"),
+        ("metrics.jsonl", "[1]", "line 1 does not hold numbers"),
+        ("run.json", "[]", "run.json is not a JSON object"),
+        ("model/config.json", '{"id2label": {"a": "cat"}}', "keys that are no class numbers, a"),
+        ("predictions.parquet", "not parquet", "predictions.parquet is not a readable parquet file"),
+        ("model/config.json", "{}", "predictions.parquet: probabilities of shape (4, 2)"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(folder, name, content, message):
+    (folder / name).write_text(content)
+    assert message in refuses(folder)
+
+
+def test_scores_that_disagree_with_the_predictions_are_an_error(folder):
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test/accuracy": 0.750002}))
+    assert "metrics.json says test/accuracy 0.750002, predictions.parquet gives 0.750000" in refuses(folder)
+
+
+def test_a_metric_that_is_no_number_is_refused(folder):
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eval/accuracy": float("nan")}))
+    assert "says eval/accuracy nan, which is no finite number" in refuses(folder)
+
+
+def test_curves_of_another_run_are_refused(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    assert "says eval/accuracy 0.9000, the best of metrics.jsonl is 0.7000" in refuses(folder)
+    (folder / "metrics.jsonl").write_text("")
+    assert "the best of metrics.jsonl is nan" in refuses(folder)
+
+
+def test_values_that_were_not_finite_are_left_out_of_the_curves(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "epoch": 9.0, "train/loss": null, "eval/accuracy": null, "eval/f1": NaN}\n')
+    run = read_run(folder)
+    assert run.history[-1] == {"step": 99, "epoch": 9.0}
+    assert run.curve == ([1.0, 2.0, 3.0], [0.6, 0.7, 0.9]) and run.best_validation_accuracy == 0.9
+
+
+def rewrite(folder: Path, **columns: list) -> None:
+    """Replaces columns of predictions.parquet."""
+    path = folder / "predictions.parquet"
+    pq.write_table(pa.table({**pq.read_table(path).to_pydict(), **columns}), path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.1, float("nan")], [0.9, 0.1]]}, "not finite"),
+        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.1, 0.7], [0.9, 0.1]]}, "row 2 add up to 0.8000, not to 1"),
+        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]}, "1 predictions are not the class of the"),
+        ({"probabilities": [[0.9, 0.1], [1.0], [0.1, 0.9], [0.9, 0.1]]}, "rows of probabilities differ in length"),
+        ({"prediction": [0, None, 1, 0]}, "has empty values in prediction"),
+        ({"label": ["0", "0", "1", "1"]}, "has the types int64, string, int64, list"),
+        ({"probabilities": [0.5, 0.5, 0.5, 0.5]}, "whole numbers and lists of probabilities are needed"),
+        ({"index": [0, 1, 2, 2]}, "names an image twice"),
+        ({"label": [0, 0, 1, 2]}, "labels from 0 to 2: with 2 classes they must lie between 0 and 1"),
+    ],
+)
+def test_predictions_that_cannot_be_right_are_refused(folder, columns, message):
+    rewrite(folder, **columns)
+    assert message in refuses(folder)
+
+
+def test_seed_place_and_machine_are_no_part_of_the_recipe(tmp_path, folder):
+    again = read_run(write_run(tmp_path / "again", "encoder", THREE, seed=7, source="elsewhere"))
+    other = read_run(write_run(tmp_path / "other", "encoder", THREE, layer_decay=1.0))
+    assert read_run(folder).recipe == again.recipe != other.recipe
