@@ -136,6 +136,7 @@ def test_another_config_is_refused_with_the_difference(runs: Path):
 
 def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
     script = (sys.executable, "scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
+    script = (*script, "--train.probe_every_epochs", "1")
     script = (*script, "--train.figure_every_epochs", "0.6")  # due between the evaluations, which are every epoch
     succeed(*script, "--train.save_every_epochs", "1", "--output_dir", tmp_path / "whole")
     pictures = sorted(path.name for path in (tmp_path / "whole" / "figures").iterdir())
@@ -151,8 +152,16 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path
     assert "from step 19" in printed
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "halves"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    steps = [json.loads(line)["step"] for line in (halves / "metrics.jsonl").read_text().splitlines()]
+    lines, expected = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (halves, tmp_path / "whole")
+    )
+    steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps))
+    for line, other in zip(lines, expected, strict=True):
+        same = [key for key in other if key != "train/images_per_second"]
+        assert [line[key] for key in same] == [other[key] for key in same]
+    assert sum("probe/knn_cls_f1" in line for line in lines) == 2
 
 
 def test_evaluating_the_saved_classifier_gives_the_same_scores(runs: Path, tmp_path: Path):
@@ -165,13 +174,32 @@ def test_evaluating_the_saved_classifier_gives_the_same_scores(runs: Path, tmp_p
     assert pq.read_table(tmp_path / "predictions.parquet").num_rows == 497
 
 
-def test_probes_of_the_encoder_beat_chance(runs: Path, tmp_path: Path):
+def test_probes_of_the_encoder_beat_chance_and_their_predictions_give_the_numbers_again(runs: Path, tmp_path: Path):
     data = ("--data.source", "digits")
-    probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear")
+    probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear,head,rank")
     succeed(sys.executable, "scripts/evaluate.py", *probes, "--output_dir", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert {"knn/cls", "knn/mean", "linear/cls", "linear/mean"} <= metrics.keys()
-    assert metrics["linear/mean"] > 0.5
+    assert [metrics[f"num_{role}_images"] for role in ("train", "validation", "test")] == [270, 30, 497]
+    files = sorted((tmp_path / "predictions").iterdir())
+    assert [file.stem for file in files] == [
+        f"{probe}-{p}" for probe in ("head", "knn", "linear") for p in ("cls", "mean")
+    ]
+    for file in files:
+        table = pq.read_table(file).to_pydict()
+        accuracy = metrics[f"{file.stem.replace('-', '/')}/accuracy"]
+        assert np.mean(np.equal(table["label"], table["prediction"])) == pytest.approx(accuracy)
+        assert accuracy > 0.4
+    assert 1 < metrics["rank/cls/rankme"] < 96
+
+
+def test_the_encoder_is_probed_on_validation_while_it_learns(runs: Path):
+    lines = [json.loads(line) for line in (runs / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    probed = [line for line in lines if "probe/knn_mean_accuracy" in line]
+    assert [line["epoch"] for line in probed] == [2]  # every 10 epochs, and at the end
+    assert 0.2 < probed[0]["probe/knn_mean_accuracy"] <= 1
+    record = json.loads((runs / "pretrain" / "run.json").read_text())
+    assert "validation images" in record["probe"] and "never test" in record["probe"]
+    assert json.loads((runs / "pretrain" / "metrics.json").read_text())["probe/knn_mean_accuracy"] <= 1
 
 
 def test_the_comparison_is_computed_from_the_run_folders(runs: Path, tmp_path: Path):
