@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels = {role: part.labels for role, part in images.items()}
         values, by_probe = probe_features(config.probes, features, labels, images["train"].class_names)
         metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
-        metrics |= {"labels": images["train"].note or "all", **values}
+        metrics |= {"labels": images["train"].note or "all labels", **values}
 
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

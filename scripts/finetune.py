@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {
         **{f"num_{role}_images": len(part) for role, part in images.items()},
-        "labels": train_images.note or "all",
+        "labels": train_images.note or "all labels",
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,

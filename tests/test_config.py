@@ -14,7 +14,14 @@ from mae_hf import config as c
 from mae_hf.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = (c.PretrainConfig, c.FinetuneConfig, c.PrepareConfig, c.EvaluateConfig, c.ReconstructConfig)
+COMMANDS = (
+    c.PretrainConfig,
+    c.FinetuneConfig,
+    c.PrepareConfig,
+    c.EvaluateConfig,
+    c.FewLabelsConfig,
+    c.ReconstructConfig,
+)
 
 
 def _sections(config_class: type) -> set[type]:

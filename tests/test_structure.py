@@ -17,7 +17,7 @@ LEVELS = (
     ("optim", "objectives", "machine"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
-    ("comparison",),
+    ("comparison", "few_labels"),
     ("pictures",),
     ("report", "hub", "demo", "benchmark"),
 )

@@ -43,12 +43,14 @@ def few_label_rows(split: Split, rows: np.ndarray, config: DataConfig) -> np.nda
         config: where labels are few.
 
     Returns:
-        Row numbers of the split, np.int64, ascending.
+        Row numbers of the split, np.int64, ascending; all of them where labels are not few.
 
     Raises:
         ConfigError: the source's own folds are fewer, or overlap with the part that serves as test.
     """
     assert split.labels is not None
+    if not config.has_few_labels:
+        return rows
     if config.fold is None:
         return rows[draw_labels(split.labels[rows], config.label_fraction, [config.label_seed, 2])]
     if split.folds is None:
