@@ -12,6 +12,7 @@ from typing import Literal
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 STL10_MEAN = (0.4467, 0.4398, 0.4066)
 STL10_STD = (0.2603, 0.2566, 0.2713)
+NUM_FOLDS = 10
 
 Triple = tuple[float, float, float]
 Pair = tuple[float, float]
@@ -49,6 +50,10 @@ class DataConfig:
         split_seed: seed of both of these draws.
         on_bad_image: `raise` stops at an image that cannot be decoded; `skip` leaves it out and counts it.
         cache_dir: where decoded images are kept; null is `~/.cache/mae_hf`, or `$MAE_HF_CACHE`.
+        fold: train on one of ten folds of a fifth of `train`, 0 to 9: those of `fold_indices.txt` beside STL-10's
+            binaries, else drawn ones. Validation is carved from the fold.
+        label_fraction: part of `train`'s labels that are used, by class; validation is carved from it.
+        label_seed: seed of that draw; a smaller part is within a greater one.
         on_device: whether a GPU holds all training images in its memory, as uint8: `always`, `never`, or `auto`, where
             they take at most a quarter of what is free. The result is the same.
     """
@@ -63,6 +68,9 @@ class DataConfig:
     split_seed: int = 0
     on_bad_image: Literal["raise", "skip"] = "raise"
     cache_dir: str | None = None
+    fold: int | None = None
+    label_fraction: float = 1.0
+    label_seed: int = 0
     on_device: Choice = "auto"
 
     def __post_init__(self) -> None:
@@ -82,7 +90,27 @@ class DataConfig:
             f"image_std {list(self.image_std)} has a value that is not above 0: pixels are divided by it "
             "(--data.image_std)",
         )
+        require(
+            self.fold is None or 0 <= self.fold < NUM_FOLDS,
+            f"fold {self.fold} is not one of the {NUM_FOLDS} folds: choose 0 to {NUM_FOLDS - 1} (--data.fold)",
+        )
+        require(
+            0 < self.label_fraction <= 1,
+            f"label_fraction {self.label_fraction} is not a part of the labels: choose a value above 0, such as 0.1, "
+            "or 1 for all (--data.label_fraction)",
+        )
+        require(
+            self.fold is None or self.label_fraction == 1,
+            f"fold {self.fold} and label_fraction {self.label_fraction} both restrict the labels: choose one "
+            "(--data.fold, --data.label_fraction)",
+        )
         _check_seed("data.split_seed", self.split_seed)
+        _check_seed("data.label_seed", self.label_seed)
+
+    @property
+    def has_few_labels(self) -> bool:
+        """Whether the labels of `train` are restricted to a fold or a part."""
+        return self.fold is not None or self.label_fraction < 1
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -136,6 +164,14 @@ def _check_above_zero(key: str, value: float) -> None:
     require(
         math.isfinite(value) and value > 0,
         f"{key.split('.')[-1]} {value} is not above 0: choose a positive number (--{key})",
+    )
+
+
+def _check_words(key: str, words: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    wrong = [word for word in words if word not in allowed]
+    require(
+        not wrong,
+        f"{key} {', '.join(wrong)} is unknown: choose among {', '.join(allowed)} (--{key} {','.join(allowed)})",
     )
 
 
@@ -447,13 +483,21 @@ class PretrainTrainConfig(TrainConfig):
 
     Args:
         figure_every_epochs: epochs between two pictures of reconstructions.
+        probe_every_epochs: epochs between two kNN probes of the encoder so far, from train to validation images, where
+            the source has labels; 0: none.
     """
 
     figure_every_epochs: float = 20.0
+    probe_every_epochs: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_above_zero("train.figure_every_epochs", self.figure_every_epochs)
+        require(
+            math.isfinite(self.probe_every_epochs) and self.probe_every_epochs >= 0,
+            f"probe_every_epochs {self.probe_every_epochs} is not a number of epochs: choose 0 (never) or more "
+            "(--train.probe_every_epochs)",
+        )
 
 
 @dataclass(frozen=True)
@@ -520,6 +564,13 @@ class PretrainConfig:
     hub: HubConfig = field(default_factory=HubConfig)
     output_dir: str = "runs/pretrain/stl10_base"
 
+    def __post_init__(self) -> None:
+        require(
+            not self.data.has_few_labels,
+            "data.fold and data.label_fraction restrict labels, which pre-training does not use: leave them to "
+            "scripts/finetune.py (--data.fold null --data.label_fraction 1)",
+        )
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -564,15 +615,20 @@ class PrepareConfig:
         )
 
 
+PROBES = ("knn", "linear", "head", "rank")
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluate a classifier on test images, or probe the frozen features of an encoder.
 
     Args:
         model: run folder, model folder or Hub id of a classifier, a masked autoencoder or an encoder.
-        probe: `knn`, `linear`, or both as `knn,linear`; left out, the model's own classifier is evaluated.
+        probe: how features are probed, several as `knn,linear`: `knn`, a vote of nearest neighbours; `linear`,
+            logistic regression; `head`, the paper's batch normalisation and linear layer; `rank`, the dimensions in
+            use, without labels. Left out, the model's own classifier is evaluated.
         batch_size: images at once per device.
-        output_dir: folder for metrics.json and predictions.parquet.
+        output_dir: folder for metrics.json, and predictions.parquet or predictions/PROBE-POOLING.parquet.
     """
 
     model: str
@@ -582,14 +638,69 @@ class EvaluateConfig:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        wrong = [name for name in self.probes if name not in ("knn", "linear")]
-        require(not wrong, f"probe {', '.join(wrong)} is unknown: choose knn, linear or knn,linear (--probe)")
+        _check_words("probe", self.probes, PROBES)
         _check_above_zero("batch_size", self.batch_size)
 
     @property
     def probes(self) -> tuple[str, ...]:
         """The probes asked for."""
         return tuple(self.probe.split(",")) if self.probe else ()
+
+
+METHODS = ("knn", "linear", "finetune")
+
+
+@dataclass(frozen=True)
+class FewLabelsConfig:
+    """Measure an encoder with few labels: on ten folds of the training images, or on budgets of 1 to 100 % of them.
+
+    Args:
+        model: run folder, model folder or Hub id of a masked autoencoder or an encoder.
+        output_dir: folder for results.jsonl, summary.json and the picture; the same command goes on where it stopped.
+        protocol: `folds`, STL-10's ten of 1,000 images, or ten drawn ones where the source has no fold_indices.txt;
+            `budgets`, 1, 5, 10, 25 and 100 % of the labels.
+        method: how labels are used, several as `knn,linear`: `knn` and `linear` on frozen features, and `finetune`.
+        scratch: also measure the same network from random weights.
+        draws: sets of labels that are drawn for each budget.
+        finetune_config: YAML of fine-tuning, for its recipe; needed by `finetune`.
+        min_steps: optimizer steps of a fine-tuning at least; where few labels would give fewer, epochs are stretched.
+        batch_size: images at once per device, when features are computed.
+    """
+
+    model: str
+    output_dir: str
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: Literal["folds", "budgets"] = "folds"
+    method: str = "knn,linear"
+    scratch: bool = False
+    draws: int = 3
+    finetune_config: str | None = None
+    min_steps: int = 200
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        _check_words("method", self.methods, METHODS)
+        for name in ("draws", "min_steps", "batch_size"):
+            _check_above_zero(name, getattr(self, name))
+        require(
+            "finetune" not in self.methods or self.finetune_config is not None,
+            "method finetune needs a recipe: name the YAML of a fine-tuning (--finetune_config "
+            "configs/finetune/digits.yaml)",
+        )
+        require(
+            not self.data.has_few_labels,
+            "data.fold and data.label_fraction are what this command varies: leave them out, and choose --protocol "
+            "folds or budgets",
+        )
+        require(
+            len(self.data.sources) == 1,
+            f"data.source names {len(self.data.sources)} sources: labels come from one (--data.source)",
+        )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods asked for."""
+        return tuple(self.method.split(","))
 
 
 @dataclass(frozen=True)
@@ -657,11 +768,7 @@ class BenchmarkConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        wrong = [name for name in self.measures if name not in MEASURES]
-        require(
-            not wrong,
-            f"measure {', '.join(wrong)} is unknown: choose among {', '.join(MEASURES)} (--measure pretrain,finetune)",
-        )
+        _check_words("measure", self.measures, MEASURES)
         _check_above_zero("rounds", self.rounds)
         _check_above_zero("seconds", self.seconds)
         require(

@@ -3,7 +3,7 @@
 accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits \
     --output_dir runs/evaluate/digits
 accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits \
-    --probe knn,linear --output_dir runs/evaluate/digits-probes
+    --probe knn,linear,head,rank --output_dir runs/evaluate/digits-probes
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.inference import extract_features, predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
-    from mae_hf.evaluation.probes import knn_accuracy, linear_probe
+    from mae_hf.evaluation.probing import probe_features
     from mae_hf.machine import attention_for, use_cpu_well
     from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_normalization
 
@@ -70,21 +70,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             role: extract_features(accelerator, prepared, part, data, config.batch_size)
             for role, part in images.items()
         }
-        for pooling in ("cls", "mean"):
-            train, validation, test_set = ((features[role][pooling], images[role].labels) for role in images)
-            if "knn" in config.probes:
-                metrics[f"knn/{pooling}"] = knn_accuracy(*train, *test_set)
-            if "linear" in config.probes:
-                metrics[f"linear/{pooling}"] = linear_probe(*train, *validation, *test_set).accuracy
+        labels = {role: part.labels for role, part in images.items()}
+        values, by_probe = probe_features(config.probes, features, labels, images["train"].class_names)
+        metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
+        metrics |= {"labels": images["train"].note or "all labels", **values}
 
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         if not config.probes:
             write_predictions(folder / "predictions.parquet", test.labels, probabilities)
+        else:
+            for name, of_probe in by_probe.items():
+                write_predictions(folder / "predictions" / f"{name}.parquet", labels["test"], of_probe)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         for key, value in metrics.items():
-            if isinstance(value, float):
-                print(f"{key:16} {value:.4f}")
+            if isinstance(value, int | float):
+                print(f"{key:32} {value:g}" if isinstance(value, int) else f"{key:32} {value:.4f}")
         print(f"written to {folder}")
     accelerator.end_training()
 

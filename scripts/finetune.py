@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {
         **{f"num_{role}_images": len(part) for role, part in images.items()},
+        "labels": train_images.note or "all labels",
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = RunLog(accelerator, config, state.step, facts)
     accelerator.print(
         f"run             {folder}, from step {state.step}\n"
-        f"images          {', '.join(f'{len(part)} {role}' for role, part in images.items())}\n"
+        f"images          {', '.join(f'{len(part)} {role}' for role, part in images.items())}"
+        f"{f': {train_images.note}' if train_images.note else ''}\n"
         f"model           {num_parameters / 1e6:.1f} M parameters, {len(class_names)} classes, "
         f"from {config.model.init}\n"
         f"device          {accelerator.device.type}, precision {accelerator.mixed_precision}"

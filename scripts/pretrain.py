@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mae_hf import hub
     from mae_hf.checkpoint import Checkpoints, TrainState
-    from mae_hf.data.images import DeviceImages, load_pretraining_images
+    from mae_hf.data.images import DeviceImages, load_pretraining_images, load_probe_images
     from mae_hf.evaluation.inference import held_out_loss
+    from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
     from mae_hf.evaluation.reconstruction import save_reconstructions
     from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.mae import build_mae, export_encoder
@@ -70,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     latest = checkpoints.latest()
     state = checkpoints.load(accelerator, latest) if latest else TrainState()
 
+    # ---- labelled images to probe the encoder on while it learns ----
+    labelled = None
+    if config.train.probe_every_epochs:
+        with accelerator.local_main_process_first():
+            labelled = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
+
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {
         "num_train_images": len(train_images),
@@ -77,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,
+        "probe": ONLINE_NOTE if labelled else None,
     }
     log = RunLog(accelerator, config, state.step, facts)
     accelerator.print(
@@ -85,21 +93,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"model           {num_parameters / 1e6:.1f} M parameters, {config.model.num_visible} of "
         f"{config.model.num_patches} patches visible\n"
         f"device          {accelerator.device.type}, precision {accelerator.mixed_precision}"
-        f"{', compiled layers' if is_compiled else ''}\n{plan.describe(config.train)}"
+        f"{', compiled layers' if is_compiled else ''}\n{plan.describe(config.train)}\n"
+        f"probe           {ONLINE_NOTE if labelled else 'none'}"
     )
 
-    # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture ----
+    # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture and a probe ----
     pictured = held_out.batch(range(min(8, len(held_out))))
-    figure_every = max(1, round(config.train.figure_every_epochs * plan.steps_per_epoch))
+
+    def due(step: int, every_epochs: float) -> bool:
+        every = max(1, round(every_epochs * plan.steps_per_epoch))
+        return step // every > (step - plan.eval_every_steps) // every or step == plan.total_steps
 
     def evaluate(step: int) -> dict[str, float]:
-        figure_due = step // figure_every > (step - plan.eval_every_steps) // figure_every or step == plan.total_steps
-        if accelerator.is_main_process and figure_due:
+        if accelerator.is_main_process and due(step, config.train.figure_every_epochs):
             save_reconstructions(model, pictured, config.data, folder / "figures", step)
         loss = held_out_loss(
             accelerator, prepared, held_out, config.data, config.model.num_patches, plan.eval_batch_size
         )
-        return {"eval/loss": loss}
+        values = {"eval/loss": loss}
+        if labelled and due(step, config.train.probe_every_epochs):
+            values |= online_probe(accelerator, model, *labelled, config.data, plan.eval_batch_size)
+        return values
 
     train(
         accelerator,
@@ -117,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- what is shared ----
     last = read_metrics(folder)[-1]
     metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss")}
+    metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
     if accelerator.is_main_process:
         hub.save_model(folder / "model", model, config, metrics, encoder=export_encoder(model))
         if config.hub.push:

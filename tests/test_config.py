@@ -14,7 +14,14 @@ from mae_hf import config as c
 from mae_hf.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = (c.PretrainConfig, c.FinetuneConfig, c.PrepareConfig, c.EvaluateConfig, c.ReconstructConfig)
+COMMANDS = (
+    c.PretrainConfig,
+    c.FinetuneConfig,
+    c.PrepareConfig,
+    c.EvaluateConfig,
+    c.FewLabelsConfig,
+    c.ReconstructConfig,
+)
 
 
 def _sections(config_class: type) -> set[type]:
@@ -25,7 +32,14 @@ def _sections(config_class: type) -> set[type]:
 
 CLASSES = sorted({section for command in COMMANDS for section in _sections(command)}, key=lambda cls: cls.__name__)
 
+FEW = {"model": "m", "output_dir": "o"}
 WRONG = [  # class, what is wrong, and what the message says: value seen, what is allowed, the flag
+    (c.DataConfig, {"fold": 10}, "fold 10 is not one of the 10 folds: choose 0 to 9 (--data.fold)"),
+    (c.DataConfig, {"fold": -1}, "fold -1 .*--data.fold"),
+    (c.DataConfig, {"label_fraction": 0.0}, "label_fraction 0.0 .*such as 0.1, or 1 for all (--data.label_fraction)"),
+    (c.DataConfig, {"label_fraction": 1.5}, "label_fraction 1.5 .*--data.label_fraction"),
+    (c.DataConfig, {"fold": 1, "label_fraction": 0.5}, "fold 1 and label_fraction 0.5 both .*choose one"),
+    (c.DataConfig, {"label_seed": -1}, "label_seed -1 .*--data.label_seed"),
     (c.DataConfig, {"source": []}, "data.source is empty: name at least one source (--data.source digits)"),
     (
         c.DataConfig,
@@ -131,6 +145,9 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     (c.TrainConfig, {"seed": -1}, "seed -1 .*from 0 to 4294967295 (--train.seed)"),
     (c.TrainConfig, {"seed": 2**32}, "seed 4294967296 .*--train.seed"),
     (c.PretrainTrainConfig, {"figure_every_epochs": 0.0}, "figure_every_epochs 0.0 .*--train.figure_every_epochs"),
+    (c.PretrainTrainConfig, {"probe_every_epochs": -1.0}, "probe_every_epochs -1.0 .*0 (never).*--train.probe_every"),
+    (c.PretrainConfig, {"data": c.DataConfig(fold=1)}, "does not use: .*scripts/finetune.py .*--data.fold null"),
+    (c.PretrainConfig, {"data": c.DataConfig(label_fraction=0.1)}, "does not use: .*--data.label_fraction 1"),
     (c.FinetuneTrainConfig, {"layer_decay": 0.0}, "layer_decay 0.0 .*choose 0.65 to 0.9, or 1 .*--train.layer_decay"),
     (c.FinetuneTrainConfig, {"layer_decay": 1.1}, "layer_decay 1.1 .*--train.layer_decay"),
     (c.HubConfig, {"push": True}, "hub.push needs a repository.*--hub.repo_id user/name"),
@@ -140,8 +157,23 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
         "data.source names 2 sources.*takes one.*--data.source",
     ),
     (c.PrepareConfig, {"image_size": 0}, "image_size 0 is not above 0: choose 96, or 32 for digits (--image_size)"),
-    (c.EvaluateConfig, {"model": "m", "output_dir": "o", "probe": "knn,svm"}, "probe svm .*knn, linear or .*--probe"),
+    (
+        c.EvaluateConfig,
+        {"model": "m", "output_dir": "o", "probe": "knn,svm"},
+        "probe svm is unknown: choose among knn, linear, head, rank .*--probe",
+    ),
     (c.EvaluateConfig, {"model": "m", "output_dir": "o", "batch_size": 0}, "batch_size 0 .*(--batch_size)"),
+    (c.FewLabelsConfig, {**FEW, "method": "knn,svm"}, "method svm is unknown: choose among knn, linear, finetune"),
+    (c.FewLabelsConfig, {**FEW, "method": "finetune"}, "needs a recipe: .*--finetune_config configs/finetune/digits"),
+    (c.FewLabelsConfig, {**FEW, "draws": 0}, "draws 0 is not above 0.*--draws"),
+    (c.FewLabelsConfig, {**FEW, "min_steps": 0}, "min_steps 0 is not above 0.*--min_steps"),
+    (c.FewLabelsConfig, {**FEW, "batch_size": 0}, "batch_size 0 is not above 0.*--batch_size"),
+    (
+        c.FewLabelsConfig,
+        {**FEW, "data": c.DataConfig(fold=0)},
+        "what this command varies: .*--protocol folds or budgets",
+    ),
+    (c.FewLabelsConfig, {**FEW, "data": c.DataConfig(source=["a", "b"])}, "names 2 sources.*--data.source"),
     (c.ReconstructConfig, {"model": "m", "output": "o.png", "num_images": 0}, "num_images 0 .*(--num_images)"),
     (c.ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output o.jpg .*ending .png (--output)"),
 ]
@@ -271,6 +303,13 @@ def test_one_source_and_several_read_alike():
 def test_probes_are_split():
     assert c.EvaluateConfig(model="m", output_dir="o", probe="knn,linear").probes == ("knn", "linear")
     assert c.EvaluateConfig(model="m", output_dir="o").probes == ()
+
+
+def test_methods_are_split_and_few_labels_are_recognised():
+    config = c.FewLabelsConfig(**FEW, method="knn,finetune", finetune_config="recipe.yaml")
+    assert config.methods == ("knn", "finetune")
+    assert not c.DataConfig().has_few_labels
+    assert c.DataConfig(fold=0).has_few_labels and c.DataConfig(label_fraction=0.5).has_few_labels
 
 
 @pytest.mark.parametrize("config_class", CLASSES, ids=lambda cls: cls.__name__)

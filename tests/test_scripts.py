@@ -136,6 +136,7 @@ def test_another_config_is_refused_with_the_difference(runs: Path):
 
 def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
     script = (sys.executable, "scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
+    script = (*script, "--train.probe_every_epochs", "1")
     script = (*script, "--train.figure_every_epochs", "0.6")  # due between the evaluations, which are every epoch
     succeed(*script, "--train.save_every_epochs", "1", "--output_dir", tmp_path / "whole")
     pictures = sorted(path.name for path in (tmp_path / "whole" / "figures").iterdir())
@@ -152,8 +153,16 @@ def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path
     assert "from step 19" in printed
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "halves"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    steps = [json.loads(line)["step"] for line in (halves / "metrics.jsonl").read_text().splitlines()]
+    lines, expected = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (halves, tmp_path / "whole")
+    )
+    steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps))
+    for line, other in zip(lines, expected, strict=True):
+        same = [key for key in other if key != "train/images_per_second"]
+        assert [line[key] for key in same] == [other[key] for key in same]
+    assert sum("probe/knn_cls_f1" in line for line in lines) == 2
 
 
 def test_evaluating_the_saved_classifier_gives_the_same_scores(runs: Path, tmp_path: Path):
@@ -166,13 +175,77 @@ def test_evaluating_the_saved_classifier_gives_the_same_scores(runs: Path, tmp_p
     assert pq.read_table(tmp_path / "predictions.parquet").num_rows == 497
 
 
-def test_probes_of_the_encoder_beat_chance(runs: Path, tmp_path: Path):
+def test_probes_of_the_encoder_beat_chance_and_their_predictions_give_the_numbers_again(runs: Path, tmp_path: Path):
     data = ("--data.source", "digits")
-    probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear")
+    probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear,head,rank")
     succeed(sys.executable, "scripts/evaluate.py", *probes, "--output_dir", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert {"knn/cls", "knn/mean", "linear/cls", "linear/mean"} <= metrics.keys()
-    assert metrics["linear/mean"] > 0.5
+    assert [metrics[f"num_{role}_images"] for role in ("train", "validation", "test")] == [270, 30, 497]
+    files = sorted((tmp_path / "predictions").iterdir())
+    assert [file.stem for file in files] == [
+        f"{probe}-{p}" for probe in ("head", "knn", "linear") for p in ("cls", "mean")
+    ]
+    for file in files:
+        table = pq.read_table(file).to_pydict()
+        accuracy = metrics[f"{file.stem.replace('-', '/')}/accuracy"]
+        assert np.mean(np.equal(table["label"], table["prediction"])) == pytest.approx(accuracy)
+        assert accuracy > 0.4
+    assert 1 < metrics["rank/cls/rankme"] < 96
+
+
+def test_the_encoder_is_probed_on_validation_while_it_learns(runs: Path):
+    lines = [json.loads(line) for line in (runs / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    probed = [line for line in lines if "probe/knn_mean_accuracy" in line]
+    assert [line["epoch"] for line in probed] == [2]  # every 10 epochs, and at the end
+    assert 0.2 < probed[0]["probe/knn_mean_accuracy"] <= 1
+    record = json.loads((runs / "pretrain" / "run.json").read_text())
+    assert "validation images" in record["probe"] and "never test" in record["probe"]
+    assert json.loads((runs / "pretrain" / "metrics.json").read_text())["probe/knn_mean_accuracy"] <= 1
+
+
+def test_few_labels_go_on_where_they_stopped_and_say_that_drawn_folds_are_unofficial(runs: Path, tmp_path: Path):
+    script = (sys.executable, "scripts/few_labels.py", "--model", runs / "pretrain", "--data.source", "digits")
+    script = (*script, "--method", "knn", "--scratch", "true", "--output_dir", tmp_path)
+    assert "UNOFFICIAL folds" in succeed(*script)
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 10 * 2 * 2  # folds, arms, poolings
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    path.write_text("".join(lines[:25]) + lines[25][:20])  # as a kill leaves it
+    printed = succeed(*script)
+    assert "UNOFFICIAL folds" in printed.splitlines()[-2]
+    assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert again["results"] == summary["results"] and not again["official"] and "UNOFFICIAL" in again["protocol"]
+    assert all("unofficial fold" in json.loads(line)["labels"] for line in lines)
+    of_model = [json.loads(line) for line in lines if '"model"' in line and '"cls"' in line]
+    row = next(r for r in again["results"] if (r["arm"], r["pooling"]) == ("model", "cls"))
+    assert (row["n"], row["num_labels"]) == (10, 60)
+    assert row["accuracy_mean"] == pytest.approx(np.mean([line["accuracy"] for line in of_model]))
+    assert row["accuracy_sd"] == pytest.approx(np.std([line["accuracy"] for line in of_model], ddof=1))
+    with Image.open(tmp_path / "few_labels.png") as image:
+        assert image.width > 500
+    done = run(*script, "--model", runs / "scratch")
+    assert done.returncode == 2 and "weights: " in done.stderr and "choose another --output_dir" in done.stderr
+
+
+@pytest.mark.slow
+def test_few_labels_are_fine_tuned_as_runs_of_their_own(runs: Path, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((ROOT / "configs/finetune/digits.yaml").read_text().replace("epochs: 40", "epochs: 2"))
+    script = (sys.executable, "scripts/few_labels.py", "--model", runs / "pretrain", "--data.source", "digits")
+    script = (*script, "--protocol", "budgets", "--draws", "1", "--method", "finetune", "--min_steps", "4")
+    folder = tmp_path / "few"
+    succeed(*script, "--finetune_config", recipe, "--output_dir", folder)
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [line["num_labels"] for line in lines] == [20, 20, 30, 80, 300]
+    assert [line["num_validation_labels"] for line in lines] == [10, 10, 10, 10, 30]
+    for line in lines:
+        run_folder = folder / "runs" / f"{line['label_set']}-model"
+        assert json.loads((run_folder / "metrics.json").read_text())["test/accuracy"] == line["accuracy"]
+        config = cli.load(FinetuneConfig, run_folder / "config.yaml")
+        assert config.data.label_fraction == line["fraction"] and config.model.init == str(runs / "pretrain")
+        assert line["labels"] == json.loads((run_folder / "run.json").read_text())["labels"]
 
 
 def test_the_comparison_is_computed_from_the_run_folders(runs: Path, tmp_path: Path):
@@ -220,7 +293,17 @@ def test_preparing_the_data_measures_the_channels_of_the_images_to_pretrain_on(t
 
 SLOW = {"torch", "numpy", "PIL", "pyarrow", "scipy", "sklearn", "matplotlib"}
 SLOW |= {"transformers", "datasets", "evaluate", "accelerate", "huggingface_hub"}
-SCRIPTS = ("pretrain", "finetune", "evaluate", "compare", "reconstruct", "prepare_data", "demo", "benchmark")
+SCRIPTS = (
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "compare",
+    "reconstruct",
+    "prepare_data",
+    "demo",
+    "benchmark",
+    "few_labels",
+)
 
 
 def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
@@ -250,6 +333,8 @@ def test_every_script_answers_help_and_errors_before_any_import_that_takes_long(
         ("finetune", ("--data.source", "digits", "--model.init", "no_such_model", "--output_dir", "no_such_run")),
         ("evaluate", ("--model", "no_such_model", "--data.source", "digits", "--output_dir", "no_such_run")),
         ("evaluate", ("--model", "user/name", "--data.source", "no_such_folder", "--output_dir", "no_such_run")),
+        ("few_labels", ("--model", "no_such_model", "--data.source", "digits", "--output_dir", "no_such_run")),
+        ("few_labels", ("--model", "user/name", "--data.source", "no_such_folder", "--output_dir", "no_such_run")),
         ("reconstruct", ("--model", "no_such_model", "--output", "picture.png")),
         ("demo", ("--model", "no_such_model")),
     ],

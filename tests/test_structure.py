@@ -18,7 +18,7 @@ LEVELS = (
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
     ("runs", "provenance", "markup"),
-    ("results",),
+    ("results", "few_labels"),
     ("comparison",),
     ("networks",),
     ("pictures", "background"),

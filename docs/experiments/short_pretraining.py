@@ -22,7 +22,7 @@ from mae_hf.checkpoint import Checkpoints, TrainState
 from mae_hf.config import DataConfig, PretrainConfig
 from mae_hf.data.images import DeviceImages, load_labelled_images, load_pretraining_images
 from mae_hf.evaluation.inference import extract_features, held_out_loss
-from mae_hf.evaluation.probes import linear_probe
+from mae_hf.evaluation.probing import probe_features
 from mae_hf.machine import attention_for, use_cpu_well
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
 from mae_hf.models.positions import PositionError, check_positions
@@ -91,9 +91,9 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     features = {
         role: extract_features(accelerator, encoder, part, config.data, 256) for role, part in labelled_images.items()
     }
-    for pooling in ("cls", "mean"):
-        sets = [(features[role][pooling], labelled_images[role].labels) for role in ("train", "validation", "test")]
-        result[f"linear_probe_{pooling}"] = linear_probe(*(array for pair in sets for array in pair)).accuracy
+    labels = {role: part.labels for role, part in labelled_images.items()}
+    values, _ = probe_features(["linear"], features, labels, labelled_images["train"].class_names)
+    result |= {f"linear_probe_{pooling}": values[f"linear/{pooling}/accuracy"] for pooling in ("cls", "mean")}
     result["refused_before_step_0"] = refused
     accelerator.print(json.dumps(result))
     return result

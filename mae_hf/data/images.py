@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from mae_hf.config import Choice, ConfigError, DataConfig, require
+from mae_hf.data.few_labels import describe_few_labels, few_label_rows
 from mae_hf.data.sources import Split, load_splits, stratified_draw
 from mae_hf.data.store import Store, open_store, to_rgb_square
 from mae_hf.data.transfer import to_device
@@ -27,11 +28,16 @@ class ImageSet:
 
     `labels` is np.int64 (n,), -1 and `class_names` empty where images have no class.
 
+    `rows` is np.int64 (n,), the number of each image in its split.
+
     Args:
         parts: stores of images of one size, each with the indices np.int64 into it that belong to the set.
+        note: what has to be said about the choice of these images, such as that a fold is unofficial.
     """
 
-    def __init__(self, parts: Sequence[tuple[Store, np.ndarray]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Store, np.ndarray]], note: str = "") -> None:
+        self.note = note
+        self.rows: np.ndarray = np.concatenate([store.rows[indices] for store, indices in parts])
         self._images = [store.images for store, _ in parts]
         self._indices = np.concatenate([indices for _, indices in parts])
         self._part = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
@@ -190,7 +196,38 @@ def load_labelled_images(
             "has one (--data.source)",
         )
     stores = _open([parts[role] for role in roles], image_size, config)
-    return {role: _join([parts[role]], stores) for role in roles}
+    note = describe_few_labels(splits["train"], config) if "train" in parts else ""
+    return {role: _join([parts[role]], stores, note if role == "train" else "") for role in roles}
+
+
+def load_probe_images(config: DataConfig, image_size: int, most: int) -> tuple[ImageSet, ImageSet] | None:
+    """Train and validation images with labels, to look at an encoder while it is pre-trained; never test images.
+
+    Args:
+        config: the sources; the first with a labelled train split is taken.
+        image_size: side of the images.
+        most: images of each of the two at most; more are thinned out by class.
+
+    Returns:
+        None when no source has labels.
+
+    Raises:
+        ConfigError: a source is wrong, or an image of it cannot be decoded.
+    """
+    for source in config.sources:
+        parts = _carve(load_splits(config, source), config)
+        if "train" not in parts:
+            continue
+        found = []
+        for role in ("train", "validation"):
+            split, rows = parts[role]
+            assert split.labels is not None
+            if len(rows) > most:
+                rows = rows[stratified_draw(split.labels[rows], most, seed=0)]
+            found.append((split, rows))
+        stores = _open(found, image_size, config)
+        return _join(found[:1], stores), _join(found[1:], stores)
+    return None
 
 
 def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
@@ -215,23 +252,30 @@ def _open(parts: list[tuple[Split, np.ndarray]], image_size: int, config: DataCo
     return {key: open_store(split, image_size, config) for key, split in splits.items()}
 
 
-def _join(parts: list[tuple[Split, np.ndarray]], stores: dict[int, Store]) -> ImageSet:
+def _join(parts: list[tuple[Split, np.ndarray]], stores: dict[int, Store], note: str = "") -> ImageSet:
     """Joins rows of splits; a row whose image was skipped is no longer there."""
     joined = [(stores[id(split)], np.flatnonzero(np.isin(stores[id(split)].rows, rows))) for split, rows in parts]
     joined = [(store, indices) for store, indices in joined if len(indices)]
     roles = " and ".join(f"{split.role} of {split.source}" for split, _ in parts)
     require(len(joined) > 0, f"no image that was drawn from {roles} can be decoded (--data.source)")
-    return ImageSet(joined)
+    return ImageSet(joined, note)
 
 
 def _carve(splits: dict[str, Split], config: DataConfig) -> dict[str, tuple[Split, np.ndarray]]:
     """The rows of the labelled roles of a source: what it lacks of test and validation is carved from train."""
     parts = {role: (split, np.arange(len(split))) for role, split in splits.items() if split.labels is not None}
-    for role in ("test", "validation"):
-        if "train" in parts and role not in parts and (role == "validation" or config.test_fraction):
-            split, rows = parts["train"]
-            kept, drawn = _draw(split, rows, role, config)
-            parts |= {"train": (split, kept), role: (split, drawn)}
+    if "train" in parts and "test" not in parts and config.test_fraction:
+        split, rows = parts["train"]
+        kept, drawn = _draw(split, rows, "test", config)
+        parts |= {"train": (split, kept), "test": (split, drawn)}
+    if "train" in parts and config.has_few_labels:
+        split, rows = parts["train"]
+        parts["train"] = split, few_label_rows(split, rows, config)
+        parts.pop("validation", None)  # its labels are not among the few
+    if "train" in parts and "validation" not in parts:
+        split, rows = parts["train"]
+        kept, drawn = _draw(split, rows, "validation", config)
+        parts |= {"train": (split, kept), "validation": (split, drawn)}
     return parts
 
 
@@ -239,6 +283,8 @@ def _draw(split: Split, rows: np.ndarray, role: str, config: DataConfig) -> tupl
     """The rows without and with the part that is drawn, by class, for validation or test."""
     fraction = config.test_fraction if role == "test" else config.validation_fraction
     num = max(1, round(fraction * len(rows)))
+    if role == "validation" and config.has_few_labels and split.labels is not None:
+        num = max(num, len(np.unique(split.labels[rows])))  # so that each class can have one
     require(
         num < len(rows),
         f"{role}_fraction {fraction} leaves none of the {len(rows)} images of {split.role} in {split.source}: choose "

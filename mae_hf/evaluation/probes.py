@@ -1,84 +1,97 @@
-"""How much of the classes is already in the features: nearest neighbours and a linear classifier, no fine-tuning.
+"""How much of the classes is already in the features: nearest neighbours and logistic regression, no fine-tuning.
 
-Shapes: n images, D features.
+Every probe learns from labelled features, decides on validation and gives class probabilities of the test images, so
+that each of its numbers can be computed again. The paper's own probe is in `linear_head`.
+
+Shapes: n images, D features, C classes.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from mae_hf.config import ConfigError, require
+
+NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07
 # Powers of ten around scikit-learn's default of 1. Features are standardised, so one grid serves all encoders.
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+FIXED_STRENGTH = 1.0  # where there are too few labels to choose one
+MAX_PARTS = 5
+
+
+class Labelled(NamedTuple):
+    """Features float (n, D) of images, and their classes int (n,)."""
+
+    features: np.ndarray
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
-class LinearProbe:
-    """What a linear classifier on frozen features achieves.
+class Probe:
+    """What a probe makes of the test images.
 
     Args:
-        predictions: int64 (n,), classes of the test images.
-        accuracy: part of the test images that is right.
-        validation_accuracy: the same on validation, by which `C` was chosen.
-        C: inverse strength of the L2 penalty.
+        probabilities: float32 (n, C) of the test images; a class without training images has 0.
+        validation_accuracy: the accuracy by which `settings` were chosen, or could have been; None without validation.
+        settings: the probe's numbers, fixed or chosen on validation.
     """
 
-    predictions: np.ndarray
-    accuracy: float
-    validation_accuracy: float
-    C: float
+    probabilities: np.ndarray
+    validation_accuracy: float | None
+    settings: dict[str, float]
 
 
-def _check_finite(**features: np.ndarray) -> None:
+def check_finite(**features: np.ndarray) -> None:
+    """Raises ConfigError, with the name and the count, if any of the features is not finite."""
     for name, values in features.items():
         bad = int((~np.isfinite(values)).sum())
         if bad:
-            raise ValueError(
-                f"{name} has {bad} non-finite values of {values.size}: the encoder's weights or its inputs are broken"
+            raise ConfigError(
+                f"{name} has {bad} non-finite values of {values.size}: the encoder's weights or its inputs are broken, "
+                "name another (--model)"
             )
 
 
-def knn_accuracy(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
+def knn_probabilities(
+    train: Labelled,
     features: np.ndarray,
-    labels: np.ndarray,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> float:
-    """The accuracy of a vote of the `k` nearest training images, weighted by exp(cosine similarity / temperature).
+    num_classes: int,
+    k: int = NUM_NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
+    """Each class's part of the vote of the `k` nearest training images, weighted by exp(cosine similarity / T).
 
     Args:
-        train_features: float (n_train, D).
-        train_labels: int (n_train,).
+        train: the images that vote.
         features: float (n, D), of the images to classify.
-        labels: int (n,).
+        num_classes: C.
         k: neighbours that vote; all training images if there are fewer.
-        temperature: the smaller, the more the nearest count.
+        temperature: T; the smaller, the more the nearest count.
 
     Returns:
-        Part of the images that is right.
+        float32 (n, C), each row sums to 1.
 
     Raises:
-        ValueError: features that are not finite.
+        ConfigError: features that are not finite.
 
-    Source: Wu et al. 2018, section 3.4 (arXiv 1805.01978).
+    Source: Wu et al. 2018, section 3.4 (arXiv 1805.01978); k and T as in DINO (arXiv 2104.14294).
     """
-    _check_finite(train_features=train_features, features=features)
-    train, queries = _unit_length(train_features), _unit_length(features)
-    train_labels = np.asarray(train_labels)
-    num_classes = int(train_labels.max()) + 1
-    k = min(k, len(train))
-    right = 0
+    check_finite(train_features=train.features, features=features)
+    neighbours, queries = _unit_length(train.features), _unit_length(features)
+    labels = np.asarray(train.labels)
+    k = min(k, len(neighbours))
+    shares = np.empty((len(queries), num_classes), np.float32)
     for start in range(0, len(queries), 1024):  # a block of similarities at a time, not n x n_train
-        similarity = queries[start : start + 1024] @ train.T
+        similarity = queries[start : start + 1024] @ neighbours.T
         nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         closeness = np.take_along_axis(similarity, nearest, axis=1)
         # The greatest weight of each image is 1: no overflow at low temperatures, and the same winner.
         weights = np.exp((closeness - closeness.max(axis=1, keepdims=True)) / temperature)
         votes = np.zeros((len(nearest), num_classes))
-        np.add.at(votes, (np.arange(len(nearest))[:, None], train_labels[nearest]), weights)
-        right += int((votes.argmax(axis=1) == labels[start : start + 1024]).sum())
-    return right / len(queries)
+        np.add.at(votes, (np.arange(len(nearest))[:, None], labels[nearest]), weights)
+        shares[start : start + 1024] = votes / votes.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _unit_length(features: np.ndarray) -> np.ndarray:
@@ -86,43 +99,70 @@ def _unit_length(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
-def linear_probe(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    validation_features: np.ndarray,
-    validation_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-) -> LinearProbe:
-    """The test accuracy of a logistic regression on standardised features; validation chooses its strength.
+def knn_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
+    """The vote of nearest neighbours with the literature's k and temperature; nothing is chosen.
 
     Args:
-        train_features: float (n_train, D); `validation_features` and `test_features` likewise.
-        train_labels: int (n_train,); `validation_labels` and `test_labels` likewise.
-
-    Returns:
-        The probe with the best validation accuracy; of equals, the one with the strongest penalty.
+        train: the images that vote.
+        validation: images for `validation_accuracy`, None for none.
+        test_features: float (n, D).
+        num_classes: C.
 
     Raises:
-        ValueError: features that are not finite, or training labels of one class only.
+        ConfigError: features that are not finite.
+    """
+    accuracy = None
+    if validation is not None:
+        predictions = knn_probabilities(train, validation.features, num_classes).argmax(axis=1)
+        accuracy = float((predictions == validation.labels).mean())
+    settings = {"k": min(NUM_NEIGHBOURS, len(train.labels)), "temperature": TEMPERATURE}
+    return Probe(knn_probabilities(train, test_features, num_classes), accuracy, settings)
+
+
+def linear_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
+    """A logistic regression on standardised features; validation chooses the strength of its L2 penalty.
+
+    Args:
+        train: at least two classes.
+        validation: images to choose on. None: cross-validation among the training images, in as many parts as the
+            rarest class has images, at most 5; where that is one, the strength is `FIXED_STRENGTH`.
+        test_features: float (n, D).
+        num_classes: C.
+
+    Returns:
+        The probe with the best validation accuracy; of equals, the one with the strongest penalty. `settings` holds
+        its inverse strength `C`.
+
+    Raises:
+        ConfigError: features that are not finite, or training labels of one class only.
     """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    _check_finite(train_features=train_features, validation_features=validation_features, test_features=test_features)
-    scaler = StandardScaler().fit(train_features)
-    train, validation, test = (scaler.transform(x) for x in (train_features, validation_features, test_features))
-    best, best_accuracy = None, -1.0
-    for strength in STRENGTHS:
-        classifier = LogisticRegression(C=strength, max_iter=2000).fit(train, train_labels)
-        accuracy = float(classifier.score(validation, validation_labels))
-        if accuracy > best_accuracy:
-            best, best_accuracy = classifier, accuracy
+    check_finite(train_features=train.features, test_features=test_features)
+    counts = np.unique(train.labels, return_counts=True)[1]
+    require(len(counts) > 1, "all training images have one class: a linear probe needs two or more (--data.source)")
+    num_parts = min(MAX_PARTS, int(counts.min()))
+    if validation is not None:
+        check_finite(validation_features=validation.features)
+    strengths = STRENGTHS if validation is not None or num_parts > 1 else (FIXED_STRENGTH,)
+    best, best_accuracy, best_strength = None, None, 0.0
+    for strength in strengths:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        if validation is not None:
+            accuracy = classifier.fit(*train).score(*validation)
+        elif num_parts > 1:
+            parts = StratifiedKFold(num_parts, shuffle=True, random_state=0)
+            accuracy = cross_val_score(classifier, *train, cv=parts).mean()
+        else:
+            accuracy = None
+        if best_accuracy is None or accuracy > best_accuracy:
+            best, best_accuracy, best_strength = classifier, accuracy, strength
     assert best is not None
-    predictions = best.predict(test)
-    return LinearProbe(
-        predictions=predictions.astype(np.int64),
-        accuracy=float((predictions == test_labels).mean()),
-        validation_accuracy=best_accuracy,
-        C=float(best.C),
-    )
+    if validation is None:
+        best.fit(*train)
+    probabilities = np.zeros((len(test_features), num_classes), np.float32)
+    probabilities[:, best.classes_] = best.predict_proba(test_features)
+    return Probe(probabilities, None if best_accuracy is None else float(best_accuracy), {"C": best_strength})

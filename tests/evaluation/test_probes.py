@@ -4,98 +4,151 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mae_hf.config import ConfigError
 from mae_hf.evaluation import probes
-from mae_hf.evaluation.probes import knn_accuracy, linear_probe
+from mae_hf.evaluation.probes import Labelled, knn_probabilities, knn_probe, linear_probe
 
 
-def blobs(seed: int = 0, n: int = 450) -> list[np.ndarray]:
-    """Noisy features of 3 classes in three thirds: features and labels of train, validation and test."""
+def blobs(seed: int = 0, n: int = 450) -> list[Labelled]:
+    """Noisy features of 3 classes in three thirds: train, validation and test."""
     features, labels = make_classification(n, 12, n_informative=4, n_classes=3, class_sep=0.7, random_state=seed)
-    return [
-        part
-        for i in range(3)
-        for part in (features[i * n // 3 : (i + 1) * n // 3], labels[i * n // 3 : (i + 1) * n // 3])
-    ]
+    thirds = [slice(i * n // 3, (i + 1) * n // 3) for i in range(3)]
+    return [Labelled(features[part], labels[part]) for part in thirds]
 
 
-def knn_from_the_paper(train, train_labels, features, labels, k, temperature):
-    """Wu et al. 2018, section 3.4: each of the k most similar votes with exp(s / tau)."""
-    right = 0
-    for query, label in zip(features, labels, strict=True):
-        s = [query @ x / (np.linalg.norm(query) * np.linalg.norm(x)) for x in train]
-        votes = dict.fromkeys(set(train_labels), 0.0)
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    return float((probabilities.argmax(axis=1) == labels).mean())
+
+
+def votes_from_the_paper(train: Labelled, features, num_classes, k, temperature):
+    """Wu et al. 2018, section 3.4: each of the k most similar votes with exp(s / tau); parts of all votes."""
+    shares = []
+    for query in features:
+        s = [query @ x / (np.linalg.norm(query) * np.linalg.norm(x)) for x in train.features]
+        votes = [0.0] * num_classes
         for i in sorted(range(len(s)), key=lambda i: -s[i])[:k]:
-            votes[train_labels[i]] += np.exp(s[i] / temperature)
-        right += max(votes, key=votes.__getitem__) == label
-    return right / len(labels)
+            votes[train.labels[i]] += np.exp(s[i] / temperature)
+        shares.append([vote / sum(votes) for vote in votes])
+    return np.array(shares)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (7, 0.02)])
 def test_knn_votes_as_in_the_paper(k, temperature):
-    train, train_labels, _, _, test, test_labels = blobs()
-    expected = knn_from_the_paper(train, train_labels, test, test_labels, k, temperature)
-    assert knn_accuracy(train, train_labels, test, test_labels, k, temperature) == pytest.approx(expected)
+    train, _, test = blobs()
+    expected = votes_from_the_paper(train, test.features, 3, k, temperature)
+    np.testing.assert_allclose(knn_probabilities(train, test.features, 3, k, temperature), expected, atol=1e-6)
+
+
+def test_knn_votes_like_sklearns_weighted_neighbours():
+    train, _, test = blobs(4)
+    by_similarity = {"metric": "cosine", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
+    reference = KNeighborsClassifier(20, **by_similarity).fit(*train)
+    expected = reference.predict_proba(test.features)
+    np.testing.assert_allclose(knn_probabilities(train, test.features, 3), expected, atol=1e-6)
 
 
 def test_knn_with_one_neighbour_equals_sklearn_in_float32():
-    train, train_labels, _, _, test, test_labels = blobs(1)
-    reference = KNeighborsClassifier(1, metric="cosine").fit(train, train_labels)
-    got = knn_accuracy(train.astype(np.float32), train_labels, test.astype(np.float32), test_labels, k=1)
-    assert got == pytest.approx(reference.score(test, test_labels))
+    train, _, test = blobs(1)
+    reference = KNeighborsClassifier(1, metric="cosine").fit(*train)
+    got = knn_probabilities(Labelled(train.features.astype("f4"), train.labels), test.features.astype("f4"), 3, k=1)
+    assert (got.argmax(axis=1) == reference.predict(test.features)).all()
 
 
 def test_knn_classifies_more_images_than_a_block_holds():
-    train = np.eye(4)
     labels = np.arange(2500) % 4
-    assert knn_accuracy(train, np.arange(4), 3 * train[labels], labels, k=1) == 1.0
+    shares = knn_probabilities(Labelled(np.eye(4), np.arange(4)), 3 * np.eye(4)[labels], 4, k=1)
+    assert accuracy(shares, labels) == 1.0
 
 
-def test_knn_asks_all_training_images_when_there_are_fewer_than_k():
-    train, labels = np.array([[1.0, 0], [0, 1], [0.1, 1]]), np.array([0, 1, 1])
-    assert knn_accuracy(train, labels, train, labels, k=20) == 1.0
+def test_knn_asks_all_training_images_when_there_are_fewer_than_k_and_says_so():
+    train = Labelled(np.array([[1.0, 0], [0, 1], [0.1, 1]]), np.array([0, 1, 1]))
+    probe = knn_probe(train, train, train.features, 2)
+    assert accuracy(probe.probabilities, train.labels) == probe.validation_accuracy == 1.0
+    assert probe.settings == {"k": 3, "temperature": 0.07}
 
 
 def test_knn_at_a_low_temperature_does_not_overflow():
-    train, train_labels, _, _, test, test_labels = blobs()
-    one = knn_accuracy(train, train_labels, test, test_labels, k=1)
-    assert knn_accuracy(train, train_labels, test, test_labels, k=20, temperature=1e-6) == pytest.approx(one)
+    train, _, test = blobs()
+    one = knn_probabilities(train, test.features, 3, k=1)
+    np.testing.assert_allclose(knn_probabilities(train, test.features, 3, temperature=1e-6), one, atol=1e-6)
+
+
+def test_a_class_without_training_images_gets_no_vote_and_no_probability():
+    train, validation, test = blobs()
+    some = Labelled(train.features[train.labels != 1], train.labels[train.labels != 1])
+    for probe in (knn_probe, linear_probe):
+        probabilities = probe(some, validation, test.features, 4).probabilities
+        assert probabilities.shape == (150, 4)
+        assert (probabilities[:, [1, 3]] == 0).all()
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
 def test_the_linear_probe_takes_the_strength_that_is_best_on_validation():
-    data = blobs(2)
-    train, train_labels, validation, validation_labels, test, test_labels = data
+    train, validation, test = blobs(2)
+    models, scores = {}, {}
+    for strength in probes.STRENGTHS:
+        models[strength] = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(*train)
+        scores[strength] = models[strength].score(*validation)
+    best = max(scores, key=lambda c: (scores[c], -c))
+    probe = linear_probe(train, validation, test.features, 3)
+    assert len(set(scores.values())) > 1
+    assert (probe.settings, probe.validation_accuracy) == ({"C": best}, scores[best])
+    np.testing.assert_allclose(probe.probabilities, models[best].predict_proba(test.features), atol=1e-6)
+
+
+def test_without_validation_the_linear_probe_cross_validates_and_learns_from_all_labels():
+    train, _, test = blobs(2)
+    parts = StratifiedKFold(5, shuffle=True, random_state=0)
     scores = {}
     for strength in probes.STRENGTHS:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(train, train_labels)
-        scores[strength] = model.score(validation, validation_labels), model.score(test, test_labels)
-    best = max(scores, key=lambda c: (scores[c][0], -c))
-    probe = linear_probe(*data)
-    assert len({validation_score for validation_score, _ in scores.values()}) > 1
-    assert (probe.C, probe.validation_accuracy, probe.accuracy) == (best, *scores[best])
-    assert (probe.predictions == test_labels).mean() == probe.accuracy
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        scores[strength] = np.mean(
+            [
+                model.fit(train.features[a], train.labels[a]).score(train.features[b], train.labels[b])
+                for a, b in parts.split(*train)
+            ]
+        )
+    best = max(scores, key=lambda c: (scores[c], -c))
+    probe = linear_probe(train, None, test.features, 3)
+    assert probe.settings == {"C": best}
+    assert probe.validation_accuracy == pytest.approx(scores[best])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=best, max_iter=2000)).fit(*train)
+    np.testing.assert_allclose(probe.probabilities, model.predict_proba(test.features), atol=1e-6)
+
+
+def test_with_one_label_of_a_class_nothing_can_be_chosen_and_the_strength_is_fixed():
+    train, _, test = blobs()
+    few = np.concatenate([np.flatnonzero(train.labels == c)[: c + 1] for c in range(3)])
+    probe = linear_probe(Labelled(train.features[few], train.labels[few]), None, test.features, 3)
+    assert probe.settings == {"C": 1.0}
+    assert probe.validation_accuracy is None
+    two = np.concatenate([np.flatnonzero(train.labels == c)[:2] for c in range(3)])
+    assert linear_probe(Labelled(train.features[two], train.labels[two]), None, test.features, 3).validation_accuracy
 
 
 def test_the_linear_probe_does_not_depend_on_the_scale_of_the_features():
-    train, a, validation, b, test, c = blobs(3)
-    scale = np.logspace(-3, 3, 12)
-    plain = linear_probe(train, a, validation, b, test, c)
-    scaled = linear_probe(train * scale + 5, a, validation * scale + 5, b, test * scale + 5, c)
-    assert (plain.predictions == scaled.predictions).mean() > 0.98 and plain.C == scaled.C
+    parts = blobs(3)
+    scaled = [Labelled(part.features * np.logspace(-3, 3, 12) + 5, part.labels) for part in parts]
+    first, second = (linear_probe(train, validation, test.features, 3) for train, validation, test in (parts, scaled))
+    np.testing.assert_allclose(first.probabilities, second.probabilities, atol=0.01)
+    assert first.settings == second.settings
 
 
-def test_the_linear_probe_is_the_same_twice():
-    first, second = linear_probe(*blobs()), linear_probe(*blobs())
-    assert (first.predictions == second.predictions).all() and first.C == second.C
+def test_labels_of_one_class_are_refused():
+    train, validation, test = blobs()
+    with pytest.raises(ConfigError, match="one class"):
+        linear_probe(Labelled(train.features, np.zeros(150, int)), validation, test.features, 3)
 
 
 def test_features_that_are_not_finite_are_counted():
-    train, a, validation, b, test, c = blobs()
-    test[0, :2] = np.nan, np.inf
-    with pytest.raises(ValueError, match="test_features has 2 non-finite values of 1800"):
-        linear_probe(train, a, validation, b, test, c)
-    with pytest.raises(ValueError, match="features has 2 non-finite values of 1800"):
-        knn_accuracy(train, a, test, c)
+    train, validation, test = blobs()
+    test.features[0, :2] = np.nan, np.inf
+    with pytest.raises(ConfigError, match=r"test_features has 2 non-finite values of 1800: .*--model"):
+        linear_probe(train, validation, test.features, 3)
+    with pytest.raises(ConfigError, match="features has 2 non-finite values of 1800"):
+        knn_probe(train, validation, test.features, 3)

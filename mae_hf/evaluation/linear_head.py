@@ -1,0 +1,91 @@
+"""The paper's linear probe: batch normalisation without parameters and a linear layer, trained by SGD.
+
+Shapes: n images, D features, C classes.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mae_hf.evaluation.probes import Labelled, Probe, check_finite
+
+EPOCHS, WARMUP_EPOCHS, BATCH_SIZE, MOMENTUM = 90, 10, 256, 0.9
+LEARNING_RATES = (0.01, 0.1, 1.0)  # at `BATCH_SIZE`; validation chooses
+
+
+def head_probe(
+    train: Labelled, validation: Labelled, test_features: np.ndarray, num_classes: int, seed: int = 0
+) -> Probe:
+    """The paper's linear head on frozen features; validation chooses its learning rate.
+
+    As in the paper: BatchNorm without affine parameters, a linear layer that starts at N(0, 0.01²), 90 epochs, 10 of
+    warm-up and a cosine to 0, momentum 0.9, no weight decay. Otherwise: the features were computed once, so there are
+    no random crops or flips; SGD with batches of 256 and a learning rate chosen on validation takes the place of LARS
+    with batches of 16,384.
+
+    Args:
+        train: at least two images.
+        validation: images to choose the learning rate on.
+        test_features: float (n, D).
+        num_classes: C.
+        seed: of the first weights and of the order of the images.
+
+    Returns:
+        The probe with the best validation accuracy; of equals, the one with the smallest `learning_rate`.
+
+    Raises:
+        ConfigError: features that are not finite.
+
+    Source: He et al. 2022, appendix A.1 (arXiv 2111.06377); `main_linprobe.py` of facebookresearch/mae.
+    """
+    check_finite(train_features=train.features, validation_features=validation.features, test_features=test_features)
+    best: Probe | None = None
+    best_accuracy = -1.0
+    for learning_rate in LEARNING_RATES:
+        head = _train(train, num_classes, learning_rate, seed)
+        predictions = _probabilities(head, validation.features).argmax(axis=1)
+        accuracy = float((predictions == validation.labels).mean())
+        if accuracy > best_accuracy:
+            settings = {"learning_rate": learning_rate, "epochs": EPOCHS}
+            best, best_accuracy = Probe(_probabilities(head, test_features), accuracy, settings), accuracy
+    assert best is not None
+    return best
+
+
+def _train(train: Labelled, num_classes: int, learning_rate: float, seed: int) -> nn.Module:
+    features, labels = _tensor(train.features), torch.from_numpy(np.asarray(train.labels, np.int64))
+    generator = torch.Generator().manual_seed(seed)
+    linear = nn.Linear(features.shape[1], num_classes)
+    nn.init.trunc_normal_(linear.weight, std=0.01, generator=generator)
+    nn.init.zeros_(linear.bias)
+    head = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6), linear)
+    num_batches = max(1, len(labels) // BATCH_SIZE)
+    optimizer = torch.optim.SGD(head.parameters(), lr=learning_rate, momentum=MOMENTUM)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step / num_batches))
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(labels), generator=generator)
+        for rows in order.tensor_split(num_batches):  # of one size to within one: no rest too small to normalise
+            loss = nn.functional.cross_entropy(head(features[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return head.eval()
+
+
+def _factor(epoch: float) -> float:
+    """Part of the peak learning rate: linear warm-up, then a cosine to 0."""
+    if epoch < WARMUP_EPOCHS:
+        return epoch / WARMUP_EPOCHS
+    return (1 + math.cos(math.pi * (epoch - WARMUP_EPOCHS) / (EPOCHS - WARMUP_EPOCHS))) / 2
+
+
+@torch.no_grad()
+def _probabilities(head: nn.Module, features: np.ndarray) -> np.ndarray:
+    return head(_tensor(features)).softmax(dim=-1).numpy()
+
+
+def _tensor(features: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(features, np.float32))

@@ -1,0 +1,118 @@
+"""Every probe on both poolings: what `evaluate.py --probe` reports, and the quick look at an encoder in training.
+
+Shapes: n images, D features, C classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from mae_hf.config import DataConfig
+from mae_hf.data.images import ImageSet
+from mae_hf.evaluation.inference import extract_features
+from mae_hf.evaluation.linear_head import head_probe
+from mae_hf.evaluation.metrics import classification_metrics
+from mae_hf.evaluation.probes import (
+    NUM_NEIGHBOURS,
+    TEMPERATURE,
+    Labelled,
+    Probe,
+    knn_probabilities,
+    knn_probe,
+    linear_probe,
+)
+from mae_hf.evaluation.quality import participation_ratio, rankme
+from mae_hf.models.mae import MaskedAutoencoder, export_encoder
+
+POOLINGS = ("cls", "mean")
+ONLINE_IMAGES = 5_000  # of train and of validation at most
+ONLINE_NOTE = (
+    f"kNN (k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}) from train to validation images, with their labels, of the "
+    "encoder so far; never test images"
+)
+_CLASSIFIERS: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe, "head": head_probe}
+
+
+def probe_features(
+    probes: Sequence[str],
+    features: Mapping[str, Mapping[str, np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """What the features of an encoder know, by probe and pooling.
+
+    Args:
+        probes: some of `knn`, `linear`, `head` and `rank`.
+        features: role (`train`, `validation`, `test`) -> pooling -> float (n, D).
+        labels: role -> int (n,).
+        class_names: the name of each class.
+
+    Returns:
+        Metrics by `PROBE/POOLING/NAME`: `accuracy` and macro-`f1` on test, `validation_accuracy`, and the probe's
+        settings; `rank` has `rankme` and `participation_ratio` of the train images' features. And the probabilities of
+        the test images, float32 (n, C), by `PROBE-POOLING`.
+
+    Raises:
+        ConfigError: features that are not finite or all zero, or labels of one class only.
+    """
+    metrics: dict[str, float] = {}
+    probabilities = {}
+    for pooling in POOLINGS:
+        train, validation, test = (
+            Labelled(features[role][pooling], labels[role]) for role in ("train", "validation", "test")
+        )
+        for name in probes:
+            key = f"{name}/{pooling}"
+            if name == "rank":
+                metrics[f"{key}/rankme"] = rankme(train.features)
+                metrics[f"{key}/participation_ratio"] = participation_ratio(train.features)
+                continue
+            probe = _CLASSIFIERS[name](train, validation, test.features, len(class_names))
+            scores = scores_of(probe.probabilities, test.labels, class_names)
+            assert probe.validation_accuracy is not None
+            scores |= {"validation_accuracy": probe.validation_accuracy, **probe.settings}
+            metrics |= {f"{key}/{quantity}": value for quantity, value in scores.items()}
+            probabilities[f"{name}-{pooling}"] = probe.probabilities
+    return metrics, probabilities
+
+
+def scores_of(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """`accuracy` and macro-`f1` of the most probable class; a vote's zeros make a log loss of no meaning."""
+    scores: dict[str, Any] = classification_metrics(probabilities.argmax(axis=1), labels, probabilities, class_names)
+    return {key: scores[key] for key in ("accuracy", "f1")}
+
+
+def online_probe(
+    accelerator: Accelerator,
+    model: MaskedAutoencoder,
+    train: ImageSet,
+    validation: ImageSet,
+    data: DataConfig,
+    batch_size: int,
+) -> dict[str, float]:
+    """How well the encoder so far tells the classes of validation images apart; training is left as it was.
+
+    Args:
+        model: the masked autoencoder in training, not wrapped.
+        train: labelled images that vote, such as those of `load_probe_images`.
+        validation: labelled images to classify; never those of test.
+        batch_size: images at once per device.
+
+    Returns:
+        By pooling, `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1` and `probe/rankme_POOLING` of the train images.
+    """
+    encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
+    with accelerator.autocast():
+        voters, queries = (
+            extract_features(accelerator, encoder, images, data, batch_size) for images in (train, validation)
+        )
+    values: dict[str, float] = {}
+    for pooling in POOLINGS:
+        neighbours = Labelled(voters[pooling], train.labels)
+        shares = knn_probabilities(neighbours, queries[pooling], len(train.class_names))
+        scores = scores_of(shares, validation.labels, train.class_names)
+        values |= {f"probe/knn_{pooling}_{key}": value for key, value in scores.items()}
+        values[f"probe/rankme_{pooling}"] = rankme(voters[pooling])
+    return values

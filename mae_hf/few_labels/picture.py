@@ -1,0 +1,97 @@
+"""The picture of a few-label protocol: accuracy over the number of labels, or fold by fold."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+TITLES = {"knn": "kNN on frozen features", "linear": "linear probe on frozen features", "finetune": "fine-tuning"}
+# Okabe and Ito's colours; in grey, arms differ by marker and poolings by line and filling.
+_ARMS = {"model": ("pre-trained", "#0072B2", "o"), "scratch": ("random start", "#D55E00", "s")}
+_POOLINGS = {"cls": (", CLS", "-", True), "mean": (", mean", "--", False), None: ("", "-", True)}
+
+
+def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Test accuracy by method: mean and standard deviation over label sets, and every single set.
+
+    Args:
+        rows: the summary of `lines`; with budgets, a `fraction` in each, else one group of folds.
+        lines: the measurements.
+        title: says what the label sets are, and that they are unofficial where they are.
+    """
+    methods = [method for method in TITLES if any(row["method"] == method for row in rows)]
+    figure = Figure(figsize=(max(6.4, 4.4 * len(methods)), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    is_folds = all(row["fraction"] is None for row in rows)
+    for panel, method in zip(panels, methods, strict=True):
+        of_method = [row for row in rows if row["method"] == method]
+        arms = sorted({(row["arm"], row["pooling"]) for row in of_method}, key=str)
+        for place, (arm, pooling) in enumerate(arms):
+            group = [row for row in of_method if (row["arm"], row["pooling"]) == (arm, pooling)]
+            singles = [
+                line for line in lines if (line["method"], line["arm"], line["pooling"]) == (method, arm, pooling)
+            ]
+            _draw_group(panel, group, singles, arm, pooling, place if is_folds else None)
+        if is_folds:
+            names = [_ARMS[arm][0] + _POOLINGS[pooling][0] for arm, pooling in arms]
+            panel.set_xticks(range(len(arms)), [name.replace(", ", "\n") for name in names], fontsize=9)
+            panel.set_xlim(-0.6, len(arms) - 0.4)
+            panel.set_xlabel("small: single folds")
+        else:
+            _label_budgets(panel, of_method)
+        panel.set_title(TITLES[method], fontsize=10)
+        panel.grid(axis="y", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test accuracy (%), mean ± standard deviation")
+    if not is_folds:
+        legends = [panel.get_legend_handles_labels() for panel in panels]
+        handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(title, fontsize=11, wrap=True)
+    return figure
+
+
+def _draw_group(
+    panel: Axes,
+    group: Sequence[dict[str, Any]],
+    singles: Sequence[dict[str, Any]],
+    arm: str,
+    pooling: str | None,
+    place: int | None,
+) -> None:
+    """One arm and pooling: at its `place` for folds, over the number of labels for budgets."""
+    name, color, marker = _ARMS[arm]
+    suffix, linestyle, is_filled = _POOLINGS[pooling]
+    if place is not None:
+        spread = place + 0.25 + 0.02 * np.arange(len(singles)) / max(1, len(singles) / 5)
+        values = [100 * line["accuracy"] for line in singles]
+        panel.plot(spread, values, linestyle="", marker=marker, markersize=3, color=color, alpha=0.6)
+    panel.errorbar(
+        [row["num_labels"] for row in group] if place is None else [place],
+        [100 * row["accuracy_mean"] for row in group],
+        yerr=[100 * (row["accuracy_sd"] or 0.0) for row in group],
+        color=color,
+        marker=marker,
+        markerfacecolor=color if is_filled else "white",
+        linestyle=linestyle,
+        capsize=4,
+        label=name + suffix,
+    )
+    if place is not None:
+        (row,) = group
+        panel.annotate(
+            f"{100 * row['accuracy_mean']:.1f}", (place, 100 * row["accuracy_mean"]), (-7, 0), ha="right", va="center",
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+
+
+def _label_budgets(panel: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """A tick at each budget: the number of labels, and what part of all they are."""
+    ticks = {row["num_labels"]: f"{row['num_labels']:.0f}\n{100 * row['fraction']:g} %" for row in rows}
+    panel.set_xscale("log")
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
+    panel.set_xlabel("labels (number and part; log scale)")

@@ -1,0 +1,84 @@
+"""Probes on both poolings: numbers that the predictions give again, and an encoder in training that is left alone."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from sklearn.datasets import make_classification
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from mae_hf.config import DataConfig, MAEConfig
+from mae_hf.data.images import load_probe_images
+from mae_hf.evaluation.inference import pixel_values_of
+from mae_hf.evaluation.probing import online_probe, probe_features
+from mae_hf.models.mae import build_mae, export_encoder
+
+ROLES = ("train", "validation", "test")
+DATA = DataConfig(source="digits", class_names=None)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[dict, dict]:
+    """Features of both poolings, of different quality, and labels, by role."""
+    made = {
+        pooling: make_classification(300, 8, n_informative=5, n_classes=3, class_sep=sep, random_state=0)
+        for pooling, sep in (("cls", 0.3), ("mean", 2.0))
+    }
+    part = {role: slice(100 * i, 100 * (i + 1)) for i, role in enumerate(ROLES)}
+    # shuffle=True gives both poolings labels of their own order: sorted by class, they are the same images
+    order = {pooling: np.argsort(labels, kind="stable")[:297] for pooling, (_, labels) in made.items()}
+    mixed = np.random.default_rng(0).permutation(297)
+    labels = {role: np.repeat(np.arange(3), 99)[mixed][part[role]] for role in ROLES}
+    features = {role: {p: made[p][0][order[p]][mixed][part[role]] for p in made} for role in ROLES}
+    return features, labels
+
+
+def test_every_number_can_be_computed_again_from_the_probabilities(drawn):
+    features, labels = drawn
+    metrics, probabilities = probe_features(["knn", "linear", "head"], features, labels, ["a", "b", "c"])
+    names = {f"{probe}-{pooling}" for probe in ("knn", "linear", "head") for pooling in ("cls", "mean")}
+    assert probabilities.keys() == names
+    for name, of_probe in probabilities.items():
+        key, predictions = name.replace("-", "/"), of_probe.argmax(axis=1)
+        assert metrics[f"{key}/accuracy"] == pytest.approx(accuracy_score(labels["test"], predictions))
+        assert metrics[f"{key}/f1"] == pytest.approx(f1_score(labels["test"], predictions, average="macro"))
+        assert 0 < metrics[f"{key}/validation_accuracy"] <= 1
+    assert metrics["linear/mean/accuracy"] > metrics["linear/cls/accuracy"] + 0.1
+    assert (metrics["knn/cls/k"], metrics["knn/cls/temperature"]) == (20, 0.07)
+    assert {"linear/cls/C", "head/mean/learning_rate"} <= metrics.keys()
+
+
+def test_the_rank_is_that_of_the_training_images(drawn):
+    features, labels = drawn
+    changed = {role: dict(parts) for role, parts in features.items()}
+    changed["train"]["mean"] = np.outer(np.arange(1, 101), np.ones(8))
+    metrics, probabilities = probe_features(["rank"], changed, labels, ["a", "b", "c"])
+    assert probabilities == {}
+    assert metrics["rank/mean/rankme"] == pytest.approx(1, rel=1e-4)
+    assert metrics["rank/mean/participation_ratio"] == pytest.approx(1)
+    assert metrics["rank/cls/rankme"] > 3
+
+
+def test_the_online_probe_is_the_knn_of_the_encoder_so_far_and_leaves_training_alone():
+    shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    model = build_mae(MAEConfig(**shape, intermediate_size=32, **decoder, decoder_intermediate_size=32), "sdpa").eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train, validation = load_probe_images(DATA, 16, 100)
+    accelerator = Accelerator(cpu=True)
+    values = online_probe(accelerator, model, train, validation, DATA, batch_size=32)
+    assert accelerator._models == []  # nothing that a checkpoint would hold
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        voters, queries = (
+            export_encoder(model)(pixel_values_of(part, np.arange(len(part)), DATA, torch.device("cpu")))[0].numpy()
+            for part in (train, validation)
+        )
+    for pooling, pool in (("cls", lambda tokens: tokens[:, 0]), ("mean", lambda tokens: tokens[:, 1:].mean(axis=1))):
+        weights = {"metric": "cosine", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
+        reference = KNeighborsClassifier(20, **weights).fit(pool(voters).astype("f8"), train.labels)
+        expected = reference.score(pool(queries), validation.labels)
+        assert values[f"probe/knn_{pooling}_accuracy"] == pytest.approx(expected, abs=1.01 / len(validation))
+        assert 1 <= values[f"probe/rankme_{pooling}"] <= 16
+    assert len(values) == 6
