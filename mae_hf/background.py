@@ -1,7 +1,6 @@
 """What lies behind a comparison's numbers: data, leaks, recipe, environment and commands, as sections of the report."""
 
 import shlex
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -48,30 +47,33 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def leaks(comparison: Comparison, provenance: Provenance) -> str:
     """What is known of test images that pre-training has seen."""
-    run = comparison.pretrained[0]
-    unseen = run.metrics.get("test_unseen/accuracy")
-    if provenance.audit is None:
-        reason = provenance.problem or f"{run.config.model.init} has no audit.json"
-        return paragraphs(
-            "It is not known whether pre-training has seen test images, or near copies of them. If it has, the "
-            f"pre-trained arm's numbers may be too high ({reason})."
+    tests = (provenance.audit or {}).get("tests") or []
+    html = paragraphs(_seen(comparison.pretrained[0], provenance))
+    if not tests:
+        return html
+    done = "were left out of pre-training" if provenance.audit and provenance.audit.get("left_out") else "were kept"
+    head = ("test images of", "images", "with copies among those to pre-train on", "seen by pre-training all the same")
+    keys = ("source", "images", "num_copied", "num_seen")
+    rows = [[str(test.get(key, UNKNOWN)) for key in keys] for test in tests]
+    return html + table(f"The audit before pre-training (audit.json): equal and near copies, which {done}", head, rows)
+
+
+def _seen(run: Run, provenance: Provenance) -> str:
+    """A sentence on this run's test images."""
+    seen, count = run.metrics.get("num_seen_test_images"), len(run.labels)
+    if seen is None:
+        missing = f"{run.config.model.init} has no audit.json" if provenance.audit is None else "others were looked for"
+        return (
+            "It is not known whether pre-training has seen these test images, or near copies of them. If it has, the "
+            f"pre-trained arm's numbers may be too high ({provenance.problem or missing})."
         )
-    rows = [(key, text) for key, text in _flat(provenance.audit)]
-    text = "Pre-training images were compared with the test images before pre-training began; labels were never seen."
-    if isinstance(unseen, int | float):
-        text += f" On the test images that pre-training has not seen, {run.path} reaches {100 * unseen:.2f} %."
-    return paragraphs(text) + table("The audit of the pre-training run, audit.json", ("what", "value"), rows)
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every number and text by its dotted key; of a list its length alone."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            yield f"{prefix}{key}", f"{len(value):,} entries"
-        else:
-            yield f"{prefix}{key}", f"{value:,}" if type(value) is int else str(value)
+    if seen == 0:
+        return f"Pre-training has seen none of the {count:,} test images, nor a near copy of one."
+    known = f"Pre-training has seen {seen:,} of the {count:,} test images, or near copies of them, without labels."
+    if "test_unseen/accuracy" not in run.metrics:
+        return f"{known} No score without them can be given."
+    unseen = 100 * run.metrics["test_unseen/accuracy"]
+    return f"{known} On the others {run.path} reaches {unseen:.2f} %, on all {100 * run.scores['accuracy']:.2f} %."
 
 
 def recipe(comparison: Comparison) -> str:

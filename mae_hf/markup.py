@@ -49,7 +49,7 @@ def table(
     )
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
-        f"<table{' class=sortable' if sortable else ''}><caption>{escape(caption)}</caption>"
+        f"<table{' class=sortable' if sortable else ''}><caption><span>{escape(caption)}</span></caption>"
         f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -51,7 +51,7 @@ def write_page(folder: Path) -> Path:
     (pretraining / "run.json").write_text(
         json.dumps({"num_train_images": 1240, "command": "scripts/pretrain.py --x 1"})
     )
-    (pretraining / "model" / "audit.json").write_text(json.dumps({"num_equal": 12345, "kind": "<i>near</i>"}))
+    (pretraining / "model" / "audit.json").write_text(json.dumps({"tests": [{"source": "<i>a</i>"}]}))
     path = folder / "index.html"
     path.write_text(page(small_comparison(folder), small_pictures(folder), "runs/compare/small"), encoding="utf-8")
     return path

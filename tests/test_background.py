@@ -57,20 +57,35 @@ def test_data_are_counted_and_those_of_pre_training_where_they_are_known(compari
     assert "without labels | unknown" in text(background.data(comparison, NOTHING))
 
 
+def audit(**values: object) -> Provenance:
+    """Of a pre-training run that looked for 4 test images and found copies of 3."""
+    tests = [{"source": "<b>", "images": 4, "num_copied": 3, "num_seen": 2, "fingerprint": "f"}]
+    return Provenance({}, {"left_out": False, "tests": tests, **values}, None)
+
+
 def test_without_an_audit_the_page_says_that_leaks_are_not_known(comparison):
     words = text(background.leaks(comparison, NOTHING))
-    assert "It is not known whether pre-training has seen test images" in words
+    assert "It is not known whether pre-training has seen these test images" in words
     assert "runs/pretrain/x has no audit.json" in words
-    assert "broken" in text(background.leaks(comparison, Provenance({}, None, "broken")))
+    assert "(broken)" in text(background.leaks(comparison, Provenance({}, None, "broken")))
+    assert "not known" in (words := text(background.leaks(comparison, audit()))) and "(others were looked for)" in words
 
 
-def test_an_audit_is_shown_with_the_score_on_images_that_were_not_seen(runs):
-    change(runs[0], "metrics.json", **{"test_unseen/accuracy": 0.5})
-    audit = {"num_equal": 7545, "left_out": True, "near": {"num": 3}, "pairs": [[1, 2], [3, 4]]}
-    words = text(background.leaks(compare(runs[:1], runs[1:]), Provenance({}, audit, None)))
-    assert "has not seen" in words and "reaches 50.00 %" in words and "not known" not in words
-    for expected in ("num_equal | 7,545", "left_out | True", "near.num | 3", "pairs | 2 entries"):
-        assert expected in words
+def test_test_images_that_were_seen_are_counted_and_the_score_without_them_is_given(runs):
+    change(runs[0], "metrics.json", **{"num_seen_test_images": 2, "test_unseen/accuracy": 0.5})
+    html = background.leaks(compare(runs[:1], runs[1:]), audit())
+    words = text(html)
+    assert "seen 2 of the 4 test images" in words and "reaches 50.00 %, on all 75.00 %." in words
+    assert "which were kept" in words and "| &lt;b&gt; | 4 | 3 | 2 |" in words and "not known" not in words
+    assert "which were left out" in background.leaks(compare(runs[:1], runs[1:]), audit(left_out=True))
+
+
+def test_none_and_all_test_images_seen_are_said_as_such(runs):
+    change(runs[0], "metrics.json", num_seen_test_images=0)
+    words = text(background.leaks(compare(runs[:1], runs[1:]), audit(tests=[])))
+    assert "seen none of the 4 test images" in words and "audit.json" not in words
+    change(runs[0], "metrics.json", num_seen_test_images=4)
+    assert "No score without them can be given" in text(background.leaks(compare(runs[:1], runs[1:]), audit()))
 
 
 def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):
