@@ -38,7 +38,7 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
     tested = {class_names[label] for label in np.unique(labels)}
     bars = charts.bars_figure(
         {
-            arm: {name: f1 if name in tested else math.nan for name, f1 in run.scores["f1_per_class"].items()}
+            arm: {name: run.scores["f1_per_class"][name] if name in tested else math.nan for name in class_names}
             for arm, run in chosen.items()
         },
         f"F1 on the {len(labels):,} test images",
