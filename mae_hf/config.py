@@ -550,6 +550,19 @@ class HubConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """The search for test images among those to pre-train on: equal pixels and near copies.
+
+    Args:
+        sources: sources whose test images are looked for, besides those of `data.source`: `[first, second]`.
+        leave_out: leave the copies out of pre-training; otherwise they are only counted and written down.
+    """
+
+    sources: tuple[str, ...] = ()
+    leave_out: bool = True
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Pre-train a masked autoencoder.
 
@@ -558,6 +571,7 @@ class PretrainConfig:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     model: MAEConfig = field(default_factory=MAEConfig)
     augment: CropConfig = field(default_factory=CropConfig)
     train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
@@ -600,8 +614,8 @@ class PrepareConfig:
 
     Args:
         image_size: side of the square images, the `model.image_size` of the runs.
-        audit_against: look for the unlabeled images in this split, `train`, `validation` or `test`. Only equal pixels
-            are found, not yet near duplicates.
+        audit_against: look for the unlabeled images in this split, `train`, `validation` or `test`: equal pixels, and
+            copies that were compressed, resized, slightly cropped, brightened or mirrored.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

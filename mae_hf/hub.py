@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from mae_hf.checkpoint import write_folder
 from mae_hf.config import ConfigError, FinetuneConfig, HubConfig, PretrainConfig
+from mae_hf.data.seen import Record, describe_audit
 from mae_hf.models.classifier import SCRATCH
 from mae_hf.models.loading import quiet_transformers
+from mae_hf.models.pretrained import AUDIT
 
 
 def save_model(
@@ -23,8 +25,9 @@ def save_model(
     config: PretrainConfig | FinetuneConfig,
     metrics: Mapping[str, Any],
     encoder: PreTrainedModel | None = None,
+    audit: Record | None = None,
 ) -> None:
-    """Writes a model folder: config, safetensors, image processor and card; whole or not at all.
+    """Writes a model folder: config, safetensors, image processor, audit and card; whole or not at all.
 
     Args:
         folder: the folder to write, a run's `model/`.
@@ -32,6 +35,7 @@ def save_model(
         config: the config of the run.
         metrics: the final metrics, for the card.
         encoder: with a masked autoencoder, its plain `vit`; goes to `encoder/` inside.
+        audit: which test images pre-training has seen, if that is known.
     """
 
     def write(beside: Path) -> None:
@@ -40,7 +44,9 @@ def save_model(
             with quiet_transformers():
                 part.save_pretrained(path)
             (path / "preprocessor_config.json").write_text(json.dumps(image_processor(config), indent=2) + "\n")
-        (beside / "README.md").write_text(model_card(config, metrics), encoding="utf-8")
+            if audit is not None:
+                (path / AUDIT).write_text(json.dumps(_public_audit(audit)) + "\n")
+        (beside / "README.md").write_text(model_card(config, metrics, audit), encoding="utf-8")
 
     write_folder(folder, write)
 
@@ -67,7 +73,7 @@ def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any]) -> str:
+def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any], audit: Record | None = None) -> str:
     """The model's README.md: metadata, how to load it, results and recipe.
 
     What is on the Hub is linked; of what lies on this machine only the last part of the path is named.
@@ -106,6 +112,9 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
             "",
             explanation,
             "",
+            "## Test images in pre-training",
+            f"{describe_audit(audit)}." if audit else "Not known: the encoder came without an audit.",
+            "",
             "## Recipe",
             f"Images of {model.image_size} px in patches of {model.patch_size} px; {recipe}; AdamW, {train.epochs:g} "
             f"epochs of batch {train.batch_size}, peak learning rate {train.learning_rate:.3g} after "
@@ -113,6 +122,12 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
             "",
         ]
     )
+
+
+def _public_audit(audit: Record) -> Record:
+    """The audit as it travels with the model: no path of this machine, and no rows of data that nobody else has."""
+    tests = [{**test, "source": _public_name(test["source"])} for test in audit["tests"]]
+    return {key: value for key, value in audit.items() if key != "pairs"} | {"tests": tests}
 
 
 def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any]) -> ModelCardData:

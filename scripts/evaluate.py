@@ -29,12 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mae_hf.checkpoint import write_text
     from mae_hf.data.images import load_labelled_images
+    from mae_hf.data.seen import seen_test_images
     from mae_hf.evaluation.inference import extract_features, predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
     from mae_hf.evaluation.probing import probe_features
+    from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
     from mae_hf.machine import attention_for, use_cpu_well
-    from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_normalization
+    from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_audit, read_normalization
 
     accelerator = Accelerator()
     use_cpu_well(accelerator)
@@ -60,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepared = accelerator.prepare(classifier)
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
         values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
-        metrics |= {f"test/{key}": value for key, value in values.items()}
+        unseen = unseen_metrics(probabilities, test.labels, names, seen_test_images(read_audit(config.model), test))
+        metrics |= {f"test/{key}": value for key, value in values.items()} | unseen
+        accelerator.print(describe_unseen(unseen))
     else:
         encoder = open_encoder(config.model, attention_for(accelerator))
         with accelerator.local_main_process_first():

@@ -36,13 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf import figures, hub
     from mae_hf.checkpoint import Checkpoints, TrainState
     from mae_hf.data.images import DeviceImages, load_labelled_images
+    from mae_hf.data.seen import NOT_PRETRAINED, seen_test_images
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
+    from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
     from mae_hf.figures import charts
     from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.classifier import build_classifier
-    from mae_hf.models.pretrained import check_init
+    from mae_hf.models.pretrained import check_init, read_audit
     from mae_hf.objectives import finetuning_loss
     from mae_hf.optim import build_optimizer
     from mae_hf.tracking import RunLog, inspect_run
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- data, once it is clear that the encoder is there and takes images normalised as these are ----
     check_init(config.model.init, config.data)
+    audit = NOT_PRETRAINED if config.model.init == SCRATCH else read_audit(config.model.init)
     with accelerator.local_main_process_first():
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]
@@ -133,8 +136,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.eval()
     validation, _ = score("validation")
     test, probabilities = score("test")
+    unseen = unseen_metrics(probabilities, images["test"].labels, class_names, seen_test_images(audit, images["test"]))
     metrics = {
         **{f"test/{key}": test[key] for key in ("accuracy", "f1", "loss", "f1_per_class")},
+        **unseen,
         **{f"eval/{key}": validation[key] for key in ("accuracy", "f1", "loss")},
         "best_epoch": state.best_step / plan.steps_per_epoch,
     }
@@ -144,13 +149,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
-        hub.save_model(folder / "model", model, config, metrics)
+        hub.save_model(folder / "model", model, config, metrics, audit=audit)
         if config.hub.push:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
     log.finish(metrics)
     accelerator.print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "
-        f"on validation); model is in {folder / 'model'}"
+        f"on validation); model is in {folder / 'model'}\n{describe_unseen(unseen)}"
     )
 
 

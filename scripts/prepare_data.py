@@ -19,13 +19,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import numpy as np
 
-    from mae_hf.data.audit import audit, check_audit
     from mae_hf.data.sources import load_splits
     from mae_hf.data.store import cache_folder, open_store
 
     # ---- decode ----
     found = {source: load_splits(config.data, source) for source in config.data.sources}
     if config.audit_against:
+        from mae_hf.data.audit import audit, check_audit, describe, write_audit
+
         check_audit([split for splits in found.values() for split in splits.values()], config.audit_against)
     stores = []
     for source, splits in found.items():
@@ -46,7 +47,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- leaks ----
     if config.audit_against:
-        print("\n".join(audit(stores, config.audit_against)))
+        from mae_hf import figures
+        from mae_hf.audit_figure import pairs_figure
+
+        findings = audit(stores, config.audit_against)
+        print("\n".join(describe(findings)))
+        for file in write_audit(findings):
+            print(f"  all pairs of rows (unlabeled, {config.audit_against}) are in {file}")
+        for finding in findings:
+            if len(finding.copies):
+                title = f"unlabeled and {config.audit_against}"
+                arrays = finding.images.images, finding.against.images
+                figure = pairs_figure(*arrays, finding.copies, finding.rows, title)
+                print(f"  a picture of them is {figures.save(figure, finding.picture)}")
 
     # ---- the channels of the pre-training images ----
     from mae_hf.data.images import load_pretraining_images  # needs torch, which takes longer than to name a mistake

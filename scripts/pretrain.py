@@ -3,6 +3,7 @@
 accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     folder = Path(config.output_dir)
     if not (folder / "metrics.json").exists():  # the data of a finished run may be gone
-        for source in config.data.sources:
+        for source in (*config.data.sources, *config.audit.sources):
             check_source(source)  # before the imports that take seconds
 
     import numpy as np
@@ -25,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from mae_hf import hub
-    from mae_hf.checkpoint import Checkpoints, TrainState
-    from mae_hf.data.images import DeviceImages, load_pretraining_images, load_probe_images
+    from mae_hf.checkpoint import Checkpoints, TrainState, write_text
+    from mae_hf.data.images import DeviceImages, load_pretraining_images, load_probe_images, load_test_images
+    from mae_hf.data.seen import audit_pretraining, describe_audit
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
     from mae_hf.evaluation.reconstruction import save_reconstructions
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- data ----
     with accelerator.local_main_process_first():
         train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
+        tests = load_test_images(config.data, config.audit.sources, config.model.image_size)
+        train_images, held_out, audit = audit_pretraining(train_images, held_out, tests, config.audit.leave_out)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
     # ---- model ----
@@ -81,15 +85,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = {
         "num_train_images": len(train_images),
         "num_held_out_images": len(held_out),
+        "num_copies_of_test_images": audit["num_copies"],
+        "copies_left_out": audit["left_out"],
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,
         "probe": ONLINE_NOTE if labelled else None,
     }
     log = RunLog(accelerator, config, state.step, facts)
+    if accelerator.is_main_process:
+        write_text(folder / "audit.json", json.dumps(audit) + "\n")
     accelerator.print(
         f"run             {folder}, from step {state.step}\n"
         f"images          {len(train_images)} to train on, {len(held_out)} held out\n"
+        f"audit           {describe_audit(audit)}\n"
         f"model           {num_parameters / 1e6:.1f} M parameters, {config.model.num_visible} of "
         f"{config.model.num_patches} patches visible\n"
         f"device          {accelerator.device.type}, precision {accelerator.mixed_precision}"
@@ -133,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss")}
     metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
     if accelerator.is_main_process:
-        hub.save_model(folder / "model", model, config, metrics, encoder=export_encoder(model))
+        hub.save_model(folder / "model", model, config, metrics, encoder=export_encoder(model), audit=audit)
         if config.hub.push:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
     log.finish(metrics)

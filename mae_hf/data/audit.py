@@ -1,24 +1,52 @@
 """Which unlabeled images are also in a labelled split: pre-training has then seen what is scored later.
 
-Only equal pixels are found, as the store holds them: a copy in another file format counts, one that was compressed,
-enlarged or cropped does not.
-
-Shapes: N images, H = W the side of the square images.
+Equal pixels count, as the store holds them, and near copies (`mae_hf.data.copies`).
 """
 
 import hashlib
 import json
+import os
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mae_hf.config import ConfigError, require
+from mae_hf.data.copies import Copies, find_copies
 from mae_hf.data.sources import Split
-from mae_hf.data.store import CHUNK, Store
+from mae_hf.data.store import Store
 
-DIGEST_BYTES = 16
+METHOD_VERSION = 1  # raise it when other pairs would be found
 SHOWN = 10  # pairs of rows in a line; the file has them all
+UNWRITABLE = "{file} cannot be written ({error}): choose another folder (--data.cache_dir)"
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """The copies between the images of two splits.
+
+    Args:
+        images: the unlabeled images.
+        against: the images that they were compared with.
+        copies: the pairs, as indices into the arrays of both.
+    """
+
+    images: Store
+    against: Store
+    copies: Copies
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The pairs as rows of both splits, np.int64 (K, 2); other than the indices where images were skipped."""
+        pairs = self.copies.pairs
+        return np.stack([self.images.rows[pairs[:, 0]], self.against.rows[pairs[:, 1]]], axis=1)
+
+    @property
+    def picture(self) -> Path:
+        """Where the picture of the pairs belongs."""
+        return self.against.path.with_suffix(f".audit-{self.images.digest[:8]}.png")
 
 
 def check_audit(splits: Sequence[Split], role: str) -> None:
@@ -41,70 +69,104 @@ def check_audit(splits: Sequence[Split], role: str) -> None:
     )
 
 
-def audit(stores: Sequence[Store], role: str) -> list[str]:
-    """Looks for the unlabeled images in every split `role`, and writes `.audit.json` beside the store of that split.
+def audit(stores: Sequence[Store], role: str) -> list[Finding]:
+    """Looks for the images of each unlabeled split in every split `role`.
 
     Args:
-        stores: the images of every split of every source.
+        stores: the images of every split of every source, of one size.
         role: the split to audit against: `train`, `validation` or `test`.
 
-    Returns:
-        What was found, in lines to print.
+    Raises:
+        ConfigError: the cache cannot be written.
+    """
+    return [
+        Finding(images, against, compare(images, against))
+        for against in stores
+        if against.split.role == role
+        for images in stores
+        if images.split.role == "unlabeled"
+    ]
+
+
+def compare(images: Store, against: Store) -> Copies:
+    """The copies between two stores; the same two are compared once, and the result lies beside the first.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the result cannot be written.
     """
+    key = hashlib.sha256(f"{METHOD_VERSION} {images.digest} {against.digest}".encode()).hexdigest()[:20]
+    file = images.path.with_name(f"copies-{key}.npz")
+    try:
+        with np.load(file) as kept:
+            return Copies(kept["pairs"], kept["scores"], kept["equal"])
+    except Exception:  # not there, or not whole: zipfile, NumPy and the disk raise their own
+        copies = find_copies(images.images, against.images)
+    temporary = file.with_suffix(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            np.savez(stream, pairs=copies.pairs, scores=copies.scores, equal=copies.equal)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise ConfigError(UNWRITABLE.format(file=file, error=error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return copies
+
+
+def describe(findings: Sequence[Finding]) -> list[str]:
+    """What was found, in lines to print: equal pixels first, then near copies with their scores."""
     lines = []
-    unlabeled = [store for store in stores if store.split.role == "unlabeled"]
-    several = len({store.split.source for store in stores}) > 1
-    for against in [store for store in stores if store.split.role == role]:
-        records = []
-        for store in unlabeled:
-            pairs = exact_duplicates(store.images, against.images)
-            rows = np.stack([store.rows[pairs[:, 0]], against.rows[pairs[:, 1]]], axis=1)
-            records.append({**_describe(store), "pairs_of_rows": rows.tolist()})
-            copied, copies = _count(store, rows[:, 0], several), _count(against, rows[:, 1], several)
-            lines.append(f"{copied} equal {copies}{_show(rows)}")
-        file = _write({"method": "equal pixels", "against": _describe(against), "unlabeled": records}, against)
-        lines.append(f"  all pairs of rows (unlabeled, {role}) are in {file}")
+    several = len({store.split.source for found in findings for store in (found.images, found.against)}) > 1
+    for found in findings:
+        for kind, sign in (("equal", "="), ("are near copies of", "~")):
+            chosen = found.copies.equal if sign == "=" else ~found.copies.equal
+            rows, scores = found.rows[chosen], found.copies.scores[chosen]
+            copied, copies = _count(found.images, rows[:, 0], several), _count(found.against, rows[:, 1], several)
+            pairs = [f"{left} {sign} {right}" for left, right in rows]
+            if sign == "~":
+                pairs = [f"{pair} ({score:.2f})" for pair, score in zip(pairs, scores, strict=True)]
+            more = f" and {len(pairs) - SHOWN:,} more" if len(pairs) > SHOWN else ""
+            lines.append(f"{copied} {kind} {copies}" + (f": rows {', '.join(pairs[:SHOWN])}{more}" if pairs else ""))
     return lines
 
 
-def exact_duplicates(images: np.ndarray, against: np.ndarray) -> np.ndarray:
-    """Every pair of equal images, by a digest of 16 bytes of the pixels of each.
+def write_audit(findings: Sequence[Finding]) -> list[Path]:
+    """Writes `.audit.json` beside the store of each split that was audited against, and returns the files.
 
-    Args:
-        images: np.uint8 (N, H, W, 3), memory-mapped or not; read one image at a time.
-        against: np.uint8 (M, H, W, 3), likewise.
-
-    Returns:
-        Their indices, np.int64 (k, 2), ascending; an image that has several copies is in as many pairs.
+    Raises:
+        ConfigError: a file cannot be written.
     """
-    digests = _digests(against)
-    order = np.argsort(digests, kind="stable")
-    digests = digests[order]
-    found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(images), CHUNK):
-        chunk = _digests(images[start : start + CHUNK])
-        first, last = (np.searchsorted(digests, chunk, side) for side in ("left", "right"))
-        for place in np.flatnonzero(last > first):
-            copies = order[first[place] : last[place]]
-            found.append(np.stack([np.full(len(copies), start + place), copies], axis=1))
-    return np.concatenate(found)
+    files = []
+    for against in dict.fromkeys(found.against for found in findings):
+        parts = [
+            {**describe_store(found.images), "pairs": pair_records(found)}
+            for found in findings
+            if found.against is against
+        ]
+        file = against.path.with_suffix(".audit.json")
+        try:
+            file.write_text(json.dumps({"against": describe_store(against), "unlabeled": parts}))
+        except OSError as error:
+            raise ConfigError(UNWRITABLE.format(file=file, error=error)) from error
+        files.append(file)
+    return files
 
 
-def _digests(images: np.ndarray) -> np.ndarray:
-    """BLAKE2b of each image's size and pixels, (N,) of 16 bytes."""
-    digests = np.empty((len(images), DIGEST_BYTES), np.uint8)
-    size = str(images.shape[1:]).encode()
-    for digest, image in zip(digests, images, strict=True):
-        state = hashlib.blake2b(size, digest_size=DIGEST_BYTES)
-        state.update(np.ascontiguousarray(image).data)
-        digest[:] = np.frombuffer(state.digest(), np.uint8)
-    return digests.view(f"V{DIGEST_BYTES}")[:, 0]
+def pair_records(found: Finding) -> list[dict[str, int | float | str]]:
+    """Each pair for a JSON file: `row` and `against_row` of the splits, `kind` (`equal` or `near`) and `score`."""
+    return [
+        {
+            "row": int(row),
+            "against_row": int(against_row),
+            "kind": "equal" if equal else "near",
+            "score": round(float(score), 4),
+        }
+        for (row, against_row), equal, score in zip(found.rows, found.copies.equal, found.copies.scores, strict=True)
+    ]
 
 
-def _describe(store: Store) -> dict[str, str | int]:
+def describe_store(store: Store) -> dict[str, str | int]:
+    """Which images a store holds, for a JSON file."""
     split = store.split
     return {
         "source": split.source,
@@ -119,18 +181,3 @@ def _count(store: Store, rows: np.ndarray, several: bool) -> str:
     """`8 of 246 unlabeled images`, with the source if there is more than one."""
     source = f" of {store.split.source}" if several else ""
     return f"{len(np.unique(rows)):,} of {len(store.rows):,} {store.split.role} images{source}"
-
-
-def _show(rows: np.ndarray) -> str:
-    shown = ", ".join(f"{left} = {right}" for left, right in rows[:SHOWN])
-    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-    return f": rows {shown}{more}" if shown else ""
-
-
-def _write(record: dict, against: Store) -> Path:
-    file = against.path.with_suffix(".audit.json")
-    try:
-        file.write_text(json.dumps(record))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error}): choose another folder (--data.cache_dir)") from error
-    return file

@@ -8,6 +8,7 @@ Shapes: B images in a batch, H = W the side of the square images.
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ CHUNK = 1024  # images on their way to a GPU at a time
 class ImageSet:
     """Rows of several stores, joined and numbered from 0.
 
-    `labels` is np.int64 (n,), -1 and `class_names` empty where images have no class.
+    `labels` is np.int64 (n,), -1 and `class_names` empty where images have no class; `parts` is what it was made of.
 
     `rows` is np.int64 (n,), the number of each image in its split.
 
@@ -38,6 +39,7 @@ class ImageSet:
     def __init__(self, parts: Sequence[tuple[Store, np.ndarray]], note: str = "") -> None:
         self.note = note
         self.rows: np.ndarray = np.concatenate([store.rows[indices] for store, indices in parts])
+        self.parts = tuple(parts)
         self._images = [store.images for store, _ in parts]
         self._indices = np.concatenate([indices for _, indices in parts])
         self._part = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
@@ -54,6 +56,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def without(self, rows: np.ndarray) -> "ImageSet":
+        """The set less some of its rows, np.int64 (k,); at least one must be left."""
+        kept = np.delete(np.arange(len(self)), rows)
+        parts = [(store, self._indices[kept[self._part[kept] == part]]) for part, (store, _) in enumerate(self.parts)]
+        return ImageSet([(store, indices) for store, indices in parts if len(indices)])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -165,6 +173,31 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
             held_out.append((split, drawn))
     stores = _open(train + held_out, image_size, config)
     return _join(train, stores), _join(held_out, stores)
+
+
+def load_test_images(config: DataConfig, others: Sequence[str], image_size: int) -> list[ImageSet]:
+    """The test images of each source that has some, which pre-training must not have seen.
+
+    Args:
+        config: the sources and how they are split.
+        others: more sources, which must have test images.
+        image_size: side of the images.
+
+    Raises:
+        ConfigError: a source is wrong, an image of it cannot be decoded, or one of the others has no test images.
+    """
+    found = []
+    for source in dict.fromkeys((*config.sources, *others)):
+        own = source in config.sources
+        # classes that were named are those of the sources to train on
+        test = _carve(load_splits(config if own else replace(config, class_names=None), source), config).get("test")
+        require(
+            own or test is not None,
+            f"{source} has no test split with labels to audit against: name another source (--audit.sources)",
+        )
+        if test is not None:
+            found.append(_join([test], _open([test], image_size, config)))
+    return found
 
 
 def load_labelled_images(

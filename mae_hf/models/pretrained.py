@@ -15,6 +15,7 @@ from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 from mae_hf.models.places import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 
 PROCESSOR = "preprocessor_config.json"
+AUDIT = "audit.json"
 
 
 def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassification:
@@ -105,3 +106,28 @@ def read_normalization(name: str) -> tuple[Triple, Triple]:
     processor = json.loads(Path(file).read_text())
     mean, std = processor["image_mean"], processor["image_std"]
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def read_audit(name: str) -> dict[str, Any] | None:
+    """Which test images the model's pre-training has seen, a record as `mae_hf.data.seen` describes it; None without.
+
+    Raises:
+        ConfigError: there is no such model, or its `audit.json` cannot be read.
+    """
+    path = find_model(name, FIX_MODEL)
+    with opening(name, FIX_MODEL):
+        file = cached_file(path, AUDIT, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return None
+    try:
+        record = json.loads(Path(file).read_text())
+        complete = isinstance(record["pretrained"], bool) and isinstance(record["left_out"], bool)
+        complete = complete and all(isinstance(test["fingerprint"], str) for test in record["tests"])
+        complete = complete and all(isinstance(digest, str) for digest in record["seen"])
+        require(complete and isinstance(record["num_copies"], int), f"a value in {file} is of another kind")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{AUDIT} of {name} cannot be read ({error or type(error).__name__}): restore it, or remove it and the "
+            "scores on unseen test images with it"
+        ) from None
+    return dict(record)

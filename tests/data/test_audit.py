@@ -2,9 +2,7 @@
 
 import io
 import json
-import tracemalloc
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import datasets
@@ -13,7 +11,6 @@ import pytest
 from PIL import Image
 
 from mae_hf.config import ConfigError
-from mae_hf.data.audit import exact_duplicates
 from scripts import prepare_data
 
 SIZE = 12
@@ -23,9 +20,9 @@ def noise(num: int, seed: int, size: int = SIZE) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num, size, size, 3), np.uint8)
 
 
-def by_comparison(images: np.ndarray, against: np.ndarray) -> list[list[int]]:
-    """Every pair of equal images, each compared with each."""
-    return [[i, j] for i, j in product(range(len(images)), range(len(against))) if (images[i] == against[j]).all()]
+def equal(row: int, against_row: int) -> dict:
+    """What the file says of a pair of equal images."""
+    return {"row": row, "against_row": against_row, "kind": "equal", "score": 1.0}
 
 
 def write(folder: Path, kind: str = "PNG", **splits: np.ndarray | Sequence[np.ndarray]) -> Path:
@@ -55,67 +52,6 @@ def prepare(tmp_path: Path, capsys: pytest.CaptureFixture):
     return prepare
 
 
-# ---- pairs of equal images ----
-
-
-def test_copies_are_found_in_any_order():
-    against = noise(40, seed=1)
-    images = np.concatenate([noise(300, seed=2), against[[7, 3, 39]], noise(5, seed=3)])
-    assert exact_duplicates(images, against).tolist() == [[300, 7], [301, 3], [302, 39]]
-
-
-def test_nothing_is_found_where_nothing_is_copied():
-    pairs = exact_duplicates(noise(30, seed=1), noise(40, seed=2))
-    assert pairs.shape == (0, 2)
-    assert pairs.dtype == np.int64
-
-
-def test_several_copies_of_one_image_are_that_many_pairs():
-    random = np.random.default_rng(0)
-    originals = noise(6, seed=1)
-    images, against = originals[random.integers(0, 6, 50)], originals[random.integers(1, 6, 40)]
-    found = exact_duplicates(images, against).tolist()
-    assert found == by_comparison(images, against)
-    assert len(found) > 200
-
-
-def test_one_value_of_one_pixel_is_a_difference():
-    image = noise(1, seed=1)
-    other = image.copy()
-    other[0, -1, -1, -1] ^= 1
-    assert len(exact_duplicates(image, image)) == 1
-    assert len(exact_duplicates(image, other)) == 0
-
-
-def test_the_same_bytes_in_another_shape_are_another_image():
-    image = np.zeros((1, 4, 9, 3), np.uint8)
-    assert len(exact_duplicates(image, image.reshape(1, 6, 6, 3))) == 0
-
-
-def test_a_view_with_its_axes_swapped_is_compared_as_it_looks():
-    images = noise(3, seed=1)
-    turned = images.transpose(0, 2, 1, 3)
-    assert exact_duplicates(turned, np.ascontiguousarray(turned)).tolist() == [[0, 0], [1, 1], [2, 2]]
-    assert len(exact_duplicates(turned, images)) == 0
-
-
-def test_memory_does_not_grow_with_the_images_and_little_with_those_they_are_compared_with(tmp_path: Path):
-    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (4000, 8, 8, 3))
-    images[:] = noise(4000, seed=1, size=8)
-
-    def peak(num: int, num_against: int) -> int:
-        tracemalloc.start()
-        exact_duplicates(images[:num], ~images[:num_against])  # the inverse: no image equals one of these
-        result = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return result
-
-    peak(300, 300)  # the first call imports
-    inverse = 3 * 8 * 8
-    assert peak(4000, 500) - peak(1000, 500) < 3000 * 4  # kept digests would be 3000 * 16
-    assert (peak(4000, 4000) - peak(4000, 1000)) / 3000 < inverse + 48
-
-
 # ---- the command ----
 
 
@@ -125,7 +61,7 @@ def test_the_command_names_the_rows_and_writes_them_down(tmp_path: Path, prepare
     source = write(tmp_path / "source", train=noise(20, seed=4), test=test, unlabeled=unlabeled)
     printed, [record] = prepare(source, "--audit-against", "test")
     assert "3 of 9 unlabeled images equal 2 of 12 test images: rows 5 = 9, 6 = 4, 8 = 4\n" in printed
-    assert record["unlabeled"][0]["pairs_of_rows"] == [[5, 9], [6, 4], [8, 4]]
+    assert record["unlabeled"][0]["pairs"] == [equal(5, 9), equal(6, 4), equal(8, 4)]
     assert (record["against"]["split"], record["against"]["images"]) == ("test", 12)
     assert str(next((tmp_path / "cache").glob("test-*.audit.json"))) in printed
 
@@ -134,7 +70,7 @@ def test_the_command_says_so_when_nothing_is_copied(tmp_path: Path, prepare):
     source = write(tmp_path / "source", train=noise(20, seed=1), test=noise(4, seed=2), unlabeled=noise(6, seed=3))
     printed, [record] = prepare(source, "--audit-against", "train")
     assert "0 of 6 unlabeled images equal 0 of 20 train images\n" in printed
-    assert record["unlabeled"][0]["pairs_of_rows"] == []
+    assert record["unlabeled"][0]["pairs"] == []
 
 
 def test_without_the_flag_nothing_is_audited(tmp_path: Path, prepare):
@@ -153,14 +89,33 @@ def test_a_copy_in_another_file_format_is_found_at_any_size_of_the_runs(tmp_path
         assert "rows 0 = 11, 1 = 2\n" in printed
 
 
-def test_an_enlarged_copy_is_not_equal(tmp_path: Path, prepare):
+def test_an_enlarged_copy_is_not_equal_but_near_and_both_are_in_the_picture(tmp_path: Path, prepare):
     images = noise(20, seed=1)
-    large = images[:3].repeat(2, axis=1).repeat(2, axis=2)
+    large = images[:1].repeat(2, axis=1).repeat(2, axis=2)
     source = write(tmp_path / "source", train=images, unlabeled=[*large, images[6]])
-    assert (
-        "1 of 4 unlabeled images equal 1 of 20 train images: rows 3 = 6\n"
-        in prepare(source, "--audit-against", "train")[0]
-    )
+    printed, [record] = prepare(source, "--audit-against", "train")
+    assert "1 of 2 unlabeled images equal 1 of 20 train images: rows 1 = 6\n" in printed
+    assert "1 of 2 unlabeled images are near copies of 1 of 20 train images: rows 0 ~ 0 (0.9" in printed
+    near, same = record["unlabeled"][0]["pairs"]
+    assert (near["row"], near["against_row"], near["kind"]) == (0, 0, "near")
+    assert 0.9 < near["score"] < 1
+    assert same == equal(1, 6)
+    [picture] = (tmp_path / "cache").glob("*.audit-*.png")
+    assert str(picture) in printed
+    with Image.open(picture) as opened:
+        assert min(opened.size) > 100
+
+
+def test_an_audit_is_kept_beside_the_images_and_a_broken_one_is_made_again(tmp_path: Path, prepare):
+    source = write(tmp_path / "source", train=noise(20, seed=1), unlabeled=noise(20, seed=1)[:2])
+    prepare(source, "--audit-against", "train")
+    [kept] = (tmp_path / "cache").glob("copies-*.npz")
+    with np.load(kept) as whole:
+        forged = {**whole, "pairs": whole["pairs"][:1], "scores": whole["scores"][:1], "equal": whole["equal"][:1]}
+    np.savez(kept, **forged)
+    assert "1 of 2 unlabeled images equal 1 of" in prepare(source, "--audit-against", "train")[0]  # it was read
+    kept.write_bytes(b"not an archive")
+    assert "2 of 2 unlabeled images equal 2 of" in prepare(source, "--audit-against", "train")[0]
 
 
 def test_every_source_with_unlabeled_images_is_held_against_the_one_with_the_split(tmp_path: Path, prepare):
@@ -190,7 +145,7 @@ def test_many_pairs_are_shortened_on_the_screen_only(tmp_path: Path, prepare):
         write(tmp_path / "source", train=images, unlabeled=images[::-1]), "--audit-against", "train"
     )
     assert ", 9 = 10 and 10 more\n" in printed
-    assert record["unlabeled"][0]["pairs_of_rows"] == [[row, 19 - row] for row in range(20)]
+    assert record["unlabeled"][0]["pairs"] == [equal(row, 19 - row) for row in range(20)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""The score on the test images that pre-training has never seen."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mae_hf.evaluation.metrics import classification_metrics
+
+
+def unseen_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seen: np.ndarray | None
+) -> dict[str, float | int]:
+    """The scores of a classifier over the test images that pre-training has not seen.
+
+    Args:
+        probabilities: float (n, num_classes), what the softmax gave.
+        labels: int (n,), true classes.
+        class_names: the name of each class.
+        seen: bool (n,), whether pre-training has seen the image; None if that is not known.
+
+    Returns:
+        `num_seen_test_images`; `test_unseen/accuracy` and `test_unseen/loss` if any image is unseen, and
+        `test_unseen/f1` if one of every class is. Nothing if `seen` is None.
+    """
+    if seen is None:
+        return {}
+    found: dict[str, float | int] = {"num_seen_test_images": int(seen.sum())}
+    rest = np.flatnonzero(~seen)
+    if not len(rest):
+        return found
+    scores = classification_metrics(probabilities[rest].argmax(axis=1), labels[rest], probabilities[rest], class_names)
+    # the F1 of a class without images would be 0, and the mean too low
+    keys = ("accuracy", "loss", "f1") if len(np.unique(labels[rest])) == len(class_names) else ("accuracy", "loss")
+    return found | {f"test_unseen/{key}": scores[key] for key in keys}
+
+
+def describe_unseen(metrics: Mapping[str, Any]) -> str:
+    """The same in a line to print."""
+    num = metrics.get("num_seen_test_images")
+    if num is None:
+        return (
+            "not known which test images pre-training has seen: the model has no audit.json, or one for other test "
+            "images or another image size"
+        )
+    if not num:
+        return "pre-training has seen none of the test images"
+    if "test_unseen/accuracy" not in metrics:
+        return f"pre-training has seen all {num:,} test images: there is no score without them"
+    return f"pre-training has seen {num:,} test images; accuracy on the others {metrics['test_unseen/accuracy']:.4f}"

@@ -1,0 +1,36 @@
+"""Scores without the images that pre-training has seen, counted by hand."""
+
+import numpy as np
+import pytest
+
+from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
+
+NAMES = ("cat", "dog", "ship")
+#                         right            wrong            right            right            wrong
+PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.1, 0.5, 0.4], [0.2, 0.5, 0.3]])
+LABELS = np.array([0, 1, 2, 1, 2])
+
+
+def test_seen_images_do_not_count():
+    scores = unseen_metrics(PROBABILITIES, LABELS, NAMES, np.array([False, True, False, False, False]))
+    assert scores["num_seen_test_images"] == 1
+    assert scores["test_unseen/accuracy"] == 3 / 4
+    assert scores["test_unseen/loss"] == pytest.approx(-np.log([0.8, 0.8, 0.5, 0.3]).mean())
+    assert scores["test_unseen/f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert describe_unseen(scores) == "pre-training has seen 1 test images; accuracy on the others 0.7500"
+
+
+def test_f1_is_left_out_where_a_class_has_no_unseen_image():
+    scores = unseen_metrics(PROBABILITIES, LABELS, NAMES, np.array([True, False, False, False, False]))
+    assert scores.keys() == {"num_seen_test_images", "test_unseen/accuracy", "test_unseen/loss"}
+    assert scores["test_unseen/accuracy"] == 2 / 4
+
+
+def test_nothing_seen_all_seen_and_not_known_are_told_apart():
+    none, everything = (unseen_metrics(PROBABILITIES, LABELS, NAMES, np.full(5, seen)) for seen in (False, True))
+    assert none["test_unseen/accuracy"] == 3 / 5
+    assert "none of the test images" in describe_unseen(none)
+    assert everything == {"num_seen_test_images": 5}
+    assert "all 5 test images" in describe_unseen(everything)
+    assert unseen_metrics(PROBABILITIES, LABELS, NAMES, None) == {}
+    assert "not known" in describe_unseen({})
