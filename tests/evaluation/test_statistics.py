@@ -53,7 +53,7 @@ def test_the_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(1)
     intervals = [image_interval(rng.random(200) < 0.7) for _ in range(50)]
     covered = sum(i is not None and i.low <= 0.7 <= i.high for i in intervals)
-    assert 43 <= covered  # 47.5 expected, standard deviation 1.5
+    assert covered >= 43  # 47.5 expected, standard deviation 1.5
 
 
 @pytest.mark.parametrize(
