@@ -51,9 +51,9 @@ def test_images_that_are_all_alike_have_no_interval_rather_than_one_of_width_zer
 
 def test_the_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(1)
-    intervals = [image_interval(rng.random(200) < 0.7) for _ in range(100)]
+    intervals = [image_interval(rng.random(200) < 0.7) for _ in range(50)]
     covered = sum(i is not None and i.low <= 0.7 <= i.high for i in intervals)
-    assert 88 <= covered <= 100  # 95 expected, standard deviation 2.2
+    assert covered >= 43  # 47.5 expected, standard deviation 1.5
 
 
 @pytest.mark.parametrize(
