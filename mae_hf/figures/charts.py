@@ -221,9 +221,10 @@ def map_figure(
     """
     names = [label_of(name) for name in class_names]
     width = max(6.0, 3.9 * len(points_by_name))
-    columns = max(1, int(width / (0.08 * max(map(len, names)) + 0.55)))
-    legend_height = 0.2 * math.ceil(len(names) / columns)
-    figure = Figure(figsize=(width, 4.9 + legend_height), layout="constrained")
+    most_columns = max(1, int(width / (0.08 * max(map(len, names)) + 0.55)))
+    num_rows = math.ceil(len(names) / most_columns)
+    columns = math.ceil(len(names) / num_rows)  # no name alone in the last row
+    figure = Figure(figsize=(width, 4.9 + 0.2 * num_rows), layout="constrained")
     panels = figure.subplots(1, len(points_by_name), squeeze=False)[0]
     for panel, (name, points) in zip(panels, points_by_name.items(), strict=True):
         for index, class_name in enumerate(names):

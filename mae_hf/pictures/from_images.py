@@ -27,7 +27,7 @@ SEED = 0  # of the drawn test images and of the maps
 _SEEN = {
     networks.PRETRAINED: "no labels seen",
     networks.UNTRAINED: "random weights",
-    networks.SCRATCH: "trained on the labels",
+    networks.SCRATCH: "labels seen",
 }
 
 
