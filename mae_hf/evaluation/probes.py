@@ -7,7 +7,7 @@ Shapes: n images, D features, C classes.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,45 +124,58 @@ def linear_probe(train: Labelled, validation: Labelled | None, test_features: np
 
     Args:
         train: at least two classes.
-        validation: images to choose on. None: cross-validation among the training images, in as many parts as the
-            rarest class has images, at most 5; where that is one, the strength is `FIXED_STRENGTH`.
+        validation: images on whose accuracy to choose. None: the log loss of cross-validation among the training
+            images chooses, since a few images often have the same accuracy; in as many parts as the rarest class has
+            images, at most 5. Where that is one, the strength is `FIXED_STRENGTH`.
         test_features: float (n, D).
         num_classes: C.
 
     Returns:
-        The probe with the best validation accuracy; of equals, the one with the strongest penalty. `settings` holds
-        its inverse strength `C`.
+        The probe that is best on validation; of equals, the one with the strongest penalty. `settings` holds its
+        inverse strength `C`. It has learnt from all of `train`.
 
     Raises:
         ConfigError: features that are not finite, or training labels of one class only.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     check_finite(train_features=train.features, test_features=test_features)
     counts = np.unique(train.labels, return_counts=True)[1]
     require(len(counts) > 1, "all training images have one class: a linear probe needs two or more (--data.source)")
-    num_parts = min(MAX_PARTS, int(counts.min()))
     if validation is not None:
         check_finite(validation_features=validation.features)
-    strengths = STRENGTHS if validation is not None or num_parts > 1 else (FIXED_STRENGTH,)
-    best, best_accuracy, best_strength = None, None, 0.0
-    for strength in strengths:
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-        if validation is not None:
-            accuracy = classifier.fit(*train).score(*validation)
-        elif num_parts > 1:
-            parts = StratifiedKFold(num_parts, shuffle=True, random_state=0)
-            accuracy = cross_val_score(classifier, *train, cv=parts).mean()
-        else:
-            accuracy = None
-        if best_accuracy is None or accuracy > best_accuracy:
-            best, best_accuracy, best_strength = classifier, accuracy, strength
-    assert best is not None
-    if validation is None:
-        best.fit(*train)
+        candidates = [_on_validation(train, validation, strength) for strength in STRENGTHS]
+    elif counts.min() > 1:
+        num_parts = min(MAX_PARTS, int(counts.min()))
+        candidates = [_cross_validated(train, strength, num_parts) for strength in STRENGTHS]
+    else:
+        candidates = [(0.0, None, FIXED_STRENGTH)]
+    _, accuracy, strength = max(candidates, key=lambda candidate: candidate[0])
+    best = _regression(strength).fit(*train)
     probabilities = np.zeros((len(test_features), num_classes), np.float32)
     probabilities[:, best.classes_] = best.predict_proba(test_features)
-    return Probe(probabilities, None if best_accuracy is None else float(best_accuracy), {"C": best_strength})
+    return Probe(probabilities, accuracy, {"C": strength})
+
+
+def _regression(strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+
+
+def _on_validation(train: Labelled, validation: Labelled, strength: float) -> tuple[float, float | None, float]:
+    """What decides, the accuracy and the strength."""
+    accuracy = float(_regression(strength).fit(*train).score(*validation))
+    return accuracy, accuracy, strength
+
+
+def _cross_validated(train: Labelled, strength: float, num_parts: int) -> tuple[float, float | None, float]:
+    """The same, of each training image when it is in the part that was left out."""
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    parts = StratifiedKFold(num_parts, shuffle=True, random_state=0)
+    held_out = cross_val_predict(_regression(strength), *train, cv=parts, method="predict_proba")
+    classes = np.unique(train.labels)
+    accuracy = float((classes[held_out.argmax(axis=1)] == train.labels).mean())
+    return -float(log_loss(train.labels, held_out)), accuracy, strength

@@ -69,7 +69,7 @@ def run_finetuning(script: Path, config: FinetuneConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
     if not (folder / "metrics.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        written, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")
+        written, log = (folder.with_name(f"{folder.name}.{ending}") for ending in ("yaml", "log"))
         written.write_text(cli.dump(config))
         with log.open("a") as output:
             command = [sys.executable, str(script), "--config", str(written)]

@@ -90,7 +90,11 @@ def _draw_group(
 
 def _label_budgets(panel: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """A tick at each budget: the number of labels, and what part of all they are."""
-    ticks = {row["num_labels"]: f"{row['num_labels']:.0f}\n{100 * row['fraction']:g} %" for row in rows}
+    parts: dict[float, list[float]] = {}  # 1 and 5 % of few images can be the same number
+    for row in rows:
+        if row["fraction"] not in parts.setdefault(row["num_labels"], []):
+            parts[row["num_labels"]].append(row["fraction"])
+    ticks = {n: f"{n:.0f}\n{', '.join(f'{100 * part:g}' for part in of_n)} %" for n, of_n in parts.items()}
     panel.set_xscale("log")
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks(list(ticks), list(ticks.values()), fontsize=8)

@@ -84,12 +84,13 @@ def summarize(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The summary for the console, in per cent."""
-    lines = [f"{'labels':>8} {'arm':8} {'method':9} {'pooling':8} {'accuracy':>15} {'macro-F1':>15}  sets"]
+    lines = [f"{'labels':>8} {'part':>6} {'arm':8} {'method':9} {'pooling':8} {'accuracy':>15} {'macro-F1':>15}  sets"]
     for row in rows:
         accuracy, f1 = (_percent(row[f"{name}_mean"], row[f"{name}_sd"]) for name in ("accuracy", "f1"))
+        part = "fold" if row["fraction"] is None else f"{100 * row['fraction']:g} %"
         lines.append(
-            f"{row['num_labels']:8.0f} {row['arm']:8} {row['method']:9} {row['pooling'] or '-':8} {accuracy:>15} "
-            f"{f1:>15}  {row['n']}"
+            f"{row['num_labels']:8.0f} {part:>6} {row['arm']:8} {row['method']:9} {row['pooling'] or '-':8} "
+            f"{accuracy:>15} {f1:>15}  {row['n']}"
         )
     return "\n".join(lines)
 

@@ -101,22 +101,24 @@ def test_the_linear_probe_takes_the_strength_that_is_best_on_validation():
     np.testing.assert_allclose(probe.probabilities, models[best].predict_proba(test.features), atol=1e-6)
 
 
-def test_without_validation_the_linear_probe_cross_validates_and_learns_from_all_labels():
-    train, _, test = blobs(2)
+def test_without_validation_the_log_loss_of_cross_validation_chooses_and_all_labels_are_learnt_from():
+    train, _, test = blobs(0)
     parts = StratifiedKFold(5, shuffle=True, random_state=0)
-    scores = {}
+    losses, accuracies = {}, {}
     for strength in probes.STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-        scores[strength] = np.mean(
-            [
-                model.fit(train.features[a], train.labels[a]).score(train.features[b], train.labels[b])
-                for a, b in parts.split(*train)
-            ]
-        )
-    best = max(scores, key=lambda c: (scores[c], -c))
+        of_truth, right = [], []
+        for seen, left_out in parts.split(*train):
+            model.fit(train.features[seen], train.labels[seen])
+            held_out = model.predict_proba(train.features[left_out])
+            of_truth += held_out[np.arange(len(left_out)), train.labels[left_out]].tolist()
+            right += (held_out.argmax(axis=1) == train.labels[left_out]).tolist()
+        losses[strength], accuracies[strength] = -np.log(of_truth).mean(), np.mean(right)
+    best = min(losses, key=losses.__getitem__)
+    assert best != max(accuracies, key=accuracies.__getitem__)  # the two would not choose alike
     probe = linear_probe(train, None, test.features, 3)
     assert probe.settings == {"C": best}
-    assert probe.validation_accuracy == pytest.approx(scores[best])
+    assert probe.validation_accuracy == pytest.approx(accuracies[best])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=best, max_iter=2000)).fit(*train)
     np.testing.assert_allclose(probe.probabilities, model.predict_proba(test.features), atol=1e-6)
 

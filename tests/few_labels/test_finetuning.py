@@ -56,7 +56,9 @@ def test_a_finished_run_is_read_and_its_checkpoints_removed(tmp_path: Path):
 def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text("import sys; print(sys.argv[1:]); sys.exit('error: no such thing')")
-    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "one")
-    with pytest.raises(RunError, match=r"runs/one failed \(error: no such thing\): see .*one\.log"):
+    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "budget-0.1-model")
+    with pytest.raises(
+        RunError, match=r"runs/budget-0\.1-model failed \(error: no such thing\): see .*/budget-0\.1-model\.log"
+    ):
         run_finetuning(script, config)
-    assert cli.load(FinetuneConfig, tmp_path / "runs" / "one.yaml") == config
+    assert cli.load(FinetuneConfig, tmp_path / "runs" / "budget-0.1-model.yaml") == config

@@ -25,6 +25,7 @@ def lines(fractions: tuple, draws: int) -> list[dict]:
 
 def test_budgets_are_on_a_log_axis_with_numbers_parts_and_error_bars(tmp_path: Path):
     measured = lines((0.05, 0.25, 1.0), 3)
+    measured += [line | {"fraction": 0.01} for line in measured if line["fraction"] == 0.05]
     figure = few_labels_figure(summarize(measured), measured, "UNOFFICIAL label budgets")
     assert [axes.get_title() for axes in figure.axes][:2] == [
         "kNN on frozen features",
@@ -33,9 +34,9 @@ def test_budgets_are_on_a_log_axis_with_numbers_parts_and_error_bars(tmp_path: P
     panel = figure.axes[0]
     assert panel.get_xscale() == "log" and "log scale" in panel.get_xlabel()
     assert panel.get_ylabel() == "test accuracy (%), mean ± standard deviation"
-    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["15\n5 %", "75\n25 %", "300\n100 %"]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["15\n1, 5 %", "75\n25 %", "300\n100 %"]
     line, _, (bars,) = panel.containers[0]
-    assert line.get_xdata().tolist() == [15, 75, 300]
+    assert line.get_xdata().tolist() == [15, 15, 75, 300]
     assert line.get_ydata()[0] == pytest.approx(100 * (0.5 + 0.3 * 0.05 + 0.02))
     low, high = bars.get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx(2)  # the sample deviation of 0, 2 and 4 points
