@@ -15,7 +15,7 @@ LEVELS = (
     ("config",),
     ("cli", "data", "models"),
     ("optim", "objectives", "machine"),
-    ("evaluation", "figures", "checkpoint", "tracking"),
+    ("evaluation", "figures", "audit_figure", "checkpoint", "tracking"),
     ("training",),
     ("comparison",),
     ("pictures",),
