@@ -45,6 +45,7 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
         "class_names": comparison.scratch[0].class_names,
         "f1_per_class": {name: run.scores["f1_per_class"] for name, run in arms(comparison).items()},
         "confusion_matrix": {name: run.scores["confusion_matrix"] for name, run in arms(comparison).items()},
+        "calibration_error": drawn.calibration_error,
         "trustworthiness": drawn.trustworthiness,
         "notes": [*comparison.notes(), *drawn.notes],
     }

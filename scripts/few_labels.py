@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.data.sources import load_splits
     from mae_hf.few_labels.finetuning import finetune_config, run_finetuning
     from mae_hf.few_labels.frozen import load_features, measure_probe, weights_digest
+    from mae_hf.few_labels.measurements import Results, check_inputs, summarize, table
     from mae_hf.few_labels.picture import few_labels_figure
     from mae_hf.few_labels.protocol import describe_protocol, is_official, label_sets
-    from mae_hf.few_labels.results import Results, check_inputs, summarize, table
     from mae_hf.machine import attention_for, use_cpu_well
     from mae_hf.models.classifier import SHAPE_KEYS, build_classifier
     from mae_hf.models.pretrained import image_size_of, open_encoder, read_normalization

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- leaks ----
     if config.audit_against:
         from mae_hf import figures
-        from mae_hf.audit_figure import pairs_figure
+        from mae_hf.figures.pairs import pairs_figure
 
         findings = audit(stores, config.audit_against)
         print("\n".join(describe(findings)))

@@ -50,9 +50,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder_holds_what_the_contract_says(runs: Path):
     common = {"config.yaml", "run.json", "metrics.jsonl", "metrics.json", "checkpoints", "figures", "model"}
-    assert {path.name for path in (runs / "pretrain").iterdir()} == common | {"trackers"}
+    assert {path.name for path in (runs / "pretrain").iterdir()} == common | {"trackers", "audit.json"}
     assert {path.name for path in (runs / "finetune").iterdir()} == common | {"predictions.parquet"}
-    model = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    model = {"config.json", "model.safetensors", "preprocessor_config.json", "audit.json"}
     assert {path.name for path in (runs / "pretrain" / "model").iterdir()} == model | {"README.md", "encoder"}
     assert {path.name for path in (runs / "pretrain" / "model" / "encoder").iterdir()} == model
     assert {path.name for path in (runs / "finetune" / "model").iterdir()} == model | {"README.md"}

@@ -126,16 +126,18 @@ def _near_copies(images: np.ndarray, against: np.ndarray) -> dict[tuple[int, int
     for start in range(0, len(against), CHUNK):
         thumbnails = _thumbnails(against[start : start + CHUNK], side)
         grey.append(thumbnails.mean(1).half())
+        detailed = _has_detail(thumbnails.mean(1))[:, None]  # without, all cosines are 0
         for kept, (mirrored, box) in zip(frequencies, views, strict=True):
-            kept.append(_low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box))
+            kept.append(_low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed)
     partners, whole = torch.cat(grey), [torch.cat(kept) for kept in frequencies]
     warps = [*(_warp(box) for _, box in views), *(_inverse(_warp(box)) for box in CROPS)]
     scores: dict[tuple[int, int], float] = {}
     for start in range(0, len(images), CHUNK):
         thumbnails = _thumbnails(images[start : start + CHUNK], side)
-        own = _low_frequencies(thumbnails, WHOLE)
-        products = [(own, other) for other in whole]  # the image is a part of its partner, or the whole
-        products += [(_low_frequencies(thumbnails, box), whole[0]) for box in CROPS]  # the partner is a part of it
+        detailed = _has_detail(thumbnails.mean(1))[:, None]
+        own = [_low_frequencies(thumbnails, box) * detailed for box in (WHOLE, *CROPS)]
+        products = [(own[0], other) for other in whole]  # the image is a part of its partner, or the whole
+        products += [(part, whole[0]) for part in own[1:]]  # the partner is a part of it
         for view, (ours, theirs) in enumerate(products):
             rows, columns = _candidates(ours, theirs)
             mine, other = thumbnails.mean(1)[rows], partners[columns].float()
@@ -154,7 +156,7 @@ def _thumbnails(images: np.ndarray, side: int) -> torch.Tensor:
 
 
 def _low_frequencies(thumbnails: torch.Tensor, box: Box) -> torch.Tensor:
-    """The low frequencies of a part of each image but for its mean, (n, F) of norm 1, or 0 without detail.
+    """The low frequencies of a part of each image but for its mean, (n, F) of norm 1.
 
     Weighted, because a photograph's fall off with 1 / f, and its colours say less than its brightness: left so, all
     skies would be alike. Brightness and contrast have no part in it.
@@ -165,11 +167,10 @@ def _low_frequencies(thumbnails: torch.Tensor, box: Box) -> torch.Tensor:
     colours = functional.normalize(colours, dim=1) * torch.tensor([[1.0], [2], [2]])
     f = torch.arange(GRID)
     weights = (f[:, None] ** 2 + f**2).float().clamp_min(1) ** 0.375
-    found = (of_rows @ torch.einsum("oc,nchw->nohw", colours, thumbnails) @ of_columns.T) * weights
+    found = torch.einsum("oc,nchw->nohw", colours, of_rows @ thumbnails @ of_columns.T) * weights
     brightness = found[:, 0].flatten(1)[:, 1:]
     difference = found[:, 1:, :COLOUR_GRID, :COLOUR_GRID].flatten(1)
-    described = functional.normalize(torch.cat([brightness, difference], 1), dim=1)
-    return described * _has_detail(thumbnails.mean(1))[:, None]
+    return functional.normalize(torch.cat([brightness, difference], 1), dim=1)
 
 
 def _cosines() -> torch.Tensor:

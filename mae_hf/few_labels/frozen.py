@@ -19,7 +19,7 @@ from mae_hf.data.images import ImageSet
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.probes import Labelled, Probe, knn_probe, linear_probe
 from mae_hf.evaluation.probing import POOLINGS, scores_of
-from mae_hf.few_labels.results import Results
+from mae_hf.few_labels.measurements import Results
 
 _PROBES: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe}
 

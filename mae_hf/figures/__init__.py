@@ -1,4 +1,4 @@
-"""The figures: `charts` draws numbers, `sheets` pictures; `save` writes either.
+"""The figures: `charts` draws numbers, `sheets` pictures, `pairs` those of an audit; `save` writes any of them.
 
 Every function returns a `Figure` of its own, without pyplot and its global state. All are readable in grey: what
 differs in colour differs in line style, marker, hatch or lightness as well.

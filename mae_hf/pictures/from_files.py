@@ -27,7 +27,7 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
             SCRATCH: [run.history for run in comparison.scratch],
         },
         "Fine-tuning on the same labels",
-        target=comparison.scratch[0].best_validation_accuracy,
+        target=comparison.results.target,
     )
     class_names = comparison.scratch[0].class_names
     confusion = charts.confusion_figure(

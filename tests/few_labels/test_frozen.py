@@ -16,7 +16,7 @@ from mae_hf.config import DataConfig
 from mae_hf.data.images import load_labelled_images
 from mae_hf.few_labels import frozen
 from mae_hf.few_labels.frozen import FrozenFeatures, load_features, measure_probe, weights_digest
-from mae_hf.few_labels.results import Results
+from mae_hf.few_labels.measurements import Results
 
 DATA = DataConfig(source="digits", class_names=None)
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

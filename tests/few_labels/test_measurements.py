@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from mae_hf.config import ConfigError
-from mae_hf.few_labels.results import Results, check_inputs, summarize, table
+from mae_hf.few_labels.measurements import Results, check_inputs, summarize, table
 
 
 def line(label_set: str, accuracy: float, **fields) -> dict:

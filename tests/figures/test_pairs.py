@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mae_hf.audit_figure import COLUMNS, SHOWN, pairs_figure
 from mae_hf.data.copies import Copies
+from mae_hf.figures.pairs import COLUMNS, SHOWN, pairs_figure
 
 
 def draw(num: int):

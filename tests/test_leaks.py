@@ -1,0 +1,103 @@
+"""Test images among those of pre-training, from the first command to the last score."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SIZE = 16
+MODEL = ("--model.image_size", SIZE, "--model.patch_size", 4, "--model.hidden_size", 16)
+MODEL = (*MODEL, "--model.num_hidden_layers", 1, "--model.num_attention_heads", 2, "--model.intermediate_size", 16)
+DECODER = ("--model.decoder_hidden_size", 16, "--model.decoder_num_hidden_layers", 1)
+DECODER = (*DECODER, "--model.decoder_num_attention_heads", 2, "--model.decoder_intermediate_size", 16)
+TRAIN = ("--train.batch_size", 16, "--train.epochs", 1, "--train.warmup_epochs", 0)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 train, 12 test and 50 unlabeled images of noise; test images 0, 3 and 7 are among the unlabeled."""
+    folder = tmp_path_factory.mktemp("source")
+    random = np.random.default_rng(0)
+    tests = random.integers(0, 256, (12, SIZE, SIZE, 3), np.uint8)
+    for role, num in (("train", 40), ("test", 12), ("unlabeled", 50)):
+        images = tests if role == "test" else random.integers(0, 256, (num, SIZE, SIZE, 3), np.uint8)
+        if role == "unlabeled":
+            images[:3] = tests[[0, 3, 7]]
+        for number, image in enumerate(images):
+            name = "unlabeled" if role == "unlabeled" else f"{role}/{'cat' if number < num / 2 else 'dog'}"
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def succeed(script: str, *words: object) -> str:
+    command = [sys.executable, f"scripts/{script}.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+@pytest.mark.slow
+def test_copies_are_left_out_counted_and_written_into_the_card(source: Path, tmp_path: Path):
+    pretrain = ("--data.source", source, *MODEL, *DECODER, *TRAIN, "--output_dir", tmp_path)
+    printed = succeed("pretrain", *pretrain)
+    line = "3 images are copies of 3 of the 12 test images: left out"
+    assert line in printed
+    record = read(tmp_path / "run.json")
+    assert record["num_copies_of_test_images"] == 3
+    assert record["num_train_images"] + record["num_held_out_images"] == 40 + 50 - 3
+    assert [(pair["row"], pair["against_row"]) for pair in read(tmp_path / "audit.json")["pairs"]] == [
+        (0, 0),
+        (1, 3),
+        (2, 7),
+    ]
+    assert line in (tmp_path / "model" / "README.md").read_text()
+    for folder in (tmp_path / "model", tmp_path / "model" / "encoder"):
+        shared = (folder / "audit.json").read_text()
+        assert str(source.parent) not in shared
+        assert json.loads(shared)["tests"][0]["num_copied"] == 3
+    # as a crash leaves it: the resumed run sees the same images
+    (tmp_path / "metrics.json").unlink()
+    succeed("pretrain", *pretrain)
+    assert read(tmp_path / "run.json")["data_fingerprint"] == record["data_fingerprint"]
+
+
+@pytest.mark.slow
+def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: Path, tmp_path: Path):
+    data = ("--data.source", source)
+    printed = succeed(
+        "pretrain", *data, *MODEL, *DECODER, *TRAIN, "--audit.leave_out", "false", "--output_dir", tmp_path / "mae"
+    )
+    assert "3 of the 12 test images: not left out" in printed
+    tune = (*data, *MODEL, *TRAIN, "--augment.mixup", 0, "--augment.cutmix", 0)
+    encoder = tmp_path / "mae" / "model" / "encoder"
+    printed = succeed("finetune", *tune, "--model.init", encoder, "--output_dir", tmp_path / "tuned")
+    assert "pre-training has seen 3 test images" in printed
+    table = pq.read_table(tmp_path / "tuned" / "predictions.parquet").to_pydict()
+    right = np.equal(table["prediction"], table["label"])
+    final = read(tmp_path / "tuned" / "metrics.json")
+    assert final["num_seen_test_images"] == 3
+    assert final["test/accuracy"] == pytest.approx(right.mean())
+    assert final["test_unseen/accuracy"] == pytest.approx(np.delete(right, [0, 3, 7]).mean())
+    assert "not left out" in (tmp_path / "tuned" / "model" / "README.md").read_text()
+
+    evaluate = ("--model", tmp_path / "tuned", *data)
+    succeed("evaluate", *evaluate, "--output_dir", tmp_path / "known")
+    known = read(tmp_path / "known" / "metrics.json")
+    for key in ("num_seen_test_images", "test_unseen/accuracy", "test_unseen/f1", "test_unseen/loss"):
+        assert known[key] == pytest.approx(final[key], rel=1e-4)
+    (tmp_path / "tuned" / "model" / "audit.json").unlink()
+    printed = succeed("evaluate", *evaluate, "--output_dir", tmp_path / "unknown")
+    assert "not known which test images pre-training has seen" in printed
+    assert not any("unseen" in key for key in read(tmp_path / "unknown" / "metrics.json"))
