@@ -7,7 +7,7 @@ from pathlib import Path
 from mae_hf import networks
 from mae_hf.comparison import Comparison
 from mae_hf.config import ConfigError
-from mae_hf.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores, read_probabilities
+from mae_hf.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
 from mae_hf.pictures.from_images import draw_attention, draw_maps, draw_mistakes
 from mae_hf.pictures.picture import Picture, arms
 
@@ -46,7 +46,7 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
         (folder / f"{name}.png").unlink(missing_ok=True)
     pictures = draw_scores(comparison, folder)
     notes: list[str] = []
-    probabilities = {arm: read_probabilities(run) for arm, run in arms(comparison).items()}
+    probabilities = {arm: run.probabilities for arm, run in arms(comparison).items()}
     picture, calibration_error = draw_reliability(comparison, probabilities, folder)
     pictures.append(picture)
     trust: dict[str, float] = {}

@@ -7,15 +7,15 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mae_hf import figures
-from mae_hf.comparison import Comparison, Run
+from mae_hf.comparison import Comparison
 from mae_hf.evaluation.calibration import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts
 from mae_hf.pictures.picture import PRETRAINED, SCRATCH, Picture, arms
+from mae_hf.runs import Run
 
 
 def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
@@ -63,13 +63,6 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
             figures.save(bars, folder / "f1_per_class.png"), "F1 of each class", "F1 of each class on the test images."
         ),
     ]
-
-
-def read_probabilities(run: Run) -> NDArray[np.float64]:
-    """The class probabilities of the test images, (n, C), in the order of `run.labels`."""
-    table = pq.read_table(run.path / "predictions.parquet", columns=["index", "probabilities"])
-    order = np.argsort(table["index"].to_numpy())
-    return np.asarray(table["probabilities"].to_pylist(), dtype=np.float64)[order]
 
 
 def draw_reliability(

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from mae_hf.comparison import Comparison, Run
+from mae_hf.comparison import Comparison
+from mae_hf.runs import Run
 
 PRETRAINED, SCRATCH = "MAE pre-trained", "from scratch"
 

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from run_folders import HALF, THREE, write_run
 
 from mae_hf.comparison import Comparison, compare
 from mae_hf.figures import charts
-from mae_hf.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores, read_probabilities
+from mae_hf.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
 
 
 @pytest.fixture
@@ -31,14 +30,6 @@ def test_a_class_without_test_images_has_no_f1(comparison, tmp_path, monkeypatch
         assert list(scores) == ["cat", "dog", "cow"]
         assert np.isnan(list(scores.values())).tolist() == [False, False, True]
     assert drawn["MAE pre-trained"]["cat"] == pytest.approx(1.0)
-
-
-def test_probabilities_are_in_the_order_of_the_images(tmp_path, comparison):
-    path = comparison.scratch[0].path / "predictions.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.take([2, 0, 3, 1]), path)
-    expected = np.array(table["probabilities"].to_pylist())
-    np.testing.assert_array_equal(read_probabilities(comparison.scratch[0]), expected)
 
 
 def test_the_caption_says_when_there_are_too_few_images_for_a_reliability_diagram(comparison, tmp_path):
