@@ -193,7 +193,7 @@ def _reached(epochs: float) -> float | None:
 def _differences(first: Run, other: Run) -> list[str]:
     """`key value` of every setting of the recipe in which `other` differs from `first`."""
     settings = dict(first.recipe)
-    return [f"{key} {value}" for key, value in other.recipe if settings[key] != value]
+    return [f"{key} {value}" for key, value in other.recipe if settings.get(key) != value]
 
 
 def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
@@ -240,10 +240,10 @@ def _best_recipe_first(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _check_seeds(runs: Sequence[Run]) -> None:
-    by_seed: dict[int, Run] = {}
+    by_seed: dict[tuple[int, str], Run] = {}
     for run in runs:
         seed = run.config.train.seed
-        other = by_seed.setdefault(seed, run)
+        other = by_seed.setdefault((seed, run.config.model.init), run)
         require(
             other is run,
             f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}: counted as two seeds "

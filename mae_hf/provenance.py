@@ -5,18 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mae_hf import cli
+from mae_hf.config import ConfigError, PretrainConfig
+
 
 @dataclass(frozen=True)
 class Provenance:
     """What is left of the pre-training run that an encoder comes from.
 
     Args:
+        config: its resolved config; None where the run is not there any more.
         record: its run.json; empty where the run is not there any more.
         audit: its audit.json, which says how many pre-training images are copies of test images; None where there is
             none.
         problem: why a file that is there could not be read; None where all could.
     """
 
+    config: PretrainConfig | None
     record: dict[str, Any]
     audit: dict[str, Any] | None
     problem: str | None
@@ -30,7 +35,7 @@ def find_provenance(init: str) -> Provenance:
     """
     start = Path(init).expanduser()
     if not start.is_dir():
-        return Provenance({}, None, None)
+        return Provenance(None, {}, None, None)
     above = [start, *list(start.resolve().parents)[:2]]
     run = next((place for place in above if (place / "run.json").is_file()), start)
     places = [start, run, run / "model", run / "model" / "encoder", start / "encoder"]
@@ -44,4 +49,8 @@ def find_provenance(init: str) -> Provenance:
                 raise ValueError("not a JSON object")
         except (OSError, ValueError) as error:
             content[name], problem = None, f"{path} cannot be read: {error}"
-    return Provenance(content["run.json"] or {}, content["audit.json"], problem)
+    try:
+        config = cli.load(PretrainConfig, run / "config.yaml") if (run / "config.yaml").is_file() else None
+    except ConfigError as error:
+        config, problem = None, str(error)
+    return Provenance(config, content["run.json"] or {}, content["audit.json"], problem)

@@ -16,6 +16,7 @@ import numpy as np
 
 from mae_hf import cli
 from mae_hf.config import ConfigError, FinetuneConfig, require
+from mae_hf.provenance import find_provenance
 
 # Scores that differ by less are the same score, computed twice.
 TOLERANCE = 1e-6
@@ -27,6 +28,7 @@ _REQUIRED_METRICS = ("test/accuracy", "test/f1", "eval/accuracy", "best_epoch")
 _NOT_RECIPE = {
     "output_dir", "data.source", "data.cache_dir", "data.on_device", "train.seed", "train.compile", "train.trackers",
     "train.log_every_steps", "train.save_every_epochs", "train.keep_checkpoints", "train.per_device_batch_size",
+    "train.figure_every_epochs", "train.probe_every_epochs",
     "hub.push", "hub.repo_id", "hub.private",
 }  # fmt: skip
 
@@ -84,8 +86,16 @@ class Run:
 
     @property
     def recipe(self) -> tuple[tuple[str, Any], ...]:
-        """Every setting that may change the result, without the seed: runs that agree in it differ by chance."""
-        return tuple((key, value) for key, value in cli.flatten(self.config) if key not in _NOT_RECIPE)
+        """Every setting that may change the result, without the seed: runs that agree in it differ by chance.
+
+        An encoder counts by the settings of its pre-training, where that run is there: several seeds are one recipe.
+        """
+        own = tuple((key, value) for key, value in cli.flatten(self.config) if key not in _NOT_RECIPE)
+        pretraining = None if self.from_scratch else find_provenance(self.config.model.init).config
+        if pretraining is None:
+            return own
+        theirs = ((f"pretraining.{key}", value) for key, value in cli.flatten(pretraining) if key not in _NOT_RECIPE)
+        return (*(pair for pair in own if pair[0] != "model.init"), *theirs)
 
 
 def read_run(path: str | Path) -> Run:

@@ -11,7 +11,7 @@ from mae_hf import background
 from mae_hf.comparison import Comparison, compare
 from mae_hf.provenance import Provenance
 
-NOTHING = Provenance({}, None, None)
+NOTHING = Provenance(None, {}, None, None)
 
 
 def change(folder: Path, name: str, **values: object) -> None:
@@ -43,7 +43,7 @@ def text(html: str) -> str:
 
 
 def test_data_are_counted_and_those_of_pre_training_where_they_are_known(comparison):
-    words = text(background.data(comparison, Provenance({"num_train_images": 1240}, None, None)))
+    words = text(background.data(comparison, Provenance(None, {"num_train_images": 1240}, None, None)))
     for expected in (
         "training images, with labels | 270",
         "validation images, for every decision | unknown",
@@ -60,14 +60,14 @@ def test_data_are_counted_and_those_of_pre_training_where_they_are_known(compari
 def audit(**values: object) -> Provenance:
     """Of a pre-training run that looked for 4 test images and found copies of 3."""
     tests = [{"source": "<b>", "images": 4, "num_copied": 3, "num_seen": 2, "fingerprint": "f"}]
-    return Provenance({}, {"left_out": False, "tests": tests, **values}, None)
+    return Provenance(None, {}, {"left_out": False, "tests": tests, **values}, None)
 
 
 def test_without_an_audit_the_page_says_that_leaks_are_not_known(comparison):
     words = text(background.leaks(comparison, NOTHING))
     assert "It is not known whether pre-training has seen these test images" in words
     assert "runs/pretrain/x has no audit.json" in words
-    assert "(broken)" in text(background.leaks(comparison, Provenance({}, None, "broken")))
+    assert "(broken)" in text(background.leaks(comparison, Provenance(None, {}, None, "broken")))
     assert "not known" in (words := text(background.leaks(comparison, audit()))) and "(others were looked for)" in words
 
 
@@ -105,7 +105,7 @@ def test_the_environment_of_every_run_is_there_and_unknown_is_said(comparison):
 
 
 def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
-    provenance = Provenance({"command": "scripts/pretrain.py --x 1", "num_processes": 1}, None, None)
+    provenance = Provenance(None, {"command": "scripts/pretrain.py --x 1", "num_processes": 1}, None, None)
     html = background.reproduce(comparison, provenance, "out dir")
     assert re.findall(r"<code>(.*?)</code>", html) == [
         "accelerate launch --num_processes 1 scripts/pretrain.py --x 1",

@@ -21,11 +21,13 @@ def pretraining(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("audit", [".", "model", "model/encoder"])
 def test_the_audit_and_record_are_found_from_the_run_its_model_or_its_encoder(pretraining, init, audit):
     (pretraining / audit / "audit.json").write_text('{"num_equal": 8}')
-    assert find_provenance(str(pretraining / init)) == Provenance({"num_train_images": 1240}, {"num_equal": 8}, None)
+    assert find_provenance(str(pretraining / init)) == Provenance(
+        None, {"num_train_images": 1240}, {"num_equal": 8}, None
+    )
 
 
 def test_a_model_without_a_run_or_an_audit_has_none(tmp_path):
-    nothing = Provenance({}, None, None)
+    nothing = Provenance(None, {}, None, None)
     assert find_provenance("user/name") == find_provenance(str(tmp_path)) == nothing
 
 
@@ -33,7 +35,7 @@ def test_a_model_folder_that_was_moved_away_from_its_run_still_has_its_audit(pre
     (pretraining / "model" / "encoder" / "audit.json").write_text('{"num_equal": 8}')
     (tmp_path / "audit.json").write_text('{"num_equal": "of something else"}')
     moved = (pretraining / "model").rename(tmp_path / "model")
-    assert find_provenance(str(moved)) == Provenance({}, {"num_equal": 8}, None)
+    assert find_provenance(str(moved)) == Provenance(None, {}, {"num_equal": 8}, None)
     assert find_provenance(str(pretraining)).audit is None
 
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from run_folders import write_run
 
-from mae_hf.config import ConfigError
+from mae_hf import cli
+from mae_hf.config import ConfigError, PretrainConfig, PretrainTrainConfig
 from mae_hf.runs import read_run
 
 THREE = (True, True, True, False)
@@ -138,3 +139,16 @@ def test_seed_place_and_machine_are_no_part_of_the_recipe(tmp_path, folder):
     again = read_run(write_run(tmp_path / "again", "encoder", THREE, seed=7, source="elsewhere"))
     other = read_run(write_run(tmp_path / "other", "encoder", THREE, layer_decay=1.0))
     assert read_run(folder).recipe == again.recipe != other.recipe
+
+
+def test_encoders_of_several_pre_training_seeds_are_one_recipe(tmp_path):
+    inits = []
+    for name, seed, epochs in (("one", 0, 5.0), ("two", 1, 5.0), ("longer", 2, 9.0)):
+        config = PretrainConfig(train=PretrainTrainConfig(seed=seed, epochs=epochs, warmup_epochs=0), output_dir=name)
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / name / "config.yaml").write_text(cli.dump(config))
+        inits.append(tmp_path / name / "model")
+    runs = [read_run(write_run(tmp_path / f"run {init.parent.name}", str(init), THREE)) for init in inits]
+    assert runs[0].recipe == runs[1].recipe != runs[2].recipe
+    assert set(runs[2].recipe) - set(runs[0].recipe) == {("pretraining.train.epochs", 9.0)}
