@@ -232,7 +232,12 @@ def test_few_labels_go_on_where_they_stopped_and_say_that_drawn_folds_are_unoffi
 @pytest.mark.slow
 def test_few_labels_are_fine_tuned_as_runs_of_their_own(runs: Path, tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text((ROOT / "configs/finetune/digits.yaml").read_text().replace("epochs: 40", "epochs: 2"))
+    recipe.write_text(
+        (ROOT / "configs/finetune/digits.yaml")
+        .read_text()
+        .replace("epochs: 40", "epochs: 2")
+        .replace("warmup_epochs: 5", "warmup_epochs: 0")
+    )
     script = (sys.executable, "scripts/few_labels.py", "--model", runs / "pretrain", "--data.source", "digits")
     script = (*script, "--protocol", "budgets", "--draws", "1", "--method", "finetune", "--min_steps", "4")
     folder = tmp_path / "few"
