@@ -1,7 +1,7 @@
 """Experiment: how many planted copies the audit finds, what else it calls a copy, and what it costs.
 
 python docs/experiments/copies.py recall UNLABELED STL10 FIGURE.png   # by kind, and what was not planted
-python docs/experiments/copies.py cost UNLABELED STL10                # time and memory at 100,000 x 13,000
+python docs/experiments/copies.py cost UNLABELED STL10 100000         # time and memory at so many
 
 UNLABELED and STL10 are sources as in `--data.source`.
 """
@@ -26,7 +26,7 @@ from mae_hf.data.sources import load_splits
 from mae_hf.data.store import open_store
 from mae_hf.figures.pairs import pairs_figure
 
-NUM_PLANTED = 400  # originals, each planted once in every kind
+NUM_PLANTED = 100  # originals, each planted once in every kind
 BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -96,10 +96,10 @@ def measure_recall(unlabeled: np.ndarray, labelled: np.ndarray, figure: str) -> 
     figures.save(pairs_figure(unlabeled, labelled, near, near.pairs, "not planted"), figure)
 
 
-def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray) -> None:
-    """Time and memory at 100,000 images, which are the unlabeled ones again and again, memory-mapped."""
+def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray, num: str) -> None:
+    """Time and memory at `num` images, which are the unlabeled ones again and again, memory-mapped."""
     with tempfile.NamedTemporaryFile(suffix=".npy") as file:
-        many = np.lib.format.open_memmap(file.name, "w+", np.uint8, (100_000, 96, 96, 3))
+        many = np.lib.format.open_memmap(file.name, "w+", np.uint8, (int(num), 96, 96, 3))
         for start in range(0, len(many), len(unlabeled)):
             many[start : start + len(unlabeled)] = unlabeled[: len(many) - start]
         many.flush()
@@ -128,7 +128,7 @@ def main() -> None:
     what, unlabeled, stl10, *rest = sys.argv[1:]
     labelled = load(stl10, ("test", "train"))
     images = np.concatenate([load(unlabeled, ("unlabeled",)), load(stl10, ("unlabeled",))])
-    measure_recall(images, labelled, *rest) if what == "recall" else measure_cost(images, labelled)
+    measure_recall(images, labelled, *rest) if what == "recall" else measure_cost(images, labelled, *rest)
 
 
 if __name__ == "__main__":

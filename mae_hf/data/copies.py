@@ -27,6 +27,7 @@ ALIKE = 0.7  # least cosine of a candidate's low frequencies
 PROMISING = 0.5  # least correlation of the fine structure when laid over each other at half size
 NEAR = 0.82  # least correlation of the fine structure of a near copy
 DETAILED = 0.2  # least part of the fine structure that is finest, between neighbouring pixels of a thumbnail
+CLIP = 3.0  # times the mean size of the fine structure, where it is cut off: else two black bars are alike
 CONTRAST = 1.0  # least standard deviation of the fine structure, in grey levels
 
 Box = tuple[tuple[float, float], tuple[float, float]]
@@ -281,8 +282,10 @@ def _lay_over(
 
 
 def _correlation(first: torch.Tensor, second: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted correlation of each pair of (K, S, S), (K,)."""
+    """Weighted correlation of each pair of (K, S, S), outliers cut off, (K,)."""
     total = weights.sum((1, 2), keepdim=True)
+    limits = [CLIP * (values.abs() * weights).sum((1, 2), keepdim=True) / total for values in (first, second)]
+    first, second = first.clamp(-limits[0], limits[0]), second.clamp(-limits[1], limits[1])
     first, second = (values - (values * weights).sum((1, 2), keepdim=True) / total for values in (first, second))
     norms = (first.square() * weights).sum((1, 2)) * (second.square() * weights).sum((1, 2))
     return (first * second * weights).sum((1, 2)) / norms.sqrt().clamp_min(1e-6)

@@ -79,6 +79,8 @@ def describe_audit(record: Record) -> str:
         return "trained from scratch: no test image was seen without its label"
     if not record["tests"]:
         return "no test images to look for: name a source that has some (--audit.sources)"
+    if not record["num_copies"]:
+        return f"no image is a copy of one of the {sum(test['images'] for test in record['tests']):,} test images"
     tests = " and ".join(f"{test['num_copied']:,} of the {test['images']:,} test images" for test in record["tests"])
     done = "left out" if record["left_out"] else "not left out"
     return f"{record['num_copies']:,} images are copies of {tests}: {done}"

@@ -77,6 +77,13 @@ def test_copies_that_stay_are_known_when_the_test_images_are_scored(leaky: Path)
     assert describe_audit(record).endswith("4 images are copies of 3 of the 4 test images: not left out")
 
 
+def test_no_copies_are_said_to_be_none_and_change_no_set(image_folder: Path):
+    before = load_pretraining_images(config(image_folder), SIZE)
+    *after, record = audit(image_folder)
+    assert [images.fingerprint for images in after] == [images.fingerprint for images in before]
+    assert describe_audit(record) == "no image is a copy of one of the 4 test images"
+
+
 def test_a_copy_that_is_only_held_out_was_not_seen(image_folder: Path):
     held_out = config(image_folder)
     [number, *_] = numbers(load_pretraining_images(held_out, SIZE)[1])
