@@ -20,8 +20,8 @@ def unseen_metrics(
         seen: bool (n,), whether pre-training has seen the image; None if that is not known.
 
     Returns:
-        `num_seen_test_images`; `test_unseen/accuracy` and `test_unseen/loss` if any image is unseen, and
-        `test_unseen/f1` if one of every class is. Nothing if `seen` is None.
+        `num_seen_test_images`, and if any image is unseen `test_unseen/accuracy`, `/f1` and `/loss`. Nothing if `seen`
+        is None.
     """
     if seen is None:
         return {}
@@ -30,9 +30,7 @@ def unseen_metrics(
     if not len(rest):
         return found
     scores = classification_metrics(probabilities[rest].argmax(axis=1), labels[rest], probabilities[rest], class_names)
-    # the F1 of a class without images would be 0, and the mean too low
-    keys = ("accuracy", "loss", "f1") if len(np.unique(labels[rest])) == len(class_names) else ("accuracy", "loss")
-    return found | {f"test_unseen/{key}": scores[key] for key in keys}
+    return found | {f"test_unseen/{key}": scores[key] for key in ("accuracy", "f1", "loss")}
 
 
 def describe_unseen(metrics: Mapping[str, Any]) -> str:

@@ -45,7 +45,8 @@ class ShuffledDecoder(ViTMAEDecoder):
 
     def __init__(self, config: ViTMAEConfig, num_patches: int) -> None:
         super().__init__(config, num_patches)
-        self.decoder_layers[-1] = LastLayer(self.config)
+        with torch.random.fork_rng(devices=[]):  # a seed goes on to give the weights that it gives without this layer
+            self.decoder_layers[-1] = LastLayer(self.config)
 
     def forward(
         self, hidden_states: Tensor, ids_restore: Tensor, num_decoded: int | None = None
