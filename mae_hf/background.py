@@ -68,7 +68,11 @@ def _seen(run: Run, provenance: Provenance) -> str:
             f"pre-trained arm's numbers may be too high ({provenance.problem or missing})."
         )
     if seen == 0:
-        return f"Pre-training has seen none of the {count:,} test images, nor a near copy of one."
+        return (
+            f"The audit before pre-training has left none of the {count:,} test images, and no near copy that it finds,"
+            " among the images of pre-training. It does not find every crop, and of images without fine detail only "
+            "equal ones."
+        )
     known = f"Pre-training has seen {seen:,} of the {count:,} test images, or near copies of them, without labels."
     if "test_unseen/accuracy" not in run.metrics:
         return f"{known} No score without them can be given."
@@ -78,11 +82,13 @@ def _seen(run: Run, provenance: Provenance) -> str:
 
 def recipe(comparison: Comparison) -> str:
     """The settings of both arms that may change a result, with those that differ marked."""
-    ours, baseline = (dict(arm[0].recipe) for arm in comparison.chosen)
+    ours, baseline = (dict(arm[0].settings) for arm in comparison.chosen)
     differing = [key for key in ours if ours[key] != baseline[key]]
     rows = [(key, _setting(ours[key]), Cell(_setting(baseline[key]), marked=key in differing)) for key in ours]
     note = f"The arms differ in {', '.join(differing)}, marked with ≠, and in nothing else that may change a result."
-    return paragraphs(note) + table("Settings of the recipe that speaks for each arm", ("setting", *_ARMS), rows)
+    html = paragraphs(note) + table("Settings of the recipe that speaks for each arm", ("setting", *_ARMS), rows)
+    pretraining = [(key, _setting(value)) for key, value in comparison.pretrained[0].pretraining]
+    return html + (table("Settings of its pre-training", ("setting", _ARMS[0]), pretraining) if pretraining else "")
 
 
 def _setting(value: Any) -> str:

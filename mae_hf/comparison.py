@@ -72,11 +72,11 @@ class Comparison:
         )
 
     def _verdict(self) -> str:
-        interval = self.results.gain_interval
+        interval, p_value = self.results.gain_interval, self.results.seeds_p_value
         if round(self.points, 1) == 0:
             return "less than 0.1 points apart"
         verdict = f"{self.points:+.1f} points"
-        if interval and interval.low <= 0 <= interval.high:
+        if (interval and interval.low <= 0 <= interval.high) or (p_value is not None and p_value > 0.05):
             return f"{verdict}, which may be chance"
         return verdict + (", so pre-training did not help here" if self.points < 0 else "")
 
@@ -101,9 +101,11 @@ class Comparison:
         ours, baseline = map(len, self.chosen)
         if ours == baseline == 1:
             return "one seed each, so the spread over seeds is unknown"
+        p_value = self.results.seeds_p_value
+        test = f", Welch's t over seeds p = {p_value:.2g}" if p_value is not None else ""
         if ours == baseline:
-            return f"mean ± standard deviation of {ours} seeds each"
-        return f"{_count(ours, 'seed')} pre-trained and {baseline} from scratch"
+            return f"mean ± standard deviation of {ours} seeds each{test}"
+        return f"{_count(ours, 'seed')} pre-trained and {baseline} from scratch{test}"
 
     def _selection(self) -> list[str]:
         """What validation has chosen from."""
@@ -240,10 +242,10 @@ def _best_recipe_first(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _check_seeds(runs: Sequence[Run]) -> None:
-    by_seed: dict[tuple[int, str], Run] = {}
+    by_seed: dict[tuple[int, Path], Run] = {}
     for run in runs:
         seed = run.config.train.seed
-        other = by_seed.setdefault((seed, run.config.model.init), run)
+        other = by_seed.setdefault((seed, Path(run.config.model.init).expanduser().resolve()), run)
         require(
             other is run,
             f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}: counted as two seeds "

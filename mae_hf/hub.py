@@ -85,11 +85,17 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
         recipe = f"{config.model.mask_ratio:.0%} of the patches hidden, loss {config.model.loss}"
         recipe += " on patches normalised one by one" if config.model.norm_pix_loss else ""
         explanation = "`eval/loss` is the loss on images held out from training, with fixed masks."
+        if any(key.startswith("probe/") for key in metrics):
+            explanation += (
+                " `probe/` looks at the features with labels of train and validation images; training had none."
+            )
     else:
         origin = "random weights" if config.model.init == SCRATCH else f"the encoder {_link(config.model.init)}"
         use, kind = _USE_CLASSIFIER, f"A ViT image classifier, trained on {sources}, starting from {origin}"
         recipe = f"drop-path {config.model.drop_path:g}, layer-wise learning rate decay {config.train.layer_decay:g}"
         explanation = "`test/` is measured on the test images; `eval/` on the validation images, which chose the epoch."
+        if "test_unseen/accuracy" in metrics:
+            explanation += " `test_unseen/` leaves out the test images that pre-training has seen."
     return "\n".join(
         [
             "---",

@@ -20,6 +20,7 @@ from mae_hf.evaluation.statistics import (
     mcnemar,
     mean_under_curve,
     over_seeds,
+    welch,
 )
 from mae_hf.runs import TOLERANCE, Run
 
@@ -76,6 +77,7 @@ class Results:
         num_test_images: n.
         gain: test accuracy that pre-training gained, in 0..1; negative where it lost.
         gain_interval: its paired bootstrap over test images.
+        seeds_p_value: of Welch's t-test of the seeds' accuracies; None without several seeds in both arms.
         pairs: a test for each pair of runs.
         target: the scratch arm's best validation accuracy, the mean over its seeds.
         epochs: the range of epochs in which every run was evaluated; None if there is none.
@@ -87,6 +89,7 @@ class Results:
     num_test_images: int
     gain: float
     gain_interval: Interval | None
+    seeds_p_value: float | None
     pairs: tuple[Pair, ...]
     target: float
     epochs: tuple[float, float] | None
@@ -125,6 +128,7 @@ def measure(pretrained: Sequence[Run], scratch: Sequence[Run]) -> Results:
         num_test_images=len(difference),
         gain=float(difference.mean()),
         gain_interval=image_interval(difference),
+        seeds_p_value=welch(arms[0].accuracy.values, arms[1].accuracy.values),
         pairs=tuple(
             Pair(
                 str(ours.path),
@@ -184,8 +188,6 @@ def _shared_epochs(runs: Sequence[Run]) -> tuple[float, float] | None:
 
 def _pairs(pretrained: Sequence[Run], scratch: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Runs of equal seed; where there are none, the best of each arm by validation."""
-    by_seed = {run.config.train.seed: run for run in scratch}
-    ours = sorted(pretrained, key=lambda run: run.config.train.seed)
-    return [(run, by_seed[run.config.train.seed]) for run in ours if run.config.train.seed in by_seed] or [
-        (pretrained[0], scratch[0])
-    ]
+    # of several encoders fine-tuned with one seed the best by validation: a scratch run is in one pair
+    ours, baseline = ({run.config.train.seed: run for run in reversed(arm)} for arm in (pretrained, scratch))
+    return [(ours[seed], baseline[seed]) for seed in sorted(ours) if seed in baseline] or [(pretrained[0], scratch[0])]

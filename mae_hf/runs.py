@@ -9,6 +9,7 @@ Shapes: n test images, C classes, E evaluations of a run.
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from mae_hf import cli
 from mae_hf.config import ConfigError, FinetuneConfig, require
-from mae_hf.provenance import find_provenance
+from mae_hf.provenance import Provenance, find_provenance
 
 # Scores that differ by less are the same score, computed twice.
 TOLERANCE = 1e-6
@@ -85,17 +86,30 @@ class Run:
         return max(self.curve[1])
 
     @property
+    def settings(self) -> tuple[tuple[str, Any], ...]:
+        """Every setting of the run itself that may change the result, without the seed."""
+        return tuple((key, value) for key, value in cli.flatten(self.config) if key not in _NOT_RECIPE)
+
+    @cached_property
+    def pretraining(self) -> tuple[tuple[str, Any], ...]:
+        """The same of the pre-training of its encoder, and its images; empty from scratch or where it is not there."""
+        found = Provenance(None, {}, None, None) if self.from_scratch else find_provenance(self.config.model.init)
+        if found.config is None:
+            return ()
+        images = found.record.get("data_fingerprint", found.config.data.sources)
+        theirs = ((key, value) for key, value in cli.flatten(found.config) if key not in _NOT_RECIPE)
+        return (("images", images), *theirs)
+
+    @property
     def recipe(self) -> tuple[tuple[str, Any], ...]:
         """Every setting that may change the result, without the seed: runs that agree in it differ by chance.
 
         An encoder counts by the settings of its pre-training, where that run is there: several seeds are one recipe.
         """
-        own = tuple((key, value) for key, value in cli.flatten(self.config) if key not in _NOT_RECIPE)
-        pretraining = None if self.from_scratch else find_provenance(self.config.model.init).config
-        if pretraining is None:
-            return own
-        theirs = ((f"pretraining.{key}", value) for key, value in cli.flatten(pretraining) if key not in _NOT_RECIPE)
-        return (*(pair for pair in own if pair[0] != "model.init"), *theirs)
+        if not self.pretraining:
+            return self.settings
+        own = (pair for pair in self.settings if pair[0] != "model.init")
+        return (*own, *((f"pretraining.{key}", value) for key, value in self.pretraining))
 
 
 def read_run(path: str | Path) -> Run:

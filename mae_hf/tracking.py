@@ -81,6 +81,7 @@ class RunLog:
         self._accelerator = accelerator
         self._folder = Path(config.output_dir)
         self._path = self._folder / "metrics.jsonl"
+        self._check_images(step, facts)
         accelerator.wait_for_everyone()  # the others may still be looking into the folder
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,16 @@ class RunLog:
     def _first_start(self) -> str:
         path = self._folder / "run.json"
         return str(json.loads(path.read_text())["start"]) if path.exists() else _now()
+
+    def _check_images(self, step: int, facts: dict[str, Any]) -> None:
+        """A run that goes on must see the images that it began with: crops and masks are drawn by their number."""
+        path = self._folder / "run.json"
+        began = json.loads(path.read_text()).get("data_fingerprint") if step and path.exists() else None
+        require(
+            began in (None, facts.get("data_fingerprint")),
+            f"{self._folder} began with other training images (data_fingerprint {began}, now "
+            f"{facts.get('data_fingerprint')}): bring them back, or start anew in another --output_dir",
+        )
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         write_text(self._folder / name, json.dumps(content, indent=2) + "\n")

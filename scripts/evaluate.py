@@ -78,6 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         values, by_probe = probe_features(config.probes, features, labels, images["train"].class_names)
         metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
         metrics |= {"labels": images["train"].note or "all labels", **values}
+        seen = seen_test_images(read_audit(config.model), images["test"])
+        for name, of_probe in by_probe.items():
+            unseen = unseen_metrics(of_probe, labels["test"], images["test"].class_names, seen)
+            accelerator.print(f"{name}: {describe_unseen(unseen)}")
+            for key in ("accuracy", "f1"):
+                if f"test_unseen/{key}" in unseen:
+                    metrics[f"{name.replace('-', '/')}/unseen_{key}"] = unseen[f"test_unseen/{key}"]
 
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

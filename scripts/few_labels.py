@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fingerprints = " ".join(part.fingerprint for part in images.values())
     inputs = {"protocol": protocol, "data": fingerprints, "weights": weights_digest(encoder)}
-    check_inputs(folder / "inputs.json", inputs | ({"recipe": cli.dump(recipe)} if recipe else {}))
+    if recipe:
+        inputs |= {"recipe": cli.dump(recipe), "min_steps": str(config.min_steps)}
+    check_inputs(folder / "inputs.json", inputs)
     results = Results(folder / "results.jsonl")
 
     # ---- one label set after the other ----

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from run_folders import write_run
 
-from mae_hf import background
+from mae_hf import background, cli
 from mae_hf.comparison import Comparison, compare
+from mae_hf.config import PretrainConfig
 from mae_hf.provenance import Provenance
 
 NOTHING = Provenance(None, {}, None, None)
@@ -83,7 +84,7 @@ def test_test_images_that_were_seen_are_counted_and_the_score_without_them_is_gi
 def test_none_and_all_test_images_seen_are_said_as_such(runs):
     change(runs[0], "metrics.json", num_seen_test_images=0)
     words = text(background.leaks(compare(runs[:1], runs[1:]), audit(tests=[])))
-    assert "seen none of the 4 test images" in words and "audit.json" not in words
+    assert "has left none of the 4 test images" in words and "audit.json" not in words
     change(runs[0], "metrics.json", num_seen_test_images=4)
     assert "No score without them can be given" in text(background.leaks(compare(runs[:1], runs[1:]), audit()))
 
@@ -93,6 +94,16 @@ def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):
     assert "The arms differ in model.init, train.layer_decay, marked with ≠, and in nothing else" in text(html)
     assert re.findall(r"<mark>(.*?)</mark>", html) == ["≠ scratch", "≠ 1.0"]
     assert "output_dir" not in html and "train.seed" not in html
+
+
+def test_the_settings_of_a_pre_training_run_that_is_there_have_a_table(tmp_path, runs):
+    (tmp_path / "pre").mkdir()
+    (tmp_path / "pre" / "run.json").write_text("{}")
+    (tmp_path / "pre" / "config.yaml").write_text(cli.dump(PretrainConfig(output_dir="pre")))
+    ours = write_run(tmp_path / "ours", str(tmp_path / "pre"), (True, True, True, False))
+    words = text(background.recipe(compare([ours], [runs[1]])))
+    assert "The arms differ in model.init" in words
+    assert "Settings of its pre-training" in words and "model.mask_ratio | 0.75" in words
 
 
 def test_the_environment_of_every_run_is_there_and_unknown_is_said(comparison):

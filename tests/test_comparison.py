@@ -127,6 +127,25 @@ def test_a_seed_that_a_recipe_has_twice_is_refused(tmp_path, runs):
     assert "scratch and " in message and "again are the same recipe with the same train.seed 0" in message
 
 
+def test_an_encoder_that_is_named_in_two_ways_is_one_seed(tmp_path, runs):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "config.yaml").write_text("{}")
+    twice = [write_run(tmp_path / name, f"{tmp_path}/encoder{end}", THREE) for name, end in (("a", ""), ("b", "/."))]
+    assert "are the same recipe with the same train.seed 0" in refuses(twice, [runs[1]])
+
+
+def test_a_gain_that_is_within_the_spread_of_the_seeds_may_be_chance(tmp_path):
+    arms = [
+        [write_run(tmp_path / f"{init}{i}", init, right(n), labels=LABELS, seed=i) for i, n in enumerate(counts)]
+        for init, counts in (("encoder", (8, 5)), ("scratch", (2, 5)))
+    ]
+    comparison = compare(*arms)
+    assert comparison.results.gain_interval.low > 0  # images alone would call it a gain
+    assert "+37.5 points, which may be chance" in comparison.answer()
+    # t = sqrt(2) with 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
+    assert "mean ± standard deviation of 2 seeds each, Welch's t over seeds p = 0.29" in comparison.answer()
+
+
 def test_a_run_that_is_given_twice_is_refused(runs):
     assert "is given more than once" in refuses([runs[0], runs[0] / ".." / runs[0].name], [runs[1]])
 

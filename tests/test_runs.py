@@ -143,12 +143,14 @@ def test_seed_place_and_machine_are_no_part_of_the_recipe(tmp_path, folder):
 
 def test_encoders_of_several_pre_training_seeds_are_one_recipe(tmp_path):
     inits = []
-    for name, seed, epochs in (("one", 0, 5.0), ("two", 1, 5.0), ("longer", 2, 9.0)):
+    pretrainings = [("one", 0, 5.0, "a"), ("two", 1, 5.0, "a"), ("longer", 2, 9.0, "a"), ("others", 3, 5.0, "b")]
+    for name, seed, epochs, images in pretrainings:
         config = PretrainConfig(train=PretrainTrainConfig(seed=seed, epochs=epochs, warmup_epochs=0), output_dir=name)
         (tmp_path / name / "model").mkdir(parents=True)
-        (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / name / "run.json").write_text(json.dumps({"data_fingerprint": images}))
         (tmp_path / name / "config.yaml").write_text(cli.dump(config))
         inits.append(tmp_path / name / "model")
     runs = [read_run(write_run(tmp_path / f"run {init.parent.name}", str(init), THREE)) for init in inits]
     assert runs[0].recipe == runs[1].recipe != runs[2].recipe
     assert set(runs[2].recipe) - set(runs[0].recipe) == {("pretraining.train.epochs", 9.0)}
+    assert set(runs[3].recipe) - set(runs[0].recipe) == {("pretraining.images", "b")}

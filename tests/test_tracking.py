@@ -54,6 +54,14 @@ def test_a_run_is_unfinished_until_its_final_metrics_are_there(tmp_path):
     assert inspect_run(config) == "finished"
 
 
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config)
+    with pytest.raises(ConfigError, match=r"run began with other training images \(data_fingerprint abc, now xyz\)"):
+        start(config, step=3, facts=FACTS | {"data_fingerprint": "xyz"})
+    start(config, step=0, facts=FACTS | {"data_fingerprint": "xyz"})  # nothing was trained: it starts anew
+
+
 def test_another_config_is_refused_with_every_difference(tmp_path):
     config = config_for(tmp_path / "run")
     start(config).finish({})

@@ -1,6 +1,6 @@
 """The images a run sees: which rows of which splits, as batches of uint8.
 
-No decision is taken on test: pre-training never opens it, validation is carved from train.
+No decision is taken on test: pre-training opens it only to leave copies of it out, validation is carved from train.
 
 Shapes: B images in a batch, H = W the side of the square images.
 """

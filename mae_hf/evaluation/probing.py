@@ -3,6 +3,7 @@
 Shapes: n images, D features, C classes.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,12 +103,16 @@ def online_probe(
 
     Returns:
         By pooling, `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1` and `probe/rankme_POOLING` of the train images.
+        Nothing, with a warning, where the features are not finite: a look at the encoder does not end its training.
     """
     encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
     with accelerator.autocast():
         voters, queries = (
             extract_features(accelerator, encoder, images, data, batch_size) for images in (train, validation)
         )
+    if not all(np.isfinite(part[pooling]).all() for part in (voters, queries) for pooling in POOLINGS):
+        warnings.warn("no probe of this encoder: its features are not finite", stacklevel=2)
+        return {}
     values: dict[str, float] = {}
     for pooling in POOLINGS:
         neighbours = Labelled(voters[pooling], train.labels)

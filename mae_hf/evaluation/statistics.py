@@ -143,6 +143,21 @@ def over_seeds(values: Sequence[float], use_median: bool = False) -> OverSeeds:
     return OverSeeds(tuple(map(float, array)), float(center(array)), sd, low, high, kind)
 
 
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The two-sided p-value of Welch's t-test (1947): whether two arms' means differ by more than their seeds do.
+
+    Args:
+        first: a number of each seed of one arm.
+        second: of the other arm.
+
+    Returns:
+        None where an arm has a single seed, or neither arm has any spread.
+    """
+    if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
+        return None
+    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+
+
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:
     """The area under a curve between two epochs, divided by their distance: the mean height of the curve.
 

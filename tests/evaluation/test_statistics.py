@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, t
 
 from mae_hf.evaluation.statistics import (
     MIN_SEEDS,
@@ -14,6 +14,7 @@ from mae_hf.evaluation.statistics import (
     mcnemar,
     mean_under_curve,
     over_seeds,
+    welch,
 )
 
 
@@ -128,3 +129,11 @@ def test_the_first_epoch_that_reaches_the_target_counts():
     assert epochs_to_reach([1, 2, 3, 4], [0.2, 0.5, 0.4, 0.6], 0.5) == 2
     assert epochs_to_reach([1, 2], [0.2, 0.5], 0.51) == math.inf
     assert epochs_to_reach([], [], 0.5) == math.inf
+
+
+def test_welch_compares_the_means_of_seeds_and_needs_several_of_each():
+    # by hand: means 0.62 and 0.59, variances 1e-4 and 4e-4, 3 seeds each: t = 0.03 / sqrt(5e-4 / 3), 2.94 degrees
+    p_value = welch([0.61, 0.62, 0.63], [0.57, 0.59, 0.61])
+    assert p_value == pytest.approx(2 * t.sf(0.03 / (5e-4 / 3) ** 0.5, 25 / 17 * 2), rel=1e-9)
+    assert welch([0.6], [0.5, 0.4]) is None
+    assert welch([0.6, 0.6], [0.5, 0.5]) is None
