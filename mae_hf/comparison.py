@@ -128,6 +128,11 @@ class Comparison:
             notes.append(
                 f"The arms have different numbers of seeds ({len(ours)} pre-trained, {len(baseline)} from scratch)."
             )
+        if max(len(ours), len(baseline)) > 1:
+            notes.append(
+                "Pictures other than curves, and the numbers in them, are of one run of each arm, its best seed by "
+                f"validation: {ours[0].path} and {baseline[0].path}."
+            )
         precisions = {str(run.record.get("mixed_precision")) for arm in self.chosen for run in arm}
         if len(precisions) > 1:
             notes.append(f"The runs were not made in one precision ({', '.join(sorted(precisions))}).")

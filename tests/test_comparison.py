@@ -81,6 +81,7 @@ def test_a_recipe_counts_with_all_its_seeds_and_is_chosen_by_their_mean(tmp_path
     assert (
         "exact McNemar p of the pair of equal seed = 1" in answer and "1 seed pre-trained and 3 from scratch" in answer
     )
+    assert any(note.endswith(f"{runs[0]} and {tmp_path / 'steady1'}.") for note in comparison.notes())
     assert any("single seed has no spread" in note for note in comparison.notes())
     assert any("different numbers of seeds (1 pre-trained, 3 from scratch)" in note for note in comparison.notes())
 

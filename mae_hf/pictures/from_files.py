@@ -43,9 +43,8 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
         },
         f"F1 on the {len(labels):,} test images",
     )
-    thin = (
-        " Each arm's best run by validation accuracy is bold, the others are thin." if len(comparison.runs) > 2 else ""
-    )
+    bold = " Bold is the best run by validation accuracy of the recipe that speaks for an arm, thin all others."
+    thin = bold if len(comparison.runs) > 2 else ""
     return [
         Picture(
             figures.save(curves, folder / "curves.png"),
