@@ -91,8 +91,9 @@ def draw_reliability(
 def draw_reconstructions(run: Run, folder: Path, notes: list[str]) -> list[Picture]:
     """A copy of what the pre-training run that `run` started from drew: reconstructions over time, else the newest."""
     start = Path(run.config.model.init).expanduser()
-    # `init` may name the run, its model/ or its model/encoder/.
-    runs = [place for place in (start, *list(start.resolve().parents)[:2]) if (place / "config.yaml").is_file()]
+    # `init` may name the run, its model/ or its model/encoder/; above what is no folder, such as a Hub id, lies no run
+    places = (start, *list(start.resolve().parents)[:2]) if start.is_dir() else ()
+    runs = [place for place in places if (place / "config.yaml").is_file()]
     for place in runs:
         found = sorted(place.glob("figures/reconstruction*.png"), key=lambda path: (path.stat().st_mtime, path.name))
         found = [path for path in found if path.name == OVER_TIME] or found
