@@ -61,3 +61,13 @@ def test_no_reconstruction_is_said(comparison, tmp_path):
     notes: list[str] = []
     assert draw_reconstructions(comparison.pretrained[0], tmp_path, notes) == []
     assert notes == [f"No reconstruction: {tmp_path / 'encoder'} has no figures/reconstruction*.png"]
+
+
+def test_a_hub_id_has_no_reconstruction_whatever_lies_in_the_folder_of_the_command(comparison, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "figures").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "figures" / "reconstruction-1.png")
+    run = comparison.pretrained[0]
+    object.__setattr__(run.config.model, "init", "user/name")
+    assert draw_reconstructions(run, tmp_path, []) == []
