@@ -1,6 +1,7 @@
 """What lies behind a comparison's numbers: data, leaks, recipe, environment and commands, as sections of the report."""
 
 import shlex
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,10 +11,14 @@ from mae_hf.provenance import Provenance
 from mae_hf.runs import Run
 
 UNKNOWN = "unknown"
+_UNSEEN = (
+    "The audit before pre-training has left none of the test images, and no near copy that it finds, among the images "
+    "of pre-training. It does not find every crop, and of images without fine detail only equal ones."
+)
 _ARMS = ("MAE pre-trained", "from scratch")
 
 
-def data(comparison: Comparison, provenance: Provenance) -> str:
+def data(comparison: Comparison, origins: Sequence[Provenance]) -> str:
     """The images that were trained, validated and tested on, and those of pre-training."""
     run = comparison.scratch[0]
     config, record = run.config.data, run.record
@@ -31,8 +36,8 @@ def data(comparison: Comparison, provenance: Provenance) -> str:
             f"mean {_numbers(config.image_mean)}, std {_numbers(config.image_std)} (R, G, B)",
         ),
         ("fingerprint of the training images", str(record.get("data_fingerprint", UNKNOWN))),
-        ("images of pre-training, without labels", _count(provenance.record.get("num_train_images"))),
-        ("fingerprint of those images", str(provenance.record.get("data_fingerprint", UNKNOWN))),
+        ("images of pre-training, without labels", _each(_count(o.record.get("num_train_images")) for o in origins)),
+        ("fingerprint of those images", _each(str(o.record.get("data_fingerprint", UNKNOWN)) for o in origins)),
     ]
     return table("The same for all runs; the fingerprint changes with any pixel or label.", ("what", "value"), rows)
 
@@ -41,43 +46,49 @@ def _count(number: Any) -> str:
     return f"{number:,}" if isinstance(number, int) else UNKNOWN
 
 
+def _each(values: Iterable[str]) -> str:
+    """The value of every encoder, once if they agree."""
+    return " or ".join(dict.fromkeys(values))
+
+
 def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def leaks(comparison: Comparison, provenance: Provenance) -> str:
-    """What is known of test images that pre-training has seen."""
-    tests = (provenance.audit or {}).get("tests") or []
-    html = paragraphs(_seen(comparison.pretrained[0], provenance))
-    if not tests:
-        return html
-    done = "were left out of pre-training" if provenance.audit and provenance.audit.get("left_out") else "were kept"
+def leaks(comparison: Comparison, origins: Sequence[Provenance]) -> str:
+    """What is known of test images that pre-training has seen, and of labelled ones that are copies of them."""
+    html = paragraphs(
+        *filter(None, [comparison.leak() or _UNSEEN, *map(_unknown, origins), *_labelled(comparison, origins)])
+    )
     head = ("test images of", "images", "with copies among those to pre-train on", "seen by pre-training all the same")
     keys = ("source", "images", "num_copied", "num_seen")
-    rows = [[str(test.get(key, UNKNOWN)) for key in keys] for test in tests]
-    return html + table(f"The audit before pre-training (audit.json): equal and near copies, which {done}", head, rows)
+    for origin in origins:
+        tests = (origin.audit or {}).get("tests") or []
+        rows = [[str(test.get(key, UNKNOWN)) for key in keys] for test in tests]
+        done = "were left out of pre-training" if origin.audit and origin.audit.get("left_out") else "were kept"
+        of = f" of {origin.init}" if len(origins) > 1 else ""
+        caption = f"The audit before pre-training{of} (audit.json): equal and near copies, which {done}"
+        html += table(caption, head, rows) if rows else ""
+    return html
 
 
-def _seen(run: Run, provenance: Provenance) -> str:
-    """A sentence on this run's test images."""
-    seen, count = run.metrics.get("num_seen_test_images"), len(run.labels)
-    if seen is None:
-        missing = f"{run.config.model.init} has no audit.json" if provenance.audit is None else "others were looked for"
-        return (
-            "It is not known whether pre-training has seen these test images, or near copies of them. If it has, the "
-            f"pre-trained arm's numbers may be too high ({provenance.problem or missing})."
-        )
-    if seen == 0:
-        return (
-            f"The audit before pre-training has left none of the {count:,} test images, and no near copy that it finds,"
-            " among the images of pre-training. It does not find every crop, and of images without fine detail only "
-            "equal ones."
-        )
-    known = f"Pre-training has seen {seen:,} of the {count:,} test images, or near copies of them, without labels."
-    if "test_unseen/accuracy" not in run.metrics:
-        return f"{known} No score without them can be given."
-    unseen = 100 * run.metrics["test_unseen/accuracy"]
-    return f"{known} On the others {run.path} reaches {unseen:.2f} %, on all {100 * run.scores['accuracy']:.2f} %."
+def _unknown(origin: Provenance) -> str | None:
+    """Why nothing is known of an encoder's pre-training."""
+    return origin.problem or (f"{origin.init} has no audit.json." if origin.audit is None else None)
+
+
+def _labelled(comparison: Comparison, origins: Sequence[Provenance]) -> list[str]:
+    """A sentence where labelled training images are copies of test images: both arms learn from them."""
+    sources = comparison.scratch[0].config.data.sources
+    for pairs in ((origin.audit or {}).get("pairs", []) for origin in origins):
+        own = [pair for pair in pairs if pair["split"] == "train" and pair["source"] == pair["against"] in sources]
+        if own:
+            images, tests = (len({pair[key] for pair in own}) for key in ("row", "against_row"))
+            return [
+                f"{images:,} labelled training images are equal to or near copies of {tests:,} test images. Both arms "
+                "learn from them, with their labels: the gain is as fair with them, both accuracies may be too high."
+            ]
+    return []
 
 
 def recipe(comparison: Comparison) -> str:
@@ -97,9 +108,9 @@ def _setting(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def environment(comparison: Comparison, provenance: Provenance) -> str:
+def environment(comparison: Comparison, origins: Sequence[Provenance]) -> str:
     """Device, versions, commit and time of every run."""
-    records = {"pre-training": provenance.record} if provenance.record else {}
+    records = {f"pre-training of {origin.init}": origin.record for origin in origins if origin.record}
     records |= {str(run.path): run.record for run in comparison.runs}
     head = ("run", "device", "processes", "precision", "parameters", "commit", "start (UTC)", "minutes")
     rows = [
@@ -134,15 +145,15 @@ def _minutes(record: dict[str, Any]) -> str:
     return f"{seconds / 60:.1f}"
 
 
-def reproduce(comparison: Comparison, provenance: Provenance, output_dir: str) -> str:
+def reproduce(comparison: Comparison, origins: Sequence[Provenance], output_dir: str) -> str:
     """The commands that made all of it, in their order."""
     runs = [_launch(run.record) or f"# {run.path}: its command is not known" for run in comparison.runs]
-    first = _launch(provenance.record)
+    first = [command for origin in origins if (command := _launch(origin.record))]
     arms = [arg for name, arm in _by_option(comparison).items() for arg in (name, *(str(run.path) for run in arm))]
     last = shlex.join(["python", "scripts/compare.py", *arms, "--output_dir", output_dir])
     note = "Pre-training, then each run, then this report." if first else "Each run, then this report."
     return paragraphs(f"{note} The same command in the same environment gives the same numbers.") + commands(
-        [*filter(None, [first]), *runs, last]
+        [*first, *runs, last]
     )
 
 

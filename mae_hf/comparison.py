@@ -116,10 +116,31 @@ class Comparison:
             if (count := len({run.recipe for run in arm})) > 1
         ]
 
+    def leak(self) -> str | None:
+        """What test images that pre-training has seen do to the result; None where it has seen none."""
+        num_seen, unseen, n = self.results.num_seen_test_images, self.results.unseen, self.results.num_test_images
+        if num_seen == 0:
+            return None
+        if num_seen is None:
+            return (
+                "It is not known whether pre-training has seen these test images, or near copies of them. If it has, "
+                "the pre-trained arm's numbers may be too high."
+            )
+        known = f"Pre-training has seen {num_seen:,} of the {n:,} test images, or near copies of them, without labels."
+        if unseen is None:
+            return f"{known} No score without them can be given."
+        interval = unseen.gain_interval
+        ends = f"95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}" if interval else "no interval"
+        return (
+            f"{known} On the {unseen.num_images:,} others it is {_percent(unseen.pretrained)} pre-trained and "
+            f"{_percent(unseen.scratch)} from scratch, {100 * unseen.gain:+.1f} points ({ends})."
+        )
+
     def notes(self) -> list[str]:
         """What a reader must know to judge the numbers, a sentence each."""
         ours, baseline = self.chosen
-        notes = []
+        leak = self.leak()
+        notes = [leak] if leak else []
         if min(len(ours), len(baseline)) == 1:
             notes.append(
                 "An arm with a single seed has no spread: how far its number would move with another is unknown."

@@ -14,7 +14,8 @@ from mae_hf.comparison import Comparison
 from mae_hf.evaluation.statistics import Interval, OverSeeds
 from mae_hf.markup import Cell, contents, items, paragraphs, picture, section, table
 from mae_hf.pictures import Pictures
-from mae_hf.provenance import find_provenance
+from mae_hf.provenance import find_provenances
+from mae_hf.results import Unseen
 from mae_hf.runs import Run
 
 NONE = "–"
@@ -51,7 +52,7 @@ def page(comparison: Comparison, drawn: Pictures, output_dir: str) -> str:
         drawn: its pictures.
         output_dir: where the report goes, as the command names it.
     """
-    provenance = find_provenance(comparison.pretrained[0].config.model.init)
+    origins = find_provenances([run.config.model.init for run in comparison.pretrained])
     pictures = "".join(
         picture(item.heading, base64.b64encode(item.path.read_bytes()).decode(), item.caption)
         for item in drawn.pictures
@@ -60,11 +61,11 @@ def page(comparison: Comparison, drawn: Pictures, output_dir: str) -> str:
         "comparison": ("Comparison", _comparison(comparison)),
         "pictures": ("Pictures", pictures + items(drawn.notes)),
         "classes": ("Class by class", _classes(comparison)),
-        "data": ("Data", background.data(comparison, provenance)),
-        "leaks": ("Leaks", background.leaks(comparison, provenance)),
+        "data": ("Data", background.data(comparison, origins)),
+        "leaks": ("Leaks", background.leaks(comparison, origins)),
         "recipe": ("Recipe", background.recipe(comparison)),
-        "environment": ("Environment", background.environment(comparison, provenance)),
-        "commands": ("Commands", background.reproduce(comparison, provenance, output_dir)),
+        "environment": ("Environment", background.environment(comparison, origins)),
+        "commands": ("Commands", background.reproduce(comparison, origins, output_dir)),
     }
     template = Template(files("mae_hf").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -114,6 +115,7 @@ def _arm_rows(comparison: Comparison) -> list[tuple[str, ...]]:
             _interval(other.accuracy_interval, ".1f"),
             _interval(results.gain_interval, "+.1f"),
         ),
+        *_unseen_rows(results.unseen),
         ("test macro-F1 (%)", *_three(ours.f1, other.f1, 100, 1)),
         ("test loss", *_three(ours.loss, other.loss, 1, 3)),
         (
@@ -129,7 +131,7 @@ def _arm_rows(comparison: Comparison) -> list[tuple[str, ...]]:
                 f"mean validation accuracy (%), epochs {start:g} to {end:g} (area under the curve)",
                 *_three(ours.mean_validation_accuracy, other.mean_validation_accuracy, 100, 1),
             ),
-            ("the same over seeds", *(_over_seeds(area, 100, 1) for area in areas)),
+            ("its interval over seeds", *(_over_seeds(area, 100, 1) for area in areas)),
         ]
     return [
         *rows,
@@ -139,7 +141,25 @@ def _arm_rows(comparison: Comparison) -> list[tuple[str, ...]]:
             *(_epochs(arm.epochs_to_target.center) for arm in (ours, other)),
             "",
         ),
-        ("the same over seeds", *(_over_seeds(arm.epochs_to_target, 1, None) for arm in (ours, other)), ""),
+        (
+            "interval of these epochs over seeds",
+            *(_over_seeds(arm.epochs_to_target, 1, None) for arm in (ours, other)),
+            "",
+        ),
+    ]
+
+
+def _unseen_rows(unseen: Unseen | None) -> list[tuple[str, ...]]:
+    if unseen is None:
+        return []
+    accuracies = (_spread(accuracy, 100, 1) for accuracy in (unseen.pretrained, unseen.scratch))
+    return [
+        (
+            f"accuracy on the {unseen.num_images:,} of them that pre-training has not seen (%)",
+            *accuracies,
+            f"{100 * unseen.gain:+.1f} points",
+        ),
+        ("95 % interval of that difference", "", "", _interval(unseen.gain_interval, "+.1f")),
     ]
 
 

@@ -1,7 +1,8 @@
 """Where an encoder comes from: what its pre-training run wrote down about itself and about the test images it saw."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ class Provenance:
     """What is left of the pre-training run that an encoder comes from.
 
     Args:
-        config: its resolved config; None where the run is not there any more.
-        record: its run.json; empty where the run is not there any more.
+        init: the encoder, as `model.init` names it.
+        folder: the run; None where it is not there any more, as for a Hub id.
+        config: its resolved config; None where it is not there.
+        record: its run.json; empty where it is not there.
         audit: its audit.json, which says how many pre-training images are copies of test images; None where there is
             none.
         problem: why a file that is there could not be read; None where all could.
     """
 
-    config: PretrainConfig | None
-    record: dict[str, Any]
-    audit: dict[str, Any] | None
-    problem: str | None
+    init: str
+    folder: Path | None = None
+    config: PretrainConfig | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] | None = None
+    problem: str | None = None
 
 
 def find_provenance(init: str) -> Provenance:
@@ -35,9 +40,10 @@ def find_provenance(init: str) -> Provenance:
     """
     start = Path(init).expanduser()
     if not start.is_dir():
-        return Provenance(None, {}, None, None)
+        return Provenance(init)
     above = [start, *list(start.resolve().parents)[:2]]
-    run = next((place for place in above if (place / "run.json").is_file()), start)
+    folder = next((place for place in above if (place / "run.json").is_file()), None)
+    run = folder or start
     places = [start, run, run / "model", run / "model" / "encoder", start / "encoder"]
     content: dict[str, Any] = {}
     problem = None
@@ -53,4 +59,9 @@ def find_provenance(init: str) -> Provenance:
         config = cli.load(PretrainConfig, run / "config.yaml") if (run / "config.yaml").is_file() else None
     except ConfigError as error:
         config, problem = None, str(error)
-    return Provenance(config, content["run.json"] or {}, content["audit.json"], problem)
+    return Provenance(init, folder, config, content["run.json"] or {}, content["audit.json"], problem)
+
+
+def find_provenances(inits: Sequence[str]) -> list[Provenance]:
+    """The same of several encoders, each once, in their order."""
+    return [find_provenance(init) for init in dict.fromkeys(inits)]

@@ -68,6 +68,25 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """Both arms on the test images that no pre-training of these runs has seen.
+
+    Args:
+        num_images: how many.
+        pretrained: accuracy of each seed of the pre-trained arm, mean and spread.
+        scratch: the same from scratch.
+        gain: the difference of the means.
+        gain_interval: its paired bootstrap over these images.
+    """
+
+    num_images: int
+    pretrained: OverSeeds
+    scratch: OverSeeds
+    gain: float
+    gain_interval: Interval | None
+
+
+@dataclass(frozen=True)
 class Results:
     """Both arms and their difference.
 
@@ -75,6 +94,8 @@ class Results:
         pretrained: the arm from a pre-trained encoder.
         scratch: the arm from random weights.
         num_test_images: n.
+        num_seen_test_images: how many of them a pre-training of these runs has seen; None if it is not known.
+        unseen: the arms on the others; None where it is not known which those are, or there are none or only those.
         gain: test accuracy that pre-training gained, in 0..1; negative where it lost.
         gain_interval: its paired bootstrap over test images.
         seeds_p_value: of Welch's t-test of the seeds' accuracies; None without several seeds in both arms.
@@ -87,6 +108,8 @@ class Results:
     pretrained: Arm
     scratch: Arm
     num_test_images: int
+    num_seen_test_images: int | None
+    unseen: Unseen | None
     gain: float
     gain_interval: Interval | None
     seeds_p_value: float | None
@@ -120,12 +143,15 @@ def measure(pretrained: Sequence[Run], scratch: Sequence[Run]) -> Results:
     epochs = _shared_epochs([*pretrained, *scratch])
     pairs = _pairs(pretrained, scratch)
     difference = _mean_correct(pretrained) - _mean_correct(scratch)
+    seen = _seen(pretrained)
     arms = _arm(pretrained, target, epochs), _arm(scratch, target, epochs)
     seeds_match = pairs[0][0].config.train.seed == pairs[0][1].config.train.seed
     return Results(
         pretrained=arms[0],
         scratch=arms[1],
         num_test_images=len(difference),
+        num_seen_test_images=None if seen is None else int(seen.sum()),
+        unseen=None if seen is None or not 0 < seen.sum() < len(seen) else _unseen(pretrained, scratch, ~seen),
         gain=float(difference.mean()),
         gain_interval=image_interval(difference),
         seeds_p_value=welch(arms[0].accuracy.values, arms[1].accuracy.values),
@@ -141,6 +167,23 @@ def measure(pretrained: Sequence[Run], scratch: Sequence[Run]) -> Results:
         target=target,
         epochs=epochs,
         mean_validation_gain=_mean_validation_gain(arms, pairs if seeds_match else [], epochs),
+    )
+
+
+def _seen(runs: Sequence[Run]) -> np.ndarray | None:
+    """bool (n,), the test images that a pre-training of any of the runs has seen; None if one is not known."""
+    masks = [run.seen for run in runs if run.seen is not None]
+    return np.any(masks, axis=0) if len(masks) == len(runs) else None
+
+
+def _unseen(pretrained: Sequence[Run], scratch: Sequence[Run], rows: np.ndarray) -> Unseen:
+    difference = (_mean_correct(pretrained) - _mean_correct(scratch))[rows]
+    return Unseen(
+        num_images=int(rows.sum()),
+        pretrained=over_seeds([float(run.correct[rows].mean()) for run in pretrained]),
+        scratch=over_seeds([float(run.correct[rows].mean()) for run in scratch]),
+        gain=float(difference.mean()),
+        gain_interval=image_interval(difference),
     )
 
 

@@ -17,13 +17,15 @@ import numpy as np
 
 from mae_hf import cli
 from mae_hf.config import ConfigError, FinetuneConfig, require
-from mae_hf.provenance import Provenance, find_provenance
+from mae_hf.provenance import find_provenance
 
 # Scores that differ by less are the same score, computed twice.
 TOLERANCE = 1e-6
 # A validation accuracy is measured twice, by batches of other sizes: in half precision an image may change sides.
 _VALIDATION_TOLERANCE = 0.01
 _PROBABILITY_TOLERANCE = 1e-3
+# The probabilities of a file are rounded to float32, of which the logarithm is taken.
+_LOSS_TOLERANCE = 1e-4
 _REQUIRED_METRICS = ("test/accuracy", "test/f1", "eval/accuracy", "best_epoch")
 # Settings that have no part in the result: where things lie, what is logged and kept, how the machine is used.
 _NOT_RECIPE = {
@@ -49,6 +51,7 @@ class Run:
         labels: int64 (n,), their classes.
         predictions: int64 (n,), predicted classes.
         probabilities: float64 (n, C).
+        seen: bool (n,), whether pre-training has seen each test image; None if it is not known.
         scores: what `classification_metrics` computes from its predictions.
     """
 
@@ -62,6 +65,7 @@ class Run:
     labels: np.ndarray
     predictions: np.ndarray
     probabilities: np.ndarray
+    seen: np.ndarray | None
     scores: dict[str, Any]
 
     @property
@@ -93,8 +97,8 @@ class Run:
     @cached_property
     def pretraining(self) -> tuple[tuple[str, Any], ...]:
         """The same of the pre-training of its encoder, and its images; empty from scratch or where it is not there."""
-        found = Provenance(None, {}, None, None) if self.from_scratch else find_provenance(self.config.model.init)
-        if found.config is None:
+        found = None if self.from_scratch else find_provenance(self.config.model.init)
+        if found is None or found.config is None:
             return ()
         images = found.record.get("data_fingerprint", found.config.data.sources)
         theirs = ((key, value) for key, value in cli.flatten(found.config) if key not in _NOT_RECIPE)
@@ -127,20 +131,25 @@ def read_run(path: str | Path) -> Run:
         f"{path}/model/config.json: id2label has keys that are no class numbers, {', '.join(id2label)[:60]}",
     )
     class_names = tuple(id2label[key] for key in sorted(id2label, key=int))
-    index, labels, predictions, probabilities = _read_predictions(path / "predictions.parquet")
+    index, labels, predictions, probabilities, seen = _read_predictions(path / "predictions.parquet")
 
-    from mae_hf.evaluation.metrics import classification_metrics  # seconds: what is missing has been said by now
+    # seconds: what is missing has been said by now
+    from mae_hf.evaluation.metrics import classification_metrics
+    from mae_hf.evaluation.unseen import unseen_metrics
 
     try:
         scores = classification_metrics(predictions, labels, probabilities, class_names)
     except ValueError as error:
         raise ConfigError(f"{path}/predictions.parquet: {error}") from None
     _check_probabilities(path, predictions, probabilities)
-    for key in ("accuracy", "f1"):
+    computed = {f"test/{key}": scores[key] for key in ("accuracy", "f1")}
+    computed |= unseen_metrics(probabilities, labels, class_names, seen)
+    for key, value in computed.items():
+        said = metrics.get(key, math.nan)
         require(
-            abs(scores[key] - metrics[f"test/{key}"]) <= TOLERANCE,
-            f"{path}: metrics.json says test/{key} {metrics[f'test/{key}']:.6f}, predictions.parquet gives "
-            f"{scores[key]:.6f}: the files are from different runs, run scripts/finetune.py again",
+            abs(value - said) <= (_LOSS_TOLERANCE if key.endswith("loss") else TOLERANCE),
+            f"{path}: metrics.json says {key} {said:.6f}, predictions.parquet gives {value:.6f}: the files are from "
+            "different runs, run scripts/finetune.py again",
         )
     run = Run(
         path=path,
@@ -153,6 +162,7 @@ def read_run(path: str | Path) -> Run:
         labels=labels,
         predictions=predictions,
         probabilities=probabilities,
+        seen=seen,
         scores=scores,
     )
     best = max(run.curve[1], default=math.nan)
@@ -220,32 +230,34 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """index, label, prediction (n,) and probabilities (n, C), in the order of the index."""
+def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """index, label, prediction (n,), probabilities (n, C) and seen (n,) or None, in the order of the index."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = ("index", "label", "prediction", "probabilities")
+    columns = ("index", "label", "prediction", "probabilities", "seen")
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from None
     missing = [name for name in columns if name not in table.column_names]
     require(not missing, f"{path} lacks the columns {', '.join(missing)}: it must have {', '.join(columns)}")
-    empty = [name for name in columns if table[name].null_count]
+    is_known = table["seen"].null_count < len(table) or not len(table)
+    empty = [name for name in columns if table[name].null_count and (name != "seen" or is_known)]
     require(not empty, f"{path} has empty values in {', '.join(empty)}: run scripts/finetune.py again")
     types = [table.schema.field(name).type for name in columns]
     require(
-        all(map(pa.types.is_integer, types[:3])) and pa.types.is_list(types[3]),
-        f"{path} has the types {', '.join(map(str, types))} in {', '.join(columns)}: whole numbers and lists of "
-        "probabilities are needed",
+        all(map(pa.types.is_integer, types[:3])) and pa.types.is_list(types[3]) and pa.types.is_boolean(types[4]),
+        f"{path} has the types {', '.join(map(str, types))} in {', '.join(columns)}: whole numbers, lists of "
+        "probabilities and true or false are needed",
     )
     index, labels, predictions = (table[name].to_numpy() for name in columns[:3])
     lists = table["probabilities"].to_pylist()
     require(len({len(row) for row in lists}) <= 1, f"{path}: rows of probabilities differ in length")
     require(len(np.unique(index)) == len(index), f"{path} names an image twice in its column index")
     order = np.argsort(index)
-    return index[order], labels[order], predictions[order], np.asarray(lists, dtype=np.float64)[order]
+    seen = table["seen"].to_numpy()[order].astype(bool) if is_known else None
+    return index[order], labels[order], predictions[order], np.asarray(lists, dtype=np.float64)[order], seen
 
 
 def _check_probabilities(path: Path, predictions: np.ndarray, probabilities: np.ndarray) -> None:

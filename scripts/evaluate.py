@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepared = accelerator.prepare(classifier)
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
         values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
-        unseen = unseen_metrics(probabilities, test.labels, names, seen_test_images(read_audit(config.model), test))
+        seen = seen_test_images(read_audit(config.model), test)
+        unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in values.items()} | unseen
         accelerator.print(describe_unseen(unseen))
     else:
@@ -89,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         if not config.probes:
-            write_predictions(folder / "predictions.parquet", test.labels, probabilities)
+            write_predictions(folder / "predictions.parquet", test.labels, probabilities, seen)
         else:
             for name, of_probe in by_probe.items():
-                write_predictions(folder / "predictions" / f"{name}.parquet", labels["test"], of_probe)
+                write_predictions(folder / "predictions" / f"{name}.parquet", labels["test"], of_probe, seen)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         for key, value in metrics.items():
             if isinstance(value, int | float):

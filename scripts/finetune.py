@@ -136,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.eval()
     validation, _ = score("validation")
     test, probabilities = score("test")
-    unseen = unseen_metrics(probabilities, images["test"].labels, class_names, seen_test_images(audit, images["test"]))
+    seen = seen_test_images(audit, images["test"])
+    unseen = unseen_metrics(probabilities, images["test"].labels, class_names, seen)
     metrics = {
         **{f"test/{key}": test[key] for key in ("accuracy", "f1", "loss", "f1_per_class")},
         **unseen,
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- what is shared ----
     if accelerator.is_main_process:
-        write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities)
+        write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities, seen)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
         hub.save_model(folder / "model", model, config, metrics, audit=audit)

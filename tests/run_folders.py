@@ -25,7 +25,7 @@ def write_arms(folder: Path, image_folder: Path) -> tuple[Path, Path, Path]:
     torch.manual_seed(0)
     pretraining = folder / "pretraining"
     (pretraining / "figures").mkdir(parents=True)
-    (pretraining / "config.yaml").write_text("model: {}\n")
+    (pretraining / "run.json").write_text("{}")
     for step, grey in ((20, 50), (3, 200)):  # the newer file has the smaller number
         Image.new("RGB", (40, 20), (grey,) * 3).save(pretraining / "figures" / f"reconstruction-{step}.png")
     ViTModel(ViTConfig(**SHAPE, intermediate_size=16)).save_pretrained(pretraining / "model")
@@ -51,6 +51,7 @@ def write_run(
     hidden_size: int = 8,
     seed: int = 0,
     layer_decay: float = 0.65,
+    seen: tuple[bool, ...] | None = None,
 ) -> Path:
     """Writes the run `folder` and returns it.
 
@@ -60,6 +61,7 @@ def write_run(
         curve: validation accuracy after each epoch.
         seed: of the run; runs that differ in nothing else are one recipe.
         layer_decay: a setting of the recipe.
+        seen: whether pre-training has seen each test image; None if that is not known.
     """
     (folder / "model").mkdir(parents=True)
     config = FinetuneConfig(
@@ -79,6 +81,7 @@ def write_run(
         "label": labels,
         "prediction": predictions,
         "probabilities": [[0.9 if i == p else others for i in range(len(class_names))] for p in predictions],
+        "seen": pa.array(seen or [None] * len(labels), pa.bool_()),
     }
     pq.write_table(pa.table(table), folder / "predictions.parquet")
     history: list[dict[str, Any]] = []
@@ -95,6 +98,21 @@ def write_run(
         "eval/accuracy": max(curve),
         "best_epoch": float(np.argmax(curve) + 1),
     }
+    if seen is not None:
+        metrics["num_seen_test_images"] = sum(seen)
+        rest = [row for row, was_seen in enumerate(seen) if not was_seen]
+        if rest:
+            known = [(labels[row], predictions[row]) for row in rest]
+            metrics["test_unseen/accuracy"] = float(np.mean([label == predicted for label, predicted in known]))
+            metrics["test_unseen/f1"] = float(
+                f1_score(
+                    *zip(*known, strict=True),
+                    average="macro",
+                    labels=np.unique([label for label, _ in known]),
+                    zero_division=0,
+                )
+            )
+            metrics["test_unseen/loss"] = float(np.mean([-np.log(0.9 if a == b else others) for a, b in known]))
     (folder / "metrics.json").write_text(json.dumps(metrics))
     record = {"command": f"scripts/finetune.py --model.init {init}", "num_train_images": 270, "num_parameters": 1234}
     record |= {"data_fingerprint": fingerprint, "versions": {"torch": "2.13.0"}}

@@ -12,7 +12,7 @@ from mae_hf.comparison import Comparison, compare
 from mae_hf.config import PretrainConfig
 from mae_hf.provenance import Provenance
 
-NOTHING = Provenance(None, {}, None, None)
+NOTHING = [Provenance("runs/pretrain/x")]
 
 
 def change(folder: Path, name: str, **values: object) -> None:
@@ -44,7 +44,7 @@ def text(html: str) -> str:
 
 
 def test_data_are_counted_and_those_of_pre_training_where_they_are_known(comparison):
-    words = text(background.data(comparison, Provenance(None, {"num_train_images": 1240}, None, None)))
+    words = text(background.data(comparison, [Provenance("x", record={"num_train_images": 1240})]))
     for expected in (
         "training images, with labels | 270",
         "validation images, for every decision | unknown",
@@ -58,35 +58,55 @@ def test_data_are_counted_and_those_of_pre_training_where_they_are_known(compari
     assert "without labels | unknown" in text(background.data(comparison, NOTHING))
 
 
-def audit(**values: object) -> Provenance:
+def audit(init: str = "runs/pretrain/x", **values: object) -> Provenance:
     """Of a pre-training run that looked for 4 test images and found copies of 3."""
     tests = [{"source": "<b>", "images": 4, "num_copied": 3, "num_seen": 2, "fingerprint": "f"}]
-    return Provenance(None, {}, {"left_out": False, "tests": tests, **values}, None)
+    return Provenance(init, audit={"left_out": False, "tests": tests, **values})
 
 
 def test_without_an_audit_the_page_says_that_leaks_are_not_known(comparison):
     words = text(background.leaks(comparison, NOTHING))
     assert "It is not known whether pre-training has seen these test images" in words
     assert "runs/pretrain/x has no audit.json" in words
-    assert "(broken)" in text(background.leaks(comparison, Provenance(None, {}, None, "broken")))
-    assert "not known" in (words := text(background.leaks(comparison, audit()))) and "(others were looked for)" in words
+    assert "broken" in text(background.leaks(comparison, [Provenance("x", problem="broken")]))
 
 
-def test_test_images_that_were_seen_are_counted_and_the_score_without_them_is_given(runs):
-    change(runs[0], "metrics.json", **{"num_seen_test_images": 2, "test_unseen/accuracy": 0.5})
-    html = background.leaks(compare(runs[:1], runs[1:]), audit())
+def seen(tmp_path: Path, pretrained: tuple[bool, ...] | None) -> Comparison:
+    """Runs that have 3 and 1 of 4 test images right, some of which the pre-training of the first has seen."""
+    ours = write_run(tmp_path / "ours", "runs/pretrain/x", (True, True, True, False), seen=pretrained)
+    return compare([ours], [write_run(tmp_path / "other", "scratch", (True, False, False, False), seen=(False,) * 4)])
+
+
+def test_test_images_that_were_seen_are_counted_and_both_arms_are_scored_without_them(tmp_path):
+    comparison = seen(tmp_path, (True, False, False, False))
+    html = background.leaks(comparison, [audit()])
     words = text(html)
-    assert "seen 2 of the 4 test images" in words and "reaches 50.00 %, on all 75.00 %." in words
+    assert "seen 1 of the 4 test images" in words
+    assert "On the 3 others it is 66.7 % pre-trained and 0.0 % from scratch, +66.7 points" in words
     assert "which were kept" in words and "| &lt;b&gt; | 4 | 3 | 2 |" in words and "not known" not in words
-    assert "which were left out" in background.leaks(compare(runs[:1], runs[1:]), audit(left_out=True))
+    assert "which were left out" in background.leaks(comparison, [audit(left_out=True)])
+    assert comparison.leak() in comparison.notes()
 
 
-def test_none_and_all_test_images_seen_are_said_as_such(runs):
-    change(runs[0], "metrics.json", num_seen_test_images=0)
-    words = text(background.leaks(compare(runs[:1], runs[1:]), audit(tests=[])))
-    assert "has left none of the 4 test images" in words and "audit.json" not in words
-    change(runs[0], "metrics.json", num_seen_test_images=4)
-    assert "No score without them can be given" in text(background.leaks(compare(runs[:1], runs[1:]), audit()))
+def test_several_encoders_have_a_table_each(tmp_path):
+    words = text(background.leaks(seen(tmp_path, (False,) * 4), [audit("one"), audit("two")]))
+    assert "before pre-training of one (audit.json)" in words and "before pre-training of two (audit.json)" in words
+
+
+def test_none_and_all_test_images_seen_are_said_as_such(tmp_path):
+    none = seen(tmp_path / "none", (False,) * 4)
+    words = text(background.leaks(none, [audit(tests=[])]))
+    assert "has left none of the test images" in words and "audit.json" not in words
+    assert none.leak() is None
+    assert "No score without them can be given" in text(background.leaks(seen(tmp_path, (True,) * 4), [audit()]))
+
+
+def test_labelled_training_images_that_are_copies_of_test_images_are_counted(tmp_path):
+    pair = {"source": "digits", "against": "digits", "split": "train", "row": 3, "against_row": 5, "kind": "near"}
+    pairs = [pair, pair | {"row": 4}, pair | {"split": "unlabeled", "row": 6}, pair | {"source": "other", "row": 7}]
+    words = text(background.leaks(seen(tmp_path, (False,) * 4), [audit(pairs=pairs)]))
+    assert "2 labelled training images are equal to or near copies of 1 test images" in words
+    assert "labelled" not in text(background.leaks(seen(tmp_path / "more", (False,) * 4), [audit(pairs=pairs[3:])]))
 
 
 def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):
@@ -116,10 +136,12 @@ def test_the_environment_of_every_run_is_there_and_unknown_is_said(comparison):
 
 
 def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
-    provenance = Provenance(None, {"command": "scripts/pretrain.py --x 1", "num_processes": 1}, None, None)
-    html = background.reproduce(comparison, provenance, "out dir")
+    commands = ("scripts/pretrain.py --x 1", "scripts/pretrain.py --x 2")
+    origins = [Provenance(command, record={"command": command, "num_processes": 1}) for command in commands]
+    html = background.reproduce(comparison, origins, "out dir")
     assert re.findall(r"<code>(.*?)</code>", html) == [
         "accelerate launch --num_processes 1 scripts/pretrain.py --x 1",
+        "accelerate launch --num_processes 1 scripts/pretrain.py --x 2",
         "accelerate launch --mixed_precision bf16 --num_processes 2 scripts/finetune.py --model.init runs/pretrain/x",
         "accelerate launch scripts/finetune.py --model.init scratch",
         f"python scripts/compare.py --pretrained {runs[0]} --scratch {runs[1]} --output_dir &#x27;out dir&#x27;",

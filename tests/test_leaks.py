@@ -86,6 +86,7 @@ def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: 
     assert "pre-training has seen 3 test images" in printed
     table = pq.read_table(tmp_path / "tuned" / "predictions.parquet").to_pydict()
     right = np.equal(table["prediction"], table["label"])
+    assert np.flatnonzero(table["seen"]).tolist() == [0, 3, 7]
     final = read(tmp_path / "tuned" / "metrics.json")
     assert final["num_seen_test_images"] == 3
     assert final["test/accuracy"] == pytest.approx(right.mean())
@@ -101,3 +102,4 @@ def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: 
     printed = succeed("evaluate", *evaluate, "--output_dir", tmp_path / "unknown")
     assert "not known which test images pre-training has seen" in printed
     assert not any("unseen" in key for key in read(tmp_path / "unknown" / "metrics.json"))
+    assert set(pq.read_table(tmp_path / "unknown" / "predictions.parquet")["seen"].to_pylist()) == {None}

@@ -107,7 +107,8 @@ def test_the_table_of_arms_holds_means_spreads_intervals_and_their_difference(ht
 
 
 def test_the_interval_of_few_seeds_says_that_it_is_a_range(html):
-    area, epochs = (row[1:] for row in Parsed(html).tables["Both arms"] if row[0] == "the same over seeds")
+    rows = Parsed(html).table("Both arms")
+    area, epochs = (rows[name] for name in ("its interval over seeds", "interval of these epochs over seeds"))
     ranges = ("30.0 to 75.0", "30.0 to 40.0", "-10.0 to 45.0")
     assert area == [f"{text} (least to greatest of 2)" for text in ranges]
     assert epochs[0] == "1 to not reached (least to greatest of 2, reached by 1)"
@@ -142,8 +143,14 @@ def test_what_could_not_be_drawn_and_what_to_bear_in_mind_is_said(html):
 
 def test_single_runs_have_no_interval_over_seeds(tmp_path):
     arms = [write_run(tmp_path / init, init, (True, i == 0, False, False)) for i, init in enumerate(("mae", "scratch"))]
-    rows = Parsed(page(compare(arms[:1], arms[1:]), small_pictures(tmp_path), "out")).tables["Both arms"]
-    assert [row[1:] for row in rows if row[0] == "the same over seeds"] == [
-        ["unknown: one number"] * 3,
-        ["unknown: one number", "unknown: one number", ""],
-    ]
+    rows = Parsed(page(compare(arms[:1], arms[1:]), small_pictures(tmp_path), "out")).table("Both arms")
+    assert rows["its interval over seeds"] == ["unknown: one number"] * 3
+    assert rows["interval of these epochs over seeds"] == ["unknown: one number", "unknown: one number", ""]
+
+
+def test_both_arms_have_their_accuracy_on_images_that_pre_training_has_not_seen(tmp_path):
+    ours = write_run(tmp_path / "mae", "mae", (True, True, False, False), seen=(True, False, False, False))
+    other = write_run(tmp_path / "scratch", "scratch", (True, False, False, False), seen=(False,) * 4)
+    rows = Parsed(page(compare([ours], [other]), small_pictures(tmp_path), "out")).table("Both arms")
+    name = "accuracy on the 3 of them that pre-training has not seen (%)"
+    assert rows[name] == ["33.3", "0.0", "+33.3 points"]

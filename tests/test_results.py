@@ -84,3 +84,18 @@ def test_without_a_range_of_epochs_there_is_no_area(tmp_path):
 def test_json_says_null_where_a_target_was_not_reached(results):
     text = json.dumps(results.to_json(), allow_nan=False)
     assert json.loads(text)["scratch"]["epochs_to_target"]["values"] == [3, None]
+
+
+def test_images_that_any_pre_training_has_seen_are_left_out_of_both_arms(tmp_path):
+    masks = [(True, False, False, False), (False, True, False, False)]
+    ours = [
+        read_run(write_run(tmp_path / f"ours {seed}", "encoder", right, seed=seed, seen=mask))
+        for seed, right, mask in zip((0, 1), (ALL, THREE), masks, strict=True)
+    ]
+    other = read_run(write_run(tmp_path / "other", "scratch", TWO, seen=(False,) * 4))
+    results = measure(ours, [other])
+    assert results.num_seen_test_images == 2 and results.unseen.num_images == 2
+    assert results.unseen.pretrained.values == (1.0, 0.5) and results.unseen.scratch.values == (0.0,)
+    assert results.unseen.gain == pytest.approx(0.75)
+    unknown = read_run(write_run(tmp_path / "unknown", "encoder", ALL, seed=2))
+    assert measure([*ours, unknown], [other]).num_seen_test_images is None

@@ -113,7 +113,10 @@ def test_values_that_were_not_finite_are_left_out_of_the_curves(folder):
 def rewrite(folder: Path, **columns: list) -> None:
     """Replaces columns of predictions.parquet."""
     path = folder / "predictions.parquet"
-    pq.write_table(pa.table({**pq.read_table(path).to_pydict(), **columns}), path)
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, path)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +128,11 @@ def rewrite(folder: Path, **columns: list) -> None:
         ({"probabilities": [[0.9, 0.1], [1.0], [0.1, 0.9], [0.9, 0.1]]}, "rows of probabilities differ in length"),
         ({"prediction": [0, None, 1, 0]}, "has empty values in prediction"),
         ({"label": ["0", "0", "1", "1"]}, "has the types int64, string, int64, list"),
-        ({"probabilities": [0.5, 0.5, 0.5, 0.5]}, "whole numbers and lists of probabilities are needed"),
+        ({"probabilities": [0.5, 0.5, 0.5, 0.5]}, "whole numbers, lists of probabilities and true or false are"),
         ({"index": [0, 1, 2, 2]}, "names an image twice"),
+        ({"seen": [True, None, False, False]}, "has empty values in seen"),
+        ({"seen": [1, 0, 0, 0]}, "true or false are needed"),
+        ({"seen": [True, False, False, False]}, "metrics.json says num_seen_test_images nan"),
         ({"label": [0, 0, 1, 2]}, "labels from 0 to 2: with 2 classes they must lie between 0 and 1"),
     ],
 )

@@ -15,6 +15,7 @@ from mae_hf.evaluation.calibration import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts
 from mae_hf.pictures.picture import PRETRAINED, SCRATCH, Picture, arms
+from mae_hf.provenance import find_provenance
 from mae_hf.runs import Run
 
 
@@ -90,22 +91,19 @@ def draw_reliability(
 
 def draw_reconstructions(run: Run, folder: Path, notes: list[str]) -> list[Picture]:
     """A copy of what the pre-training run that `run` started from drew: reconstructions over time, else the newest."""
-    start = Path(run.config.model.init).expanduser()
-    # `init` may name the run, its model/ or its model/encoder/; above what is no folder, such as a Hub id, lies no run
-    places = (start, *list(start.resolve().parents)[:2]) if start.is_dir() else ()
-    runs = [place for place in places if (place / "config.yaml").is_file()]
-    for place in runs:
-        found = sorted(place.glob("figures/reconstruction*.png"), key=lambda path: (path.stat().st_mtime, path.name))
-        found = [path for path in found if path.name == OVER_TIME] or found
-        if found:
-            copy = folder / "reconstruction.png"
-            copy.write_bytes(found[-1].read_bytes())
-            over_time = " as training went on" if found[-1].name == OVER_TIME else ""
-            caption = (
-                "Held-out images, what the encoder saw of them, and what the masked autoencoder made of it"
-                f"{over_time} ({found[-1].name} of the pre-training run). Where it predicts normalised patches, the "
-                "title says whose mean and variance the picture has."
-            )
-            return [Picture(copy, "Reconstruction", caption)]
+    origin = find_provenance(run.config.model.init).folder
+    drawn = origin.glob("figures/reconstruction*.png") if origin else ()
+    found = sorted(drawn, key=lambda path: (path.stat().st_mtime, path.name))
+    found = [path for path in found if path.name == OVER_TIME] or found
+    if found:
+        copy = folder / "reconstruction.png"
+        copy.write_bytes(found[-1].read_bytes())
+        over_time = " as training went on" if found[-1].name == OVER_TIME else ""
+        caption = (
+            "Held-out images, what the encoder saw of them, and what the masked autoencoder made of it"
+            f"{over_time} ({found[-1].name} of the pre-training run). Where it predicts normalised patches, the title "
+            "says whose mean and variance the picture has."
+        )
+        return [Picture(copy, "Reconstruction", caption)]
     notes.append(f"No reconstruction: {run.config.model.init} has no figures/reconstruction*.png")
     return []

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from mae_hf.evaluation.predictions import write_predictions
 
 
-def test_predictions_come_back_as_they_were_written(tmp_path: Path):
+@pytest.mark.parametrize("seen", [None, np.array([True, False, False, True, False])])
+def test_predictions_come_back_as_they_were_written(tmp_path: Path, seen: np.ndarray | None):
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), size=5).astype(np.float32)
-    write_predictions(tmp_path / "predictions.parquet", np.array([2, 0, 1, 1, 0]), probabilities)
+    write_predictions(tmp_path / "predictions.parquet", np.array([2, 0, 1, 1, 0]), probabilities, seen)
     table = pq.read_table(tmp_path / "predictions.parquet").to_pydict()
     assert table["index"] == [0, 1, 2, 3, 4]
     assert table["label"] == [2, 0, 1, 1, 0]
     assert table["prediction"] == [int(max(range(3), key=row.__getitem__)) for row in probabilities]
     np.testing.assert_array_equal(np.array(table["probabilities"], np.float32), probabilities)
+    assert table["seen"] == ([None] * 5 if seen is None else seen.tolist())

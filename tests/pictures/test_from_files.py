@@ -45,7 +45,7 @@ def test_the_reconstruction_is_that_over_time_or_else_the_newest(comparison, tmp
     run, figures = comparison.pretrained[0], tmp_path / "encoder" / "figures"
     figures.mkdir(parents=True)
     (tmp_path / "encoder" / "model" / "encoder").mkdir(parents=True)
-    (tmp_path / "encoder" / "config.yaml").write_text("model: {}\n")
+    (tmp_path / "encoder" / "run.json").write_text("{}")
     object.__setattr__(run.config.model, "init", str(tmp_path / init))
     greys = {"over-time": 100} if over_time else {}
     for name, grey in (greys | {"20": 50, "3": 200}).items():  # the newer file has the smaller number
@@ -65,7 +65,7 @@ def test_no_reconstruction_is_said(comparison, tmp_path):
 
 def test_a_hub_id_has_no_reconstruction_whatever_lies_in_the_folder_of_the_command(comparison, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "run.json").write_text("{}")
     (tmp_path / "figures").mkdir()
     Image.new("RGB", (40, 20)).save(tmp_path / "figures" / "reconstruction-1.png")
     run = comparison.pretrained[0]
