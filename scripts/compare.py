@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    from mae_hf.comparison import compare
+    from mae_hf.comparison.compare import compare
 
     comparison = compare(arguments.pretrained, arguments.scratch)
 
-    from mae_hf.report import text_table, write_report  # needs torch, which takes longer than to refuse runs
+    from mae_hf.report.write import text_table, write_report  # needs torch, which takes longer than to refuse runs
 
     report = write_report(comparison, arguments.output_dir)
     print(f"{comparison.answer()}\n\n{text_table(comparison)}\n\nreport: {report}")

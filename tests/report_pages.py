@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 from run_folders import write_run
 
-from mae_hf.comparison import Comparison, compare
-from mae_hf.page import page
-from mae_hf.pictures import Picture, Pictures
+from mae_hf.comparison.compare import Comparison, compare
+from mae_hf.report.page import page
+from mae_hf.report.pictures import Picture, Pictures
 
 CLASS_NAMES = ("<img src=x onerror=hack()>", 'dog & "cat"', "$answer ${x}", "<script>hack()</script>")
 LABELS = (0,) * 5 + (1,) * 4 + (2,) * 3  # none of the last class

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from run_folders import write_run
 
-from mae_hf import background, cli
-from mae_hf.comparison import Comparison, compare
+from mae_hf import cli
+from mae_hf.comparison.compare import Comparison, compare
+from mae_hf.comparison.provenance import Provenance
 from mae_hf.config import PretrainConfig
-from mae_hf.provenance import Provenance
+from mae_hf.report import background
 
 NOTHING = [Provenance("runs/pretrain/x")]
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import ViTModel
 
-from mae_hf.comparison import Comparison
+from mae_hf.comparison.compare import Comparison
+from mae_hf.comparison.runs import Run
 from mae_hf.config import ConfigError, DataConfig, require
 from mae_hf.data.images import ImageSet, load_labelled_images
 from mae_hf.evaluation.attention_maps import cls_attention
 from mae_hf.evaluation.inference import pixel_values_of
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.pretrained import open_classifier
-from mae_hf.runs import Run
 
 PRETRAINED, UNTRAINED = "MAE before fine-tuning", "untrained"
 FINETUNED, SCRATCH = "MAE fine-tuned", "from scratch, trained"
@@ -57,7 +57,7 @@ class Network:
         return pixel_values_of(images, rows, self.data, self.encoder.device)
 
 
-def load_test_images(run: Run) -> ImageSet:
+def open_test_images(run: Run) -> ImageSet:
     """The images that a run was tested on.
 
     Raises:

@@ -10,14 +10,15 @@ from textwrap import fill
 import numpy as np
 from numpy.typing import NDArray
 
-from mae_hf import figures, networks
-from mae_hf.comparison import Comparison
+from mae_hf import figures
+from mae_hf.comparison.compare import Comparison
 from mae_hf.data.images import ImageSet
 from mae_hf.evaluation import embedding
 from mae_hf.evaluation.mistakes import most_confident_mistakes
 from mae_hf.figures import charts, label_of, sheets
-from mae_hf.networks import Network
-from mae_hf.pictures.picture import Picture
+from mae_hf.report import networks
+from mae_hf.report.networks import Network
+from mae_hf.report.pictures.picture import Picture
 
 MAX_POINTS = 1000
 MAX_MISTAKES = 9

@@ -4,12 +4,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mae_hf import networks
-from mae_hf.comparison import Comparison
+from mae_hf.comparison.compare import Comparison
 from mae_hf.config import ConfigError
-from mae_hf.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
-from mae_hf.pictures.from_images import draw_attention, draw_maps, draw_mistakes
-from mae_hf.pictures.picture import Picture, arms
+from mae_hf.report import networks
+from mae_hf.report.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
+from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_mistakes
+from mae_hf.report.pictures.picture import Picture, arms
 
 __all__ = ["Picture", "Pictures", "arms", "draw_pictures"]
 
@@ -51,7 +51,7 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
     pictures.append(picture)
     trust: dict[str, float] = {}
     try:
-        images = networks.load_test_images(comparison.scratch[0])
+        images = networks.open_test_images(comparison.scratch[0])
     except ConfigError as error:
         notes.append(f"No t-SNE map, no mistakes and no attention: {error}")
     else:

@@ -9,14 +9,14 @@ from string import Template
 
 import numpy as np
 
-from mae_hf import background
-from mae_hf.comparison import Comparison
+from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
+from mae_hf.comparison.provenance import find_provenances
+from mae_hf.comparison.results import Unseen
+from mae_hf.comparison.runs import Run
 from mae_hf.evaluation.statistics import Interval, OverSeeds
-from mae_hf.markup import Cell, contents, items, paragraphs, picture, section, table
-from mae_hf.pictures import Pictures
-from mae_hf.provenance import find_provenances
-from mae_hf.results import Unseen
-from mae_hf.runs import Run
+from mae_hf.report import background
+from mae_hf.report.markup import Cell, contents, items, paragraphs, picture, section, table
+from mae_hf.report.pictures import Pictures
 
 NONE = "–"
 # Columns of the table of runs: key of `Comparison.table`, title, factor, format.
@@ -67,7 +67,7 @@ def page(comparison: Comparison, drawn: Pictures, output_dir: str) -> str:
         "environment": ("Environment", background.environment(comparison, origins)),
         "commands": ("Commands", background.reproduce(comparison, origins, output_dir)),
     }
-    template = Template(files("mae_hf").joinpath("report.html").read_text(encoding="utf-8"))
+    template = Template(files("mae_hf.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         answer=escape(comparison.answer()),
         content=contents({key: heading for key, (heading, _) in parts.items()})
@@ -90,7 +90,7 @@ def _comparison(comparison: Comparison) -> str:
     matched = "of equal seed" if results.pairs[0].seed is not None else "that are best on validation, as no seeds match"
     head = ("runs", "seed", "only pre-trained right", "only scratch right", "p")
     return (
-        table("Both arms", ("", "MAE pre-trained", "from scratch", "difference"), _arm_rows(comparison))
+        table("Both arms", ("", PRETRAINED, SCRATCH, "difference"), _arm_rows(comparison))
         + items(comparison.notes())
         + paragraphs(*_HOW_TO_READ)
         + table(f"Runs in pairs: test images that only one of the two has right, for runs {matched}", head, pairs)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_hf.comparison.runs import TOLERANCE, Run
 from mae_hf.evaluation.statistics import (
     Interval,
     McNemar,
@@ -22,7 +23,6 @@ from mae_hf.evaluation.statistics import (
     over_seeds,
     welch,
 )
-from mae_hf.runs import TOLERANCE, Run
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,15 @@
 """The networks of a comparison are those that its runs began with and kept, and they see the runs' test images."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from run_folders import write_arms
 from transformers import ViTForImageClassification, ViTModel
 
-from mae_hf import networks
-from mae_hf.comparison import Comparison, compare
+from mae_hf.comparison.compare import Comparison
 from mae_hf.config import ConfigError
 from mae_hf.models.classifier import build_classifier
-from mae_hf.networks import load_test_images, open_networks
-
-
-@pytest.fixture
-def runs(tmp_path: Path, image_folder: Path) -> tuple[Path, Path, Path]:
-    """A pre-training run, a run that started from it and one from scratch."""
-    return write_arms(tmp_path, image_folder)
-
-
-@pytest.fixture
-def comparison(runs: tuple[Path, Path, Path]) -> Comparison:
-    """The two arms of `runs`."""
-    return compare([runs[1]], [runs[2]])
+from mae_hf.report import networks
+from mae_hf.report.networks import open_networks, open_test_images
 
 
 def normalised_test_images(comparison: Comparison) -> torch.Tensor:
@@ -50,7 +35,7 @@ def test_each_network_gives_the_features_of_the_weights_that_it_is_named_after(r
     }
     assert opened.keys() == encoders.keys()
     pixel_values, rows = normalised_test_images(comparison), np.array([2, 0, 3])
-    images, seen = load_test_images(comparison.scratch[0]), []
+    images, seen = open_test_images(comparison.scratch[0]), []
     for name, encoder in encoders.items():
         with torch.no_grad():
             expected = encoder.eval()(pixel_values[rows]).last_hidden_state[:, 0].numpy()
@@ -62,7 +47,7 @@ def test_each_network_gives_the_features_of_the_weights_that_it_is_named_after(r
 
 def test_attention_can_be_read_from_every_network(comparison):
     opened, _ = open_networks(comparison)
-    images = load_test_images(comparison.scratch[0])
+    images = open_test_images(comparison.scratch[0])
     for network in opened.values():
         heads = network.attention(images, np.arange(3))
         assert heads.shape == (3, 2, 2, 2) and (heads > 0).all()
@@ -78,4 +63,4 @@ def test_a_network_that_is_gone_is_named_and_the_others_are_opened(runs, compari
 def test_test_images_that_changed_since_are_refused(image_folder, comparison):
     (image_folder / "test" / "cat" / "20.png").rename(image_folder / "test" / "dog" / "20.png")
     with pytest.raises(ConfigError, match=r"no longer holds the 4 test images of .*predictions.parquet"):
-        load_test_images(comparison.scratch[0])
+        open_test_images(comparison.scratch[0])

@@ -9,8 +9,8 @@ import pytest
 from run_folders import write_run
 
 from mae_hf import cli
+from mae_hf.comparison.runs import read_run
 from mae_hf.config import ConfigError, PretrainConfig, PretrainTrainConfig
-from mae_hf.runs import read_run
 
 THREE = (True, True, True, False)
 

@@ -1,13 +1,11 @@
 """The pictures of a comparison: all of them where everything is there, and a note for each that cannot be drawn."""
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
-from run_folders import HALF, write_arms, write_run
+from run_folders import HALF, write_run
 
-from mae_hf.comparison import Comparison, compare
-from mae_hf.pictures import draw_pictures
+from mae_hf.comparison.compare import compare
+from mae_hf.report.pictures import draw_pictures
 
 NAMES = [
     *("curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding"),
@@ -15,20 +13,10 @@ NAMES = [
 ]
 
 
-@pytest.fixture
-def runs(tmp_path: Path, image_folder: Path) -> tuple[Path, Path, Path]:
-    """A pre-training run, a run that started from it and one from scratch."""
-    return write_arms(tmp_path, image_folder)
-
-
-@pytest.fixture
-def comparison(runs: tuple[Path, Path, Path]) -> Comparison:
-    """The two arms of `runs`."""
-    return compare([runs[1]], [runs[2]])
-
-
 def test_every_picture_is_a_file_with_a_heading_and_a_caption(comparison, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mae_hf.pictures.from_images.find_spec", lambda name: None)  # UMAP takes a minute to start
+    monkeypatch.setattr(
+        "mae_hf.report.pictures.from_images.find_spec", lambda name: None
+    )  # UMAP takes a minute to start
     drawn = draw_pictures(comparison, tmp_path)
     assert [picture.path.name for picture in drawn.pictures] == [f"{name}.png" for name in NAMES]
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{name}.png" for name in NAMES}
@@ -59,7 +47,7 @@ def test_what_is_gone_is_left_out_and_said(runs, comparison, image_folder, tmp_p
 
 
 def test_an_encoder_that_is_gone_leaves_the_other_networks_in_the_pictures(runs, comparison, tmp_path, monkeypatch):
-    monkeypatch.setattr("mae_hf.pictures.from_images.find_spec", lambda name: None)
+    monkeypatch.setattr("mae_hf.report.pictures.from_images.find_spec", lambda name: None)
     (runs[0] / "model" / "config.json").unlink()
     drawn = draw_pictures(comparison, tmp_path)
     (note,) = drawn.notes

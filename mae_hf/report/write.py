@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mae_hf.checkpoint import write_text
-from mae_hf.comparison import Comparison
+from mae_hf.comparison.compare import Comparison
 from mae_hf.config import require
-from mae_hf.page import page
-from mae_hf.pictures import arms, draw_pictures
+from mae_hf.report.page import page
+from mae_hf.report.pictures import arms, draw_pictures
 
 # key of `Comparison.table` -> title in the terminal
 _COLUMNS = {

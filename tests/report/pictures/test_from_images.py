@@ -1,33 +1,24 @@
 """Pictures of the test images: the same images for every network, and broken networks are named."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from run_folders import write_arms
 
-from mae_hf import networks
-from mae_hf.comparison import Comparison, compare
+from mae_hf.comparison.compare import Comparison
 from mae_hf.data.images import ImageSet
 from mae_hf.figures import charts, sheets
-from mae_hf.networks import Network, load_test_images, open_networks
-from mae_hf.pictures import from_images
-from mae_hf.pictures.from_images import draw_attention, draw_maps, draw_mistakes
-
-
-@pytest.fixture
-def comparison(tmp_path: Path, image_folder: Path) -> Comparison:
-    """Two arms with real images and weights."""
-    _, pretrained, scratch = write_arms(tmp_path, image_folder)
-    return compare([pretrained], [scratch])
+from mae_hf.report import networks
+from mae_hf.report.networks import Network, open_networks, open_test_images
+from mae_hf.report.pictures import from_images
+from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_mistakes
 
 
 @pytest.fixture
 def images(comparison: Comparison) -> ImageSet:
     """The four test images."""
-    return load_test_images(comparison.scratch[0])
+    return open_test_images(comparison.scratch[0])
 
 
 @pytest.fixture

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mae_hf.comparison.runs import Run, read_run
 from mae_hf.config import EncoderConfig, require
-from mae_hf.runs import Run, read_run
 
 if TYPE_CHECKING:
+    from mae_hf.comparison.results import Results
     from mae_hf.evaluation.statistics import OverSeeds
-    from mae_hf.results import Results
+
+
+PRETRAINED, SCRATCH = "MAE pre-trained", "from scratch"  # what the arms are called in pictures and tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,7 @@ class Comparison:
     @cached_property
     def results(self) -> "Results":
         """The numbers of the chosen runs."""
-        from mae_hf.results import measure  # scipy: refused runs have been refused by now
+        from mae_hf.comparison.results import measure  # scipy: refused runs have been refused by now
 
         return measure(*self.chosen)
 
@@ -182,7 +185,7 @@ class Comparison:
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each run, as comparison.json holds it: accuracies and F1 in 0..1."""
-        from mae_hf.results import epochs_to
+        from mae_hf.comparison.results import epochs_to
 
         chosen = [run for arm in self.chosen for run in arm]
         return [

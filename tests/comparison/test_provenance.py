@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_hf.provenance import Provenance, find_provenance, find_provenances
+from mae_hf.comparison.provenance import Provenance, find_provenance, find_provenances
 
 
 @pytest.fixture

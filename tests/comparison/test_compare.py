@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_run
 
-from mae_hf.comparison import compare
+from mae_hf.comparison.compare import compare
 from mae_hf.config import ConfigError
 
 ALL, HALF = (True,) * 4, (True, True, False, False)

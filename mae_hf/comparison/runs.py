@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mae_hf import cli
+from mae_hf.comparison.provenance import find_provenance
 from mae_hf.config import ConfigError, FinetuneConfig, require
-from mae_hf.provenance import find_provenance
 
 # Scores that differ by less are the same score, computed twice.
 TOLERANCE = 1e-6

@@ -7,8 +7,8 @@ import pytest
 from report_pages import CLASS_NAMES, small_comparison, small_pictures, write_page
 from run_folders import write_run
 
-from mae_hf.comparison import compare
-from mae_hf.page import page
+from mae_hf.comparison.compare import compare
+from mae_hf.report.page import page
 
 
 class Parsed(HTMLParser):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from mae_hf import markup
-from mae_hf.markup import Cell
+from mae_hf.report import markup
+from mae_hf.report.markup import Cell
 
 EVIL = "\"><script>alert('x')</script>&amp;"
 SAFE = "&quot;&gt;&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;amp;"

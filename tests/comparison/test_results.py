@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from run_folders import write_run
 
-from mae_hf.results import Results, measure
-from mae_hf.runs import Run, read_run
+from mae_hf.comparison.results import Results, measure
+from mae_hf.comparison.runs import Run, read_run
 
 ALL, THREE, TWO, ONE = (True,) * 4, (True, True, True, False), (True, True, False, False), (True, False, False, False)
 

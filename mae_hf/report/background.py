@@ -5,17 +5,16 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from mae_hf.comparison import Comparison
-from mae_hf.markup import Cell, commands, items, paragraphs, table
-from mae_hf.provenance import Provenance
-from mae_hf.runs import Run
+from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
+from mae_hf.comparison.provenance import Provenance
+from mae_hf.comparison.runs import Run
+from mae_hf.report.markup import Cell, commands, items, paragraphs, table
 
 UNKNOWN = "unknown"
 _UNSEEN = (
     "The audit before pre-training has left none of the test images, and no near copy that it finds, among the images "
     "of pre-training. It does not find every crop, and of images without fine detail only equal ones."
 )
-_ARMS = ("MAE pre-trained", "from scratch")
 
 
 def data(comparison: Comparison, origins: Sequence[Provenance]) -> str:
@@ -97,9 +96,11 @@ def recipe(comparison: Comparison) -> str:
     differing = [key for key in ours if ours[key] != baseline[key]]
     rows = [(key, _setting(ours[key]), Cell(_setting(baseline[key]), marked=key in differing)) for key in ours]
     note = f"The arms differ in {', '.join(differing)}, marked with ≠, and in nothing else that may change a result."
-    html = paragraphs(note) + table("Settings of the recipe that speaks for each arm", ("setting", *_ARMS), rows)
+    html = paragraphs(note) + table(
+        "Settings of the recipe that speaks for each arm", ("setting", PRETRAINED, SCRATCH), rows
+    )
     pretraining = [(key, _setting(value)) for key, value in comparison.pretrained[0].pretraining]
-    return html + (table("Settings of its pre-training", ("setting", _ARMS[0]), pretraining) if pretraining else "")
+    return html + (table("Settings of its pre-training", ("setting", PRETRAINED), pretraining) if pretraining else "")
 
 
 def _setting(value: Any) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae_hf import figures
-from mae_hf.comparison import Comparison
+from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
+from mae_hf.comparison.provenance import find_provenance
+from mae_hf.comparison.runs import Run
 from mae_hf.evaluation.calibration import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts
-from mae_hf.pictures.picture import PRETRAINED, SCRATCH, Picture, arms
-from mae_hf.provenance import find_provenance
-from mae_hf.runs import Run
+from mae_hf.report.pictures.picture import Picture, arms
 
 
 def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:

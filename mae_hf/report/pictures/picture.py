@@ -1,12 +1,10 @@
-"""What a picture of the report is, and what the arms are called in all of them."""
+"""What a picture of the report is, and whose pictures are drawn."""
 
 import dataclasses
 from pathlib import Path
 
-from mae_hf.comparison import Comparison
-from mae_hf.runs import Run
-
-PRETRAINED, SCRATCH = "MAE pre-trained", "from scratch"
+from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
+from mae_hf.comparison.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,29 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_folders import HALF, write_arms, write_run
+from run_folders import HALF, write_run
 
-from mae_hf import report
-from mae_hf.comparison import Comparison, compare
+from mae_hf.comparison.compare import compare
 from mae_hf.config import ConfigError
+from mae_hf.report import write
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def runs(tmp_path: Path, image_folder: Path) -> tuple[Path, Path, Path]:
-    """A pre-training run with an encoder and two pictures, and a run of either arm with real images and weights."""
-    return write_arms(tmp_path, image_folder)
-
-
-@pytest.fixture
-def comparison(runs: tuple[Path, Path, Path]) -> Comparison:
-    """The two arms of `runs`."""
-    return compare([runs[1]], [runs[2]])
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_path):
-    out = report.write_report(comparison, tmp_path / "out").parent
+    out = write.write_report(comparison, tmp_path / "out").parent
     assert {path.name for path in out.iterdir() if path.suffix != ".png"} == {"index.html", "comparison.json"}
     html = (out / "index.html").read_text()
     assert html.count('src="data:image/png;base64,') == len(list(out.glob("*.png"))) and len(html) < 5e6
@@ -46,13 +34,13 @@ def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_pa
 def test_the_page_says_what_is_gone(runs, comparison, tmp_path):
     for path in (runs[0] / "figures").iterdir():
         path.unlink()
-    assert "No reconstruction: " in report.write_report(comparison, tmp_path / "out").read_text()
+    assert "No reconstruction: " in write.write_report(comparison, tmp_path / "out").read_text()
 
 
 def test_an_output_folder_that_is_a_file_is_refused(comparison, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="out is not a folder: choose another --output_dir"):
-        report.write_report(comparison, tmp_path / "out")
+        write.write_report(comparison, tmp_path / "out")
 
 
 def test_the_table_marks_the_chosen_runs_and_says_not_reached(tmp_path):
@@ -61,7 +49,7 @@ def test_the_table_marks_the_chosen_runs_and_says_not_reached(tmp_path):
         write_run(tmp_path / f"s{i}", "scratch", HALF, curve=(0.3, 0.65 - i / 10), layer_decay=1.0 - i / 10)
         for i in range(2)
     ]
-    head, _, *rows = report.text_table(compare([slow], scratch)).splitlines()
+    head, _, *rows = write.text_table(compare([slow], scratch)).splitlines()
     assert re.split(r"  +", head)[2:] == [
         "accuracy",
         "macro-F1",
