@@ -52,7 +52,8 @@ class DataConfig:
         cache_dir: where decoded images are kept; null is `~/.cache/mae_hf`, or `$MAE_HF_CACHE`.
         fold: train on one of ten folds of a fifth of `train`, 0 to 9: those of `fold_indices.txt` beside STL-10's
             binaries, else drawn ones. Validation is carved from the fold.
-        label_fraction: part of `train`'s labels that are used, by class; validation is carved from it.
+        label_fraction: part of `train`'s labels that are used, by class, 1 for all; validation is carved from it. With
+            null all are trained on, but those of a validation split, which is carved where the source has none.
         label_seed: seed of that draw; a smaller part is within a greater one.
         on_device: whether a GPU holds all training images in its memory, as uint8: `always`, `never`, or `auto`, where
             they take at most a quarter of what is free. The result is the same.
@@ -69,7 +70,7 @@ class DataConfig:
     on_bad_image: Literal["raise", "skip"] = "raise"
     cache_dir: str | None = None
     fold: int | None = None
-    label_fraction: float = 1.0
+    label_fraction: float | None = None
     label_seed: int = 0
     on_device: Choice = "auto"
 
@@ -95,12 +96,12 @@ class DataConfig:
             f"fold {self.fold} is not one of the {NUM_FOLDS} folds: choose 0 to {NUM_FOLDS - 1} (--data.fold)",
         )
         require(
-            0 < self.label_fraction <= 1,
+            self.label_fraction is None or 0 < self.label_fraction <= 1,
             f"label_fraction {self.label_fraction} is not a part of the labels: choose a value above 0, such as 0.1, "
             "or 1 for all (--data.label_fraction)",
         )
         require(
-            self.fold is None or self.label_fraction == 1,
+            self.fold is None or self.label_fraction is None,
             f"fold {self.fold} and label_fraction {self.label_fraction} both restrict the labels: choose one "
             "(--data.fold, --data.label_fraction)",
         )
@@ -108,9 +109,9 @@ class DataConfig:
         _check_seed("data.label_seed", self.label_seed)
 
     @property
-    def has_few_labels(self) -> bool:
-        """Whether the labels of `train` are restricted to a fold or a part."""
-        return self.fold is not None or self.label_fraction < 1
+    def has_label_set(self) -> bool:
+        """Whether a fold or a part of `train`'s labels is all that may be used, for validation, too."""
+        return self.fold is not None or self.label_fraction is not None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -580,9 +581,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(
-            not self.data.has_few_labels,
+            self.data.fold is None and self.data.label_fraction in (None, 1.0),
             "data.fold and data.label_fraction restrict labels, which pre-training does not use: leave them to "
-            "scripts/finetune.py (--data.fold null --data.label_fraction 1)",
+            "scripts/finetune.py (--data.fold null --data.label_fraction null)",
         )
 
 
@@ -702,7 +703,7 @@ class FewLabelsConfig:
             "configs/finetune/digits.yaml)",
         )
         require(
-            not self.data.has_few_labels,
+            not self.data.has_label_set,
             "data.fold and data.label_fraction are what this command varies: leave them out, and choose --protocol "
             "folds or budgets",
         )

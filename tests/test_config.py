@@ -39,6 +39,7 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     (c.DataConfig, {"label_fraction": 0.0}, "label_fraction 0.0 .*such as 0.1, or 1 for all (--data.label_fraction)"),
     (c.DataConfig, {"label_fraction": 1.5}, "label_fraction 1.5 .*--data.label_fraction"),
     (c.DataConfig, {"fold": 1, "label_fraction": 0.5}, "fold 1 and label_fraction 0.5 both .*choose one"),
+    (c.DataConfig, {"fold": 1, "label_fraction": 1.0}, "fold 1 and label_fraction 1.0 both .*choose one"),
     (c.DataConfig, {"label_seed": -1}, "label_seed -1 .*--data.label_seed"),
     (c.DataConfig, {"source": []}, "data.source is empty: name at least one source (--data.source digits)"),
     (
@@ -147,7 +148,7 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     (c.PretrainTrainConfig, {"figure_every_epochs": 0.0}, "figure_every_epochs 0.0 .*--train.figure_every_epochs"),
     (c.PretrainTrainConfig, {"probe_every_epochs": -1.0}, "probe_every_epochs -1.0 .*0 (never).*--train.probe_every"),
     (c.PretrainConfig, {"data": c.DataConfig(fold=1)}, "does not use: .*scripts/finetune.py .*--data.fold null"),
-    (c.PretrainConfig, {"data": c.DataConfig(label_fraction=0.1)}, "does not use: .*--data.label_fraction 1"),
+    (c.PretrainConfig, {"data": c.DataConfig(label_fraction=0.1)}, "does not use: .*--data.label_fraction null"),
     (c.FinetuneTrainConfig, {"layer_decay": 0.0}, "layer_decay 0.0 .*choose 0.65 to 0.9, or 1 .*--train.layer_decay"),
     (c.FinetuneTrainConfig, {"layer_decay": 1.1}, "layer_decay 1.1 .*--train.layer_decay"),
     (c.HubConfig, {"push": True}, "hub.push needs a repository.*--hub.repo_id user/name"),
@@ -305,11 +306,13 @@ def test_probes_are_split():
     assert c.EvaluateConfig(model="m", output_dir="o").probes == ()
 
 
-def test_methods_are_split_and_few_labels_are_recognised():
+def test_methods_are_split_and_a_label_set_is_recognised_where_it_is_all_labels_too():
     config = c.FewLabelsConfig(**FEW, method="knn,finetune", finetune_config="recipe.yaml")
     assert config.methods == ("knn", "finetune")
-    assert not c.DataConfig().has_few_labels
-    assert c.DataConfig(fold=0).has_few_labels and c.DataConfig(label_fraction=0.5).has_few_labels
+    assert not c.DataConfig().has_label_set
+    assert c.DataConfig(fold=0).has_label_set and c.DataConfig(label_fraction=0.5).has_label_set
+    assert c.DataConfig(label_fraction=1.0).has_label_set
+    c.PretrainConfig(data=c.DataConfig(label_fraction=1.0))  # it restricts nothing
 
 
 @pytest.mark.parametrize("config_class", CLASSES, ids=lambda cls: cls.__name__)

@@ -39,19 +39,20 @@ def few_label_rows(split: Split, rows: np.ndarray, config: DataConfig) -> np.nda
 
     Args:
         split: the labelled train split.
-        rows: np.int64 (n,), its rows that may be used: all but a part that serves as test.
+        rows: np.int64 (n,), its rows that may be used: those of images that can be decoded, without a part that serves
+            as test.
         config: where labels are few.
 
     Returns:
-        Row numbers of the split, np.int64, ascending; all of them where labels are not few.
+        Row numbers of the split, np.int64, ascending; all of them where the config names no set.
 
     Raises:
         ConfigError: the source's own folds are fewer, or overlap with the part that serves as test.
     """
     assert split.labels is not None
-    if not config.has_few_labels:
-        return rows
     if config.fold is None:
+        if config.label_fraction is None:
+            return rows
         return rows[draw_labels(split.labels[rows], config.label_fraction, [config.label_seed, 2])]
     if split.folds is None:
         return rows[draw_labels(split.labels[rows], FOLD_FRACTION, [FOLD_SEED, 3, config.fold])]
@@ -73,13 +74,15 @@ def describe_few_labels(split: Split, config: DataConfig) -> str:
     """What is to be said wherever a result on few labels is: which labels, and whether the draw is official.
 
     Returns:
-        Empty when all labels are used.
+        Empty where the config names no set.
     """
     if config.fold is not None:
         if split.folds is not None:
             return f"official fold {config.fold} of {len(split.folds)} (fold_indices.txt)"
         return f"unofficial fold {config.fold} of {NUM_FOLDS} (drawn by class with seed {FOLD_SEED})"
-    if config.label_fraction < 1:
+    if config.label_fraction == 1:
+        return "all labels of train, those of validation among them"
+    if config.label_fraction is not None:
         return (
             f"{100 * config.label_fraction:g} % of the labels (drawn by class with seed {config.label_seed}, at least "
             f"{MIN_PER_CLASS} a class)"

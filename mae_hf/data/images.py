@@ -155,7 +155,7 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
     held_out: list[tuple[Split, np.ndarray]] = []
     for source in config.sources:
         splits = load_splits(config, source)
-        parts = _carve(splits, config)
+        parts = _carve(splits, image_size, config)
         if "unlabeled" in splits:
             train.append((splits["unlabeled"], np.arange(len(splits["unlabeled"]))))
         train += [parts["train"]] if "train" in parts else []
@@ -190,7 +190,8 @@ def load_test_images(config: DataConfig, others: Sequence[str], image_size: int)
     for source in dict.fromkeys((*config.sources, *others)):
         own = source in config.sources
         # classes that were named are those of the sources to train on
-        test = _carve(load_splits(config if own else replace(config, class_names=None), source), config).get("test")
+        splits = load_splits(config if own else replace(config, class_names=None), source)
+        test = _carve(splits, image_size, config).get("test")
         require(
             own or test is not None,
             f"{source} has no test split with labels to audit against: name another source (--audit.sources)",
@@ -216,7 +217,7 @@ def load_labelled_images(
     require(len(config.sources) == 1, "labelled images come from one source, name one (--data.source)")
     source = config.sources[0]
     splits = load_splits(config, source)
-    parts = _carve(splits, config)
+    parts = _carve(splits, image_size, config)
     found = ", ".join(f"{role} ({len(split)} images)" for role, split in splits.items())
     for role in roles:
         if role not in parts and role == "test" and "train" in parts:
@@ -248,7 +249,7 @@ def load_probe_images(config: DataConfig, image_size: int, most: int) -> tuple[I
         ConfigError: a source is wrong, or an image of it cannot be decoded.
     """
     for source in config.sources:
-        parts = _carve(load_splits(config, source), config)
+        parts = _carve(load_splits(config, source), image_size, config)
         if "train" not in parts:
             continue
         found = []
@@ -294,17 +295,19 @@ def _join(parts: list[tuple[Split, np.ndarray]], stores: dict[int, Store], note:
     return ImageSet(joined, note)
 
 
-def _carve(splits: dict[str, Split], config: DataConfig) -> dict[str, tuple[Split, np.ndarray]]:
+def _carve(splits: dict[str, Split], image_size: int, config: DataConfig) -> dict[str, tuple[Split, np.ndarray]]:
     """The rows of the labelled roles of a source: what it lacks of test and validation is carved from train."""
     parts = {role: (split, np.arange(len(split))) for role, split in splits.items() if split.labels is not None}
     if "train" in parts and "test" not in parts and config.test_fraction:
         split, rows = parts["train"]
         kept, drawn = _draw(split, rows, "test", config)
         parts |= {"train": (split, kept), "test": (split, drawn)}
-    if "train" in parts and config.has_few_labels:
+    if "train" in parts and config.has_label_set:
         split, rows = parts["train"]
+        # from the images that are there: a set, and each class in it, is to be as large as it is said to be
+        rows = np.intersect1d(rows, _open([parts["train"]], image_size, config)[id(split)].rows)
         parts["train"] = split, few_label_rows(split, rows, config)
-        parts.pop("validation", None)  # its labels are not among the few
+        parts.pop("validation", None)  # its labels are not among those of the set
     if "train" in parts and "validation" not in parts:
         split, rows = parts["train"]
         kept, drawn = _draw(split, rows, "validation", config)
@@ -316,7 +319,7 @@ def _draw(split: Split, rows: np.ndarray, role: str, config: DataConfig) -> tupl
     """The rows without and with the part that is drawn, by class, for validation or test."""
     fraction = config.test_fraction if role == "test" else config.validation_fraction
     num = max(1, round(fraction * len(rows)))
-    if role == "validation" and config.has_few_labels and split.labels is not None:
+    if role == "validation" and config.has_label_set and split.labels is not None:
         num = max(num, len(np.unique(split.labels[rows])))  # so that each class can have one
     require(
         num < len(rows),

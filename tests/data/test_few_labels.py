@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mae_hf.config import ConfigError, DataConfig
 from mae_hf.data.few_labels import describe_few_labels, draw_labels, few_label_rows
-from mae_hf.data.images import load_labelled_images, load_probe_images
+from mae_hf.data.images import ImageSet, load_labelled_images, load_probe_images
 from mae_hf.data.sources import Split, load_splits
 
 LABELS = np.repeat([0, 1, 2], [500, 100, 3])
@@ -52,6 +53,8 @@ def test_without_official_folds_a_fifth_of_each_class_is_drawn_and_called_unoffi
     again = few_label_rows(split(), np.arange(len(LABELS)), DataConfig(fold=3, label_seed=1, split_seed=5))
     assert (again == found[3]).all()  # the fixed seed, whatever the others are
     assert describe_few_labels(split(), DataConfig(fold=3)).startswith("unofficial fold 3 of 10")
+    assert describe_few_labels(split(), DataConfig(label_fraction=1.0)).startswith("all labels of train")
+    assert describe_few_labels(split(), DataConfig()) == ""
 
 
 def test_only_the_rows_that_may_be_used_are_drawn():
@@ -81,18 +84,50 @@ def test_validation_is_carved_from_the_few_labels_with_room_for_each_class():
     assert len(images["test"]) == 497
 
 
-def test_a_validation_split_of_its_own_is_no_part_of_the_few_labels(image_folder):
+@pytest.fixture
+def folder_with_validation(image_folder: Path) -> Path:
+    """The image folder with a validation split of its own, of images 0 and 10, and 9 train images a class."""
     (image_folder / "validation").mkdir()
     for number, (name, label) in enumerate((("00", "cat"), ("10", "dog"))):
         (image_folder / "validation" / label).mkdir()
         file = image_folder / "train" / label / f"{name}.png"
         file.rename(image_folder / "validation" / label / f"{number}.png")
-    config = DataConfig(source=str(image_folder), class_names=None)
+    return image_folder
+
+
+@pytest.mark.parametrize(("fraction", "num"), [(0.5, 8), (1.0, 18)])  # 4 of 9 a class, and all
+def test_a_validation_split_of_its_own_is_no_part_of_the_label_set(
+    folder_with_validation: Path, fraction: float, num: int
+):
+    config = DataConfig(source=str(folder_with_validation), class_names=None)
     assert len(load_labelled_images(config, 12)["validation"]) == 2
-    few = load_labelled_images(dataclasses.replace(config, label_fraction=0.5), 12)
-    assert len(few["train"]) + len(few["validation"]) == 8  # 4 of 9 a class
-    red = few["validation"].batch(range(2))[:, 0, 0, 0].tolist()
-    assert not {0, 10} & set(red)
+    few = load_labelled_images(dataclasses.replace(config, label_fraction=fraction), 12)
+    assert len(few["train"]) + len(few["validation"]) == num
+    assert np.bincount(few["validation"].labels).tolist() == [1, 1]
+    red = [number for role in ("train", "validation") for number in red_of(few[role])]
+    assert not {0, 10} & set(red) and len(set(red)) == num
+
+
+@pytest.mark.parametrize(
+    ("fields", "counts"), [({"fold": 0}, [2, 2]), ({"label_fraction": 0.3}, [2, 3]), ({"label_fraction": 1.0}, [8, 10])]
+)
+def test_a_label_set_is_drawn_from_the_images_that_are_there(image_folder: Path, fields: dict, counts: list[int]):
+    config = DataConfig(source=str(image_folder), class_names=None, on_bad_image="skip", **fields)
+    sound = load_labelled_images(config, 12)
+    drawn = red_of(sound["train"]) + red_of(sound["validation"])
+    gone = sorted(number for number in drawn if number < 10)[:2]  # with the draw from all, a set with fewer cats
+    for number in gone:
+        (image_folder / "train" / "cat" / f"{number:02}.png").write_bytes(b"not an image")
+    with pytest.warns(UserWarning, match="left out 2 of 20 images"):
+        found = load_labelled_images(config, 12)
+    labels = np.concatenate([found["train"].labels, found["validation"].labels])
+    assert np.bincount(labels).tolist() == counts  # of 8 cats and 10 dogs
+    assert not set(gone) & set(red_of(found["train"]) + red_of(found["validation"]))
+
+
+def red_of(images: ImageSet) -> list[int]:
+    """The number of each image: its red."""
+    return images.batch(range(len(images)))[:, 0, 0, 0].tolist()
 
 
 def test_the_images_of_the_online_probe_are_never_those_of_test_and_are_thinned_out_by_class(image_folder):
