@@ -206,7 +206,8 @@ def test_the_encoder_is_probed_on_validation_while_it_learns(runs: Path):
 def test_few_labels_go_on_where_they_stopped_and_say_that_drawn_folds_are_unofficial(runs: Path, tmp_path: Path):
     script = (sys.executable, "scripts/few_labels.py", "--model", runs / "pretrain", "--data.source", "digits")
     script = (*script, "--method", "knn", "--scratch", "true", "--output_dir", tmp_path)
-    assert "UNOFFICIAL folds" in succeed(*script)
+    printed = succeed(*script)
+    assert "UNOFFICIAL folds" in printed and printed.count("pre-training has seen none of the test images") == 1
     path = tmp_path / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 10 * 2 * 2  # folds, arms, poolings
@@ -218,11 +219,18 @@ def test_few_labels_go_on_where_they_stopped_and_say_that_drawn_folds_are_unoffi
     again = json.loads((tmp_path / "summary.json").read_text())
     assert again["results"] == summary["results"] and not again["official"] and "UNOFFICIAL" in again["protocol"]
     assert all("unofficial fold" in json.loads(line)["labels"] for line in lines)
+    assert again["num_seen_test_images"] == 0
     of_model = [json.loads(line) for line in lines if '"model"' in line and '"cls"' in line]
     row = next(r for r in again["results"] if (r["arm"], r["pooling"]) == ("model", "cls"))
     assert (row["n"], row["num_labels"]) == (10, 60)
     assert row["accuracy_mean"] == pytest.approx(np.mean([line["accuracy"] for line in of_model]))
     assert row["accuracy_sd"] == pytest.approx(np.std([line["accuracy"] for line in of_model], ddof=1))
+    for line in map(json.loads, lines):
+        name = "-".join(line[key] for key in ("label_set", "arm", "method", "pooling"))
+        table = pq.read_table(tmp_path / "predictions" / f"{name}.parquet").to_pydict()
+        assert np.mean(np.equal(table["label"], table["prediction"])) == pytest.approx(line["accuracy"])
+        assert line["unseen_accuracy"] == line["accuracy"] and not any(table["seen"])
+    assert len(list((tmp_path / "predictions").iterdir())) == len(lines)
     with Image.open(tmp_path / "few_labels.png") as image:
         assert image.width > 500
     done = run(*script, "--model", runs / "scratch")
@@ -251,6 +259,19 @@ def test_few_labels_are_fine_tuned_as_runs_of_their_own(runs: Path, tmp_path: Pa
         config = cli.load(FinetuneConfig, run_folder / "config.yaml")
         assert config.data.label_fraction == line["fraction"] and config.model.init == str(runs / "pretrain")
         assert line["labels"] == json.loads((run_folder / "run.json").read_text())["labels"]
+        table, own = (
+            pq.read_table(path).to_pydict()
+            for path in (
+                folder / f"predictions/{line['label_set']}-model-finetune.parquet",
+                run_folder / "predictions.parquet",
+            )
+        )
+        assert table == own
+    (folder / "results.jsonl").unlink()
+    changed = ("--finetune_config", recipe, "--min_steps", "5", "--output_dir", folder)
+    done = run(*script, *changed)
+    assert done.returncode == 2 and "runs/budget-0.01-draw-0-model holds a run of another config" in done.stderr
+    assert not (folder / "results.jsonl").exists()
 
 
 def test_the_comparison_is_computed_from_the_run_folders(runs: Path, tmp_path: Path):

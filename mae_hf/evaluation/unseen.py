@@ -33,6 +33,13 @@ def unseen_metrics(
     return found | {f"test_unseen/{key}": scores[key] for key in ("accuracy", "f1", "loss")}
 
 
+def describe_seen(seen: np.ndarray | None) -> str:
+    """How many test images pre-training has seen, in a line to print; `seen` as in `unseen_metrics`."""
+    if seen is None or seen.all() or not seen.any():
+        return describe_unseen({} if seen is None else {"num_seen_test_images": int(seen.sum())})
+    return f"pre-training has seen {seen.sum():,} of the {len(seen):,} test images: scores come with and without them"
+
+
 def describe_unseen(metrics: Mapping[str, Any]) -> str:
     """The same in a line to print."""
     num = metrics.get("num_seen_test_images")

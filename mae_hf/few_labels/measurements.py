@@ -1,26 +1,39 @@
-"""What has been measured: a line of results.jsonl for each, read again by a later run, and their summary."""
+"""What has been measured: a line and the predictions of each, read again by a later run.
+
+Shapes: n test images, C classes.
+"""
 
 import json
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mae_hf.config import require
+from mae_hf.evaluation.predictions import write_predictions
+from mae_hf.evaluation.probing import scores_of
+from mae_hf.evaluation.unseen import unseen_metrics
 
 KEY = ("label_set", "arm", "method", "pooling")
-GROUP = ("fraction", "arm", "method", "pooling")
 
 
 class Results:
-    """The lines of a results.jsonl; a line is one label set, arm, method and pooling.
+    """The measurements of a folder: lines of results.jsonl and files of predictions/.
+
+    A line is one label set, arm, method and pooling; a last one that a killed run has not finished is dropped.
 
     Args:
-        path: the file; a last line that a killed run has not finished is dropped.
+        folder: where they are.
+        labels: int (n,), the classes of the test images.
+        class_names: the C classes.
+        seen: bool (n,), the test images that the encoder's pre-training has seen; None where that is not known.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path, labels: np.ndarray, class_names: Sequence[str], seen: np.ndarray | None) -> None:
+        self._folder, self._path = folder, folder / "results.jsonl"
+        self._labels, self._class_names, self._seen = labels, class_names, seen
+        path = self._path
         text = path.read_text() if path.exists() else ""
         if not text.endswith("\n"):
             text = text[: text.rfind("\n") + 1]
@@ -33,8 +46,20 @@ class Results:
         """Whether this has been measured."""
         return (label_set, arm, method, pooling) in self._keys
 
-    def add(self, line: dict[str, Any]) -> None:
-        """Writes one finished measurement."""
+    def add(self, line: dict[str, Any], probabilities: np.ndarray) -> None:
+        """Scores one measurement and writes it: its predictions, then its line.
+
+        Both arms are scored on the same images: all, and those that the pre-training of the encoder has not seen.
+
+        Args:
+            line: what is known of it, without scores.
+            probabilities: float (n, C), of the test images.
+        """
+        name = "-".join(str(line[key]) for key in KEY if line[key] is not None)
+        write_predictions(self._folder / "predictions" / f"{name}.parquet", self._labels, probabilities, self._seen)
+        unseen = unseen_metrics(probabilities, self._labels, self._class_names, self._seen)
+        line = line | scores_of(probabilities, self._labels, self._class_names)
+        line |= {f"unseen_{key}": unseen[f"test_unseen/{key}"] for key in ("accuracy", "f1") if len(unseen) > 1}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
@@ -51,6 +76,7 @@ def check_inputs(path: Path, inputs: dict[str, Any]) -> None:
     Raises:
         ConfigError: an input has changed; it is named.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     changed = [f"{name}: {known[name]} -> {value}" for name, value in inputs.items() if known.get(name, value) != value]
     require(
@@ -58,45 +84,6 @@ def check_inputs(path: Path, inputs: dict[str, Any]) -> None:
         f"{path.parent} holds results of other inputs ({'; '.join(changed)}): choose another --output_dir",
     )
     path.write_text(json.dumps(known | inputs, indent=2) + "\n")
-
-
-def summarize(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the label sets of each budget (or of all folds), arm, method and pooling.
-
-    Returns:
-        A group a row, budgets ascending: `n` label sets, `num_labels` (mean), and for `accuracy` and `f1` on test
-        `NAME_mean` and `NAME_sd`, the sample standard deviation, None for a single set.
-    """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for line in lines:
-        groups.setdefault(tuple(line[key] for key in GROUP), []).append(line)
-    rows = []
-    for key, members in sorted(groups.items(), key=lambda item: tuple(str(part) for part in item[0][1:])):
-        row = dict(zip(GROUP, key, strict=True))
-        row |= {"n": len(members), "num_labels": statistics.fmean(member["num_labels"] for member in members)}
-        for name in ("accuracy", "f1"):
-            values = [member[name] for member in members]
-            row[f"{name}_mean"] = statistics.fmean(values)
-            row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["fraction"] or 0.0)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The summary for the console, in per cent."""
-    lines = [f"{'labels':>8} {'part':>6} {'arm':8} {'method':9} {'pooling':8} {'accuracy':>15} {'macro-F1':>15}  sets"]
-    for row in rows:
-        accuracy, f1 = (_percent(row[f"{name}_mean"], row[f"{name}_sd"]) for name in ("accuracy", "f1"))
-        part = "fold" if row["fraction"] is None else f"{100 * row['fraction']:g} %"
-        lines.append(
-            f"{row['num_labels']:8.0f} {part:>6} {row['arm']:8} {row['method']:9} {row['pooling'] or '-':8} "
-            f"{accuracy:>15} {f1:>15}  {row['n']}"
-        )
-    return "\n".join(lines)
-
-
-def _percent(mean: float, sd: float | None) -> str:
-    return f"{100 * mean:.2f}" + (f" ± {100 * sd:.2f}" if sd is not None else "")
 
 
 def _key(line: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from mae_hf.config import NUM_FOLDS, DataConfig, FewLabelsConfig
+from mae_hf.data.few_labels import describe_few_labels
 from mae_hf.data.sources import Split
 
 BUDGETS = (0.01, 0.05, 0.1, 0.25, 1.0)
@@ -52,6 +54,12 @@ def label_sets(config: FewLabelsConfig, split: Split, method: str) -> list[Label
         for fraction in BUDGETS
         for draw in range(config.draws if fraction < 1 or method == "finetune" else 1)
     ]
+
+
+def describe_set(label_set: LabelSet, split: Split) -> dict[str, Any]:
+    """What a line of results says of its label set."""
+    names = {"label_set": label_set.name, "fraction": label_set.fraction, "draw": label_set.draw}
+    return {**names, "labels": describe_few_labels(split, label_set.data)}
 
 
 def describe_protocol(config: FewLabelsConfig, split: Split) -> str:

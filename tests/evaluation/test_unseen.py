@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
+from mae_hf.evaluation.unseen import describe_seen, describe_unseen, unseen_metrics
 
 NAMES = ("cat", "dog", "ship")
 #                         right            wrong            right            right            wrong
@@ -34,3 +34,12 @@ def test_nothing_seen_all_seen_and_not_known_are_told_apart():
     assert "all 5 test images" in describe_unseen(everything)
     assert unseen_metrics(PROBABILITIES, LABELS, NAMES, None) == {}
     assert "not known" in describe_unseen({})
+
+
+def test_the_number_of_seen_images_is_said_without_a_score():
+    assert describe_seen(np.array([True, False, True])) == (
+        "pre-training has seen 2 of the 3 test images: scores come with and without them"
+    )
+    assert "none of the test images" in describe_seen(np.zeros(3, bool))
+    assert "all 3 test images" in describe_seen(np.ones(3, bool))
+    assert "not known" in describe_seen(None)

@@ -1,14 +1,26 @@
 """The recipe, cut to a label set by arithmetic done here by hand, and a run that is read instead of repeated."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import run_folders
 
 from mae_hf import cli
-from mae_hf.config import DataConfig, FinetuneConfig, FinetuneTrainConfig, RunError
-from mae_hf.few_labels.finetuning import finetune_config, run_finetuning
-from mae_hf.few_labels.protocol import LabelSet
+from mae_hf.config import ConfigError, DataConfig, FewLabelsConfig, FinetuneConfig, FinetuneTrainConfig, RunError
+from mae_hf.data.sources import load_splits
+from mae_hf.few_labels.finetuning import (
+    describe_recipe,
+    finetune_config,
+    measure_finetuning,
+    plan_finetunings,
+    run_finetuning,
+)
+from mae_hf.few_labels.measurements import Results
+from mae_hf.few_labels.protocol import LabelSet, label_sets
 
 SHAPE = {"image_size": 32, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3}
 SHAPE |= {"intermediate_size": 96}
@@ -41,16 +53,74 @@ def test_enough_images_keep_the_recipe(tmp_path: Path):
 
 
 def test_a_finished_run_is_read_and_its_checkpoints_removed(tmp_path: Path):
-    folder = tmp_path / "run"
+    folder = finished_run(tmp_path)
     (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
-    metrics = {"test/accuracy": 0.5, "test/f1": 0.4, "eval/accuracy": 0.6, "best_epoch": 12.0}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "run.json").write_text(json.dumps({"num_train_images": 20, "num_validation_images": 10}))
-    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, folder)
-    found = run_finetuning(tmp_path / "no_such_script.py", config)
-    assert (found["accuracy"], found["f1"], found["validation_accuracy"], found["num_labels"]) == (0.5, 0.4, 0.6, 30)
-    assert found["settings"] == {"best_epoch": 12.0, "epochs": 200.0, "seed": 9}
+    run = run_finetuning(tmp_path / "no_such_script.py", cli.load(FinetuneConfig, folder / "config.yaml"))
+    assert (run.metrics["test/accuracy"], run.scores["accuracy"]) == (0.75, 0.75)
     assert not (folder / "checkpoints").exists()
+
+
+def test_a_finished_run_of_another_config_is_refused_with_the_difference(tmp_path: Path):
+    folder = finished_run(tmp_path)
+    config = cli.load(FinetuneConfig, folder / "config.yaml")
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7.0))
+    with pytest.raises(ConfigError, match=r"another config \(train.epochs: .* -> 7.*choose another --output_dir"):
+        run_finetuning(tmp_path / "no_such_script.py", other)
+
+
+def test_folders_of_another_config_are_found_before_the_first_run_starts(tmp_path: Path):
+    data = DataConfig(source="digits", class_names=None)
+    config = FewLabelsConfig("m", str(tmp_path), data, "budgets", "finetune", draws=1, finetune_config="r.yaml")
+    sets = label_sets(config, load_splits(data, "digits")["train"], "finetune")
+    runs = plan_finetunings(config, RECIPE, sets, {"model": "m", "scratch": "scratch"}, SHAPE)
+    assert len(runs) == 2 * 5 and not list(tmp_path.iterdir())
+    last = runs["scratch", "budget-1-draw-0"]
+    assert (last.model.init, last.train.batch_size, last.data.label_fraction) == ("scratch", 48, 1)
+    assert runs["model", "budget-0.1-draw-0"].train.batch_size == 20  # 3 labels a class, one of them for validation
+    Path(last.output_dir).mkdir(parents=True)
+    changed = dataclasses.replace(last, train=dataclasses.replace(last.train, seed=99))
+    (Path(last.output_dir) / "config.yaml").write_text(cli.dump(changed))
+    with pytest.raises(ConfigError, match=r"runs/budget-1-draw-0-scratch holds .* \(train.seed: 99 -> 7\)"):
+        plan_finetunings(config, RECIPE, sets, {"model": "m", "scratch": "scratch"}, SHAPE)
+
+
+def test_the_line_and_the_predictions_of_a_run_are_those_of_its_files(tmp_path: Path):
+    folder = finished_run(tmp_path)
+    config = cli.load(FinetuneConfig, folder / "config.yaml")
+    labels, seen = np.array(run_folders.LABELS), np.array([True, False, False, False])
+    results = Results(tmp_path / "few", labels, ("cat", "dog"), seen)
+    (tmp_path / "few").mkdir()
+    line = {"label_set": "fold-3", "arm": "model", "method": "finetune"}
+    for _ in range(2):  # the second time it is there
+        measure_finetuning(results, line, tmp_path / "no_such_script.py", config)
+    (found,) = results.lines
+    assert (found["accuracy"], found["validation_accuracy"], found["num_labels"]) == (0.75, 0.75, 300)
+    assert found["unseen_accuracy"] == pytest.approx(2 / 3)  # the last of the four is wrong, the first was seen
+    assert (found["num_validation_labels"], found["pooling"]) == (30, None)
+    assert found["settings"] == {"best_epoch": 2.0, "epochs": config.train.epochs, "seed": 0}
+    copied, own = (
+        pq.read_table(path).to_pydict()
+        for path in (tmp_path / "few/predictions/fold-3-model-finetune.parquet", folder / "predictions.parquet")
+    )
+    assert copied["prediction"] == own["prediction"] and copied["label"] == own["label"]
+    np.testing.assert_allclose(copied["probabilities"], own["probabilities"], atol=1e-7)
+
+
+def finished_run(tmp_path: Path) -> Path:
+    """The folder of a finished run with 270 train and 30 validation images and 4 test images, one of them wrong."""
+    folder = run_folders.write_run(tmp_path / "run", "scratch", run_folders.THREE)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "num_validation_images": 30}))
+    return folder
+
+
+def test_a_recipe_is_told_apart_by_what_it_does_to_a_run():
+    other = dataclasses.replace(RECIPE, output_dir="elsewhere", data=DataConfig(source="digits", fold=1))
+    assert describe_recipe(other, 200) == describe_recipe(RECIPE, 200)
+    assert describe_recipe(RECIPE, 200)["min_steps"] == "200"
+    slower = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, base_lr=1e-5))
+    changed = dict(describe_recipe(slower, 200).items() - describe_recipe(RECIPE, 200).items())
+    assert changed == {"recipe.train.base_lr": "1e-05"}
 
 
 def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Path):

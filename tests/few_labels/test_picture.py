@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_hf.few_labels.measurements import summarize
 from mae_hf.few_labels.picture import few_labels_figure
+from mae_hf.few_labels.summary import summarize
 from mae_hf.figures import save
 
 
