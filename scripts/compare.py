@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.report.write import text_table, write_report  # needs torch, which takes longer than to refuse runs
 
     report = write_report(comparison, arguments.output_dir)
-    print(f"{comparison.answer()}\n\n{text_table(comparison)}\n\nreport: {report}")
+    print(f"{comparison.answer()}\n{comparison.details()}\n\n{text_table(comparison)}\n\nreport: {report}")
 
 
 if __name__ == "__main__":

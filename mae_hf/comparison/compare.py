@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mae_hf.comparison.runs import Run, read_run
+from mae_hf.comparison.runs import TOLERANCE, Run, read_run
 from mae_hf.config import EncoderConfig, require
 
 if TYPE_CHECKING:
@@ -63,16 +63,20 @@ class Comparison:
         return 100 * self.results.gain
 
     def answer(self) -> str:
-        """The result in one sentence, however it turned out."""
+        """The result in one sentence with its interval, however it turned out."""
         num_labels = self.scratch[0].record.get("num_train_images")  # the same in all runs, as their data are
         labels = f"With {num_labels:,} labels" if num_labels else "With the same labels"
         arms = (self.results.pretrained, self.results.scratch)
         ours, baseline = (_percent(arm.accuracy) for arm in arms)
-        details = [self._interval(), self._test(), self._seeds(), *self._selection()]
         return (
             f"{labels}, the MAE-pre-trained ViT reaches {ours} test accuracy, the same network from scratch "
-            f"{baseline}: {self._verdict()} ({'; '.join(details)})."
+            f"{baseline}: {self._verdict()} ({self._interval()})."
         )
+
+    def details(self) -> str:
+        """What stands behind the answer: the test, the seeds, and what validation has chosen from; one sentence."""
+        details = "; ".join([self._seeds(), self._test(), *self._selection()])
+        return f"{details[0].upper()}{details[1:]}."
 
     def _verdict(self) -> str:
         interval, p_value = self.results.gain_interval, self.results.seeds_p_value
@@ -144,6 +148,17 @@ class Comparison:
         ours, baseline = self.chosen
         leak = self.leak()
         notes = [leak] if leak else []
+        other = dict(baseline[0].settings)
+        also = [key for key, value in ours[0].settings if key != "model.init" and other[key] != value]
+        if also:
+            notes.append(f"The chosen recipes differ in more than where they start: {', '.join(also)}.")
+        growing = [run for run in (*ours, *baseline) if run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE]
+        if growing:
+            names = ", ".join(str(run.path) for run in growing)
+            notes.append(
+                f"Not trained to the end: the last epoch is the best one of {names}. Longer training may change the "
+                "difference."
+            )
         if min(len(ours), len(baseline)) == 1:
             notes.append(
                 "An arm with a single seed has no spread: how far its number would move with another is unknown."
@@ -154,8 +169,8 @@ class Comparison:
             )
         if max(len(ours), len(baseline)) > 1:
             notes.append(
-                "Pictures other than curves, and the numbers in them, are of one run of each arm, its best seed by "
-                f"validation: {ours[0].path} and {baseline[0].path}."
+                "Pictures other than curves and F1, and the numbers in them, are of one run of each arm, its best seed "
+                f"by validation: {ours[0].path} and {baseline[0].path}."
             )
         precisions = {str(run.record.get("mixed_precision")) for arm in self.chosen for run in arm}
         if len(precisions) > 1:
@@ -192,7 +207,7 @@ class Comparison:
             {
                 "run": str(run.path),
                 "init": run.config.model.init,
-                "recipe": ", ".join(_differences(arm[0], run)) or "chosen",
+                "recipe": _what_differs(run, arm),
                 "chosen": run in chosen,
                 "seed": run.config.train.seed,
                 "test_accuracy": run.scores["accuracy"],
@@ -221,10 +236,11 @@ def _reached(epochs: float) -> float | None:
     return epochs if np.isfinite(epochs) else None
 
 
-def _differences(first: Run, other: Run) -> list[str]:
-    """`key value` of every setting of the recipe in which `other` differs from `first`."""
-    settings = dict(first.recipe)
-    return [f"{key} {value}" for key, value in other.recipe if settings.get(key) != value]
+def _what_differs(run: Run, arm: Sequence[Run]) -> str:
+    """`key value` of the settings in which the recipes of an arm differ, as this run has them."""
+    recipes = [dict(other.recipe) for other in arm]
+    differing = [(key, value) for key, value in run.recipe if any(other.get(key) != value for other in recipes)]
+    return ", ".join(f"{key} {value}" for key, value in differing) or "the only one"
 
 
 def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:

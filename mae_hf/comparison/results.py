@@ -215,6 +215,15 @@ def epochs_to(run: Run, accuracy: float) -> float:
     return epochs_to_reach(*run.curve, accuracy - TOLERANCE)
 
 
+def f1_of_classes(runs: Sequence[Run]) -> dict[str, float]:
+    """F1 of each class, the mean over runs; NaN for a class without test images."""
+    names, tested = runs[0].class_names, set(runs[0].labels.tolist())
+    return {
+        name: float(np.mean([run.scores["f1_per_class"][name] for run in runs])) if i in tested else math.nan
+        for i, name in enumerate(names)
+    }
+
+
 def _mean_correct(runs: Sequence[Run]) -> np.ndarray:
     """float (n,), the part of the seeds that have each test image right."""
     return np.mean([run.correct for run in runs], axis=0)

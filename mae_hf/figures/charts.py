@@ -42,15 +42,17 @@ def curves_figure(
     title: str,
     keys: Sequence[str] = tuple(_PANELS),
     target: float | None = None,
+    others: Mapping[str, Sequence[Sequence[Mapping[str, float]]]] | None = None,
 ) -> Figure:
     """Curves against epochs, a panel for each key that any run has.
 
     Args:
-        arms: up to two arms, name -> runs -> lines of metrics.jsonl. The first run of an arm is drawn bold, the
-            others thin.
+        arms: up to two arms, name -> runs of a recipe -> lines of metrics.jsonl. The first run of an arm is drawn bold,
+            the others thin.
         title: above all panels.
         keys: keys of metrics.jsonl, a panel each.
         target: accuracy in [0, 1] at which a dotted line is drawn in the panel of `eval/accuracy`.
+        others: the same arms -> runs of other recipes, drawn thin, in grey and dash-dotted.
 
     Raises:
         ValueError: no run has any of the keys.
@@ -64,9 +66,10 @@ def curves_figure(
     panels = figure.subplots(num_rows, columns, squeeze=False).ravel()
     for panel, key in zip(panels, present, strict=False):
         label, factor = _PANELS.get(key, (key, 1.0))
-        _draw_curves(panel, arms, key, factor)
+        _draw_curves(panel, arms, others or {}, key, factor)
         if key == "eval/accuracy" and target is not None:
-            panel.axhline(100 * target, color="0.3", linestyle=":", linewidth=1.2, label="best from scratch")
+            best = f"scratch's best, {100 * target:.1f} %"
+            panel.axhline(100 * target, color="0.3", linestyle=":", linewidth=1.2, label=best)
         panel.set(xlabel="epoch", ylabel=label)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
@@ -79,7 +82,11 @@ def curves_figure(
 
 
 def _draw_curves(
-    panel: Axes, arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, factor: float
+    panel: Axes,
+    arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    others: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    key: str,
+    factor: float,
 ) -> None:
     for style, (arm, runs) in zip(_ARM_STYLES, arms.items(), strict=False):
         for number, run in enumerate(runs):
@@ -88,11 +95,25 @@ def _draw_curves(
             panel.plot(
                 *zip(*points, strict=True) if points else ([], []),
                 **style,
-                linewidth=1.8 if first else 0.8,
-                alpha=1.0 if first else 0.6,
+                linewidth=1.8 if first else 1.0,
+                alpha=1.0 if first else 0.8,
                 markersize=4 if first else 0,
                 markevery=max(1, len(points) // 12),
                 label=arm if first else None,
+            )
+    for style, (arm, runs) in zip(_ARM_STYLES, others.items(), strict=False):
+        for number, run in enumerate(runs):
+            points = [(line["epoch"], factor * line[key]) for line in run if key in line]
+            panel.plot(
+                *zip(*points, strict=True) if points else ([], []),
+                color="0.5",
+                linestyle="-.",
+                linewidth=1.0,
+                zorder=1,
+                marker=style["marker"],
+                markersize=2.5,
+                markevery=max(1, len(points) // 6),
+                label=f"{arm}, another recipe" if number == 0 else None,
             )
 
 
@@ -119,7 +140,7 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
         if num_classes <= _MAX_COUNTS:
             for (row, column), count in np.ndenumerate(matrix):
                 color = "white" if parts[row, column] > 0.5 else "0.15"
-                panel.text(column, row, str(count), ha="center", va="center", color=color, fontsize=7)
+                panel.text(column, row, str(count) if count else "", ha="center", va="center", color=color, fontsize=7)
         panel.set_xticks(ticks, [names[tick] for tick in ticks], rotation=90, fontsize=8)
         panel.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=8)
         panel.set_title(name, fontsize=10)

@@ -119,7 +119,7 @@ def environment(comparison: Comparison, origins: Sequence[Provenance]) -> str:
             name,
             str(record.get("device", UNKNOWN)),
             str(record.get("num_processes", UNKNOWN)),
-            str(record.get("mixed_precision", UNKNOWN)),
+            {"no": "fp32"}.get(precision := str(record.get("mixed_precision", UNKNOWN)), precision),
             _count(record.get("num_parameters")),
             _short(str(record.get("git_commit") or UNKNOWN)),
             str(record.get("start") or UNKNOWN).removesuffix("+00:00"),

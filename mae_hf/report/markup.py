@@ -1,6 +1,7 @@
 """Pieces of HTML. Every text that comes in is escaped here, so that no other module has to remember it."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -66,10 +67,16 @@ def _row(cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
     parts = []
     for column, (cell, is_number) in enumerate(zip(cells, numeric, strict=True)):
         value = "" if cell.value is None else f' data-value="{"" if math.isnan(cell.value) else repr(cell.value)}"'
-        text = f"<mark>≠ {escape(cell.text)}</mark>" if cell.marked else escape(cell.text)
+        shown = _breakable(cell.text)
+        text = f"<mark>≠ {shown}</mark>" if cell.marked else shown
         tag, scope = ("th", ' scope="row"') if column == 0 else ("td", "")
         parts.append(f"<{tag}{scope}{_number(is_number)}{value}>{text}</{tag}>")
     return "".join(parts)
+
+
+def _breakable(text: str) -> str:
+    """The text with places where a long path or name of a setting may go on in the next line."""
+    return re.sub(r"(?<=[/._])(?=[^\W\d])", "<wbr>", escape(text))
 
 
 def section(identifier: str, heading: str, *content: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
 from mae_hf.comparison.provenance import find_provenances
-from mae_hf.comparison.results import Unseen
+from mae_hf.comparison.results import Unseen, f1_of_classes
 from mae_hf.comparison.runs import Run
 from mae_hf.evaluation.statistics import Interval, OverSeeds
 from mae_hf.report import background
@@ -41,6 +41,8 @@ _HOW_TO_READ = (
     "given is not in it: that is what ±, the standard deviation over seeds, says. McNemar's exact test counts the "
     "images that only one of two runs has right; p is how often so unequal a count would happen if both were equally "
     "good.",
+    "Epochs until an accuracy is reached end at the first check of it on validation images, and those of pre-training "
+    "are not counted. The best validation accuracy is the greatest of many checks, a little too high in both arms.",
 )
 
 
@@ -70,6 +72,7 @@ def page(comparison: Comparison, drawn: Pictures, output_dir: str) -> str:
     template = Template(files("mae_hf.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         answer=escape(comparison.answer()),
+        details=escape(comparison.details()),
         content=contents({key: heading for key, (heading, _) in parts.items()})
         + "".join(section(key, heading, content) for key, (heading, content) in parts.items()),
     )
@@ -128,7 +131,7 @@ def _arm_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         areas = (ours.mean_validation_accuracy, other.mean_validation_accuracy, results.mean_validation_gain)
         rows += [
             (
-                f"mean validation accuracy (%), epochs {start:g} to {end:g} (area under the curve)",
+                f"mean height of the validation curve (%), epochs {start:g} to {end:g} (area / epochs)",
                 *_three(ours.mean_validation_accuracy, other.mean_validation_accuracy, 100, 1),
             ),
             ("its interval over seeds", *(_over_seeds(area, 100, 1) for area in areas)),
@@ -136,8 +139,8 @@ def _arm_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     return [
         *rows,
         (
-            f"epochs until validation accuracy is {100 * results.target:.1f} %, scratch's best"
-            + (" (mean over its seeds; median of the arm)" if len(ours.seeds) + len(other.seeds) > 2 else ""),
+            f"epochs of fine-tuning until validation accuracy is {100 * results.target:.1f} %, scratch's best"
+            + (" (median over seeds)" if len(ours.seeds) + len(other.seeds) > 2 else ""),
             *(_epochs(arm.epochs_to_target.center) for arm in (ours, other)),
             "",
         ),
@@ -200,16 +203,17 @@ def _runs(comparison: Comparison) -> str:
             Cell("not reached", math.nan) if row[key] is None else Cell(f"{factor * row[key]:{form}}", float(row[key]))
             for key, _, factor, form in _RUN_COLUMNS
         ]
-        rows.append([row["run"], row["init"], row["recipe"], *numbers])
+        rows.append([f"✓ {row['run']}" if row["chosen"] else row["run"], row["init"], row["recipe"], *numbers])
     head = ("run", "started from", "recipe", *(title for _, title, _, _ in _RUN_COLUMNS))
     marked = [row["chosen"] for row in comparison.table()]
-    caption = "All runs; the answer is about the marked ones, of the chosen recipes. A click on a title sorts."
+    caption = "All runs; the answer is about those of the chosen recipes, marked ✓. A click on a title sorts."
     return table(caption, head, rows, marked, sortable=True)
 
 
 def _classes(comparison: Comparison) -> str:
     names, labels = comparison.scratch[0].class_names, comparison.scratch[0].labels
-    columns = [score(arm, names) for score in (_recall, _f1) for arm in comparison.chosen]
+    columns = [_recall(arm, names) for arm in comparison.chosen]
+    columns += [np.array(list(f1_of_classes(arm).values())) for arm in comparison.chosen]
     gain = columns[2] - columns[3]
     rows: list[list[str | Cell]] = []
     for i, name in enumerate(names):
@@ -245,8 +249,3 @@ def _recall(arm: Sequence[Run], names: Sequence[str]) -> np.ndarray:
     return np.array(
         [np.mean([run.correct[rows].mean() for run in arm]) if rows.any() else math.nan for rows in of_class]
     )
-
-
-def _f1(arm: Sequence[Run], names: Sequence[str]) -> np.ndarray:
-    """float (C,), mean over the seeds; NaN for a class without test images."""
-    return np.array([np.mean([run.scores["f1_per_class"].get(name, math.nan) for run in arm]) for name in names])

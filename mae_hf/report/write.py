@@ -1,11 +1,13 @@
 """The comparison as people read it: comparison.json, one self-contained index.html and a table of text."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from mae_hf.checkpoint import write_text
-from mae_hf.comparison.compare import Comparison
+from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
+from mae_hf.comparison.results import f1_of_classes
 from mae_hf.config import require
 from mae_hf.report.page import page
 from mae_hf.report.pictures import arms, draw_pictures
@@ -39,11 +41,15 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
     drawn = draw_pictures(comparison, folder)
     content = {
         "answer": comparison.answer(),
+        "details": comparison.details(),
         "points": comparison.points,
         "results": comparison.results.to_json(),
         "runs": comparison.table(),
         "class_names": comparison.scratch[0].class_names,
-        "f1_per_class": {name: run.scores["f1_per_class"] for name, run in arms(comparison).items()},
+        "f1_per_class": {
+            arm: {name: f1 for name, f1 in f1_of_classes(runs).items() if not math.isnan(f1)}
+            for arm, runs in zip((PRETRAINED, SCRATCH), comparison.chosen, strict=True)
+        },
         "confusion_matrix": {name: run.scores["confusion_matrix"] for name, run in arms(comparison).items()},
         "calibration_error": drawn.calibration_error,
         "trustworthiness": drawn.trustworthiness,

@@ -34,8 +34,10 @@ def test_the_answer_is_one_sentence_with_both_numbers_and_what_they_are_worth(tm
     # Of 8 differences image by image 5 are 1: the quantiles of Binomial(8, 5/8) are 2 and 8; a fair coin gives 2 / 2^5.
     assert compare([ours], [baseline]).answer() == (
         "With 270 labels, the MAE-pre-trained ViT reaches 100.0 % test accuracy, the same network from scratch 37.5 %: "
-        "+62.5 points (95 % interval +25.0 to +100.0, over 8 test images; exact McNemar p = 0.062; one seed each, so "
-        "the spread over seeds is unknown)."
+        "+62.5 points (95 % interval +25.0 to +100.0, over 8 test images)."
+    )
+    assert compare([ours], [baseline]).details() == (
+        "One seed each, so the spread over seeds is unknown; exact McNemar p = 0.062."
     )
 
 
@@ -62,9 +64,12 @@ def test_the_baseline_is_the_recipe_that_is_best_on_validation_not_on_test(tmp_p
     comparison = compare([runs[0]], [lucky, runs[1]])
     assert [run.path.name for run in comparison.scratch] == ["scratch", "lucky"]
     assert "+25.0 points" in comparison.answer()
-    assert "from scratch: the best of 2 recipes by validation accuracy)" in comparison.answer()
+    assert comparison.details().endswith("from scratch: the best of 2 recipes by validation accuracy.")
     assert [row["chosen"] for row in comparison.table()] == [True, True, False]
-    assert [row["recipe"] for row in comparison.table()] == ["chosen", "chosen", "train.layer_decay 1.0"]
+    assert [row["recipe"] for row in comparison.table()] == [
+        "the only one",
+        *(f"train.layer_decay {x}" for x in (0.65, 1.0)),
+    ]
 
 
 def test_a_recipe_counts_with_all_its_seeds_and_is_chosen_by_their_mean(tmp_path, runs):
@@ -78,9 +83,9 @@ def test_a_recipe_counts_with_all_its_seeds_and_is_chosen_by_their_mean(tmp_path
     assert [run.path.name for run in comparison.chosen[1]] == ["steady1", "steady2", "steady0"]
     answer = comparison.answer()
     assert "from scratch 75.0 ± 25.0 %: less than 0.1 points apart" in answer  # 50, 75 and 100 %
-    assert (
-        "exact McNemar p of the pair of equal seed = 1" in answer and "1 seed pre-trained and 3 from scratch" in answer
-    )
+    details = comparison.details()
+    assert "exact McNemar p of the pair of equal seed = 1;" in details
+    assert details.startswith("1 seed pre-trained and 3 from scratch")
     assert any(note.endswith(f"{runs[0]} and {tmp_path / 'steady1'}.") for note in comparison.notes())
     assert any("single seed has no spread" in note for note in comparison.notes())
     assert any("different numbers of seeds (1 pre-trained, 3 from scratch)" in note for note in comparison.notes())
@@ -144,7 +149,7 @@ def test_a_gain_that_is_within_the_spread_of_the_seeds_may_be_chance(tmp_path):
     assert comparison.results.gain_interval.low > 0  # images alone would call it a gain
     assert "+37.5 points, which may be chance" in comparison.answer()
     # t = sqrt(2) with 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
-    assert "mean ± standard deviation of 2 seeds each, Welch's t over seeds p = 0.29" in comparison.answer()
+    assert comparison.details().startswith("Mean ± standard deviation of 2 seeds each, Welch's t over seeds p = 0.29;")
 
 
 def test_a_run_that_is_given_twice_is_refused(runs):
@@ -164,3 +169,14 @@ def test_a_run_that_is_given_twice_is_refused(runs):
 def test_runs_that_answer_different_questions_are_refused(tmp_path, runs, difference, message):
     other = write_run(tmp_path / "other", "scratch", HALF, **difference)
     assert message in refuses([runs[0]], [other])
+
+
+def test_runs_that_end_at_their_best_epoch_and_recipes_that_differ_in_more_than_the_start_are_noted(tmp_path):
+    ours = write_run(tmp_path / "mae", "encoder", ALL, curve=(0.5, 0.7))
+    ended = write_run(tmp_path / "scratch", "scratch", HALF, curve=(0.4, 0.3), layer_decay=1.0)
+    notes = compare([ours], [ended]).notes()
+    (growing,) = (note for note in notes if note.startswith("Not trained to the end"))
+    assert f"the best one of {ours}." in growing and str(ended) not in growing
+    assert "The chosen recipes differ in more than where they start: train.layer_decay." in notes
+    alike = compare([ours], [write_run(tmp_path / "alike", "scratch", HALF, curve=(0.4, 0.3))]).notes()
+    assert not any(note.startswith("The chosen recipes differ") for note in alike)

@@ -16,7 +16,8 @@ HISTORY = [
 
 
 def test_curves_show_each_key_of_each_run_in_its_own_units():
-    figure = charts.curves_figure({"MAE": [HISTORY, HISTORY[:2]], "scratch": [HISTORY]}, "t", target=0.55)
+    arms, others = {"MAE": [HISTORY, HISTORY[:2]], "scratch": [HISTORY]}, {"MAE": [], "scratch": [HISTORY[:2]]}
+    figure = charts.curves_figure(arms, "t", target=0.55, others=others)
     panels = {panel.get_ylabel(): panel for panel in figure.axes}
     assert list(panels) == [
         "validation accuracy (%)",
@@ -29,10 +30,16 @@ def test_curves_show_each_key_of_each_run_in_its_own_units():
     assert accuracy[-1].get_ydata() == pytest.approx([55, 55])  # the target
     assert panels["validation loss (nats)"].lines[2].get_xydata().tolist() == [[1, 1.5], [2, 1.0]]
     assert all(panel.get_xlabel() == "epoch" for panel in figure.axes)
-    first, second, scratch = accuracy[:3]
+    first, second, scratch, other = accuracy[:4]
+    assert other.get_color() not in (first.get_color(), scratch.get_color())
     assert first.get_linewidth() > second.get_linewidth()
     assert first.get_linestyle() != scratch.get_linestyle() and first.get_marker() != scratch.get_marker()
-    assert [text.get_text() for text in figure.legends[0].texts] == ["MAE", "scratch", "best from scratch"]
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "MAE",
+        "scratch",
+        "scratch, another recipe",
+        "scratch's best, 55.0 %",
+    ]
 
 
 @pytest.mark.parametrize(("keys", "expected"), [(("train/loss",), 1), (("eval/loss", "eval/f1", "train/loss"), 3)])
@@ -52,7 +59,7 @@ def test_confusion_matrices_show_counts_and_shade_parts_of_the_row():
     panel = figure.axes[0]
     assert np.asarray(panel.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 0]]  # an absent class is not 0 / 0
     texts = {text.get_position(): text.get_text() for text in panel.texts}
-    assert texts == {(0, 0): "30", (1, 0): "10", (0, 1): "0", (1, 1): "0"}
+    assert texts == {(0, 0): "30", (1, 0): "10", (0, 1): "", (1, 1): ""}  # what is not there is left blank
     assert (panel.get_xlabel(), panel.get_ylabel(), panel.get_title()) == ("predicted class", "true class", "MAE")
     assert [text.get_text() for text in panel.get_yticklabels()] == ["cat", "dog"]
 

@@ -100,9 +100,9 @@ def test_the_table_of_arms_holds_means_spreads_intervals_and_their_difference(ht
         for interval, form in zip(intervals, (".1f", ".1f", "+.1f"), strict=True)
     ]
     assert rows["best validation accuracy (%)"] == ["65.0 ± 35.4", "55.0 ± 7.1", "+10.0"]
-    areas = rows["mean validation accuracy (%), epochs 1 to 2 (area under the curve)"]
+    areas = rows["mean height of the validation curve (%), epochs 1 to 2 (area / epochs)"]
     assert areas == ["52.5 ± 31.8", "35.0 ± 7.1", "+17.5"]
-    (target,) = (key for key in rows if key.startswith("epochs until validation accuracy is 55.0 %"))
+    (target,) = (key for key in rows if key.startswith("epochs of fine-tuning until validation accuracy is 55.0 %"))
     assert rows[target] == ["not reached", "not reached", ""]  # by half of the seeds, so the median is not
 
 
@@ -124,7 +124,7 @@ def test_runs_of_equal_seed_are_in_the_table_of_pairs(html):
 def test_every_run_is_in_the_table_of_runs_with_its_recipe(html):
     rows = {name.rpartition("/")[2]: row for name, row in Parsed(html).table("All runs").items()}
     assert rows["flat"][:3] == ["scratch", "train.layer_decay 1.0", "75.00"]
-    assert rows["scratch1"][1:3] == ["chosen", "41.67"] and len(rows) == 6
+    assert rows["scratch1"][1:3] == ["train.layer_decay 0.65", "41.67"] and len(rows) == 6
 
 
 def test_a_class_without_test_images_has_no_numbers(html):

@@ -3,7 +3,6 @@
 Shapes: n test images, C classes.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,40 +11,36 @@ from numpy.typing import NDArray
 from mae_hf import figures
 from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
 from mae_hf.comparison.provenance import find_provenance
+from mae_hf.comparison.results import f1_of_classes
 from mae_hf.comparison.runs import Run
 from mae_hf.evaluation.calibration import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts
-from mae_hf.report.pictures.picture import Picture, arms
+from mae_hf.report.pictures.picture import Picture, arms, panel_title
 
 
 def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
     """Curves, confusion matrices and F1 per class."""
-    chosen, labels = arms(comparison), comparison.scratch[0].labels
+    labels, class_names = comparison.scratch[0].labels, comparison.scratch[0].class_names
+    chosen = dict(zip((PRETRAINED, SCRATCH), comparison.chosen, strict=True))
+    given = {PRETRAINED: comparison.pretrained, SCRATCH: comparison.scratch}
     curves = charts.curves_figure(
-        {
-            PRETRAINED: [run.history for run in comparison.pretrained],
-            SCRATCH: [run.history for run in comparison.scratch],
-        },
+        {arm: [run.history for run in runs] for arm, runs in chosen.items()},
         "Fine-tuning on the same labels",
         target=comparison.results.target,
+        others={arm: [run.history for run in runs if run not in chosen[arm]] for arm, runs in given.items()},
     )
-    class_names = comparison.scratch[0].class_names
     confusion = charts.confusion_figure(
-        {name: run.scores["confusion_matrix"] for name, run in chosen.items()},
+        {panel_title(arm, run): run.scores["confusion_matrix"] for arm, run in arms(comparison).items()},
         class_names,
         f"Confusion on the {len(labels):,} test images",
     )
-    tested = {class_names[label] for label in np.unique(labels)}
+    has_seeds = max(map(len, comparison.chosen)) > 1
+    means = ", means over seeds" if has_seeds else ""
     bars = charts.bars_figure(
-        {
-            arm: {name: run.scores["f1_per_class"][name] if name in tested else math.nan for name in class_names}
-            for arm, run in chosen.items()
-        },
-        f"F1 on the {len(labels):,} test images",
+        {arm: f1_of_classes(runs) for arm, runs in chosen.items()}, f"F1 on the {len(labels):,} test images{means}"
     )
-    bold = " Bold is the best run by validation accuracy of the recipe that speaks for an arm, thin all others."
-    thin = bold if len(comparison.runs) > 2 else ""
+    thin = " Bold is an arm's best run by validation accuracy, thin are other seeds of its recipe." if has_seeds else ""
     return [
         Picture(
             figures.save(curves, folder / "curves.png"),
@@ -60,7 +55,9 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
             "Test images by true class (row) and predicted class (column), shaded by their part of the row.",
         ),
         Picture(
-            figures.save(bars, folder / "f1_per_class.png"), "F1 of each class", "F1 of each class on the test images."
+            figures.save(bars, folder / "f1_per_class.png"),
+            "F1 of each class",
+            f"F1 of each class on the test images{means}.",
         ),
     ]
 
@@ -72,11 +69,13 @@ def draw_reliability(
     labels = comparison.scratch[0].labels
     by_arm = {arm: reliability(labels, values) for arm, values in probabilities.items()}
     errors = {arm: bins.error for arm, bins in by_arm.items()}
+    panels = {}
+    for arm, bins in by_arm.items():
+        sure = f"mean confidence {100 * probabilities[arm].max(axis=1).mean():.1f} %"
+        title = f"{panel_title(arm, arms(comparison)[arm])}\n{sure}, calibration error {100 * bins.error:.1f} %"
+        panels[title] = bins.counts, bins.confidence, bins.accuracy
     figure = charts.reliability_figure(
-        {
-            f"{arm}\nexpected calibration error {100 * bins.error:.1f} %": (bins.counts, bins.confidence, bins.accuracy)
-            for arm, bins in by_arm.items()
-        },
+        panels,
         f"Reliability on the {len(labels):,} test images",
     )
     few = f" With {len(labels)} images in {NUM_BINS} bins this says little." if len(labels) < 10 * NUM_BINS else ""
@@ -84,25 +83,27 @@ def draw_reliability(
         f"Test images in {NUM_BINS} bins of equal width by the probability of their predicted class. Above: the part "
         "of each bin that is right; below the dashed line the model is too sure of itself, above it not sure enough. "
         "Below: how many images a bin holds, on a logarithmic axis. The expected calibration error is the mean "
-        f"distance between accuracy and confidence, weighted by the images.{few}"
+        "distance between accuracy and confidence, weighted by the images. Label smoothing and short training keep "
+        f"confidence low; a smaller error does not make a better model.{few}"
     )
     return Picture(figures.save(figure, folder / "reliability.png"), "Reliability", caption), errors
 
 
 def draw_reconstructions(run: Run, folder: Path, notes: list[str]) -> list[Picture]:
     """A copy of what the pre-training run that `run` started from drew: reconstructions over time, else the newest."""
-    origin = find_provenance(run.config.model.init).folder
-    drawn = origin.glob("figures/reconstruction*.png") if origin else ()
+    origin = find_provenance(run.config.model.init)
+    drawn = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
     found = sorted(drawn, key=lambda path: (path.stat().st_mtime, path.name))
     found = [path for path in found if path.name == OVER_TIME] or found
     if found:
         copy = folder / "reconstruction.png"
         copy.write_bytes(found[-1].read_bytes())
+        is_normalised = origin.config is None or origin.config.model.norm_pix_loss
         over_time = " as training went on" if found[-1].name == OVER_TIME else ""
         caption = (
             "Held-out images, what the encoder saw of them, and what the masked autoencoder made of it"
-            f"{over_time} ({found[-1].name} of the pre-training run). Where it predicts normalised patches, the title "
-            "says whose mean and variance the picture has."
+            f"{over_time} ({found[-1].name} of the pre-training run). Visible patches are shown as they are."
+            + (" The title says whose mean and variance the predicted patches have." if is_normalised else "")
         )
         return [Picture(copy, "Reconstruction", caption)]
     notes.append(f"No reconstruction: {run.config.model.init} has no figures/reconstruction*.png")

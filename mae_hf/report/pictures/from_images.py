@@ -18,7 +18,7 @@ from mae_hf.evaluation.mistakes import most_confident_mistakes
 from mae_hf.figures import charts, label_of, sheets
 from mae_hf.report import networks
 from mae_hf.report.networks import Network
-from mae_hf.report.pictures.picture import Picture
+from mae_hf.report.pictures.picture import Picture, arms, panel_title
 
 MAX_POINTS = 1000
 MAX_MISTAKES = 9
@@ -45,7 +45,7 @@ def draw_mistakes(
             f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"
             for row, guess in zip(rows, predicted, strict=True)
         ]
-        mistakes[arm] = images.batch(rows).numpy(), texts
+        mistakes[panel_title(arm, arms(comparison)[arm])] = images.batch(rows).numpy(), texts
     figure = sheets.mistakes_figure(mistakes, "The most confident mistakes")
     return Picture(
         figures.save(figure, folder / "mistakes.png"),
@@ -119,18 +119,23 @@ def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, n
         {f"head {head + 1}": first[:, head] for head in range(first.shape[1])},
         "The same, each head by itself, for the first image",
     )
-    scale = "Bright patches draw more attention than an even spread (1) would give them, dark ones less."
+    scale = (
+        "Bright patches draw more attention than an even spread (1) would give them, dark ones less; what is above the "
+        "arrow of the scale is as bright as its end."
+    )
     return [
         Picture(
             figures.save(figure, folder / "attention.png"),
             "Attention",
             "How much the CLS token, whose feature is classified, attends to each patch of some test images in the "
-            f"last layer, as a mean over the heads. {scale} Before fine-tuning nothing has told CLS what to look for.",
+            f"last layer, as a mean over the heads, in which heads can cancel each other. {scale} Before fine-tuning "
+            "nothing has told CLS what to look for.",
         ),
         Picture(
             figures.save(per_head, folder / "attention_heads.png"),
             "Attention of each head",
-            f"The first of these images, a row for each network and a column for each head of its last layer. {scale}",
+            "The first of these images, a row for each network and a column for each head of its last layer; the scale "
+            f"is another. {scale}",
         ),
     ]
 

@@ -22,6 +22,11 @@ class Picture:
     caption: str
 
 
+def panel_title(arm: str, run: Run) -> str:
+    """What a panel is called that shows one run of an arm."""
+    return f"{arm}\n{run.path.name}, {100 * run.scores['accuracy']:.1f} % right"
+
+
 def arms(comparison: Comparison) -> dict[str, Run]:
     """The run that speaks for each arm, by the arm's name."""
     return {PRETRAINED: comparison.pretrained[0], SCRATCH: comparison.scratch[0]}
