@@ -17,6 +17,14 @@ def coloured(number: int, size: int = 12) -> Image.Image:
     return Image.fromarray(np.full((size, size, 3), (number, 2 * number, 100), np.uint8))
 
 
+def pytest_configure() -> None:
+    """Gives each of the processes that share the tests a core of its own: threads that wait for a core cost seconds."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """train: 10 cats (0 to 9), 10 dogs (10 to 19); test: 2 and 2 (20 to 23); unlabeled: 6 (30 to 35)."""
