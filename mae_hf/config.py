@@ -352,7 +352,8 @@ class TrainConfig:
         log_every_steps: optimizer steps between two lines of metrics.jsonl.
         eval_every_epochs: epochs between two evaluations on validation images.
         save_every_epochs: epochs between two checkpoints.
-        keep_checkpoints: checkpoints that are kept, the newest (and the best, when fine-tuning).
+        keep_checkpoints: checkpoints that are kept, the newest (and the best, when fine-tuning); 2 or more, since a
+            damaged one is replaced by the one before it.
         trackers: also log to these: `tensorboard`, `trackio`.
         compile: whether torch.compile makes the transformer layers: `always`, `never`, or `auto`, where a GPU is faster
             with it, which is tried before the first step.
@@ -377,8 +378,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "base_lr", "max_grad_norm", "log_every_steps", "eval_every_epochs"):
             _check_above_zero(f"train.{name}", getattr(self, name))
-        for name in ("save_every_epochs", "keep_checkpoints"):
-            _check_above_zero(f"train.{name}", getattr(self, name))
+        _check_above_zero("train.save_every_epochs", self.save_every_epochs)
+        require(
+            self.keep_checkpoints >= 2,
+            f"keep_checkpoints {self.keep_checkpoints} leaves none to go back to where the newest is damaged: choose 2 "
+            "or more (--train.keep_checkpoints)",
+        )
         if self.per_device_batch_size is not None:
             _check_above_zero("train.per_device_batch_size", self.per_device_batch_size)
         _check_seed("train.seed", self.seed)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from mae_hf import figures, hub
-    from mae_hf.checkpoint import Checkpoints, TrainState
+    from mae_hf.checkpoint import Checkpoints
     from mae_hf.data.images import DeviceImages, load_labelled_images
     from mae_hf.data.seen import NOT_PRETRAINED, seen_test_images
     from mae_hf.evaluation.inference import predict_probabilities
@@ -83,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-    latest = checkpoints.latest()
-    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+    state = checkpoints.resume(accelerator)
 
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {

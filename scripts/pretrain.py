@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from mae_hf import hub
-    from mae_hf.checkpoint import Checkpoints, TrainState, write_text
+    from mae_hf.checkpoint import Checkpoints, write_text
     from mae_hf.data.images import DeviceImages, load_pretraining_images, load_probe_images, load_test_images
     from mae_hf.data.seen import audit_pretraining, describe_audit
     from mae_hf.evaluation.inference import held_out_loss
@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-    latest = checkpoints.latest()
-    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+    state = checkpoints.resume(accelerator)
 
     # ---- labelled images to probe the encoder on while it learns ----
     labelled = None

@@ -72,8 +72,7 @@ def run(
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-    latest = checkpoints.latest()
-    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+    state = checkpoints.resume(accelerator)
     log = RunLog(accelerator, config, state.step, {})
 
     def loss_of(rows: np.ndarray, epoch: int) -> Tensor:

@@ -142,18 +142,19 @@ def test_images_per_second_count_steps_and_not_evaluations(tmp_path):
 def test_the_best_checkpoint_is_kept_and_remembered(tmp_path):
     accuracy = {6: 0.5, 12: 0.9, 18: 0.9, 20: 0.7}  # an equal value later is no better
     _, state = run(
-        tmp_path, evaluate=lambda step: {"eval/accuracy": accuracy[step]}, best_key="eval/accuracy", keep_checkpoints=1
+        tmp_path, evaluate=lambda step: {"eval/accuracy": accuracy[step]}, best_key="eval/accuracy", keep_checkpoints=2
     )
     assert (state.best_step, state.best_value) == (12, 0.9)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000012", "step-00000020"]
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000012", "step-00000014", "step-00000020"]
 
 
 def test_an_interrupted_run_remembers_its_best(tmp_path):
     accuracy = {6: 0.9, 12: 0.5, 18: 0.6, 20: 0.7}
     settings = {"evaluate": lambda step: {"eval/accuracy": accuracy[step]}, "best_key": "eval/accuracy"}
     with pytest.raises(Interrupted):
-        run(tmp_path, stop_at=15, keep_checkpoints=1, **settings)
-    _, state = run(tmp_path, keep_checkpoints=1, **settings)
+        run(tmp_path, stop_at=15, **settings)
+    _, state = run(tmp_path, **settings)
     assert (state.best_step, state.best_value) == (6, 0.9)
     assert (tmp_path / "checkpoints" / "step-00000006").is_dir()
 
