@@ -27,6 +27,19 @@ class RunError(RuntimeError):
     """The run failed: one line with what happened, where, and how to go on."""
 
 
+class RunStopped(RunError):
+    """The run was told to stop, and has saved: one line with where, and how to go on.
+
+    Args:
+        message: that line.
+        signal_number: what it was told by.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:
@@ -354,6 +367,8 @@ class TrainConfig:
         save_every_epochs: epochs between two checkpoints.
         keep_checkpoints: checkpoints that are kept, the newest (and the best, when fine-tuning); 2 or more, since a
             damaged one is replaced by the one before it.
+        max_skipped_windows: how often a loss or gradient that is not finite may send the run back to its last
+            checkpoint, to go on with the batches after the bad one; 0: it stops.
         trackers: also log to these: `tensorboard`, `trackio`.
         compile: whether torch.compile makes the transformer layers: `always`, `never`, or `auto`, where a GPU is faster
             with it, which is tried before the first step.
@@ -372,6 +387,7 @@ class TrainConfig:
     eval_every_epochs: float = 1.0
     save_every_epochs: float = 5.0
     keep_checkpoints: int = 2
+    max_skipped_windows: int = 0
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     compile: Choice = "auto"
 
@@ -383,6 +399,11 @@ class TrainConfig:
             self.keep_checkpoints >= 2,
             f"keep_checkpoints {self.keep_checkpoints} leaves none to go back to where the newest is damaged: choose 2 "
             "or more (--train.keep_checkpoints)",
+        )
+        require(
+            self.max_skipped_windows >= 0,
+            f"max_skipped_windows {self.max_skipped_windows} is negative: choose 0 (stop) or more "
+            "(--train.max_skipped_windows)",
         )
         if self.per_device_batch_size is not None:
             _check_above_zero("train.per_device_batch_size", self.per_device_batch_size)

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from mae_hf import cli
-from mae_hf.checkpoint import write_text
+from mae_hf.checkpoint import sync, write_text
 from mae_hf.config import ConfigError, FinetuneConfig, PretrainConfig, require
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
@@ -52,9 +52,11 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         old = cli.load(type(config), path)
     except ConfigError as error:
         raise ConfigError(f"{folder} holds a run of another kind: {error}; choose another --output_dir") from None
-    # where the run lies and is uploaded, where images are and whether layers are compiled has no part in its result
+    # where the run lies and is uploaded, where images are, whether layers are compiled and what is done about a loss
+    # that is not finite has no part in its result so far
     data = dataclasses.replace(old.data, cache_dir=config.data.cache_dir, on_device=config.data.on_device)
-    train: Any = dataclasses.replace(old.train, compile=config.train.compile)
+    free = {name: getattr(config.train, name) for name in ("compile", "max_skipped_windows")}
+    train: Any = dataclasses.replace(old.train, **free)
     same = dataclasses.replace(old, data=data, train=train, hub=config.hub, output_dir=config.output_dir)
     changed = cli.differences(same, config)
     require(
@@ -86,10 +88,7 @@ class RunLog:
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", cli.dump(config))
-            lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-            # a line without its end is what a run that was killed was writing
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(self._path, "".join(kept))
+            self.rewind(step)
             self._run = {**environment(accelerator), **facts, "start": self._first_start(), "end": None}
             self._write_json("run.json", self._run)
         if config.train.trackers:
@@ -104,6 +103,25 @@ class RunLog:
                 finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
         self._accelerator.log(values, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after this step."""
+        if self._accelerator.is_main_process:
+            lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+            # a line without its end is what a run that was killed was writing
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text(self._path, "".join(kept))
+
+    def sync(self) -> None:
+        """Returns once the lines so far are on the disk."""
+        if self._accelerator.is_main_process and self._path.exists():
+            sync(self._path)
+
+    def note(self, **facts: Any) -> None:
+        """Adds to what run.json says."""
+        if self._accelerator.is_main_process:
+            self._run |= facts
+            self._write_json("run.json", self._run)
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes metrics.json, which marks the run as finished, and the end into run.json."""

@@ -60,7 +60,7 @@ def run(
     Args:
         dropout: rate of the MLP's dropout.
         stop_at: raises `Interrupted` in the middle of this step, from 0.
-        change: makes something else of a step's loss.
+        change: makes something else of the loss of a batch, by its number: that of the step, where none was skipped.
         evaluate: as `train` takes it.
         best_key: as `train` takes it.
         settings: fields of `TrainConfig` that differ from DEFAULTS.
@@ -79,7 +79,7 @@ def run(
         if state.step == stop_at:
             raise Interrupted
         inputs, targets = batch(rows, epoch)
-        return change(state.step, nn.functional.mse_loss(model(inputs), targets))
+        return change(state.step + state.num_skipped_steps, nn.functional.mse_loss(model(inputs), targets))
 
     try:
         state = train(

@@ -75,7 +75,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
 def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
     start(config_for(tmp_path / "run"))
     elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
-    other = dataclasses.replace(config_for(tmp_path / "run", compile="never"), data=elsewhere)
+    other = dataclasses.replace(config_for(tmp_path / "run", compile="never", max_skipped_windows=2), data=elsewhere)
     assert inspect_run(other) == "unfinished"
     half = dataclasses.replace(other, model=MAEConfig(decode_ratio=0.5))
     assert "(model.decode_ratio: 1.0 -> 0.5)" in refusal(half)
