@@ -7,6 +7,7 @@ its name, so that neither a kill nor a power cut leaves half of one; where a fil
 the run goes on from the checkpoint before.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -60,7 +61,8 @@ class TrainState:
 def sync(path: Path) -> None:
     """Returns once a file, or a folder with all that is in it, is on the disk and no power cut can take it away."""
     for entry in (*path.rglob("*"), path):
-        _fsync(entry)
+        with contextlib.suppress(FileNotFoundError):  # a tracker's file may come and go
+            _fsync(entry)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

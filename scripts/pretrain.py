@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
     from mae_hf.evaluation.reconstruction import save_reconstructions
+    from mae_hf.lock import RunLock
     from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.mae import build_mae, export_encoder
     from mae_hf.models.positions import check_positions
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.hub.push and accelerator.is_main_process:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
         return
+    lock = RunLock(accelerator, folder)
     if config.hub.push and accelerator.is_main_process:
         hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "is_compiled": is_compiled,
         "probe": ONLINE_NOTE if labelled else None,
     }
-    log = RunLog(accelerator, config, state.step, facts)
+    log = RunLog(accelerator, config, state.step, facts, lock)
     if accelerator.is_main_process:
         write_text(folder / "audit.json", json.dumps(audit) + "\n")
     accelerator.print(
