@@ -2,12 +2,13 @@
 
 import contextlib
 import math
+import re
 import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def train(
     Raises:
         RunStopped: SIGTERM or Ctrl-C has come, and the state is saved. It is looked for after each step; on several
             GPUs, which must agree without waiting, after 20 steps at most.
-        RunError: a loss or gradient is not finite, and no `config.max_skipped_windows` are left. No update is made from
+        RunError: another process is gone; or a loss or gradient is not finite, and no `config.max_skipped_windows` are left. No update is made from
             there on; a GPU in bf16 or fp32 is asked only when a line of the log is due, and may go on until then.
     """
     sampler = batch_sampler(accelerator, config, plan)
@@ -72,7 +73,7 @@ def train(
         checkpoints.save(accelerator, state)  # there must be one to go back to
     if state.skipped:
         log.note(skipped_batches=state.skipped)
-    with StopSignals(accelerator.is_main_process) as signals:
+    with StopSignals(accelerator.is_main_process) as signals, _naming_lost_processes(accelerator, checkpoints):
         while state.step < plan.total_steps:
             learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
             set_learning_rate(optimizer, learning_rate)
@@ -241,6 +242,22 @@ def _go_back(
             f"{state.skipped[-1][1]} ({len(state.skipped)} of at most {config.max_skipped_windows} times)",
             stacklevel=2,
         )
+
+
+@contextlib.contextmanager
+def _naming_lost_processes(accelerator: Accelerator, checkpoints: Checkpoints) -> Iterator[None]:
+    """One line in the place of sixty where another process has died in the middle of a reduction."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        if accelerator.num_processes == 1 or not re.search("gloo|nccl|peer", words, re.IGNORECASE):
+            raise
+        raise RunError(
+            f"another process of this run is gone ({words[:200]}): the launcher names it and its exit code below, under "
+            f"Root Cause; the last good checkpoint is {checkpoints.latest() or 'none yet'}, and the same command goes "
+            "on from there"
+        ) from error
 
 
 def _stopped(signals: StopSignals, path: Path) -> RunStopped:
