@@ -60,8 +60,9 @@ def train(
     Raises:
         RunStopped: SIGTERM or Ctrl-C has come, and the state is saved. It is looked for after each step; on several
             GPUs, which must agree without waiting, after 20 steps at most.
-        RunError: another process is gone; or a loss or gradient is not finite, and no `config.max_skipped_windows` are left. No update is made from
-            there on; a GPU in bf16 or fp32 is asked only when a line of the log is due, and may go on until then.
+        RunError: another process is gone; or a loss or gradient is not finite, and no `config.max_skipped_windows` are
+            left. No update is made from there on; a GPU in bf16 or fp32 is asked only when a line of the log is due,
+            and may go on until then.
     """
     sampler = batch_sampler(accelerator, config, plan)
     progress = tqdm(
@@ -254,9 +255,9 @@ def _naming_lost_processes(accelerator: Accelerator, checkpoints: Checkpoints) -
         if accelerator.num_processes == 1 or not re.search("gloo|nccl|peer", words, re.IGNORECASE):
             raise
         raise RunError(
-            f"another process of this run is gone ({words[:200]}): the launcher names it and its exit code below, under "
-            f"Root Cause; the last good checkpoint is {checkpoints.latest() or 'none yet'}, and the same command goes "
-            "on from there"
+            f"another process of this run is gone ({words[:200]}): the launcher names it and its exit code below, "
+            f"under Root Cause; the last good checkpoint is {checkpoints.latest() or 'none yet'}, and the same command "
+            "goes on from there"
         ) from error
 
 

@@ -4,6 +4,8 @@ As a script, `small_training.py FOLDER`, it is what test_distributed.py starts o
 """
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mae_hf.checkpoint import Checkpoints, TrainState
-from mae_hf.config import PretrainConfig, PretrainTrainConfig, RunError
+from mae_hf.config import PretrainConfig, PretrainTrainConfig, RunError, RunStopped
 from mae_hf.data.draws import uniform
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.tracking import RunLog
@@ -113,6 +115,18 @@ def main(folder: Path) -> None:
         run(folder / "resumed", stop_at=12)
     except Interrupted:
         run(folder / "resumed")
+
+    def stop_one_process(step: int, loss: Tensor) -> Tensor:
+        """Tells the last process alone to stop: all of them must, after the same step."""
+        if step == 9 and rank == accelerator.num_processes - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    try:
+        run(folder / "begun on two", change=stop_one_process)
+    except RunStopped as error:
+        seen["stopped"] = str(error)
+    run(folder / "begun on one")
 
     def spoil_one_process(step: int, loss: Tensor) -> Tensor:
         """Not finite on the last process alone, and with a gradient that is: only the loss gives it away."""
