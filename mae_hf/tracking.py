@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from mae_hf import cli
 from mae_hf.checkpoint import sync, write_text
-from mae_hf.config import ConfigError, FinetuneConfig, PretrainConfig, require
+from mae_hf.config import ConfigError, FinetuneConfig, PretrainConfig, RunError, require
 from mae_hf.lock import LOCK, RunLock
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
@@ -109,8 +109,16 @@ class RunLog:
             accelerator.init_trackers(self._folder.name, config=hyperparameters)
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Adds a line to metrics.jsonl and sends it to the trackers."""
+        """Adds a line to metrics.jsonl and sends it to the trackers.
+
+        Raises:
+            RunError: the folder has been moved or removed; no other one is begun in its place.
+        """
         if self._accelerator.is_main_process:
+            if not (self._folder / "config.yaml").exists():
+                raise RunError(
+                    f"{self._folder} is gone: where it was moved, the same command with its new --output_dir goes on"
+                )
             with self._path.open("a") as file:
                 # fp16 finds its loss scale by gradients that are not finite; JSON has no word for them
                 finite = {key: value if math.isfinite(value) else None for key, value in values.items()}

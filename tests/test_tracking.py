@@ -15,7 +15,15 @@ import pytest
 from accelerate import Accelerator
 
 from mae_hf import cli, tracking
-from mae_hf.config import ConfigError, DataConfig, FinetuneConfig, MAEConfig, PretrainConfig, PretrainTrainConfig
+from mae_hf.config import (
+    ConfigError,
+    DataConfig,
+    FinetuneConfig,
+    MAEConfig,
+    PretrainConfig,
+    PretrainTrainConfig,
+    RunError,
+)
 from mae_hf.lock import RunLock
 from mae_hf.tracking import RunLog, inspect_run, read_metrics
 
@@ -222,6 +230,18 @@ def test_what_a_run_notes_later_stays_in_run_json(tmp_path):
     log.note(skipped_batches=[[7, 9]])
     log.finish({})
     assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_batches"] == [[7, 9]]
+
+
+def test_a_folder_that_is_moved_under_a_run_ends_it_and_goes_on_in_its_new_place(tmp_path):
+    log = start(config_for(tmp_path / "run"))
+    log.metrics(10, 1.0, {"train/loss": 0.5})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run" / "figures").mkdir(parents=True)  # as a picture that was about to be drawn makes it
+    with pytest.raises(RunError, match=r"run is gone: where it was moved, the same command with its new --output_dir"):
+        log.metrics(20, 2.0, {"train/loss": 0.25})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    start(config_for(tmp_path / "moved"), step=10)
+    assert [line["step"] for line in read_metrics(tmp_path / "moved")] == [10]
 
 
 def test_a_finished_run_releases_its_lock_and_a_lock_file_is_no_stranger(tmp_path):
