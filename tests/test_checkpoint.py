@@ -216,8 +216,10 @@ def test_a_checkpoint_whose_best_one_is_damaged_cannot_end_the_run_and_is_not_go
         RunError, match=r"step-00000002 is damaged \(the sha256 of model.safetensors .* the same command"
     ):
         checkpoints.load(training[0], checkpoints.path(2))
-    with pytest.warns(UserWarning, match="its best checkpoint, step-00000002: the sha256 of model.safetensors"):
+    with pytest.warns(UserWarning, match="is damaged") as caught:
         assert checkpoints.resume(training[0]) == states[0]
+    assert "its best checkpoint, step-00000002: the sha256 of model.safetensors" in str(caught[0].message)
+    assert len(caught) == 2
 
 
 class Payload:
