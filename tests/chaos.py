@@ -117,6 +117,12 @@ class Life:
         return int(found[1]) if found else 10**9 * ("is finished" in self.text)
 
     @property
+    def total(self) -> int:
+        """The steps of the whole run."""
+        found = re.search(r"total steps +(\d+)", self.text)
+        return int(found[1]) if found else 10**9
+
+    @property
     def step(self) -> int:
         """The last step that its progress bar has shown."""
         shown = re.findall(r"\| (\d+)/\d+ \[", self.text)
@@ -243,12 +249,10 @@ class Chaos:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.random = random.Random(seed)
-        self.seconds: dict[str, float] = {}
         self.numbers = iter(range(10_000))
         for stage in COMMANDS:
-            life, started = Life(stage, self.reference(stage)), time.monotonic()
+            life = Life(stage, self.reference(stage))
             assert life.wait() == 0, life.text
-            self.seconds[stage] = time.monotonic() - started
 
     def reference(self, stage: str) -> Path:
         """The undisturbed run."""
@@ -299,11 +303,8 @@ class Chaos:
                     if not self._wait_for_save(life, folder, moment):
                         break
                     time.sleep(self.random.uniform(0, 0.01))
-                else:
-                    end = time.monotonic() + self.random.uniform(0, self.seconds[stage])
-                    wait_until(lambda life=life, end=end: not life.running() or time.monotonic() > end)
-                    if not life.running():
-                        break
+                elif not self._wait_for_moment(life):
+                    break
                 life.send(signal.SIGKILL)
                 life.wait()
                 if runs_killed and "from step" in life.text:
@@ -314,6 +315,17 @@ class Chaos:
             self.finish(row, stage, folder, step)
             row.went_on = went_on + runs_killed * (row.went_on - went_on)
         return row
+
+    def _wait_for_moment(self, life: Life) -> bool:
+        """Waits for a moment of the start, of the next 25 steps or of what follows the last one; False if it ends."""
+        seconds = self.random.uniform(0, 1)
+        if self.random.random() < 0.8:
+            steps = self.random.randint(0, 25)
+            seconds = self.random.uniform(0, 0.2)
+            wait_until(lambda: not life.running() or (life.step and life.step >= min(life.start + steps, life.total)))
+        end = time.monotonic() + seconds
+        wait_until(lambda: not life.running() or time.monotonic() > end)
+        return life.running()
 
     def _wait_for_save(self, life: Life, folder: Path, count: int) -> bool:
         """Waits for the count-th save to begin; False where the run ends before."""
