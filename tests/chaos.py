@@ -11,6 +11,7 @@ clock.
 import argparse
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -293,8 +294,9 @@ class Chaos:
     def kills(self, count: int, *, while_saving: bool) -> Row:
         """SIGKILL at random moments of runs, several times in most of them."""
         row = Row("SIGKILL while a checkpoint is written" if while_saving else "SIGKILL at a random moment")
+        stages = itertools.cycle(COMMANDS)
         while row.tried < count:
-            stage = list(COMMANDS)[row.tried % 2]
+            stage = next(stages)
             folder, runs_killed, step = self.new(stage), 0, 0
             while row.tried < count and runs_killed < 4:
                 life = Life(stage, folder)
