@@ -1,6 +1,7 @@
 # Every target does its own set-up, on a machine that has nothing but Python 3.11 and a package registry.
 #   make quickstart   pre-train, fine-tune, train from scratch and compare on embedded data, on a CPU, in minutes
 #   make test         the test suite
+#   make chaos        every fault that a run should survive, done to real runs, and a table of what came of it
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PYTHON_FOUND := $(shell command -v $(PYTHON))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: venv quickstart test lint typecheck clean
+.PHONY: venv quickstart test chaos lint typecheck clean
 venv: .venv/installed
 
 # The stamp is last, so that an installation that failed half-way is done again.
@@ -30,6 +31,9 @@ quickstart: venv
 
 test: venv
 	python -m pytest
+
+chaos: venv
+	python tests/chaos.py --kills 30
 
 lint: venv
 	ruff check .

@@ -1,20 +1,34 @@
 """Training state on disk: written beside and renamed, named by step, rotated, and read back to go on.
 
-A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler) and
-`train_state.json`, everything else that the loop changes. Schedule, data order, crops and masks need no state: they are
-functions of the step.
+A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler),
+`train_state.json`, everything else that the loop changes, and `digests.json`, the sha256 of each file. Schedule, data
+order, crops and masks need no state: they are functions of the step. All of it is on the disk before the folder gets
+its name, so that neither a kill nor a power cut leaves half of one; where a file is not what was written all the same,
+the run goes on from the checkpoint before.
 """
 
+import contextlib
 import dataclasses
+import errno
+import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object
+from safetensors import SafetensorError
+
+from mae_hf.config import RunError
+
+STATE = "train_state.json"
+DIGESTS = "digests.json"
 
 
 @dataclass
@@ -25,29 +39,57 @@ class TrainState:
         step: optimizer steps done.
         best_step: the step of the best validation value, or None before the first evaluation.
         best_value: that value.
+        loss_sum: sum of the losses since the last line of the log.
+        loss_steps: steps in that sum.
+        skipped: windows of batches that are left out because of a loss that was not finite, the first and the last of
+            each, counted as the steps that they would have been.
     """
 
     step: int = 0
     best_step: int | None = None
     best_value: float | None = None
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    skipped: list[list[int]] = field(default_factory=list)
+
+    @property
+    def num_skipped_steps(self) -> int:
+        """How far the batches are ahead of the steps."""
+        return sum(last - first + 1 for first, last in self.skipped)
+
+
+def sync(path: Path) -> None:
+    """Returns once a file, or a folder with all that is in it, is on the disk and no power cut can take it away."""
+    for entry in (*path.rglob("*"), path):
+        with contextlib.suppress(FileNotFoundError):  # a tracker's file may come and go
+            _fsync(entry)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder beside `path` with `write(folder)` and renames it, so that `path` is whole or not there."""
-    beside = path.with_name(f".{path.name}.partial")
+    """Fills a folder beside `path` with `write(folder)` and renames it, so that `path` is whole or not there.
+
+    Raises:
+        RunError: the disk is full or read-only; `path` is as it was.
+    """
+    beside = _beside(path)
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    write(beside)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(beside, path)
+    try:
+        beside.mkdir(parents=True)
+        write(beside)
+        sync(beside)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise RunError(f"{path} cannot be written ({_one_line(error)}): make room, the same command goes on") from error
+    shutil.rmtree(path, ignore_errors=True)
+    _rename(beside, path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file beside `path` and renames it."""
-    beside = path.with_name(f".{path.name}.partial")
+    beside = _beside(path)
     beside.write_text(text)
-    os.replace(beside, path)
+    sync(beside)
+    _rename(beside, path)
 
 
 class Checkpoints:
@@ -63,26 +105,56 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, accelerator: Accelerator, state: TrainState) -> None:
-        """Writes `step-N` and removes what rotation no longer keeps. Every process must call it."""
+        """Writes `step-N` and removes what rotation no longer keeps. Every process must call it.
+
+        Raises:
+            RunError: it cannot be written; the checkpoints from before are as they were.
+        """
         path = self.path(state.step)
-        beside = path.with_name(f".{path.name}.partial")
-        if accelerator.is_main_process:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(beside))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            (beside / "train_state.json").write_text(json.dumps(dataclasses.asdict(state)))
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(beside, path)
-            self._rotate(state)
-        accelerator.wait_for_everyone()
+        beside = _beside(path)
+
+        def make_room() -> None:
+            if accelerator.is_main_process:
+                self.folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved away is not made anew
+                for stale in self.folder.glob(".step-*.partial"):
+                    shutil.rmtree(stale)
+                beside.mkdir()
+
+        def write() -> None:
+            accelerator.save_state(str(beside))
+            # nothing goes on from random states, and they are pickles; another number of processes has others
+            (beside / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl").unlink()
+
+        def finish() -> None:
+            if accelerator.is_main_process:
+                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state)))
+                _write_digests(beside)
+                sync(beside)
+                shutil.rmtree(path, ignore_errors=True)
+                _rename(beside, path)
+                self._rotate(state)
+
+        for part in (make_room, write, finish):
+            self._together(accelerator, part, path)
 
     def load(self, accelerator: Accelerator, path: Path) -> TrainState:
-        """Reads a checkpoint into the prepared model and optimizer, and returns its `TrainState`."""
-        accelerator.load_state(str(path))
-        return TrainState(**json.loads((path / "train_state.json").read_text()))
+        """Reads a checkpoint into the prepared model and optimizer, and returns its `TrainState`.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        causes = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])
+        if causes[0]:
+            raise RunError(f"{path} is damaged ({causes[0]}): the same command goes on from a checkpoint before it")
+        return self._read(accelerator, path)
+
+    def resume(self, accelerator: Accelerator) -> TrainState:
+        """Goes on from the newest checkpoint whose files are what was written; `TrainState()` where there is none.
+
+        A damaged one is set aside as `step-N.damaged`, with a warning that names it and the cause.
+        """
+        steps = broadcast_object_list([self._newest_good() if accelerator.is_main_process else None])
+        return TrainState() if steps[0] is None else self._read(accelerator, self.path(steps[0]))
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
@@ -96,8 +168,104 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
+    def _read(self, accelerator: Accelerator, path: Path) -> TrainState:
+        try:
+            accelerator.load_state(str(path))  # safetensors, and pickles with weights_only
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f"{path} holds a pickle that is not one of tensors ({_one_line(error)}): remove it"
+            ) from None
+        return TrainState(**json.loads((path / STATE).read_text()))
+
     def _rotate(self, state: TrainState) -> None:
         kept = {*self._all()[-self.keep :], self.path(state.best_step or state.step)}
         for path in self._all():
             if path not in kept:
                 shutil.rmtree(path)
+
+    def _newest_good(self) -> int | None:
+        for path in reversed(self._all()):
+            cause = _damage(path)
+            if cause is None:
+                state = TrainState(**json.loads((path / STATE).read_text()))
+                best = self.path(state.best_step or state.step)  # a run that ends needs it
+                cause = _damage(best) if best != path else None
+                if cause is None:
+                    return state.step
+                cause = f"its best checkpoint, {best.name}: {cause}"
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            _rename(path, aside)
+            warnings.warn(
+                f"{path} is damaged ({cause}): it is kept as {aside.name}, and the run goes on from the one before it",
+                stacklevel=2,
+            )
+        return None
+
+    def _together(self, accelerator: Accelerator, part: Callable[[], None], path: Path) -> None:
+        """Does a part of saving; where it fails on one process, all of them stop with its cause."""
+        causes: list[str] = []
+        try:
+            part()
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save makes a RuntimeError of a full disk
+            causes.append(_one_line(error))
+        causes = gather_object(causes)
+        if not causes:
+            return
+        if accelerator.is_main_process:
+            shutil.rmtree(_beside(path), ignore_errors=True)  # what it takes may be what is missing
+        raise RunError(
+            f"{path} cannot be written ({causes[0]}); the last good checkpoint is {self.latest() or 'none yet'}: make "
+            "room, and the same command goes on from there"
+        )
+
+
+def _write_digests(folder: Path) -> None:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    digests = {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
+
+
+def _damage(folder: Path) -> str | None:
+    """Which file of a checkpoint is not what was written, and how one can tell; None where all are."""
+    try:
+        digests = json.loads((folder / DIGESTS).read_text())
+        for name in (STATE, *digests):
+            if _sha256(folder / name) != digests[name]:
+                return f"the sha256 of {name} is not that in {DIGESTS}"
+    except (ValueError, KeyError, TypeError):
+        return f"{DIGESTS} is not readable or not whole"
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EIO):
+            raise  # a file server that does not answer has damaged nothing
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Renames, and returns once the new name is on the disk."""
+    os.replace(old, new)
+    _fsync(new.parent)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt":
+        return  # Windows opens no folder, and no file for reading, to this end
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

@@ -6,9 +6,11 @@ Precedence: dataclass default < YAML (`--config`) < flags. `--print_config` show
 import argparse
 import dataclasses
 import difflib
+import errno
 import itertools
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +20,12 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser
 
-from mae_hf.config import ConfigError, RunError
+from mae_hf.config import ConfigError, RunError, RunStopped
 
 Config = TypeVar("Config")
 
+# A disk that is full, over its quota or read-only, and a folder that is not ours.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 _OWN_FLAGS = ("help", "config", "print_config")
 
 
@@ -91,17 +95,34 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's `main` and exits: 0 done, 1 the run failed, 2 the command or the config is wrong."""
+    """Runs a script's `main` and exits.
+
+    0 done, 1 the run failed, 2 the command or the config is wrong, 143 and 130 stopped by SIGTERM and Ctrl-C.
+    """
     # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
     folder = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     try:
         main()
-    except (ConfigError, RunError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # one process speaks for all
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except RunStopped as error:
+        _end(f"stopped: {error}", 128 + error.signal_number)  # what a shell makes of a process that a signal has ended
+    except KeyboardInterrupt:
+        _end("stopped: by Ctrl-C, at once", 128 + signal.SIGINT)
+    except ConfigError as error:
+        _end(f"error: {error}", 2)
+    except RunError as error:
+        _end(f"error: {error}", 1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _end(f"error: {error}: once that is mended, the same command goes on", 1)
     sys.exit(0)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    if int(os.environ.get("RANK", "0")) == 0:  # one process speaks for all
+        print(message, file=sys.stderr)
+    sys.exit(code)
 
 
 def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:

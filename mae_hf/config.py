@@ -27,6 +27,19 @@ class RunError(RuntimeError):
     """The run failed: one line with what happened, where, and how to go on."""
 
 
+class RunStopped(RunError):
+    """The run was told to stop, and has saved: one line with where, and how to go on.
+
+    Args:
+        message: that line.
+        signal_number: what it was told by.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:
@@ -352,7 +365,10 @@ class TrainConfig:
         log_every_steps: optimizer steps between two lines of metrics.jsonl.
         eval_every_epochs: epochs between two evaluations on validation images.
         save_every_epochs: epochs between two checkpoints.
-        keep_checkpoints: checkpoints that are kept, the newest (and the best, when fine-tuning).
+        keep_checkpoints: checkpoints that are kept, the newest (and the best, when fine-tuning); 2 or more, since a
+            damaged one is replaced by the one before it.
+        max_skipped_windows: how often a loss or gradient that is not finite may send the run back to its last
+            checkpoint, to go on with the batches after the bad one; 0: it stops.
         trackers: also log to these: `tensorboard`, `trackio`.
         compile: whether torch.compile makes the transformer layers: `always`, `never`, or `auto`, where a GPU is faster
             with it, which is tried before the first step.
@@ -371,14 +387,24 @@ class TrainConfig:
     eval_every_epochs: float = 1.0
     save_every_epochs: float = 5.0
     keep_checkpoints: int = 2
+    max_skipped_windows: int = 0
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     compile: Choice = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "base_lr", "max_grad_norm", "log_every_steps", "eval_every_epochs"):
             _check_above_zero(f"train.{name}", getattr(self, name))
-        for name in ("save_every_epochs", "keep_checkpoints"):
-            _check_above_zero(f"train.{name}", getattr(self, name))
+        _check_above_zero("train.save_every_epochs", self.save_every_epochs)
+        require(
+            self.keep_checkpoints >= 2,
+            f"keep_checkpoints {self.keep_checkpoints} leaves none to go back to where the newest is damaged: choose 2 "
+            "or more (--train.keep_checkpoints)",
+        )
+        require(
+            self.max_skipped_windows >= 0,
+            f"max_skipped_windows {self.max_skipped_windows} is negative: choose 0 (stop) or more "
+            "(--train.max_skipped_windows)",
+        )
         if self.per_device_batch_size is not None:
             _check_above_zero("train.per_device_batch_size", self.per_device_batch_size)
         _check_seed("train.seed", self.seed)

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import warnings
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 from accelerate import Accelerator
 
 from mae_hf import cli
-from mae_hf.checkpoint import write_text
-from mae_hf.config import ConfigError, FinetuneConfig, PretrainConfig, require
+from mae_hf.checkpoint import sync, write_text
+from mae_hf.config import ConfigError, FinetuneConfig, PretrainConfig, RunError, require
+from mae_hf.lock import LOCK, RunLock
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
 
@@ -42,7 +44,7 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
-        strangers = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        strangers = [entry.name for entry in folder.iterdir() if entry.name != LOCK] if folder.is_dir() else []
         require(
             not strangers,
             f"{folder} is not a run folder but holds {', '.join(sorted(strangers)[:3])}: choose another --output_dir",
@@ -51,10 +53,14 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
     try:
         old = cli.load(type(config), path)
     except ConfigError as error:
-        raise ConfigError(f"{folder} holds a run of another kind: {error}; choose another --output_dir") from None
-    # where the run lies and is uploaded, where images are and whether layers are compiled has no part in its result
+        raise ConfigError(
+            f"{folder} holds a run of another kind or a damaged config.yaml: {error}; choose another --output_dir"
+        ) from None
+    # where the run lies and is uploaded, where images are, whether layers are compiled and what is done about a loss
+    # that is not finite has no part in its result so far
     data = dataclasses.replace(old.data, cache_dir=config.data.cache_dir, on_device=config.data.on_device)
-    train: Any = dataclasses.replace(old.train, compile=config.train.compile)
+    free = {name: getattr(config.train, name) for name in ("compile", "max_skipped_windows")}
+    train: Any = dataclasses.replace(old.train, **free)
     same = dataclasses.replace(old, data=data, train=train, hub=config.hub, output_dir=config.output_dir)
     changed = cli.differences(same, config)
     require(
@@ -73,53 +79,101 @@ class RunLog:
         config: the run's config; becomes config.yaml.
         step: lines of metrics.jsonl after this step are dropped, so that a resumed run neither repeats nor skips one.
         facts: what run.json says besides versions, command and device; a resumed run keeps its first start.
+        lock: of the run folder; released when the run is finished.
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: PretrainConfig | FinetuneConfig, step: int, facts: dict[str, Any]
+        self,
+        accelerator: Accelerator,
+        config: PretrainConfig | FinetuneConfig,
+        step: int,
+        facts: dict[str, Any],
+        lock: RunLock | None = None,
     ) -> None:
         self._accelerator = accelerator
+        self._lock = lock
         self._folder = Path(config.output_dir)
         self._path = self._folder / "metrics.jsonl"
-        self._check_images(step, facts)
+        before = self._before()
+        if step:
+            self._check_images(before, facts)
         accelerator.wait_for_everyone()  # the others may still be looking into the folder
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", cli.dump(config))
-            lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-            # a line without its end is what a run that was killed was writing
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(self._path, "".join(kept))
-            self._run = {**environment(accelerator), **facts, "start": self._first_start(), "end": None}
+            self.rewind(step)
+            self._run = {**environment(accelerator), **facts, "start": before.get("start", _now()), "end": None}
             self._write_json("run.json", self._run)
         if config.train.trackers:
             hyperparameters = {key: str(value) for key, value in cli.flatten(config)}
             accelerator.init_trackers(self._folder.name, config=hyperparameters)
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Adds a line to metrics.jsonl and sends it to the trackers."""
+        """Adds a line to metrics.jsonl and sends it to the trackers.
+
+        Raises:
+            RunError: the folder has been moved or removed; no other one is begun in its place.
+        """
         if self._accelerator.is_main_process:
+            if not (self._folder / "config.yaml").exists():
+                raise RunError(
+                    f"{self._folder} is gone: where it was moved, the same command with its new --output_dir goes on"
+                )
             with self._path.open("a") as file:
                 # fp16 finds its loss scale by gradients that are not finite; JSON has no word for them
                 finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
         self._accelerator.log(values, step=step)
 
+    def rewind(self, step: int) -> None:
+        """Drops the lines after this step."""
+        if self._accelerator.is_main_process:
+            text = self._path.read_text(errors="replace") if self._path.exists() else ""
+            # a line without its end is what a run that was killed was writing
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            whole = [line for line in lines if _is_line(line)]
+            if len(whole) < len(lines):
+                warnings.warn(f"{len(lines) - len(whole)} lines of {self._path} are damaged and left out", stacklevel=2)
+            write_text(self._path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+    def sync(self) -> None:
+        """Returns once what was written so far is on the disk."""
+        if self._accelerator.is_main_process:
+            sync(self._folder)
+
+    def note(self, **facts: Any) -> None:
+        """Adds to what run.json says."""
+        if self._accelerator.is_main_process:
+            self._run |= facts
+            self._write_json("run.json", self._run)
+
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes metrics.json, which marks the run as finished, and the end into run.json."""
         if self._accelerator.is_main_process:
             self._write_json("run.json", {**self._run, "end": _now()})
+            self.sync()  # what a finished run promises is on the disk before it is finished
             self._write_json("metrics.json", metrics)
         self._accelerator.end_training()
+        if self._lock is not None:
+            self._lock.release()
 
-    def _first_start(self) -> str:
+    def _before(self) -> dict[str, Any]:
+        """What run.json says from an earlier start."""
         path = self._folder / "run.json"
-        return str(json.loads(path.read_text())["start"]) if path.exists() else _now()
+        try:
+            return dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError):
+            warnings.warn(
+                f"{path} is damaged: the run's first start, and whether its images are the same, is unknown",
+                stacklevel=2,
+            )
+            return {}
 
-    def _check_images(self, step: int, facts: dict[str, Any]) -> None:
+    def _check_images(self, before: dict[str, Any], facts: dict[str, Any]) -> None:
         """A run that goes on must see the images that it began with: crops and masks are drawn by their number."""
-        path = self._folder / "run.json"
-        began = json.loads(path.read_text()).get("data_fingerprint") if step and path.exists() else None
+        began = before.get("data_fingerprint")
         require(
             began in (None, facts.get("data_fingerprint")),
             f"{self._folder} began with other training images (data_fingerprint {began}, now "
@@ -128,6 +182,13 @@ class RunLog:
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         write_text(self._folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def _is_line(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text)["step"], int)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

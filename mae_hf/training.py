@@ -2,8 +2,14 @@
 
 import contextlib
 import math
+import re
+import shlex
+import signal
+import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +18,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mae_hf.checkpoint import Checkpoints, TrainState
-from mae_hf.config import Plan, RunError, TrainConfig
+from mae_hf.config import Plan, RunError, RunStopped, TrainConfig
 from mae_hf.data.draws import integer_seed
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.objectives import LossOf
 from mae_hf.optim import learning_rate_at, set_learning_rate
+from mae_hf.signals import StopSignals
 from mae_hf.tracking import RunLog
 
 Evaluate = Callable[[int], dict[str, float]]
+
+# Several GPUs are asked this often whether one of their processes was told to stop: a machine that goes gives 30 s.
+_MOST_STEPS_UNASKED = 20
 
 
 def train(
@@ -48,48 +58,68 @@ def train(
         The state after the last step; `checkpoints` holds it, and the best.
 
     Raises:
-        RunError: a loss or gradient is not finite. No update is made from there on; a GPU in
-            bf16 or fp32 is asked only when a line of the log is due, and may go on until then.
+        RunStopped: SIGTERM or Ctrl-C has come, and the state is saved. It is looked for after each step; on several
+            GPUs, which must agree without waiting, after 20 steps at most.
+        RunError: another process is gone; or a loss or gradient is not finite, and no `config.max_skipped_windows` are
+            left. No update is made from there on; a GPU in bf16 or fp32 is asked only when a line of the log is due,
+            and may go on until then.
     """
     sampler = batch_sampler(accelerator, config, plan)
     progress = tqdm(
         total=plan.total_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process, smoothing=0.05
     )
-    meter = _Meter(accelerator.device)
+    meter = _Meter(accelerator.device, state)
     failure = torch.zeros(4, device=accelerator.device)
-    while state.step < plan.total_steps:
-        learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
-        set_learning_rate(optimizer, learning_rate)
-        loss, grad_norm = gradients(accelerator, model, sampler, loss_of, state.step, config)
-        failure = _first_failure(failure, loss, grad_norm, state.step)
-        if accelerator.device.type != "cuda" or accelerator.scaler is not None:  # asking costs nothing, or is needed
-            _stop_at_failure(accelerator, failure, checkpoints)
-        update(optimizer, failure[0])
-        state.step += 1
-        meter.add(loss, config.batch_size)
-        progress.update()
+    if config.max_skipped_windows and state.step == 0:
+        checkpoints.save(accelerator, state)  # there must be one to go back to
+    if state.skipped:
+        log.note(skipped_batches=state.skipped)
+    with StopSignals(accelerator.is_main_process) as signals, _naming_lost_processes(accelerator, checkpoints):
+        while state.step < plan.total_steps:
+            learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
+            set_learning_rate(optimizer, learning_rate)
+            batch = state.step + state.num_skipped_steps
+            loss, grad_norm = gradients(accelerator, model, sampler, loss_of, batch, config)
+            loss, told_to_stop = over_processes(accelerator, loss, signals)
+            failure = _first_failure(failure, loss, grad_norm, state.step)
+            update(optimizer, failure[0])
+            state.step += 1
+            meter.add(loss, config.batch_size)
+            progress.update()
 
-        last = state.step == plan.total_steps
-        evaluation_due = last or state.step % plan.eval_every_steps == 0
-        save_due = last or state.step % plan.save_every_steps == 0
-        # a checkpoint closes the line, since a resumed run starts a new mean there
-        if evaluation_due or save_due or state.step % config.log_every_steps == 0:
-            _stop_at_failure(accelerator, failure, checkpoints)
-            values = meter.values()
-            progress.set_postfix_str(
-                f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s"
-            )
-            values |= {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
-            if evaluation_due:
-                model.eval()
-                values |= evaluate(state.step)
-                if best_key is not None and (state.best_value is None or values[best_key] > state.best_value):
-                    state.best_step, state.best_value, save_due = state.step, values[best_key], True
-            log.metrics(state.step, state.step / plan.steps_per_epoch, values)
-        if save_due:
-            checkpoints.save(accelerator, state)
-        if evaluation_due or save_due:
-            meter.restart()
+            last = state.step == plan.total_steps
+            evaluation_due = last or state.step % plan.eval_every_steps == 0
+            line_due = evaluation_due or state.step % config.log_every_steps == 0
+            save_due = last or state.step % plan.save_every_steps == 0
+            if not (line_due or save_due or _may_ask(accelerator, signals, state.step)):
+                continue
+            if _failed(accelerator, failure):
+                _go_back(accelerator, failure, state, config, checkpoints, log)
+                meter, failure = _Meter(accelerator.device, state), torch.zeros_like(failure)
+                progress.n = state.step
+                continue
+            stopping = told_to_stop.item() > 0
+            if line_due:
+                values = meter.values()
+                progress.set_postfix_str(
+                    f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s"
+                )
+                values |= {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
+                if evaluation_due:
+                    model.eval()
+                    values |= evaluate(state.step)
+                    if best_key is not None and (state.best_value is None or values[best_key] > state.best_value):
+                        state.best_step, state.best_value, save_due = state.step, values[best_key], True
+                log.metrics(state.step, state.step / plan.steps_per_epoch, values)
+            if save_due or stopping:
+                meter.write_into(state)
+                log.sync()  # a checkpoint whose lines are lost in a power cut would leave a gap
+                checkpoints.save(accelerator, state)
+            if evaluation_due or save_due:
+                meter.restart()
+            if stopping:
+                progress.close()
+                raise _stopped(signals, checkpoints.path(state.step))
     progress.close()
     return state
 
@@ -114,7 +144,7 @@ def gradients(
     step: int,
     config: TrainConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of one global batch; returns its mean loss and the gradient norm before clipping."""
+    """Gradients of one global batch; returns the mean loss of this process's share, and the norm before clipping."""
     model.train()
     # drop-path draws from torch's generator: seeded by the step, a resumed run draws what an uninterrupted one would
     torch.manual_seed(integer_seed(config.seed, step, f"process {accelerator.process_index}"))
@@ -128,7 +158,14 @@ def gradients(
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     assert grad_norm is not None
-    return accelerator.reduce(total, reduction="mean"), grad_norm
+    return total, grad_norm
+
+
+def over_processes(accelerator: Accelerator, loss: Tensor, signals: StopSignals) -> tuple[Tensor, Tensor]:
+    """The mean loss over the processes, and above 0 where one of them was told to stop; a GPU is not waited for."""
+    told = torch.full_like(loss, bool(signals.received))
+    reduced: Tensor = accelerator.reduce(torch.stack((loss, told)), reduction="mean")
+    return reduced[0], reduced[1]
 
 
 def update(optimizer: torch.optim.Optimizer, failed: Tensor) -> None:
@@ -154,31 +191,94 @@ def _first_failure(failure: Tensor, loss: Tensor, grad_norm: Tensor, step: int) 
     return torch.where(failed & (failure[0] == 0), here, failure)
 
 
-def _stop_at_failure(accelerator: Accelerator, failure: Tensor, checkpoints: Checkpoints) -> None:
-    """Stops the run if a loss or gradient was not finite; no weight has changed since. It waits for the device."""
-    failed, step, loss, grad_norm = failure.tolist()
-    if not failed:
-        return
-    if math.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
+def _may_ask(accelerator: Accelerator, signals: StopSignals, step: int) -> bool:
+    """Whether to look at failures and signals after this step: where that costs nothing, is needed, or is overdue.
+
+    Looking makes the host wait for its GPU. Every process must come to the same answer.
+    """
+    if accelerator.device.type != "cuda" or accelerator.scaler is not None:
+        return True
+    return step % _MOST_STEPS_UNASKED == 0 or (accelerator.num_processes == 1 and signals.received != 0)
+
+
+def _failed(accelerator: Accelerator, failure: Tensor) -> bool:
+    """Whether a loss or gradient was not finite; no weight has changed since. It waits for the device."""
+    failed, _, loss, _ = failure.tolist()
+    if failed and math.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
         failure.zero_()  # fp16 looks for its loss scale this way: the scaler skips the step and halves the scale
-        return
-    last_good = checkpoints.latest()
-    raise RunError(
-        f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {step:.0f} is not finite; the last good "
-        f"checkpoint is {last_good or 'none yet'}: lower --train.base_lr, or leave fp16 for bf16 or fp32"
+        return False
+    return bool(failed)
+
+
+def _go_back(
+    accelerator: Accelerator,
+    failure: Tensor,
+    state: TrainState,
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    log: RunLog,
+) -> None:
+    """Goes back to the last good checkpoint, and on with the batches after the one that failed.
+
+    Raises:
+        RunError: that was done `max_skipped_windows` times already.
+    """
+    _, failed_step, loss, grad_norm = failure.tolist()
+    what = f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {failed_step:.0f} is not finite"
+    if len(state.skipped) >= config.max_skipped_windows:
+        raise RunError(
+            f"{what}; the last good checkpoint is {checkpoints.latest() or 'none yet'}: lower --train.base_lr, leave "
+            "fp16 for bf16 or fp32, or leave such batches out (--train.max_skipped_windows)"
+        )
+    ahead, skipped = state.num_skipped_steps, state.skipped
+    good = checkpoints.resume(accelerator)
+    vars(state).update(vars(good))
+    # from one and the same checkpoint, windows may have been skipped since it was written
+    state.skipped = [*skipped, [good.step + ahead, int(failed_step) + ahead]]
+    log.rewind(state.step)
+    log.note(skipped_batches=state.skipped)
+    if accelerator.is_main_process:
+        warnings.warn(
+            f"{what}: back to step {good.step}, and on without the batches {state.skipped[-1][0]} to "
+            f"{state.skipped[-1][1]} ({len(state.skipped)} of at most {config.max_skipped_windows} times)",
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
+def _naming_lost_processes(accelerator: Accelerator, checkpoints: Checkpoints) -> Iterator[None]:
+    """One line in the place of sixty where another process has died in the middle of a reduction."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        if accelerator.num_processes == 1 or not re.search("gloo|nccl|peer", words, re.IGNORECASE):
+            raise
+        raise RunError(
+            f"another process of this run is gone ({words[:200]}): the launcher names it and its exit code below, "
+            f"under Root Cause; the last good checkpoint is {checkpoints.latest() or 'none yet'}, and the same command "
+            "goes on from there"
+        ) from error
+
+
+def _stopped(signals: StopSignals, path: Path) -> RunStopped:
+    number = signals.received or signal.SIGTERM  # another process may have got it
+    return RunStopped(
+        f"{signal.Signals(number).name}: saved as {path}; the same command goes on from there ({shlex.join(sys.argv)})",
+        number,
     )
 
 
 class _Meter:
-    """Mean loss and images per second since it was last read; evaluations and checkpoints do not count as time."""
+    """Mean loss and images per second since it was last read; evaluations and checkpoints do not count as time.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._clear()
+    The loss goes on over an interruption: `state` carries it. The speed is that of this process's steps.
+    """
 
-    def _clear(self) -> None:
-        self._loss = torch.zeros((), device=self._device)
-        self._steps = self._images = 0
+    def __init__(self, device: torch.device, state: TrainState) -> None:
+        self._loss = torch.tensor(state.loss_sum, device=device)
+        self._steps = state.loss_steps
+        self._images, self._seconds = 0, 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -191,9 +291,17 @@ class _Meter:
         self._steps += 1
         self._images += num_images
 
+    def write_into(self, state: TrainState) -> None:
+        """Stops the clock, and puts into `state` what a resumed run needs to write the same next line."""
+        self._seconds += time.perf_counter() - self._started
+        state.loss_sum, state.loss_steps = self._loss.item(), self._steps
+
     def values(self) -> dict[str, float]:
         """`train/loss` and `train/images_per_second`; starts anew."""
         loss = (self._loss / self._steps).item()
-        images_per_second = self._images / (time.perf_counter() - self._started)
-        self._clear()
+        seconds = self._seconds + time.perf_counter() - self._started
+        images_per_second = self._images / seconds
+        self._loss = torch.zeros_like(self._loss)
+        self._steps, self._images, self._seconds = 0, 0, 0.0
+        self.restart()
         return {"train/loss": loss, "train/images_per_second": images_per_second}

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from mae_hf import figures, hub
-    from mae_hf.checkpoint import Checkpoints, TrainState
+    from mae_hf.checkpoint import Checkpoints
     from mae_hf.data.images import DeviceImages, load_labelled_images
     from mae_hf.data.seen import NOT_PRETRAINED, seen_test_images
     from mae_hf.evaluation.inference import predict_probabilities
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.predictions import write_predictions
     from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
     from mae_hf.figures import charts
+    from mae_hf.lock import RunLock
     from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.classifier import build_classifier
     from mae_hf.models.pretrained import check_init, read_audit
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.hub.push and accelerator.is_main_process:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
         return
+    lock = RunLock(accelerator, folder)
     if config.hub.push and accelerator.is_main_process:
         hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
@@ -83,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-    latest = checkpoints.latest()
-    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+    state = checkpoints.resume(accelerator)
 
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,
     }
-    log = RunLog(accelerator, config, state.step, facts)
+    log = RunLog(accelerator, config, state.step, facts, lock)
     accelerator.print(
         f"run             {folder}, from step {state.step}\n"
         f"images          {', '.join(f'{len(part)} {role}' for role, part in images.items())}"

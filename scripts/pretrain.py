@@ -26,12 +26,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from mae_hf import hub
-    from mae_hf.checkpoint import Checkpoints, TrainState, write_text
+    from mae_hf.checkpoint import Checkpoints, write_text
     from mae_hf.data.images import DeviceImages, load_pretraining_images, load_probe_images, load_test_images
     from mae_hf.data.seen import audit_pretraining, describe_audit
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
     from mae_hf.evaluation.reconstruction import save_reconstructions
+    from mae_hf.lock import RunLock
     from mae_hf.machine import attention_for, compile_layers, use_cpu_well
     from mae_hf.models.mae import build_mae, export_encoder
     from mae_hf.models.positions import check_positions
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.hub.push and accelerator.is_main_process:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
         return
+    lock = RunLock(accelerator, folder)
     if config.hub.push and accelerator.is_main_process:
         hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
@@ -72,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-    latest = checkpoints.latest()
-    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+    state = checkpoints.resume(accelerator)
 
     # ---- labelled images to probe the encoder on while it learns ----
     labelled = None
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "is_compiled": is_compiled,
         "probe": ONLINE_NOTE if labelled else None,
     }
-    log = RunLog(accelerator, config, state.step, facts)
+    log = RunLog(accelerator, config, state.step, facts, lock)
     if accelerator.is_main_process:
         write_text(folder / "audit.json", json.dumps(audit) + "\n")
     accelerator.print(

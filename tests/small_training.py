@@ -4,6 +4,8 @@ As a script, `small_training.py FOLDER`, it is what test_distributed.py starts o
 """
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mae_hf.checkpoint import Checkpoints, TrainState
-from mae_hf.config import PretrainConfig, PretrainTrainConfig, RunError
+from mae_hf.config import PretrainConfig, PretrainTrainConfig, RunError, RunStopped
 from mae_hf.data.draws import uniform
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.tracking import RunLog
@@ -60,7 +62,7 @@ def run(
     Args:
         dropout: rate of the MLP's dropout.
         stop_at: raises `Interrupted` in the middle of this step, from 0.
-        change: makes something else of a step's loss.
+        change: makes something else of the loss of a batch, by its number: that of the step, where none was skipped.
         evaluate: as `train` takes it.
         best_key: as `train` takes it.
         settings: fields of `TrainConfig` that differ from DEFAULTS.
@@ -72,15 +74,14 @@ def run(
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-    latest = checkpoints.latest()
-    state = checkpoints.load(accelerator, latest) if latest else TrainState()
+    state = checkpoints.resume(accelerator)
     log = RunLog(accelerator, config, state.step, {})
 
     def loss_of(rows: np.ndarray, epoch: int) -> Tensor:
         if state.step == stop_at:
             raise Interrupted
         inputs, targets = batch(rows, epoch)
-        return change(state.step, nn.functional.mse_loss(model(inputs), targets))
+        return change(state.step + state.num_skipped_steps, nn.functional.mse_loss(model(inputs), targets))
 
     try:
         state = train(
@@ -114,6 +115,18 @@ def main(folder: Path) -> None:
         run(folder / "resumed", stop_at=12)
     except Interrupted:
         run(folder / "resumed")
+
+    def stop_one_process(step: int, loss: Tensor) -> Tensor:
+        """Tells the last process alone to stop: all of them must, after the same step."""
+        if step == 9 and rank == accelerator.num_processes - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    try:
+        run(folder / "begun on two", change=stop_one_process)
+    except RunStopped as error:
+        seen["stopped"] = str(error)
+    run(folder / "begun on one")
 
     def spoil_one_process(step: int, loss: Tensor) -> Tensor:
         """Not finite on the last process alone, and with a gradient that is: only the loss gives it away."""

@@ -1,6 +1,9 @@
 """Checkpoints are whole or not there, rotate, and give back what was saved."""
 
+import errno
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mae_hf.checkpoint import Checkpoints, TrainState, write_folder, write_text
+from mae_hf.config import RunError
 
 
 @pytest.fixture
@@ -59,7 +63,14 @@ def test_the_state_is_readable_json(training, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(training[0], TrainState(step=3))
     content = json.loads((tmp_path / "step-00000003" / "train_state.json").read_text())
-    assert content == {"step": 3, "best_step": None, "best_value": None}
+    assert content == {
+        "step": 3,
+        "best_step": None,
+        "best_value": None,
+        "loss_sum": 0.0,
+        "loss_steps": 0,
+        "skipped": [],
+    }
 
 
 def test_rotation_keeps_the_newest(training, tmp_path):
@@ -83,7 +94,7 @@ def test_without_checkpoints_there_is_no_latest(tmp_path):
     assert Checkpoints(tmp_path / "none", keep=1).latest() is None
 
 
-@pytest.mark.parametrize("name", [".step-00000009.partial", "step-9", "step-00000009.old", "notes"])
+@pytest.mark.parametrize("name", ["step-9", "step-00000009.damaged", "notes"])
 def test_what_is_not_a_whole_checkpoint_is_neither_listed_nor_removed(training, tmp_path, name):
     (tmp_path / name).mkdir()
     checkpoints = Checkpoints(tmp_path, keep=1)
@@ -91,6 +102,14 @@ def test_what_is_not_a_whole_checkpoint_is_neither_listed_nor_removed(training, 
     checkpoints.save(training[0], TrainState(step=1))
     checkpoints.save(training[0], TrainState(step=2))
     assert names(tmp_path) == sorted([name, "step-00000002"])
+
+
+def test_what_a_killed_save_left_is_swept_up_by_the_next_one(training, tmp_path):
+    (tmp_path / ".step-00000009.partial").mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.latest() is None
+    checkpoints.save(training[0], TrainState(step=10))
+    assert names(tmp_path) == ["step-00000010"]
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_path):
@@ -110,15 +129,164 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_pa
 
     broken = Broken()
     accelerator.register_for_checkpointing(broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(
+        RunError, match=r"step-00000002 cannot be written \(disk full\); .* is .*step-00000001: make room"
+    ):
         checkpoints.save(accelerator, TrainState(step=2))
-    assert checkpoints.latest() == checkpoints.path(1)
+    assert names(tmp_path) == ["step-00000001"], "what the failed one took may be the room that is missing"
 
     accelerator._custom_objects.remove(broken)
-    assert checkpoints.load(accelerator, checkpoints.latest()) == TrainState(step=1)
+    assert checkpoints.resume(accelerator) == TrainState(step=1)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
-    checkpoints.save(accelerator, TrainState(step=2))  # what the failed one left does not stand in the way
+    checkpoints.save(accelerator, TrainState(step=2))
     assert names(tmp_path) == ["step-00000002"]
+
+
+# ---- damage ----
+
+FILES = ["model.safetensors", "optimizer.bin", "train_state.json", "digests.json"]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "a bit is flipped": flip_a_bit,
+    "the end is missing": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "nothing is left": lambda file: os.truncate(file, 0),
+    "it is gone": Path.unlink,
+}
+
+
+def save_steps(training, folder: Path, *states: TrainState) -> tuple[Checkpoints, list[dict[str, torch.Tensor]]]:
+    """Checkpoints of these states, with other weights in each."""
+    accelerator, model, optimizer = training
+    checkpoints, weights = Checkpoints(folder, keep=9), []
+    for state in states:
+        step(model, optimizer)
+        checkpoints.save(accelerator, state)
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+    return checkpoints, weights
+
+
+def test_a_checkpoint_is_tensors_and_json_and_no_pickle_of_random_states(training, tmp_path):
+    save_steps(training, tmp_path, TrainState(step=1))
+    assert names(tmp_path / "step-00000001") == sorted(FILES)
+    digests = json.loads((tmp_path / "step-00000001" / "digests.json").read_text())
+    for name in FILES[:3]:
+        assert digests.pop(name) == hashlib.sha256((tmp_path / "step-00000001" / name).read_bytes()).hexdigest()
+    assert not digests
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(training, tmp_path, name, damage):
+    accelerator, model, _ = training
+    checkpoints, weights = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
+    DAMAGE[damage](tmp_path / "step-00000002" / name)
+    with pytest.warns(
+        UserWarning, match=rf"step-00000002 is damaged \(.*{name}.*\): .*step-00000002.damaged"
+    ) as caught:
+        assert checkpoints.resume(accelerator) == TrainState(step=1)
+    assert len(caught) == 1
+    assert all(torch.equal(weights[0][key], value) for key, value in model.state_dict().items())
+    assert names(tmp_path) == ["step-00000001", "step-00000002.damaged"]
+    checkpoints.save(accelerator, TrainState(step=2))
+    assert checkpoints.resume(accelerator) == TrainState(step=2)
+
+
+def test_where_no_checkpoint_is_good_a_run_starts_anew_and_nothing_is_removed(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
+    for path in tmp_path.iterdir():
+        flip_a_bit(path / "optimizer.bin")
+    with pytest.warns(UserWarning, match="damaged") as caught:
+        assert checkpoints.resume(training[0]) == TrainState()
+    assert len(caught) == 2
+    assert names(tmp_path) == ["step-00000001.damaged", "step-00000002.damaged"]
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_cannot_end_the_run_and_is_not_gone_on_from(training, tmp_path):
+    states = [TrainState(step=1), TrainState(3, best_step=2, best_value=0.5)]
+    checkpoints, _ = save_steps(training, tmp_path, states[0], TrainState(2, best_step=2, best_value=0.5), states[1])
+    flip_a_bit(tmp_path / "step-00000002" / "model.safetensors")
+    with pytest.raises(
+        RunError, match=r"step-00000002 is damaged \(the sha256 of model.safetensors .* the same command"
+    ):
+        checkpoints.load(training[0], checkpoints.path(2))
+    with pytest.warns(UserWarning, match="is damaged") as caught:
+        assert checkpoints.resume(training[0]) == states[0]
+    assert "its best checkpoint, step-00000002: the sha256 of model.safetensors" in str(caught[0].message)
+    assert len(caught) == 2
+
+
+class Payload:
+    """What a pickle runs when it is opened by whoever trusts it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (Path.touch, (self.file,))
+
+
+def test_a_tampered_checkpoint_runs_no_code_even_with_the_right_digest(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    folder = tmp_path / "step-00000001"
+    torch.save({"state": {}, "param_groups": Payload(tmp_path / "it ran")}, folder / "optimizer.bin")
+    digests = json.loads((folder / "digests.json").read_text())
+    digests["optimizer.bin"] = hashlib.sha256((folder / "optimizer.bin").read_bytes()).hexdigest()
+    (folder / "digests.json").write_text(json.dumps(digests))
+    with pytest.raises(RunError, match="step-00000001 holds a pickle that is not one of tensors"):
+        checkpoints.resume(training[0])
+    assert not (tmp_path / "it ran").exists()
+    torch.load(folder / "optimizer.bin", weights_only=False)
+    assert (tmp_path / "it ran").exists(), "it would have"
+
+
+def test_a_file_server_that_does_not_answer_is_not_taken_for_damage(training, tmp_path, monkeypatch):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+
+    def no_answer(*_):
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(hashlib, "file_digest", no_answer)
+    with pytest.raises(OSError, match="Connection timed out"):
+        checkpoints.resume(training[0])
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(training, tmp_path, monkeypatch):
+    calls: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def spy_fsync(descriptor: int) -> None:
+        calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def spy_replace(old: Path, new: Path) -> None:
+        calls.append(("replace", str(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    save_steps(training, tmp_path, TrainState(step=1))
+    beside = tmp_path / ".step-00000001.partial"
+    expected = {("fsync", str(path)) for path in (beside, *(beside / name for name in FILES))}
+    assert set(calls[:5]) == expected
+    assert calls[5:] == [("replace", str(tmp_path / "step-00000001")), ("fsync", str(tmp_path))]
+
+
+def test_a_checkpoint_does_not_make_a_run_folder_anew_that_was_moved_away(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "moved" / "checkpoints", keep=1)
+    with pytest.raises(RunError, match="No such file or directory"):
+        checkpoints.save(training[0], TrainState(step=1))
+    assert not (tmp_path / "moved").exists()
+
+
+# ---- files and folders ----
 
 
 def test_a_folder_is_filled_beside_and_then_renamed(tmp_path):
@@ -138,8 +306,9 @@ def test_a_writer_that_fails_leaves_the_old_folder_whole(tmp_path):
         (folder / "config.json").write_text("new")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"model cannot be written \(disk full\)"):
         write_folder(tmp_path / "model", write)
+    assert names(tmp_path) == ["model"]
     assert names(tmp_path / "model") == ["config.json"]
     assert (tmp_path / "model" / "config.json").read_text() == "old"
 

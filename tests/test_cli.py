@@ -296,8 +296,10 @@ def test_differences_name_key_old_and_new_value():
 SCRIPT = """
 import sys
 from mae_hf import cli
-from mae_hf.config import ConfigError, RunError
+from mae_hf.config import ConfigError, RunError, RunStopped
 ends = {"done": None, "failed": RunError("step 7"), "wrong": ConfigError("patch_size 10"), "bug": KeyError("a bug")}
+ends |= {"told": RunStopped("saved", 15), "Ctrl-C": KeyboardInterrupt()}
+ends |= {"full": OSError(28, "No space left on device", "run.json"), "lost": OSError(110, "Connection timed out")}
 def main():
     if ends[sys.argv[1]]:
         raise ends[sys.argv[1]]
@@ -313,6 +315,13 @@ cli.run(main)
         ("failed", "1", 1, ""),
         ("wrong", "0", 2, "error: patch_size 10\n"),
         ("wrong", "1", 2, ""),
+        ("told", "0", 143, "stopped: saved\n"),
+        ("told", "1", 143, ""),
+        ("Ctrl-C", "0", 130, "stopped: by Ctrl-C, at once\n"),
+        (
+            *("full", "0", 1),
+            "error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command goes on\n",
+        ),
     ],
 )
 def test_the_exit_code_says_how_it_ended_and_one_process_says_why(end, rank, code, stderr):
@@ -320,8 +329,9 @@ def test_the_exit_code_says_how_it_ended_and_one_process_says_why(end, rank, cod
     assert (done.returncode, done.stderr, done.stdout) == (code, stderr, "")
 
 
-def test_a_bug_shows_its_traceback():
-    done = _python("-c", SCRIPT, "bug")
+@pytest.mark.parametrize("end", ["bug", "lost"])
+def test_a_bug_shows_its_traceback(end):
+    done = _python("-c", SCRIPT, end)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

@@ -135,9 +135,9 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
             "log_every_steps": 0,
             "eval_every_epochs": 0.0,
             "save_every_epochs": math.inf,
-            "keep_checkpoints": 0,
         }.items()
     ),
+    (c.TrainConfig, {"keep_checkpoints": 1}, "keep_checkpoints 1 .*choose 2 or more (--train.keep_checkpoints)"),
     (c.TrainConfig, {"base_lr": math.nan}, "base_lr nan is not above 0"),
     (c.TrainConfig, {"epochs": 5.0, "warmup_epochs": 6.0}, "warmup_epochs 6.0 .*the 5.0 epochs.*--train.warmup_epochs"),
     (c.TrainConfig, {"warmup_epochs": -1.0}, "warmup_epochs -1.0 .*--train.warmup_epochs"),

@@ -18,6 +18,8 @@ from mae_hf.tracking import read_metrics
 def folder(tmp_path_factory) -> Path:
     """What `small_training.py` writes on two processes."""
     folder = tmp_path_factory.mktemp("distributed")
+    with pytest.raises(small_training.Interrupted):
+        small_training.run(folder / "begun on one", stop_at=12)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -27,6 +29,7 @@ def folder(tmp_path_factory) -> Path:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
+    small_training.run(folder / "begun on two")  # one process goes on where two were stopped
     return folder
 
 
@@ -47,17 +50,22 @@ def test_there_were_two_processes(folder):
     assert json.loads((folder / "whole" / "run.json").read_text())["num_processes"] == 2
 
 
-@pytest.mark.parametrize("name", ["whole", "accumulated", "resumed"])
+@pytest.mark.parametrize("name", ["whole", "accumulated", "resumed", "begun on one", "begun on two"])
 def test_two_processes_train_as_one_does(folder, alone, name):
     for key, tolerance in {"step": 0, "epoch": 0, "train/loss": 1e-5, "train/grad_norm": 1e-4}.items():
         found, wanted = ([line[key] for line in read_metrics(path)] for path in (folder / name, alone))
-        assert len(found) == 9
+        assert len(found) == 7
         assert found == pytest.approx(wanted, abs=tolerance), key
     found, wanted = (
         load_file(path / "checkpoints" / "step-00000020" / "model.safetensors") for path in (folder / name, alone)
     )
     assert found.keys() == wanted.keys()
     assert all((found[key] - wanted[key]).abs().max() < 1e-4 for key in wanted)
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(folder):
+    for seen in seen_by(folder):
+        assert seen["stopped"].startswith(f"SIGTERM: saved as {folder / 'begun on two'}/checkpoints/step-00000010; ")
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_all_of_them_at_the_same_step(folder):

@@ -15,7 +15,16 @@ import pytest
 from accelerate import Accelerator
 
 from mae_hf import cli, tracking
-from mae_hf.config import ConfigError, DataConfig, FinetuneConfig, MAEConfig, PretrainConfig, PretrainTrainConfig
+from mae_hf.config import (
+    ConfigError,
+    DataConfig,
+    FinetuneConfig,
+    MAEConfig,
+    PretrainConfig,
+    PretrainTrainConfig,
+    RunError,
+)
+from mae_hf.lock import RunLock
 from mae_hf.tracking import RunLog, inspect_run, read_metrics
 
 FACTS = {"num_train_images": 1240, "data_fingerprint": "abc"}
@@ -75,7 +84,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
 def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
     start(config_for(tmp_path / "run"))
     elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
-    other = dataclasses.replace(config_for(tmp_path / "run", compile="never"), data=elsewhere)
+    other = dataclasses.replace(config_for(tmp_path / "run", compile="never", max_skipped_windows=2), data=elsewhere)
     assert inspect_run(other) == "unfinished"
     half = dataclasses.replace(other, model=MAEConfig(decode_ratio=0.5))
     assert "(model.decode_ratio: 1.0 -> 0.5)" in refusal(half)
@@ -84,7 +93,7 @@ def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
 def test_a_run_of_the_other_stage_is_refused(tmp_path):
     start(config_for(tmp_path / "run"))
     message = refusal(FinetuneConfig(output_dir=str(tmp_path / "run")))
-    assert f"{tmp_path / 'run'} holds a run of another kind" in message
+    assert f"{tmp_path / 'run'} holds a run of another kind or a damaged config.yaml: " in message
     assert message.endswith("choose another --output_dir")
 
 
@@ -188,6 +197,61 @@ def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10, 30]
 
 
+def test_damaged_lines_are_left_out_with_a_warning(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config).metrics(10, 1.0, {"train/loss": 0.5})
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0\0\xff\n[]\n")  # as a power cut may leave it
+    with pytest.warns(UserWarning, match=r"2 lines of .*metrics.jsonl are damaged and left out"):
+        start(config, step=20)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10]
+
+
+@pytest.mark.parametrize("content", ["", '{"start": "2020', "[1]"])
+def test_a_damaged_run_json_is_written_anew_with_a_warning(tmp_path, content):
+    config = config_for(tmp_path / "run")
+    start(config)
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"run.json is damaged: .* is unknown"):
+        start(config, step=20)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_train_images"] == 1240
+
+
+@pytest.mark.parametrize("content", ["", "data: [unclosed"])
+def test_a_damaged_config_is_refused(tmp_path, content):
+    config = config_for(tmp_path / "run")
+    start(config)
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    assert f"{tmp_path / 'run'} holds a run of another kind or a damaged config.yaml: " in refusal(config)
+
+
+def test_what_a_run_notes_later_stays_in_run_json(tmp_path):
+    log = start(config_for(tmp_path / "run"))
+    log.note(skipped_batches=[[7, 9]])
+    log.finish({})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_batches"] == [[7, 9]]
+
+
+def test_a_folder_that_is_moved_under_a_run_ends_it_and_goes_on_in_its_new_place(tmp_path):
+    log = start(config_for(tmp_path / "run"))
+    log.metrics(10, 1.0, {"train/loss": 0.5})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run" / "figures").mkdir(parents=True)  # as a picture that was about to be drawn makes it
+    with pytest.raises(RunError, match=r"run is gone: where it was moved, the same command with its new --output_dir"):
+        log.metrics(20, 2.0, {"train/loss": 0.25})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    start(config_for(tmp_path / "moved"), step=10)
+    assert [line["step"] for line in read_metrics(tmp_path / "moved")] == [10]
+
+
+def test_a_finished_run_releases_its_lock_and_a_lock_file_is_no_stranger(tmp_path):
+    accelerator, config = Accelerator(cpu=True), config_for(tmp_path / "run")
+    lock = RunLock(accelerator, tmp_path / "run")
+    assert inspect_run(config) == "new", "as a run leaves it that is killed before it has written anything"
+    RunLog(accelerator, config, 0, {}, lock).finish({})
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
 # ---- trackers ----
 
 
@@ -216,6 +280,7 @@ TRACKIO_RUN = """
 import sys
 from accelerate import Accelerator
 from mae_hf.config import PretrainConfig, PretrainTrainConfig
+from mae_hf.lock import RunLock
 from mae_hf.tracking import RunLog
 
 config = PretrainConfig(output_dir=sys.argv[1], train=PretrainTrainConfig(trackers=("trackio",)))

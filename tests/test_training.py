@@ -1,7 +1,12 @@
 """The loop's promises: the split of a batch changes nothing, nor does an interruption, and a bad loss stops in time."""
 
+import json
 import math
+import os
+import random
+import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +19,13 @@ from torch import nn
 
 from mae_hf import training
 from mae_hf.checkpoint import Checkpoints
-from mae_hf.config import DataConfig, MAEConfig, PretrainConfig, PretrainTrainConfig, RunError
+from mae_hf.config import DataConfig, MAEConfig, PretrainConfig, PretrainTrainConfig, RunError, RunStopped
 from mae_hf.data.images import DeviceImages, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.models.mae import build_mae
 from mae_hf.objectives import pretraining_loss
 from mae_hf.optim import build_optimizer, learning_rate_at
+from mae_hf.signals import StopSignals
 from mae_hf.tracking import read_metrics
 
 
@@ -78,6 +84,57 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, stop_a
     assert lines_without_clock(tmp_path / "resumed") == lines_without_clock(tmp_path / "whole")
 
 
+def assert_equal_runs(found: Path, expected: Path) -> None:
+    """Equal weights, moments and states in the last checkpoint, and equal lines of the log."""
+    assert lines_without_clock(found) == lines_without_clock(expected)
+    found, expected = (Checkpoints(path / "checkpoints", 1).latest() for path in (found, expected))
+    assert found.name == expected.name
+    assert (found / "train_state.json").read_text() == (expected / "train_state.json").read_text()
+    weights, other = (load_file(path / "model.safetensors") for path in (found, expected))
+    assert all(torch.equal(weights[key], other[key]) for key in other)
+    moments, other = (torch.load(path / "optimizer.bin")["state"] for path in (found, expected))
+    assert moments.keys() == other.keys()
+    assert all(torch.equal(moments[i][key], other[i][key]) for i in other for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def send(number: int, at: int):
+    """A change that sends this process a signal in the middle of a step."""
+
+    def change(step: int, loss: torch.Tensor) -> torch.Tensor:
+        if step == at:
+            os.kill(os.getpid(), number)
+        return loss
+
+    return change
+
+
+@pytest.mark.parametrize("at", [0, *random.Random(5).sample(range(1, 19), 4), 19])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_run_that_is_told_to_stop_saves_after_its_step_and_goes_on_to_the_last_bit(tmp_path, number, at):
+    """In the middle of an accumulation, of a line of the log and of an epoch; at the last step, too."""
+    settings = {"dropout": 0.2, "per_device_batch_size": 2, "best_key": "eval/loss"}
+    run(tmp_path / "whole", **settings)
+    handler = signal.getsignal(number)
+    with pytest.raises(RunStopped) as caught:
+        run(tmp_path / "stopped", change=send(number, at), **settings)
+    assert signal.getsignal(number) is handler
+    saved = tmp_path / "stopped" / "checkpoints" / f"step-{at + 1:08d}"
+    assert saved.is_dir()
+    name = signal.Signals(number).name
+    assert str(caught.value).startswith(f"{name}: saved as {saved}; the same command goes on from there (")
+    assert caught.value.signal_number == number
+    run(tmp_path / "stopped", **settings)
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_that_is_stopped_at_every_step_is_the_uninterrupted_one(tmp_path):
+    run(tmp_path / "whole", dropout=0.2)
+    for step in range(20):
+        with pytest.raises(RunStopped):
+            run(tmp_path / "stopped", dropout=0.2, change=send(signal.SIGTERM, step))
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_what_an_evaluation_draws_does_not_change_the_training(tmp_path):
     expected, _ = run(tmp_path / "plain", dropout=0.2)
     found, _ = run(
@@ -95,10 +152,10 @@ def test_going_on_with_a_run_that_has_made_all_its_steps_changes_nothing(tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), expected.parameters(), strict=True))
 
 
-def test_the_log_has_a_line_when_it_is_due_and_at_evaluations_and_checkpoints(tmp_path):
+def test_the_log_has_a_line_when_it_is_due_and_at_evaluations(tmp_path):
     run(tmp_path)
     lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == [3, 6, 7, 9, 12, 14, 15, 18, 20]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12, 15, 18, 20]
     assert [line["step"] for line in lines if "eval/loss" in line] == [6, 12, 18, 20]
     assert [line["epoch"] for line in lines] == [line["step"] / 4 for line in lines]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000014", "step-00000020"]
@@ -135,25 +192,26 @@ def test_images_per_second_count_steps_and_not_evaluations(tmp_path):
 
     run(tmp_path, epochs=2, eval_every_epochs=1, log_every_steps=2, change=slow_step, evaluate=slow_evaluation)
     speeds = [line["train/images_per_second"] for line in read_metrics(tmp_path)]
-    assert len(speeds) == 5  # steps 2, 4, 6, 7 (a checkpoint) and 8
+    assert len(speeds) == 4  # steps 2, 4, 6 and 8, with a checkpoint at 7
     assert all(16 < speed <= 8 / 0.02 for speed in speeds), speeds
 
 
 def test_the_best_checkpoint_is_kept_and_remembered(tmp_path):
     accuracy = {6: 0.5, 12: 0.9, 18: 0.9, 20: 0.7}  # an equal value later is no better
     _, state = run(
-        tmp_path, evaluate=lambda step: {"eval/accuracy": accuracy[step]}, best_key="eval/accuracy", keep_checkpoints=1
+        tmp_path, evaluate=lambda step: {"eval/accuracy": accuracy[step]}, best_key="eval/accuracy", keep_checkpoints=2
     )
     assert (state.best_step, state.best_value) == (12, 0.9)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000012", "step-00000020"]
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000012", "step-00000014", "step-00000020"]
 
 
 def test_an_interrupted_run_remembers_its_best(tmp_path):
     accuracy = {6: 0.9, 12: 0.5, 18: 0.6, 20: 0.7}
     settings = {"evaluate": lambda step: {"eval/accuracy": accuracy[step]}, "best_key": "eval/accuracy"}
     with pytest.raises(Interrupted):
-        run(tmp_path, stop_at=15, keep_checkpoints=1, **settings)
-    _, state = run(tmp_path, keep_checkpoints=1, **settings)
+        run(tmp_path, stop_at=15, **settings)
+    _, state = run(tmp_path, **settings)
     assert (state.best_step, state.best_value) == (6, 0.9)
     assert (tmp_path / "checkpoints" / "step-00000006").is_dir()
 
@@ -182,32 +240,97 @@ def test_what_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path,
     assert all(torch.equal(value, expected[name]) for name, value in caught.value.model.state_dict().items())
 
 
+def spoil(*batches: int):
+    """A change that makes these batches' losses something that is not a number."""
+    return lambda batch, loss: loss * float("nan") if batch in batches else loss
+
+
+def test_windows_of_bad_batches_are_left_out_where_that_is_asked_for(tmp_path):
+    """The checkpoint before batch 9 is that of step 7: batches 7 to 9 are left out; then 10 and 11; then 19 to 22."""
+    with pytest.warns(UserWarning, match="is not finite") as caught:
+        found, state = run(tmp_path, change=spoil(9, 11, 22), max_skipped_windows=3, log_every_steps=1)
+    assert [str(warning.message).split(": ", 1)[1] for warning in caught] == [
+        "back to step 7, and on without the batches 7 to 9 (1 of at most 3 times)",
+        "back to step 7, and on without the batches 10 to 11 (2 of at most 3 times)",
+        "back to step 14, and on without the batches 19 to 22 (3 of at most 3 times)",
+    ]
+    windows = [[7, 9], [10, 11], [19, 22]]
+    assert state.skipped == windows
+    assert json.loads((tmp_path / "run.json").read_text())["skipped_batches"] == windows
+
+    config = PretrainTrainConfig(**DEFAULTS)
+    sampler = BatchSampler(NUM_IMAGES, 8, seed=0)
+    expected = network()
+    optimizer = torch.optim.AdamW(expected.parameters())
+    losses = []
+    for step, number in enumerate([*range(7), *range(12, 19), *range(23, 29)]):
+        inputs, targets = batch(*sampler.micro_batches(number), number // 4)
+        loss = nn.functional.mse_loss(expected(inputs), targets)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, config.plan(NUM_IMAGES, 1), 0.6 * 8 / 256)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert [line["train/loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
+    for value, wanted in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the loss")
+@pytest.mark.parametrize("at", [13, 18])
+def test_skipped_windows_survive_an_interruption(tmp_path, at):
+    settings = {"max_skipped_windows": 1, "dropout": 0.2}
+    run(tmp_path / "whole", change=spoil(9), **settings)
+
+    def change(number: int, loss: torch.Tensor) -> torch.Tensor:
+        return send(signal.SIGTERM, at)(number, spoil(9)(number, loss))
+
+    with pytest.raises(RunStopped):
+        run(tmp_path / "stopped", change=change, **settings)
+    run(tmp_path / "stopped", change=spoil(9), **settings)
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["skipped_batches"] == [[7, 9]]
+
+
+@pytest.mark.filterwarnings("ignore:the loss")
+def test_more_bad_windows_than_may_be_skipped_stop_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"of step 8 is not finite; the last good checkpoint is .*step-00000007"):
+        run(tmp_path, change=spoil(9, 11), max_skipped_windows=1)
+
+
+@pytest.mark.filterwarnings("ignore:the loss")
+def test_a_bad_first_batch_can_be_skipped_too(tmp_path):
+    _, state = run(tmp_path, change=spoil(0), max_skipped_windows=1)
+    assert (state.step, state.skipped) == (20, [[0, 0]])
+
+
 def test_without_a_checkpoint_the_message_says_so(tmp_path):
     with pytest.raises(RunError, match="the last good checkpoint is none yet"):
         run(tmp_path, change=lambda step, loss: loss * float("nan"))
 
 
-def test_fp16_may_skip_steps_while_it_looks_for_its_loss_scale_but_not_for_ever(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1)
+def test_fp16_may_skip_steps_while_it_looks_for_its_loss_scale_but_not_for_ever():
     loss, overflow = torch.tensor(1.0), torch.tensor(float("inf"))
     failure = training._first_failure(torch.zeros(4), loss, overflow, 3)
     searching = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
-    training._stop_at_failure(searching, failure, checkpoints)
+    assert not training._failed(searching, failure)
     assert not failure.any(), "forgotten: the next step starts anew"
     exhausted = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=0.5))
     for accelerator, bad_loss in ((exhausted, loss), (searching, overflow)):
         failure = training._first_failure(torch.zeros(4), bad_loss, overflow, 3)
-        with pytest.raises(RunError, match="of step 3 is not finite"):
-            training._stop_at_failure(accelerator, failure, checkpoints)
+        assert training._failed(accelerator, failure)
 
 
-def test_the_first_failure_is_the_one_that_is_told(tmp_path):
+def test_the_first_failure_is_the_one_that_is_told():
     good, bad = torch.tensor(0.25), torch.tensor(float("nan"))
     failure = torch.zeros(4)
     for step, (loss, norm) in enumerate([(good, good), (good, bad), (good, good), (bad, bad)]):
         failure = training._first_failure(failure, loss, norm, step)
-    with pytest.raises(RunError, match=r"the loss \(0.25\) or the gradient norm \(nan\) of step 1 is not finite"):
-        training._stop_at_failure(SimpleNamespace(scaler=None), failure, Checkpoints(tmp_path, keep=1))
+    assert failure[:3].tolist() == [1, 1, 0.25]
+    assert failure[3].isnan()
 
 
 def test_a_failed_step_changes_nothing_though_nobody_asks_whether_it_failed():
@@ -258,6 +381,7 @@ def test_steps_on_a_gpu_never_make_the_host_wait(on_device, precision):
         for step in range(5):
             torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # the first steps may set things up
             loss, grad_norm = training.gradients(accelerator, prepared, sampler, loss_of, step, config.train)
+            loss, _ = training.over_processes(accelerator, loss, StopSignals(is_main_process=True))
             failure = training._first_failure(failure, loss, grad_norm, step)
             training.update(optimizer, failure[0])
     finally:

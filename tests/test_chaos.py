@@ -1,0 +1,33 @@
+"""The harness of faults with a few of each; `make chaos` does all of them, several processes included."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# In a process of its own: it forks, and must not inherit what other tests have made of Accelerate's global state.
+FEW = """
+import sys
+from pathlib import Path
+sys.path[:0] = [str(Path("tests").resolve()), str(Path.cwd())]
+import chaos
+chaos.import_what_takes_long()
+rows = chaos.run(Path(sys.argv[1]), kills=2, saves=1, launcher=False)
+print(chaos.table(rows))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_runs_survive_faults_and_end_as_if_nothing_had_happened(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FEW, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line][2:]
+    assert len(rows) == 11
+    for fault, tried, survived, _, damaged, note in rows:
+        assert survived == tried, (fault, note)
+        assert damaged == "0", (fault, note)
+    assert int(rows[-1][1]) >= 15
