@@ -40,7 +40,7 @@ def train(
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
-        loss_of: mean loss of the images of these rows, as they are augmented in this epoch.
+        loss_of: mean loss of the images of these rows, as they are augmented in this epoch; see `LossOf`.
         evaluate: values on validation images after this many steps.
         best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
 
@@ -116,14 +116,14 @@ def gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one global batch; returns its mean loss and the gradient norm before clipping."""
     model.train()
-    # drop-path draws from torch's generator: seeded by the step, a resumed run draws what an uninterrupted one would
+    # a network's dropout draws from torch's generator: seeded by the step, a resumed run draws what it would have drawn
     torch.manual_seed(integer_seed(config.seed, step, f"process {accelerator.process_index}"))
     micro_batches = sampler.micro_batches(step)
     total = torch.zeros((), device=accelerator.device)
     for index, rows in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = loss_of(rows, sampler.epoch(step)) / len(micro_batches)
+            loss = loss_of(rows, sampler.epoch(step), sampler.batch(step)) / len(micro_batches)
             accelerator.backward(loss)
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf import figures, hub
     from mae_hf.checkpoint import Checkpoints, TrainState
     from mae_hf.data.images import DeviceImages, load_labelled_images
+    from mae_hf.data.mix import check_pairs
     from mae_hf.data.seen import NOT_PRETRAINED, seen_test_images
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_images = images["train"]
     class_names = train_images.class_names
     plan = config.train.plan(len(train_images), accelerator.num_processes)
+    check_pairs(config.augment, plan)
 
     # ---- model ----
     set_seed(config.train.seed)
@@ -78,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     loss_of = finetuning_loss(prepared, device_images, len(class_names), config)
-    first_rows = np.arange(plan.micro_batch_size)
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0))
+    first = np.arange(plan.micro_batch_size)
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first, 0, first))
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)

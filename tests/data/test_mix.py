@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from mae_hf.config import AugmentConfig
-from mae_hf.data.mix import cut_box, mix
+from mae_hf.config import AugmentConfig, ConfigError, FinetuneTrainConfig
+from mae_hf.data.mix import check_pairs, cut_box, mix
 
 C, S = 5, 12
 
@@ -23,7 +23,7 @@ def make_batch(num=6):
 def run(config, first_row, num=6, epoch=0):
     pixel_values, labels = make_batch(num)
     rows = np.arange(first_row, first_row + num)
-    mixed, targets = mix(pixel_values, labels, C, config, seed=0, epoch=epoch, rows=rows)
+    mixed, targets = mix(pixel_values, labels, C, config, seed=0, epoch=epoch, batch=rows)
     assert mixed.shape == pixel_values.shape
     assert mixed.dtype == torch.float32
     assert targets.shape == (num, C)
@@ -115,7 +115,7 @@ def test_with_both_on_each_batch_draws_one_of_the_two_evenly():
     assert stats.binomtest(used_cutmix, 200, 0.5).pvalue > 0.001
 
 
-def test_mixing_is_a_function_of_seed_epoch_and_rows_and_leaves_the_input_alone():
+def test_mixing_is_a_function_of_seed_epoch_and_batch_and_leaves_the_input_alone():
     pixel_values, labels = make_batch()
     before = pixel_values.clone()
     rows = np.arange(6)
@@ -127,3 +127,27 @@ def test_mixing_is_a_function_of_seed_epoch_and_rows_and_leaves_the_input_alone(
     for seed, epoch, start in ((2, 2, 0), (1, 3, 0), (1, 2, 6)):
         other = mix(pixel_values, labels, C, AugmentConfig(), seed, epoch, rows + start)
         assert not torch.equal(other[0], first[0])
+
+
+def test_a_part_of_the_batch_is_mixed_as_it_is_in_the_whole_batch():
+    pixel_values, labels = make_batch(8)
+    batch = np.arange(20, 28)
+    for epoch in range(8):  # both methods
+        whole, targets = mix(pixel_values, labels, C, AugmentConfig(), 0, epoch, batch)
+        for places in ([0, 7], [1, 2, 5, 6], [3, 4]):
+            part, part_targets = mix(pixel_values[places], labels[places], C, AugmentConfig(), 0, epoch, batch)
+            assert torch.equal(part, whole[places])
+            assert torch.equal(part_targets, targets[places])
+
+
+def test_a_split_that_would_tear_pairs_apart_is_refused_with_the_fix():
+    split = {"batch_size": 12, "per_device_batch_size": 3}
+    for num_processes in (1, 2):
+        plan = FinetuneTrainConfig(**split).plan(24, num_processes)
+        with pytest.raises(
+            ConfigError, match=r"3 images at a time .*odd.*--train\.per_device_batch_size.*--augment\.mixup 0"
+        ):
+            check_pairs(AugmentConfig(), plan)
+        check_pairs(AugmentConfig(mixup=0, cutmix=0), plan)
+    check_pairs(AugmentConfig(), FinetuneTrainConfig(**split | {"per_device_batch_size": 6}).plan(24, 2))
+    check_pairs(AugmentConfig(), FinetuneTrainConfig(batch_size=13).plan(24, 1))
