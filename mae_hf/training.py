@@ -40,7 +40,7 @@ def train(
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
-        loss_of: mean loss of the images of these rows, as they are augmented in this epoch; see `LossOf`.
+        loss_of: mean loss of the images of these rows, as they are augmented in this epoch and mixed in this step.
         evaluate: values on validation images after this many steps.
         best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
 
@@ -123,7 +123,7 @@ def gradients(
     for index, rows in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = loss_of(rows, sampler.epoch(step), sampler.batch(step)) / len(micro_batches)
+            loss = loss_of(rows, sampler.epoch(step), step) / len(micro_batches)
             accelerator.backward(loss)
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

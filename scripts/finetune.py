@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     loss_of = finetuning_loss(prepared, device_images, len(class_names), config)
-    first = np.arange(plan.micro_batch_size)
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first, 0, first))
+    first_rows = np.arange(plan.micro_batch_size)
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)

@@ -76,7 +76,7 @@ def run(
     state = checkpoints.load(accelerator, latest) if latest else TrainState()
     log = RunLog(accelerator, config, state.step, {})
 
-    def loss_of(rows: np.ndarray, epoch: int, _batch: np.ndarray) -> Tensor:
+    def loss_of(rows: np.ndarray, epoch: int, _step: int) -> Tensor:
         if state.step == stop_at:
             raise Interrupted
         inputs, targets = batch(rows, epoch)

@@ -5,7 +5,6 @@ B images, C classes, S side.
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,14 +18,13 @@ def mix(
     num_classes: int,
     config: AugmentConfig,
     seed: int,
-    epoch: int,
-    batch: NDArray[np.int64],
+    step: int,
 ) -> tuple[Tensor, Tensor]:
     """Mixed images and their soft targets, label smoothing included.
 
     Each image is paired with its mirror place in the step's batch (first with last), with one weight for the batch.
     With both methods on, each batch draws one of them. `BatchSampler` keeps a pair in one micro-batch, in mirror
-    places, and the draws are those of the first row of the whole batch: the mix does not depend on how it is split.
+    places, and the draws are those of the step: the mix does not depend on how the batch is split.
 
     Args:
         pixel_values: float32 (B, 3, S, S); not changed.
@@ -34,8 +32,7 @@ def mix(
         num_classes: C.
         config: alphas of mixup and cutmix (0 is off) and the label smoothing.
         seed: seed of the run.
-        epoch: pass over the images.
-        batch: int64, all rows of the optimizer step, of which these images are a part.
+        step: number of the optimizer step, of whose batch these images are a part.
 
     Returns:
         pixel_values float32 (B, 3, S, S) and targets float32 (B, C); each target sums to 1.
@@ -47,7 +44,7 @@ def mix(
     if config.mixup == 0 and config.cutmix == 0:
         return pixel_values, targets
 
-    choice, beta_seed, center_y, center_x = uniform(seed, epoch, batch[:1], 4, "mix")[0]
+    choice, beta_seed, center_y, center_x = uniform(seed, step, [0], 4, "mix")[0]
     use_cutmix = config.mixup == 0 or (config.cutmix > 0 and choice < 0.5)
     alpha = config.cutmix if use_cutmix else config.mixup
     weight = float(np.random.default_rng(int(beta_seed * 2**53)).beta(alpha, alpha))

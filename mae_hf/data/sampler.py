@@ -67,17 +67,13 @@ class BatchSampler:
         """The epoch that optimizer step `step` belongs to, both from 0."""
         return step // self.steps_per_epoch
 
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """All rows of optimizer step `step` (from 0), over all processes and micro-batches: int64 (batch_size,)."""
-        start = step % self.steps_per_epoch * self.batch_size
-        return self._permutation(self.epoch(step))[start : start + self.batch_size]
-
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of optimizer step `step` (from 0), one int64 array (B,) per micro-batch."""
         folded = np.arange(self.batch_size)
         folded = np.stack((folded, folded[::-1]), axis=1).ravel()[: self.batch_size]  # first, last, second, ...
         places = folded.reshape(self.num_processes, self.accumulation_steps, -1)[self.process_index]
-        return list(self.batch(step)[np.sort(places)])
+        start = step % self.steps_per_epoch * self.batch_size
+        return list(self._permutation(self.epoch(step))[start + np.sort(places)])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         # Only the epoch in use is kept; asking for another one makes it afresh, so no answer depends on the last one.
