@@ -101,7 +101,32 @@ def run(main: Callable[[], None]) -> NoReturn:
         if int(os.environ.get("RANK", "0")) == 0:  # one process speaks for all
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except RuntimeError as error:
+        if not _is_lost_process(error):
+            raise
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one process of each machine: the others may be cut off
+            print(
+                f"error: process {os.environ.get('RANK', '0')} has lost another one ({_first_line(error)}): look for "
+                "what that one says, or at the network between the machines; the same command on all machines goes on "
+                "from the last checkpoint",
+                file=sys.stderr,
+            )
+            sys.stderr.flush()
+        os._exit(1)  # a process group that is torn apart cannot be left in good order: its threads still wait
     sys.exit(0)
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective operation failed: torch's own errors of NCCL and the store, and what gloo raises."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        "DistError" in kinds
+        or re.search(r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer", str(error)) is not None
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:

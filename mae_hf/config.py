@@ -356,6 +356,8 @@ class TrainConfig:
         trackers: also log to these: `tensorboard`, `trackio`.
         compile: whether torch.compile makes the transformer layers: `always`, `never`, or `auto`, where a GPU is faster
             with it, which is tried before the first step.
+        timeout_minutes: how long a process waits for the others before it gives them up: longer than one of them
+            takes to decode images, or to save.
     """
 
     batch_size: int = 512
@@ -373,11 +375,12 @@ class TrainConfig:
     keep_checkpoints: int = 2
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     compile: Choice = "auto"
+    timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "base_lr", "max_grad_norm", "log_every_steps", "eval_every_epochs"):
             _check_above_zero(f"train.{name}", getattr(self, name))
-        for name in ("save_every_epochs", "keep_checkpoints"):
+        for name in ("save_every_epochs", "keep_checkpoints", "timeout_minutes"):
             _check_above_zero(f"train.{name}", getattr(self, name))
         if self.per_device_batch_size is not None:
             _check_above_zero("train.per_device_batch_size", self.per_device_batch_size)

@@ -52,9 +52,12 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         old = cli.load(type(config), path)
     except ConfigError as error:
         raise ConfigError(f"{folder} holds a run of another kind: {error}; choose another --output_dir") from None
-    # where the run lies and is uploaded, where images are and whether layers are compiled has no part in its result
+    # where the run lies and is uploaded, where images are, whether layers are compiled and how long processes wait for
+    # each other has no part in its result
     data = dataclasses.replace(old.data, cache_dir=config.data.cache_dir, on_device=config.data.on_device)
-    train: Any = dataclasses.replace(old.train, compile=config.train.compile)
+    train: Any = dataclasses.replace(
+        old.train, compile=config.train.compile, timeout_minutes=config.train.timeout_minutes
+    )
     same = dataclasses.replace(old, data=data, train=train, hub=config.hub, output_dir=config.output_dir)
     changed = cli.differences(same, config)
     require(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from mae_hf.checkpoint import Checkpoints, TrainState
@@ -128,6 +129,8 @@ def gradients(
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     assert grad_norm is not None
+    if isinstance(grad_norm, DTensor):  # of weights in shards
+        grad_norm = grad_norm.full_tensor()
     return accelerator.reduce(total, reduction="mean"), grad_norm
 
 
