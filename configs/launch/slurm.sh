@@ -12,7 +12,8 @@ set -euo pipefail
 
 NODES=${SLURM_NNODES:?is set by sbatch: submit this file, do not run it}
 GPUS=${SLURM_GPUS_ON_NODE:?is set by sbatch: ask for GPUs with --gpus-per-node}
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t MACHINES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+HEAD=${MACHINES[0]}
 # another port for every job, since two may share a machine
 PORT=$((29500 + SLURM_JOB_ID % 1000))
 
