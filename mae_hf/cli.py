@@ -116,6 +116,18 @@ def run(main: Callable[[], None]) -> NoReturn:
         if error.errno not in _DISK_ERRORS:
             raise
         _end(f"error: {error}: once that is mended, the same command goes on", 1)
+    except RuntimeError as error:
+        if not _is_lost_process(error):
+            raise
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one process of each machine: the others may be cut off
+            print(
+                f"error: process {os.environ.get('RANK', '0')} has lost another one ({_first_line(error)}): the "
+                "launcher names it and its exit code, under Root Cause, or the network between the machines is down; "
+                "the same command on all machines goes on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(1)  # a process group that is torn apart cannot be left in good order: its threads still wait
     sys.exit(0)
 
 
@@ -123,6 +135,19 @@ def _end(message: str, code: int) -> NoReturn:
     if int(os.environ.get("RANK", "0")) == 0:  # one process speaks for all
         print(message, file=sys.stderr)
     sys.exit(code)
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective operation failed: torch's own errors of NCCL and the store, and what gloo raises."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        "DistError" in kinds
+        or re.search(r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer", str(error)) is not None
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:

@@ -372,6 +372,8 @@ class TrainConfig:
         trackers: also log to these: `tensorboard`, `trackio`.
         compile: whether torch.compile makes the transformer layers: `always`, `never`, or `auto`, where a GPU is faster
             with it, which is tried before the first step.
+        timeout_minutes: how long a process waits for the others before it gives them up: longer than one of them
+            takes to decode images, or to save.
     """
 
     batch_size: int = 512
@@ -390,11 +392,13 @@ class TrainConfig:
     max_skipped_windows: int = 0
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     compile: Choice = "auto"
+    timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "base_lr", "max_grad_norm", "log_every_steps", "eval_every_epochs"):
             _check_above_zero(f"train.{name}", getattr(self, name))
-        _check_above_zero("train.save_every_epochs", self.save_every_epochs)
+        for name in ("save_every_epochs", "timeout_minutes"):
+            _check_above_zero(f"train.{name}", getattr(self, name))
         require(
             self.keep_checkpoints >= 2,
             f"keep_checkpoints {self.keep_checkpoints} leaves none to go back to where the newest is damaged: choose 2 "

@@ -17,9 +17,10 @@ from mae_hf.data.erase import erase
 from mae_hf.data.images import DeviceImages
 from mae_hf.data.mix import mix
 from mae_hf.data.transfer import to_device
+from mae_hf.models.classifier import DropPath, set_draws
 
-LossOf = Callable[[NDArray[np.int64], int], Tensor]
-"""Mean loss () of the images of these rows, int64 (B,), as they are augmented in this epoch."""
+LossOf = Callable[[NDArray[np.int64], int, int], Tensor]
+"""Mean loss () of the images of these rows, int64 (B,), as they are augmented in this epoch and mixed in this step."""
 
 
 def pretraining_loss(model: nn.Module, images: DeviceImages, config: PretrainConfig) -> LossOf:
@@ -32,7 +33,7 @@ def pretraining_loss(model: nn.Module, images: DeviceImages, config: PretrainCon
     """
     seed = config.train.seed
 
-    def loss_of(rows: NDArray[np.int64], epoch: int) -> Tensor:
+    def loss_of(rows: NDArray[np.int64], epoch: int, step: int) -> Tensor:
         pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
         noise = uniform(seed, epoch, rows, config.model.num_patches, "mask").astype(np.float32)
@@ -43,7 +44,8 @@ def pretraining_loss(model: nn.Module, images: DeviceImages, config: PretrainCon
 
 
 def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, config: FinetuneConfig) -> LossOf:
-    """Rows -> images -> crop, flip, RandAugment -> normalise -> erase -> mixup or cutmix -> loss with soft targets.
+    """Rows -> images -> crop, flip, RandAugment -> normalise -> erase -> mixup or cutmix -> drop-path -> loss
+    with soft targets.
 
     Args:
         model: a `ViTForImageClassification`, prepared.
@@ -52,13 +54,16 @@ def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, co
         config: augmentation, normalisation and seed.
     """
     seed = config.train.seed
+    drop_paths = [module for module in model.modules() if isinstance(module, DropPath)]
 
-    def loss_of(rows: NDArray[np.int64], epoch: int) -> Tensor:
+    def loss_of(rows: NDArray[np.int64], epoch: int, step: int) -> Tensor:
         pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
         pixel_values = erase(pixel_values, rows, config.augment.erase_probability, seed, epoch)
         labels = to_device(images.labels[rows], images.device)
-        pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, seed, epoch, rows)
+        pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, seed, step)
+        draws = uniform(seed, epoch, rows, 2 * len(drop_paths), "drop path").astype(np.float32)
+        set_draws(drop_paths, to_device(draws, images.device))
         # the loss is computed here: float labels passed to the model would turn its config into multi-label
         return F.cross_entropy(model(pixel_values).logits.float(), targets)
 

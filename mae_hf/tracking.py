@@ -56,10 +56,10 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         raise ConfigError(
             f"{folder} holds a run of another kind or a damaged config.yaml: {error}; choose another --output_dir"
         ) from None
-    # where the run lies and is uploaded, where images are, whether layers are compiled and what is done about a loss
-    # that is not finite has no part in its result so far
+    # where the run lies and is uploaded, where images are, whether layers are compiled, how long processes wait for
+    # each other and what is done about a loss that is not finite has no part in its result so far
     data = dataclasses.replace(old.data, cache_dir=config.data.cache_dir, on_device=config.data.on_device)
-    free = {name: getattr(config.train, name) for name in ("compile", "max_skipped_windows")}
+    free = {name: getattr(config.train, name) for name in ("compile", "max_skipped_windows", "timeout_minutes")}
     train: Any = dataclasses.replace(old.train, **free)
     same = dataclasses.replace(old, data=data, train=train, hub=config.hub, output_dir=config.output_dir)
     changed = cli.differences(same, config)

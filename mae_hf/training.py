@@ -2,19 +2,19 @@
 
 import contextlib
 import math
-import re
 import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from mae_hf.checkpoint import Checkpoints, TrainState
@@ -50,7 +50,7 @@ def train(
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
-        loss_of: mean loss of the images of these rows, as they are augmented in this epoch.
+        loss_of: mean loss of the images of these rows, as they are augmented in this epoch and mixed in this step.
         evaluate: values on validation images after this many steps.
         best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
 
@@ -60,7 +60,7 @@ def train(
     Raises:
         RunStopped: SIGTERM or Ctrl-C has come, and the state is saved. It is looked for after each step; on several
             GPUs, which must agree without waiting, after 20 steps at most.
-        RunError: another process is gone; or a loss or gradient is not finite, and no `config.max_skipped_windows` are
+        RunError: a loss or gradient is not finite, and no `config.max_skipped_windows` are
             left. No update is made from there on; a GPU in bf16 or fp32 is asked only when a line of the log is due,
             and may go on until then.
     """
@@ -74,7 +74,7 @@ def train(
         checkpoints.save(accelerator, state)  # there must be one to go back to
     if state.skipped:
         log.note(skipped_batches=state.skipped)
-    with StopSignals(accelerator.is_main_process) as signals, _naming_lost_processes(accelerator, checkpoints):
+    with StopSignals(accelerator.is_main_process) as signals:
         while state.step < plan.total_steps:
             learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
             set_learning_rate(optimizer, learning_rate)
@@ -146,18 +146,20 @@ def gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one global batch; returns the mean loss of this process's share, and the norm before clipping."""
     model.train()
-    # drop-path draws from torch's generator: seeded by the step, a resumed run draws what an uninterrupted one would
+    # a network's dropout draws from torch's generator: seeded by the step, a resumed run draws what it would have drawn
     torch.manual_seed(integer_seed(config.seed, step, f"process {accelerator.process_index}"))
     micro_batches = sampler.micro_batches(step)
     total = torch.zeros((), device=accelerator.device)
     for index, rows in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = loss_of(rows, sampler.epoch(step)) / len(micro_batches)
+            loss = loss_of(rows, sampler.epoch(step), step) / len(micro_batches)
             accelerator.backward(loss)
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     assert grad_norm is not None
+    if isinstance(grad_norm, DTensor):  # of weights in shards
+        grad_norm = grad_norm.full_tensor()
     return total, grad_norm
 
 
@@ -243,22 +245,6 @@ def _go_back(
             f"{state.skipped[-1][1]} ({len(state.skipped)} of at most {config.max_skipped_windows} times)",
             stacklevel=2,
         )
-
-
-@contextlib.contextmanager
-def _naming_lost_processes(accelerator: Accelerator, checkpoints: Checkpoints) -> Iterator[None]:
-    """One line in the place of sixty where another process has died in the middle of a reduction."""
-    try:
-        yield
-    except RuntimeError as error:
-        words = " ".join(str(error).split())
-        if accelerator.num_processes == 1 or not re.search("gloo|nccl|peer", words, re.IGNORECASE):
-            raise
-        raise RunError(
-            f"another process of this run is gone ({words[:200]}): the launcher names it and its exit code below, "
-            f"under Root Cause; the last good checkpoint is {checkpoints.latest() or 'none yet'}, and the same command "
-            "goes on from there"
-        ) from error
 
 
 def _stopped(signals: StopSignals, path: Path) -> RunStopped:

@@ -25,11 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     find_model(config.model, FIX_MODEL)  # before the imports that take seconds
     check_source(config.data.sources[0])
 
-    from accelerate import Accelerator
-
     from mae_hf.checkpoint import write_text
     from mae_hf.data.images import load_labelled_images
     from mae_hf.data.seen import seen_test_images
+    from mae_hf.devices import start_accelerator
     from mae_hf.evaluation.inference import extract_features, predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.machine import attention_for, use_cpu_well
     from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_audit, read_normalization
 
-    accelerator = Accelerator()
+    accelerator = start_accelerator(shards=False)
     use_cpu_well(accelerator)
     folder = Path(config.output_dir)
     require(

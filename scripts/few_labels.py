@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         not (folder / "config.yaml").exists(), f"{folder} is the folder of another run: choose another --output_dir"
     )
 
-    from accelerate import Accelerator
-
+    from mae_hf.devices import start_accelerator
     from mae_hf.evaluation.unseen import describe_seen
     from mae_hf.few_labels.finetuning import describe_recipe, measure_finetuning, plan_finetunings
     from mae_hf.few_labels.frozen import load_features, measure_probe, random_encoder, shape_of, weights_digest
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.models.pretrained import image_size_of, open_encoder, read_audit, read_normalization
     from mae_hf.tracking import environment
 
-    accelerator = Accelerator()
+    accelerator = start_accelerator(shards=False)
     use_cpu_well(accelerator)
     require(accelerator.num_processes == 1, "few_labels.py runs as one process: start it with --num_processes 1")
 

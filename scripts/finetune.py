@@ -30,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             find_model(config.model.init, FIX_INIT)
 
     import numpy as np
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     from mae_hf import figures, hub
     from mae_hf.checkpoint import Checkpoints
     from mae_hf.data.images import DeviceImages, load_labelled_images
+    from mae_hf.data.mix import check_pairs
     from mae_hf.data.seen import NOT_PRETRAINED, seen_test_images
+    from mae_hf.devices import check_shared, prepare, start_accelerator
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
@@ -51,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.tracking import RunLog, inspect_run
     from mae_hf.training import train
 
-    accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
+    accelerator = start_accelerator(
+        timeout_minutes=config.train.timeout_minutes,
+        log_with=list(config.train.trackers) or None,
+        project_dir=folder / "trackers",
+    )
     use_cpu_well(accelerator)
+    check_shared(accelerator, folder)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
         if config.hub.push and accelerator.is_main_process:
@@ -70,18 +76,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_images = images["train"]
     class_names = train_images.class_names
     plan = config.train.plan(len(train_images), accelerator.num_processes)
+    check_pairs(config.augment, plan)
 
     # ---- model ----
     set_seed(config.train.seed)
     model = build_classifier(config.model, class_names, attention_for(accelerator), config.train.seed)
     optimizer = build_optimizer(model, config.train)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
 
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     loss_of = finetuning_loss(prepared, device_images, len(class_names), config)
     first_rows = np.arange(plan.micro_batch_size)
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0))
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
@@ -134,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- the best checkpoint by validation, once on test ----
     assert state.best_step is not None
     checkpoints.load(accelerator, checkpoints.path(state.best_step))
-    model.eval()
+    prepared.eval()
     validation, _ = score("validation")
     test, probabilities = score("test")
     seen = seen_test_images(audit, images["test"])
@@ -147,11 +154,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
 
     # ---- what is shared ----
+    complete = whole()
     if accelerator.is_main_process:
         write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities, seen)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
-        hub.save_model(folder / "model", model, config, metrics, audit=audit)
+        hub.save_model(folder / "model", complete, config, metrics, audit=audit)
         if config.hub.push:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
     log.finish(metrics)

@@ -22,13 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_source(source)  # before the imports that take seconds
 
     import numpy as np
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     from mae_hf import hub
     from mae_hf.checkpoint import Checkpoints, write_text
     from mae_hf.data.images import DeviceImages, load_pretraining_images, load_probe_images, load_test_images
     from mae_hf.data.seen import audit_pretraining, describe_audit
+    from mae_hf.devices import check_shared, prepare, start_accelerator
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
     from mae_hf.evaluation.reconstruction import save_reconstructions
@@ -41,8 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.tracking import RunLog, inspect_run, read_metrics
     from mae_hf.training import train
 
-    accelerator = Accelerator(log_with=list(config.train.trackers) or None, project_dir=folder / "trackers")
+    accelerator = start_accelerator(
+        timeout_minutes=config.train.timeout_minutes,
+        log_with=list(config.train.trackers) or None,
+        project_dir=folder / "trackers",
+    )
     use_cpu_well(accelerator)
+    check_shared(accelerator, folder)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
         if config.hub.push and accelerator.is_main_process:
@@ -64,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_mae(config.model, attention_for(accelerator))
     check_positions(model)
     optimizer = build_optimizer(model, config.train)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     loss_of = pretraining_loss(prepared, device_images, config)
     first_rows = np.arange(plan.micro_batch_size)
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0))
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
@@ -115,14 +120,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return step // every > (step - plan.eval_every_steps) // every or step == plan.total_steps
 
     def evaluate(step: int) -> dict[str, float]:
+        complete = whole()
         if accelerator.is_main_process and due(step, config.train.figure_every_epochs):
-            save_reconstructions(model, pictured, config.data, folder / "figures", step)
+            save_reconstructions(complete, pictured, config.data, folder / "figures", step)
         loss = held_out_loss(
             accelerator, prepared, held_out, config.data, config.model.num_patches, plan.eval_batch_size
         )
         values = {"eval/loss": loss}
         if labelled and due(step, config.train.probe_every_epochs):
-            values |= online_probe(accelerator, model, *labelled, config.data, plan.eval_batch_size)
+            values |= online_probe(accelerator, complete, *labelled, config.data, plan.eval_batch_size)
         return values
 
     train(
@@ -142,8 +148,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     last = read_metrics(folder)[-1]
     metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss")}
     metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
+    complete = whole()
     if accelerator.is_main_process:
-        hub.save_model(folder / "model", model, config, metrics, encoder=export_encoder(model), audit=audit)
+        hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
         if config.hub.push:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
     log.finish(metrics)

@@ -474,7 +474,7 @@ class Chaos:
             output, _ = launcher.communicate(timeout=60)
             row.note += f"rank {victim}: over in {time.monotonic() - died:.0f} s; "
             named = re.search(rf"rank +: {victim} .*\n +exitcode +: -9 .*SIGKILL", output)
-            told = victim == 0 or "another process of this run is gone (" in output  # the first process speaks for all
+            told = victim == 0 or "has lost another one (" in output
             row.tried += 1
             row.damaged += damaged(folder)
             life = Life("pretrain", folder)

@@ -77,7 +77,7 @@ def run(
     state = checkpoints.resume(accelerator)
     log = RunLog(accelerator, config, state.step, {})
 
-    def loss_of(rows: np.ndarray, epoch: int) -> Tensor:
+    def loss_of(rows: np.ndarray, epoch: int, _step: int) -> Tensor:
         if state.step == stop_at:
             raise Interrupted
         inputs, targets = batch(rows, epoch)

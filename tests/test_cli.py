@@ -386,3 +386,24 @@ def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def test_what_is_dumped_is_plain_yaml():
     assert yaml.safe_load(cli.dump(PretrainConfig()))["augment"] == {"crop_scale": [0.2, 1.0], "flip": True}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        ("RuntimeError('[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.77.0.2]:19273')", True),
+        ("RuntimeError('[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms for recv')", True),
+        ("torch.distributed.DistBackendError('NCCL communicator was aborted on rank 0.')", True),
+        ("RuntimeError('shape [2, 3] is invalid')", False),
+    ],
+)
+def test_a_process_that_loses_another_one_says_so_in_one_line_on_each_machine(error, is_lost):
+    imports = "import torch\n" if "torch." in error else ""
+    code = f"{imports}from mae_hf import cli\ndef main():\n    raise {error}\ncli.run(main)\n"
+    environment = os.environ | {"RANK": "8", "LOCAL_RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert ("error: process 8 has lost another one (" in done.stderr) == is_lost
+    assert ("Traceback" in done.stderr) != is_lost
+    if is_lost:
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -5,9 +5,20 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
-from mae_hf.config import AugmentConfig, CropConfig, DataConfig, FinetuneConfig, MAEConfig, PretrainConfig
+from mae_hf.config import (
+    AugmentConfig,
+    ClassifierConfig,
+    CropConfig,
+    DataConfig,
+    FinetuneConfig,
+    FinetuneTrainConfig,
+    MAEConfig,
+    PretrainConfig,
+)
 from mae_hf.data.draws import uniform
 from mae_hf.data.images import DeviceImages, ImageSet, load_labelled_images
+from mae_hf.data.sampler import BatchSampler
+from mae_hf.models.classifier import build_classifier
 from mae_hf.models.mae import build_mae
 from mae_hf.objectives import finetuning_loss, pretraining_loss
 
@@ -42,15 +53,15 @@ def test_the_loss_of_pre_training_is_stocks_over_the_images_and_masks_of_these_r
     noise = torch.from_numpy(uniform(config.train.seed, EPOCH, ROWS, 16, "mask")).float()
     expected = stock(normalised(images), noise=noise).loss
     loss_of = pretraining_loss(model, on_cpu, config)
-    torch.testing.assert_close(loss_of(ROWS, EPOCH), expected)
-    assert not torch.isclose(loss_of(ROWS, EPOCH + 1), expected)  # other masks
+    torch.testing.assert_close(loss_of(ROWS, EPOCH, 0), expected)
+    assert not torch.isclose(loss_of(ROWS, EPOCH + 1, 0), expected)  # other masks
 
 
 def test_the_loss_of_fine_tuning_is_the_cross_entropy_with_smoothed_labels(images, on_cpu):
     plain = {"rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "erase_probability": 0.0}
     config = FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain))
     model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
-    found = finetuning_loss(model, on_cpu, 10, config)(ROWS, EPOCH)
+    found = finetuning_loss(model, on_cpu, 10, config)(ROWS, EPOCH, 0)
     labels = torch.from_numpy(images.labels[ROWS])
     expected = torch.nn.functional.cross_entropy(model(normalised(images)).logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(found, expected)
@@ -63,4 +74,29 @@ def test_mixing_erasing_and_rand_augment_each_change_the_loss_of_fine_tuning(on_
         finetuning_loss(model, on_cpu, 10, FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain | change)))
         for change in ({}, {"mixup": 0.8}, {"cutmix": 1.0}, {"erase_probability": 1.0}, {"rand_augment_ops": 2})
     ]
-    assert len({loss_of(ROWS, 0).item() for loss_of in losses}) == 5
+    assert len({loss_of(ROWS, 0, 0).item() for loss_of in losses}) == 5
+
+
+@pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (2, 2), (1, 4)])
+def test_mixing_and_drop_path_do_not_depend_on_how_the_batch_is_split(
+    images, on_cpu, num_processes, accumulation_steps
+):
+    config = FinetuneConfig(
+        data=DATA,
+        model=ClassifierConfig(**SHAPE | {"num_hidden_layers": 3}, intermediate_size=32, init="scratch", drop_path=0.5),
+        augment=AugmentConfig(erase_probability=0.5, mixup=0.8, cutmix=1.0),
+        train=FinetuneTrainConfig(batch_size=8),
+    )
+    model = build_classifier(config.model, images.class_names, "sdpa", seed=0).train()
+    torch.nn.init.normal_(model.classifier.weight)  # almost zero at the start, which every loss would be alike with
+    loss_of = finetuning_loss(model, on_cpu, 10, config)
+    whole = BatchSampler(len(images), 8, seed=0)
+    for step in range(6):
+        (rows,) = whole.micro_batches(step)
+        parts = [
+            loss_of(rows, whole.epoch(step), step).item()
+            for index in range(num_processes)
+            for rows in BatchSampler(len(images), 8, 0, num_processes, index, accumulation_steps).micro_batches(step)
+        ]
+        assert len(set(parts)) == len(parts) > 1
+        assert np.mean(parts) == pytest.approx(loss_of(rows, whole.epoch(step), step).item(), abs=1e-5)

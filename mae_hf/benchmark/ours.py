@@ -57,9 +57,9 @@ def step_alone(turns: Turns, config: PretrainConfig, precision: str, open_images
     images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
     kept = _Keep()
     num_rows = config.train.plan(len(images.labels), 1).micro_batch_size
-    pretraining_loss(kept, images, config)(np.arange(num_rows), 0)
+    pretraining_loss(kept, images, config)(np.arange(num_rows), 0, 0)
     model = build_mae(config.model, attention_for(accelerator))
-    _train(turns, accelerator, model, config, images, lambda model: lambda rows, epoch: model(**kept.batch).loss)
+    _train(turns, accelerator, model, config, images, lambda model: lambda rows, epoch, step: model(**kept.batch).loss)
 
 
 def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenImages) -> None:
@@ -72,7 +72,7 @@ def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenIma
     turns.begin()
     for step in itertools.count():
         for rows in sampler.micro_batches(step):
-            prepare(rows, sampler.epoch(step))
+            prepare(rows, sampler.epoch(step), step)
             turns.done(len(rows))
 
 
@@ -149,15 +149,15 @@ def _train(
     plan = train.plan(len(images.labels), accelerator.num_processes)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, train))
     loss_of = loss_for(model)
-    compile_layers(accelerator, model, train.compile, lambda: loss_of(np.arange(plan.micro_batch_size), 0))
+    compile_layers(accelerator, model, train.compile, lambda: loss_of(np.arange(plan.micro_batch_size), 0, 0))
     before = 0
 
-    def loss_in_turn(rows: NDArray[np.int64], epoch: int) -> Tensor:
+    def loss_in_turn(rows: NDArray[np.int64], epoch: int, step: int) -> Tensor:
         nonlocal before
         if before:
             turns.done(before)
         before = len(rows)
-        return loss_of(rows, epoch)
+        return loss_of(rows, epoch, step)
 
     turns.begin()
     training.train(

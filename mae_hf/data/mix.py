@@ -5,11 +5,10 @@ B images, C classes, S side.
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_hf.config import AugmentConfig
+from mae_hf.config import AugmentConfig, Plan, require
 from mae_hf.data.draws import uniform
 
 
@@ -19,14 +18,13 @@ def mix(
     num_classes: int,
     config: AugmentConfig,
     seed: int,
-    epoch: int,
-    rows: NDArray[np.int64],
+    step: int,
 ) -> tuple[Tensor, Tensor]:
     """Mixed images and their soft targets, label smoothing included.
 
-    Each image is paired with its mirror place in the batch (first with last), with one weight for the batch. With
-    both methods on, each batch draws one of them. The draws are those of the batch's first row, and the partners are
-    those of this micro-batch: unlike crops and masks, mixing does depend on how the global batch is split.
+    Each image is paired with its mirror place in the step's batch (first with last), with one weight for the batch.
+    With both methods on, each batch draws one of them. `BatchSampler` keeps a pair in one micro-batch, in mirror
+    places, and the draws are those of the step: the mix does not depend on how the batch is split.
 
     Args:
         pixel_values: float32 (B, 3, S, S); not changed.
@@ -34,8 +32,7 @@ def mix(
         num_classes: C.
         config: alphas of mixup and cutmix (0 is off) and the label smoothing.
         seed: seed of the run.
-        epoch: pass over the images.
-        rows: int64 (B,), rows of the images in their `ImageSet`.
+        step: number of the optimizer step, of whose batch these images are a part.
 
     Returns:
         pixel_values float32 (B, 3, S, S) and targets float32 (B, C); each target sums to 1.
@@ -47,7 +44,7 @@ def mix(
     if config.mixup == 0 and config.cutmix == 0:
         return pixel_values, targets
 
-    choice, beta_seed, center_y, center_x = uniform(seed, epoch, rows[:1], 4, "mix")[0]
+    choice, beta_seed, center_y, center_x = uniform(seed, step, [0], 4, "mix")[0]
     use_cutmix = config.mixup == 0 or (config.cutmix > 0 and choice < 0.5)
     alpha = config.cutmix if use_cutmix else config.mixup
     weight = float(np.random.default_rng(int(beta_seed * 2**53)).beta(alpha, alpha))
@@ -61,6 +58,17 @@ def mix(
     else:
         mixed = torch.lerp(partners, pixel_values, weight)
     return mixed, torch.lerp(targets.flip(0), targets, weight)
+
+
+def check_pairs(config: AugmentConfig, plan: Plan) -> None:
+    """Raises `ConfigError` where a split of the batch would tear the pairs of mixup and cutmix apart."""
+    is_split = plan.num_processes * plan.accumulation_steps > 1
+    require(
+        not (is_split and plan.micro_batch_size % 2 and (config.mixup or config.cutmix)),
+        f"{plan.micro_batch_size} images at a time per device is an odd number, and mixup and cutmix pair images: "
+        "choose a --train.batch_size and --train.per_device_batch_size that give an even one, or --augment.mixup 0 "
+        "--augment.cutmix 0",
+    )
 
 
 def cut_box(size: int, weight: float, center_y: float, center_x: float) -> tuple[int, int, int, int]:

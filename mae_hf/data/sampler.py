@@ -12,7 +12,8 @@ class BatchSampler:
     """The rows of every optimizer step: each epoch a new permutation, cut into global batches.
 
     The last incomplete batch of an epoch is left out. A step's batch is the same set of images however it is split
-    over processes and micro-batches: process r takes the r-th contiguous share and cuts it into micro-batches.
+    over processes and micro-batches, and a micro-batch of even size holds, with each image, the one at the mirror place
+    of the batch (first with last), in mirror places of its own: whatever pairs images pairs the same ones in any split.
 
     Args:
         num_images: images of the training set.
@@ -68,11 +69,11 @@ class BatchSampler:
 
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of optimizer step `step` (from 0), one int64 array (B,) per micro-batch."""
+        folded = np.arange(self.batch_size)
+        folded = np.stack((folded, folded[::-1]), axis=1).ravel()[: self.batch_size]  # first, last, second, ...
+        places = folded.reshape(self.num_processes, self.accumulation_steps, -1)[self.process_index]
         start = step % self.steps_per_epoch * self.batch_size
-        share = self.batch_size // self.num_processes
-        start += self.process_index * share
-        rows = self._permutation(self.epoch(step))[start : start + share]
-        return np.split(rows, self.accumulation_steps)
+        return list(self._permutation(self.epoch(step))[start + np.sort(places)])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         # Only the epoch in use is kept; asking for another one makes it afresh, so no answer depends on the last one.

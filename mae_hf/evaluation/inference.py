@@ -3,6 +3,7 @@
 B batch, n images of the set, C classes, N patches, S side of the image.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -44,12 +45,12 @@ def held_out_loss(
         batch_size: images at once per device.
     """
     total = torch.zeros(2, device=accelerator.device)
-    for rows in _share(accelerator, len(images), batch_size):
+    for rows, counts in _share(accelerator, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         noise = fixed_noise(rows, num_patches, accelerator.device)
         with torch.compiler.set_stance("force_eager"):  # batches of other sizes than in training: not worth compiling
             loss = model(pixel_values, noise=noise, loss_only=True).loss
-        total += torch.stack([loss * len(rows), loss.new_full((), len(rows))])
+        total += torch.stack([loss, torch.ones_like(loss)]) * (len(rows) if counts else 0)
     loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
     assert count == len(images)
     return loss_sum / count
@@ -99,8 +100,8 @@ def _every_image(
     accelerator: Accelerator, num_images: int, batch_size: int, values_of: Callable[[NDArray[np.int64]], Tensor]
 ) -> NDArray[np.float32]:
     """`values_of(rows)` for all rows, (n, ...), each once however the images split over the processes."""
-    # A process's share may be empty or one image short: it is padded, gathered, and the padding dropped by its row.
-    rows = _share(accelerator, num_images, batch_size) or [np.zeros(1, np.int64)]
+    # A process's share may be one image short: it is padded, gathered, and the padding dropped by its row.
+    rows = [rows for rows, _ in _share(accelerator, num_images, batch_size)]
     with torch.compiler.set_stance("force_eager"):
         values = torch.cat([values_of(batch) for batch in rows])
     index = torch.from_numpy(np.concatenate(rows)).to(accelerator.device)
@@ -112,7 +113,14 @@ def _every_image(
     return result.cpu().numpy()
 
 
-def _share(accelerator: Accelerator, num_images: int, batch_size: int) -> list[NDArray[np.int64]]:
-    """This process's rows, in batches."""
+def _share(accelerator: Accelerator, num_images: int, batch_size: int) -> list[tuple[NDArray[np.int64], bool]]:
+    """This process's rows, in batches, each with whether it counts.
+
+    Every process has as many: where weights are in shards, each forward pass is one of all processes. One that has run
+    out of images fills in with the first, which does not count.
+    """
     rows = np.arange(num_images)[accelerator.process_index :: accelerator.num_processes]
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    batches = [(rows[start : start + batch_size], True) for start in range(0, len(rows), batch_size)]
+    most_images = math.ceil(num_images / accelerator.num_processes)
+    num_batches = math.ceil(most_images / batch_size)
+    return batches + [(np.zeros(1, np.int64), False)] * (num_batches - len(batches))

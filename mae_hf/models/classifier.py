@@ -145,6 +145,9 @@ def _features(encoder: ViTMAEModel | ViTModel, pixel_values: Tensor) -> Tensor:
 class DropPath(nn.Module):
     """Stochastic depth: in training, leaves out a residual branch for a random part of the images.
 
+    What is left out is decided by `set_draws`, before each forward pass in training, so that it belongs to the image
+    and not to the process and micro-batch that the image is in.
+
     Args:
         rate: probability that an image's branch is left out; the others are scaled up by `1 / (1 - rate)`.
 
@@ -152,10 +155,13 @@ class DropPath(nn.Module):
     """
 
     keep_rate: Tensor
+    draws: Tensor  # (2, B) in [0, 1): of the attention's and of the MLP's branch, which pass here in turn
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.draws = torch.empty(2, 0)
+        self.branch = 0
         # a tensor: a compiled layer would be compiled anew for every layer's number
         self.register_buffer("keep_rate", torch.tensor(1 - rate), persistent=False)
 
@@ -163,11 +169,25 @@ class DropPath(nn.Module):
         """(B, N, D) to (B, N, D)."""
         if not self.training:
             return branch
-        keep = torch.bernoulli(self.keep_rate.expand(len(branch), 1, 1)) / self.keep_rate
-        return branch * keep.to(branch.dtype)
+        draws = self.draws[self.branch]
+        self.branch = 1 - self.branch
+        keep = (draws < self.keep_rate) / self.keep_rate
+        return branch * keep.to(branch.dtype)[:, None, None]
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
+
+
+def set_draws(drop_paths: Sequence[DropPath], draws: Tensor) -> None:
+    """Decides which branches the next forward pass in training leaves out.
+
+    Args:
+        drop_paths: those of the model, L of them, in the order of its layers.
+        draws: float32 (B, 2L) uniform in [0, 1), for each image two for each layer.
+    """
+    by_layer = draws.T.reshape(len(drop_paths), 2, len(draws))
+    for drop_path, of_layer in zip(drop_paths, by_layer, strict=True):
+        drop_path.draws, drop_path.branch = of_layer, 0
 
 
 def set_drop_path(model: ViTForImageClassification, rate: float) -> None:

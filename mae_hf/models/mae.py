@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTrainingOutput
@@ -55,6 +55,10 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         initialize_encoder(self.vit)
         initialize_decoder(self.decoder)
         self._freeze_positions()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Where images come in: what FSDP2 may shard as one, since nothing but its own forward reads its weights."""
+        return self.vit.embeddings
 
     def _freeze_positions(self) -> None:
         self.vit.embeddings.position_embeddings.requires_grad_(False)

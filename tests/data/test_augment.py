@@ -135,7 +135,7 @@ def test_nothing_from_the_images_to_the_targets_makes_the_host_wait_for_the_gpu(
         for epoch in range(4):  # of mixup and CutMix, each batch draws one
             pixel_values = normalize(augment(images, rows, config, 0, epoch), MEAN, STD)
             pixel_values = erase(pixel_values, rows, config.erase_probability, 0, epoch)
-            mix(pixel_values, labels, 10, config, 0, epoch, rows)
+            mix(pixel_values, labels, 10, config, 0, epoch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from mae_hf.config import AugmentConfig
-from mae_hf.data.mix import cut_box, mix
+from mae_hf.config import AugmentConfig, ConfigError, FinetuneTrainConfig
+from mae_hf.data.mix import check_pairs, cut_box, mix
 
 C, S = 5, 12
 
@@ -20,10 +20,9 @@ def make_batch(num=6):
     return pixel_values, labels
 
 
-def run(config, first_row, num=6, epoch=0):
+def run(config, step, num=6):
     pixel_values, labels = make_batch(num)
-    rows = np.arange(first_row, first_row + num)
-    mixed, targets = mix(pixel_values, labels, C, config, seed=0, epoch=epoch, rows=rows)
+    mixed, targets = mix(pixel_values, labels, C, config, seed=0, step=step)
     assert mixed.shape == pixel_values.shape
     assert mixed.dtype == torch.float32
     assert targets.shape == (num, C)
@@ -55,8 +54,8 @@ def test_both_off_leaves_the_images_and_smooths_the_labels(smoothing):
 
 @pytest.mark.parametrize("num", [6, 7, 1])
 def test_mixup_is_one_convex_combination_of_images_and_of_targets(num):
-    for first_row in range(20):
-        pixels, labels, mixed, targets = run(AugmentConfig(mixup=0.8, cutmix=0), first_row, num)
+    for step in range(20):
+        pixels, labels, mixed, targets = run(AugmentConfig(mixup=0.8, cutmix=0), step, num)
         lam = mixup_weight(pixels, mixed) if num > 1 else 1.0
         assert 0 <= lam <= 1 + 1e-6
         np.testing.assert_allclose(mixed, lam * pixels + (1 - lam) * pixels[::-1], atol=1e-5)
@@ -67,8 +66,8 @@ def test_mixup_is_one_convex_combination_of_images_and_of_targets(num):
 @pytest.mark.parametrize("num", [6, 7])
 def test_cutmix_pastes_one_box_of_the_partner_and_weighs_labels_by_its_exact_area(num):
     areas = []
-    for first_row in range(60):
-        pixels, labels, mixed, targets = run(AugmentConfig(mixup=0, cutmix=1.0), first_row, num)
+    for step in range(60):
+        pixels, labels, mixed, targets = run(AugmentConfig(mixup=0, cutmix=1.0), step, num)
         pasted = (mixed != pixels).any(1)
         moved = np.arange(num) != num // 2 if num % 2 else np.full(num, True)
         box = pasted[0]
@@ -100,30 +99,49 @@ def test_the_box_is_timms_rand_bbox(weight, y, x):
 def test_the_weight_of_mixup_is_beta_distributed(alpha):
     config = AugmentConfig(mixup=alpha, cutmix=0)
     weights = []
-    for epoch in range(400):
-        pixels, _, mixed, _ = run(config, 0, epoch=epoch)
+    for step in range(400):
+        pixels, _, mixed, _ = run(config, step)
         weights.append(np.clip(mixup_weight(pixels, mixed), 0, 1))
     assert stats.kstest(weights, "beta", args=(alpha, alpha)).pvalue > 0.001
 
 
 def test_with_both_on_each_batch_draws_one_of_the_two_evenly():
     used_cutmix = 0
-    for epoch in range(200):
-        pixels, _, mixed, _ = run(AugmentConfig(mixup=0.8, cutmix=1.0), 0, epoch=epoch)
+    for step in range(200):
+        pixels, _, mixed, _ = run(AugmentConfig(mixup=0.8, cutmix=1.0), step)
         copied = (mixed == pixels) | (mixed == pixels[::-1])
         used_cutmix += bool(copied.all())
     assert stats.binomtest(used_cutmix, 200, 0.5).pvalue > 0.001
 
 
-def test_mixing_is_a_function_of_seed_epoch_and_rows_and_leaves_the_input_alone():
+def test_mixing_is_a_function_of_seed_and_step_and_leaves_the_input_alone():
     pixel_values, labels = make_batch()
     before = pixel_values.clone()
-    rows = np.arange(6)
-    first = mix(pixel_values, labels, C, AugmentConfig(), 1, 2, rows)
-    again = mix(pixel_values, labels, C, AugmentConfig(), 1, 2, rows)
+    first = mix(pixel_values, labels, C, AugmentConfig(), 1, 2)
+    again = mix(pixel_values, labels, C, AugmentConfig(), 1, 2)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert torch.equal(pixel_values, before)
-    for seed, epoch, start in ((2, 2, 0), (1, 3, 0), (1, 2, 6)):
-        other = mix(pixel_values, labels, C, AugmentConfig(), seed, epoch, rows + start)
-        assert not torch.equal(other[0], first[0])
+    for seed, step in ((2, 2), (1, 3)):
+        assert not torch.equal(mix(pixel_values, labels, C, AugmentConfig(), seed, step)[0], first[0])
+
+
+def test_a_part_of_the_batch_is_mixed_as_it_is_in_the_whole_batch():
+    pixel_values, labels = make_batch(8)
+    for step in range(8):  # both methods
+        whole, targets = mix(pixel_values, labels, C, AugmentConfig(), 0, step)
+        for places in ([0, 7], [1, 2, 5, 6], [3, 4]):
+            part, part_targets = mix(pixel_values[places], labels[places], C, AugmentConfig(), 0, step)
+            assert torch.equal(part, whole[places])
+            assert torch.equal(part_targets, targets[places])
+
+
+def test_a_split_that_would_tear_pairs_apart_is_refused_with_the_fix():
+    split = {"batch_size": 12, "per_device_batch_size": 3}
+    for num_processes in (1, 2):
+        plan = FinetuneTrainConfig(**split).plan(24, num_processes)
+        with pytest.raises(ConfigError, match=r"3 images at a time .*odd.*--train\.per_device_batch_size"):
+            check_pairs(AugmentConfig(), plan)
+        check_pairs(AugmentConfig(mixup=0, cutmix=0), plan)
+    check_pairs(AugmentConfig(), FinetuneTrainConfig(**split | {"per_device_batch_size": 6}).plan(24, 2))
+    check_pairs(AugmentConfig(), FinetuneTrainConfig(batch_size=13).plan(24, 1))

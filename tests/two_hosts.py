@@ -1,0 +1,157 @@
+"""Two hosts on one machine: network namespaces A and B, joined by a cable (a veth pair) that can be cut. Needs root.
+
+`python tests/two_hosts.py FOLDER` pre-trains in FOLDER/one on one host and in FOLDER/two on two, cuts the cable in the
+middle of FOLDER/cut, goes on from there, and writes FOLDER/report.json.
+
+The hosts share a file system, as hosts that train together must, and nothing else: each has its own network stack, and
+all that passes between their processes passes through the cable.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HOSTS = {"mae-hf-a": "10.77.0.1", "mae-hf-b": "10.77.0.2"}
+CABLE = ("mae-hf-veth-a", "mae-hf-veth-b")
+TINY = "--model.hidden_size 24 --model.num_hidden_layers 2 --model.num_attention_heads 2 --model.intermediate_size 48"
+RUN = f"--config configs/pretrain/digits.yaml {TINY} --model.decoder_hidden_size 16 --model.decoder_num_hidden_layers 1"
+RUN += " --model.decoder_intermediate_size 32 --train.warmup_epochs 0 --train.log_every_steps 1"
+RUN += " --train.save_every_epochs 0.2 --train.eval_every_epochs 100 --train.figure_every_epochs 100"
+RUN += " --train.probe_every_epochs 0"
+
+
+def ip(*words: str) -> None:
+    """Runs `ip`."""
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[None]:
+    """Two namespaces and the cable between them, removed at the end."""
+    remove()
+    try:
+        ip("link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1])
+        for (host, address), end in zip(HOSTS.items(), CABLE, strict=True):
+            ip("netns", "add", host)
+            ip("link", "set", end, "netns", host)
+            ip("-n", host, "addr", "add", f"{address}/24", "dev", end)
+            ip("-n", host, "link", "set", end, "up")
+            ip("-n", host, "link", "set", "lo", "up")
+        yield
+    finally:
+        remove()
+
+
+def kill() -> None:
+    """Ends what still runs on the hosts: workers have sessions of their own and outlive their launcher."""
+    for host in HOSTS:
+        found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True)
+        for pid in map(int, found.stdout.split()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def remove() -> None:
+    """Removes the namespaces, and with them the cable."""
+    kill()
+    for host in HOSTS:
+        subprocess.run(["ip", "netns", "del", host], capture_output=True)
+    subprocess.run(["ip", "link", "del", CABLE[0]], capture_output=True)
+
+
+def start(folder: Path, *more: str, places: Sequence[Path] = (ROOT, ROOT)) -> list[subprocess.Popen[str]]:
+    """The same command on both hosts, as docs/devices.md has it, typed in these folders."""
+    address = next(iter(HOSTS.values()))
+    started = []
+    for rank, (host, end) in enumerate(zip(HOSTS, CABLE, strict=True)):
+        command = ["ip", "netns", "exec", host, sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        command += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank)]
+        command += ["--main_process_ip", address, "--main_process_port", "29500"]
+        command += [str(ROOT / "scripts" / "pretrain.py"), *RUN.split(), "--output_dir", str(folder), *more]
+        command[command.index("configs/pretrain/digits.yaml")] = str(ROOT / "configs" / "pretrain" / "digits.yaml")
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment |= {"GLOO_SOCKET_IFNAME": end}
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=places[rank],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(started: list[subprocess.Popen[str]], timeout: float = 300) -> list[dict[str, object]]:
+    """Exit code, output, and seconds until it ended, of each host; what does not end in time is killed."""
+    begin, ended = time.monotonic(), []
+    for process in started:
+        try:
+            output, _ = process.communicate(timeout=max(1.0, timeout - (time.monotonic() - begin)))
+        except subprocess.TimeoutExpired:
+            kill()
+            output, _ = process.communicate()
+        errors = [line for line in output.splitlines() if "error: " in line]
+        seconds = round(time.monotonic() - begin, 1)
+        ended.append({"code": process.returncode, "errors": errors, "seconds": seconds, "tail": output[-3000:]})
+    return ended
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, of a run that may still be writing."""
+    path = folder / "metrics.jsonl"
+    whole = (
+        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    )
+    return [json.loads(line) for line in whole]
+
+
+def main(folder: Path) -> None:
+    """Does what the file's first lines say."""
+    report: dict[str, object] = {}
+    epochs = ("--train.epochs", "1")
+    one = [sys.executable, "scripts/pretrain.py", *RUN.split(), *epochs, "--output_dir", str(folder / "one")]
+    subprocess.run(one, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=True)
+    with two_hosts():
+        report["two"] = finish(start(folder / "two", *epochs))
+
+        # a folder that is not shared: the same relative path in two places
+        places = folder / "disk-of-a", folder / "disk-of-b"
+        for place in places:
+            place.mkdir()
+        report["apart"] = finish(start(Path("runs", "apart"), *epochs, places=places))
+
+        # the cable is cut after the first checkpoint: packets vanish, and no end is told
+        longer = ("--train.epochs", "100", "--train.timeout_minutes", "0.5")
+        started = start(folder / "cut", *longer)
+        while len(lines(folder / "cut")) < 6 and all(process.poll() is None for process in started):
+            time.sleep(0.2)
+        ip("-n", next(iter(HOSTS)), "link", "set", CABLE[0], "down")
+        report["cut"] = finish(started)
+        report["steps_before"] = len(lines(folder / "cut"))
+
+        # the cable is back, and the same command goes on
+        ip("-n", next(iter(HOSTS)), "link", "set", CABLE[0], "up")
+        started = start(folder / "cut", *longer)
+        goal = int(str(report["steps_before"])) + 20
+        while len(lines(folder / "cut")) < goal and all(process.poll() is None for process in started):
+            time.sleep(0.2)
+        report["steps_after"] = len(lines(folder / "cut"))
+        report["went_on"] = [process.poll() is None for process in started]
+        kill()
+        finish(started)
+    report["losses"] = {name: [line["train/loss"] for line in lines(folder / name)] for name in ("one", "two", "cut")}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
