@@ -52,8 +52,10 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         old = cli.load(type(config), path)
     except ConfigError as error:
         raise ConfigError(f"{folder} holds a run of another kind: {error}; choose another --output_dir") from None
-    # where the run lies and is uploaded, where images are and whether layers are compiled has no part in its result
-    data = dataclasses.replace(old.data, cache_dir=config.data.cache_dir, on_device=config.data.on_device)
+    # where the run lies and is uploaded, where images are and whether layers are compiled has no part in its result;
+    # nor has what happens to bad images: a run that went on has met none, and stored images are known by fingerprint
+    same_result = {key: getattr(config.data, key) for key in ("cache_dir", "on_device", "on_bad_image")}
+    data = dataclasses.replace(old.data, **same_result)
     train: Any = dataclasses.replace(old.train, compile=config.train.compile)
     same = dataclasses.replace(old, data=data, train=train, hub=config.hub, output_dir=config.output_dir)
     changed = cli.differences(same, config)
