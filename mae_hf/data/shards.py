@@ -32,6 +32,7 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 from datasets.utils.file_utils import xopen
+from huggingface_hub import HfApi
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -150,10 +151,14 @@ def _find_files(source: str, revision: str | None) -> list[str]:
         listed = {name: [f for p in paths for f in sorted(glob.glob(p))] for name, paths in files_by_card(path).items()}
         groups = listed or files_by_split(found, path)
     else:
-        try:
+        try:  # without this question the datasets library tries for half a minute before it says so
+            HfApi().dataset_info(source, revision=revision, timeout=10)
             groups = datasets.load_dataset_builder(source, revision=revision).config.data_files or {}
         except Exception as error:  # of the HTTP library, the Hub, the datasets library
-            raise ConfigError(f"{source} cannot be read from the Hub ({_cause(error)}) (--data.source)") from error
+            raise ConfigError(
+                f"{source} is not here and cannot be read from the Hub ({type(error).__name__}): check the name and the "
+                "revision (--data.source, --data.revision)"
+            ) from error
     roles = {ROLES[name]: list(files) for name, files in groups.items() if name in ROLES}
     files = roles.get("unlabeled") or roles.get("train") or []
     suffixes = {Path(urlsplit(file).path).suffix for file in files}
