@@ -156,8 +156,8 @@ def _find_files(source: str, revision: str | None) -> list[str]:
             groups = datasets.load_dataset_builder(source, revision=revision).config.data_files or {}
         except Exception as error:  # of the HTTP library, the Hub, the datasets library
             raise ConfigError(
-                f"{source} is not here and cannot be read from the Hub ({type(error).__name__}): check the name and the "
-                "revision (--data.source, --data.revision)"
+                f"{source} is not here and cannot be read from the Hub ({type(error).__name__}): check the name and "
+                "the revision (--data.source, --data.revision)"
             ) from error
     roles = {ROLES[name]: list(files) for name, files in groups.items() if name in ROLES}
     files = roles.get("unlabeled") or roles.get("train") or []
