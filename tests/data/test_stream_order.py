@@ -59,6 +59,12 @@ def test_epochs_and_seeds_have_their_own_order():
     assert len(orders) == 25
 
 
+def test_every_window_is_shuffled_in_its_own_way():
+    sampler = sampler_of(num_readers=2, batch_size=2, buffer_size=20)
+    orders = {tuple(sampler.window(e, r, i).order) for e in range(3) for r in range(2) for i in range(4)}
+    assert len(orders) == 24
+
+
 def test_a_windows_pieces_name_the_images_of_its_rows():
     starts = np.cumsum([0, *LENGTHS])
     sampler = sampler_of()
