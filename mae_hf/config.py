@@ -70,6 +70,12 @@ class DataConfig:
         label_seed: seed of that draw; a smaller part is within a greater one.
         on_device: whether a GPU holds all training images in its memory, as uint8: `always`, `never`, or `auto`, where
             they take at most a quarter of what is free. The result is the same.
+        streaming: pre-train on shards that are read as they are needed, parquet files or webdataset tars, here, at an
+            address (`https://host/{000..099}.tar`) or on the Hub; nothing of them is kept. Labels are not used.
+        stream_readers: places of the stream that are read at once and mixed in every batch. They are shared out over
+            the processes; `train.batch_size` must be a multiple.
+        stream_buffer: images that are shuffled at a time, over all readers; as many again are read ahead.
+        stream_held_out: first images of the stream that are held out, to compare losses on.
     """
 
     source: list[str] | str = "jxie/stl10"
@@ -86,6 +92,10 @@ class DataConfig:
     label_fraction: float | None = None
     label_seed: int = 0
     on_device: Choice = "auto"
+    streaming: bool = False
+    stream_readers: int = 8
+    stream_buffer: int = 4096
+    stream_held_out: int = 1000
 
     def __post_init__(self) -> None:
         require(len(self.sources) > 0, "data.source is empty: name at least one source (--data.source digits)")
@@ -117,6 +127,13 @@ class DataConfig:
             self.fold is None or self.label_fraction is None,
             f"fold {self.fold} and label_fraction {self.label_fraction} both restrict the labels: choose one "
             "(--data.fold, --data.label_fraction)",
+        )
+        for name in ("stream_readers", "stream_buffer", "stream_held_out"):
+            _check_above_zero(f"data.{name}", getattr(self, name))
+        require(
+            self.stream_buffer >= self.stream_readers,
+            f"stream_buffer {self.stream_buffer} has no image for each of the {self.stream_readers} readers: choose "
+            "4096, or at least so many (--data.stream_buffer)",
         )
         _check_seed("data.split_seed", self.split_seed)
         _check_seed("data.label_seed", self.label_seed)
@@ -186,6 +203,14 @@ def _check_words(key: str, words: tuple[str, ...], allowed: tuple[str, ...]) -> 
     require(
         not wrong,
         f"{key} {', '.join(wrong)} is unknown: choose among {', '.join(allowed)} (--{key} {','.join(allowed)})",
+    )
+
+
+def _check_not_streamed(data: DataConfig) -> None:
+    require(
+        not data.streaming,
+        "data.streaming is for scripts/pretrain.py: labelled images are few, and are decoded once and kept; leave it "
+        "out (--data.streaming false)",
     )
 
 
@@ -611,9 +636,20 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(
+            not (self.data.streaming and self.train.max_skipped_windows),
+            f"max_skipped_windows {self.train.max_skipped_windows} would go back to batches that a stream has passed: leave "
+            "it out with data.streaming (--train.max_skipped_windows 0)",
+        )
+        require(
             self.data.fold is None and self.data.label_fraction in (None, 1.0),
             "data.fold and data.label_fraction restrict labels, which pre-training does not use: leave them to "
             "scripts/finetune.py (--data.fold null --data.label_fraction null)",
+        )
+        readers = self.data.stream_readers
+        require(
+            not self.data.streaming or self.train.batch_size % readers == 0,
+            f"batch_size {self.train.batch_size} cannot be shared out to {readers} readers of the stream: choose a "
+            f"multiple of {readers} (--train.batch_size, --data.stream_readers)",
         )
 
 
@@ -637,6 +673,7 @@ class FinetuneConfig:
             len(self.data.sources) == 1,
             f"data.source names {len(self.data.sources)} sources: fine-tuning takes one, with labels (--data.source)",
         )
+        _check_not_streamed(self.data)
 
 
 @dataclass(frozen=True)
@@ -658,6 +695,7 @@ class PrepareConfig:
             self.image_size > 0,
             f"image_size {self.image_size} is not above 0: choose 96, or 32 for digits (--image_size)",
         )
+        _check_not_streamed(self.data)
 
 
 PROBES = ("knn", "linear", "head", "rank")
@@ -684,6 +722,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_words("probe", self.probes, PROBES)
+        _check_not_streamed(self.data)
         _check_above_zero("batch_size", self.batch_size)
 
     @property
@@ -725,6 +764,7 @@ class FewLabelsConfig:
 
     def __post_init__(self) -> None:
         _check_words("method", self.methods, METHODS)
+        _check_not_streamed(self.data)
         for name in ("draws", "min_steps", "batch_size"):
             _check_above_zero(name, getattr(self, name))
         require(
@@ -764,6 +804,7 @@ class ReconstructConfig:
     num_images: int = 8
 
     def __post_init__(self) -> None:
+        _check_not_streamed(self.data)
         _check_above_zero("num_images", self.num_images)
         require(
             self.output.endswith(".png"), f"output {self.output} is not a PNG file: give it the ending .png (--output)"

@@ -16,6 +16,7 @@ from mae_hf.data.draws import uniform
 from mae_hf.data.erase import erase
 from mae_hf.data.images import DeviceImages
 from mae_hf.data.mix import mix
+from mae_hf.data.streaming import StreamedImages
 from mae_hf.data.transfer import to_device
 from mae_hf.models.classifier import DropPath, set_draws
 
@@ -23,7 +24,7 @@ LossOf = Callable[[NDArray[np.int64], int, int], Tensor]
 """Mean loss () of the images of these rows, int64 (B,), as they are augmented in this epoch and mixed in this step."""
 
 
-def pretraining_loss(model: nn.Module, images: DeviceImages, config: PretrainConfig) -> LossOf:
+def pretraining_loss(model: nn.Module, images: DeviceImages | StreamedImages, config: PretrainConfig) -> LossOf:
     """Rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches.
 
     Args:

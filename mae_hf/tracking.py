@@ -57,8 +57,10 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
             f"{folder} holds a run of another kind or a damaged config.yaml: {error}; choose another --output_dir"
         ) from None
     # where the run lies and is uploaded, where images are, whether layers are compiled, how long processes wait for
-    # each other and what is done about a loss that is not finite has no part in its result so far
-    data = dataclasses.replace(old.data, cache_dir=config.data.cache_dir, on_device=config.data.on_device)
+    # each other and what is done about a loss that is not finite has no part in its result so far; nor has what happens
+    # to bad images: a run that went on has met none, and stored images are known by fingerprint
+    free = {name: getattr(config.data, name) for name in ("cache_dir", "on_device", "on_bad_image")}
+    data = dataclasses.replace(old.data, **free)
     free = {name: getattr(config.train, name) for name in ("compile", "max_skipped_windows", "timeout_minutes")}
     train: Any = dataclasses.replace(old.train, **free)
     same = dataclasses.replace(old, data=data, train=train, hub=config.hub, output_dir=config.output_dir)

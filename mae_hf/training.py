@@ -21,6 +21,7 @@ from mae_hf.checkpoint import Checkpoints, TrainState
 from mae_hf.config import Plan, RunError, RunStopped, TrainConfig
 from mae_hf.data.draws import integer_seed
 from mae_hf.data.sampler import BatchSampler
+from mae_hf.data.stream_order import StreamSampler
 from mae_hf.objectives import LossOf
 from mae_hf.optim import learning_rate_at, set_learning_rate
 from mae_hf.signals import StopSignals
@@ -45,6 +46,7 @@ def train(
     log: RunLog,
     checkpoints: Checkpoints,
     best_key: str | None = None,
+    sampler: BatchSampler | StreamSampler | None = None,
 ) -> TrainState:
     """Runs the steps from `state.step` to `plan.total_steps`.
 
@@ -53,6 +55,7 @@ def train(
         loss_of: mean loss of the images of these rows, as they are augmented in this epoch and mixed in this step.
         evaluate: values on validation images after this many steps.
         best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
+        sampler: the order of images that are streamed; None shuffles all of them.
 
     Returns:
         The state after the last step; `checkpoints` holds it, and the best.
@@ -64,7 +67,7 @@ def train(
             left. No update is made from there on; a GPU in bf16 or fp32 is asked only when a line of the log is due,
             and may go on until then.
     """
-    sampler = batch_sampler(accelerator, config, plan)
+    sampler = sampler or batch_sampler(accelerator, config, plan)
     progress = tqdm(
         total=plan.total_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process, smoothing=0.05
     )
@@ -139,7 +142,7 @@ def batch_sampler(accelerator: Accelerator, config: TrainConfig, plan: Plan) -> 
 def gradients(
     accelerator: Accelerator,
     model: nn.Module,
-    sampler: BatchSampler,
+    sampler: BatchSampler | StreamSampler,
     loss_of: LossOf,
     step: int,
     config: TrainConfig,

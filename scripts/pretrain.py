@@ -3,6 +3,7 @@
 accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +20,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(config.output_dir)
     if not (folder / "metrics.json").exists():  # the data of a finished run may be gone
         for source in (*config.data.sources, *config.audit.sources):
-            check_source(source)  # before the imports that take seconds
+            # before the imports that take seconds
+            check_source(source, streaming=config.data.streaming and source in config.data.sources)
 
     import numpy as np
     from accelerate.utils import set_seed
 
     from mae_hf import hub
     from mae_hf.checkpoint import Checkpoints, write_text
-    from mae_hf.data.images import DeviceImages, load_pretraining_images, load_probe_images, load_test_images
-    from mae_hf.data.seen import audit_pretraining, describe_audit
+    from mae_hf.data.images import DeviceImages, ImageSet, load_pretraining_images, load_probe_images, load_test_images
+    from mae_hf.data.seen import audit_held_out, audit_pretraining, describe_audit, finish_stream_audit
+    from mae_hf.data.streaming import Stream, describe_notes, load_stream, open_stream, read_notes
     from mae_hf.devices import check_shared, prepare, start_accelerator
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
@@ -58,10 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
     # ---- data ----
+    train_images: ImageSet | Stream
     with accelerator.local_main_process_first():
-        train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
         tests = load_test_images(config.data, config.audit.sources, config.model.image_size)
-        train_images, held_out, audit = audit_pretraining(train_images, held_out, tests, config.audit.leave_out)
+        if config.data.streaming:
+            train_images, held_out = load_stream(config.data, config.model.image_size)
+            held_out, audit = audit_held_out(held_out, tests, config.audit.leave_out)
+        else:
+            train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
+            train_images, held_out, audit = audit_pretraining(train_images, held_out, tests, config.audit.leave_out)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
     # ---- model ----
@@ -72,8 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
-    device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
-    loss_of = pretraining_loss(prepared, device_images, config)
+    streamed = None
+    if isinstance(train_images, Stream):
+        streamed = open_stream(train_images, config, plan, accelerator.device, accelerator.process_index, tests)
+        loss_of = pretraining_loss(prepared, streamed, config)
+    else:
+        device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
+        loss_of = pretraining_loss(prepared, device_images, config)
     first_rows = np.arange(plan.micro_batch_size)
     is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
 
@@ -83,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- labelled images to probe the encoder on while it learns ----
     labelled = None
-    if config.train.probe_every_epochs:
+    if config.train.probe_every_epochs and not config.data.streaming:
         with accelerator.local_main_process_first():
             labelled = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
 
@@ -131,18 +144,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             values |= online_probe(accelerator, complete, *labelled, config.data, plan.eval_batch_size)
         return values
 
-    train(
-        accelerator,
-        prepared,
-        optimizer,
-        config=config.train,
-        plan=plan,
-        state=state,
-        loss_of=loss_of,
-        evaluate=evaluate,
-        log=log,
-        checkpoints=checkpoints,
-    )
+    with streamed.reading(state.step) if streamed else contextlib.nullcontext():
+        train(
+            accelerator,
+            prepared,
+            optimizer,
+            config=config.train,
+            plan=plan,
+            state=state,
+            loss_of=loss_of,
+            evaluate=evaluate,
+            log=log,
+            checkpoints=checkpoints,
+            sampler=streamed.sampler if streamed else None,
+        )
+
+    # ---- which of the images that came were copies of test images, or could not be decoded ----
+    if streamed:
+        accelerator.wait_for_everyone()
+        notes = read_notes(folder)
+        audit = finish_stream_audit(audit, notes)
+        accelerator.print(f"audit           {describe_audit(audit)}\n{describe_notes(notes)}")
+        if accelerator.is_main_process:
+            write_text(folder / "audit.json", json.dumps(audit) + "\n")
 
     # ---- what is shared ----
     last = read_metrics(folder)[-1]

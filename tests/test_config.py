@@ -33,6 +33,14 @@ def _sections(config_class: type) -> set[type]:
 CLASSES = sorted({section for command in COMMANDS for section in _sections(command)}, key=lambda cls: cls.__name__)
 
 FEW = {"model": "m", "output_dir": "o"}
+STREAMED = "data.streaming is for scripts/pretrain.py.*leave it out (--data.streaming false)"
+NOT_STREAMED = {
+    c.FinetuneConfig: {},
+    c.PrepareConfig: {},
+    c.EvaluateConfig: FEW,
+    c.FewLabelsConfig: FEW,
+    c.ReconstructConfig: {"model": "m", "output": "o.png"},
+}
 WRONG = [  # class, what is wrong, and what the message says: value seen, what is allowed, the flag
     (c.DataConfig, {"fold": 10}, "fold 10 is not one of the 10 folds: choose 0 to 9 (--data.fold)"),
     (c.DataConfig, {"fold": -1}, "fold -1 .*--data.fold"),
@@ -56,6 +64,13 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     (c.DataConfig, {"test_fraction": -0.1}, "test_fraction -0.1 .*choose 0 .* below 1 (--data.test_fraction)"),
     (c.DataConfig, {"image_std": (0.2, 0.0, 0.2)}, "image_std [0.2, 0.0, 0.2] .*above 0.*--data.image_std"),
     (c.DataConfig, {"split_seed": -1}, "split_seed -1 .*from 0 to 4294967295 (--data.split_seed)"),
+    (c.DataConfig, {"stream_readers": 0}, "stream_readers 0 is not above 0.*--data.stream_readers"),
+    (c.DataConfig, {"stream_held_out": 0}, "stream_held_out 0 is not above 0.*--data.stream_held_out"),
+    (
+        c.DataConfig,
+        {"stream_buffer": 7},
+        "stream_buffer 7 has no image for each of the 8 readers.*--data.stream_buffer",
+    ),
     (
         c.EncoderConfig,
         {"patch_size": 10},
@@ -149,6 +164,12 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     (c.PretrainTrainConfig, {"probe_every_epochs": -1.0}, "probe_every_epochs -1.0 .*0 (never).*--train.probe_every"),
     (c.PretrainConfig, {"data": c.DataConfig(fold=1)}, "does not use: .*scripts/finetune.py .*--data.fold null"),
     (c.PretrainConfig, {"data": c.DataConfig(label_fraction=0.1)}, "does not use: .*--data.label_fraction null"),
+    (
+        c.PretrainConfig,
+        {"data": c.DataConfig(streaming=True, stream_readers=7)},
+        "batch_size 512 cannot be shared out to 7 readers .* multiple of 7 .*--data.stream_readers",
+    ),
+    *((cls, {**fields, "data": c.DataConfig(streaming=True)}, STREAMED) for cls, fields in NOT_STREAMED.items()),
     (c.FinetuneTrainConfig, {"layer_decay": 0.0}, "layer_decay 0.0 .*choose 0.65 to 0.9, or 1 .*--train.layer_decay"),
     (c.FinetuneTrainConfig, {"layer_decay": 1.1}, "layer_decay 1.1 .*--train.layer_decay"),
     (c.HubConfig, {"push": True}, "hub.push needs a repository.*--hub.repo_id user/name"),
@@ -363,3 +384,8 @@ def test_no_field_is_a_dead_option():
 def test_evaluations_take_up_to_256_images_at_once_and_four_micro_batches_at_most(size, expected):
     train = c.TrainConfig(batch_size=512, per_device_batch_size=size)
     assert train.plan(1000, 1).eval_batch_size == expected
+
+
+def test_a_stream_that_would_have_to_go_back_is_refused():
+    with pytest.raises(ConfigError, match="max_skipped_windows 2 would go back to batches that a stream has passed"):
+        c.PretrainConfig(data=c.DataConfig(streaming=True), train=c.PretrainTrainConfig(max_skipped_windows=2))

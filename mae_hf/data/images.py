@@ -179,7 +179,7 @@ def load_test_images(config: DataConfig, others: Sequence[str], image_size: int)
     """The test images of each source that has some, which pre-training must not have seen.
 
     Args:
-        config: the sources and how they are split.
+        config: the sources and how they are split; of streamed ones only the unlabeled images are read.
         others: more sources, which must have test images.
         image_size: side of the images.
 
@@ -187,8 +187,9 @@ def load_test_images(config: DataConfig, others: Sequence[str], image_size: int)
         ConfigError: a source is wrong, an image of it cannot be decoded, or one of the others has no test images.
     """
     found = []
-    for source in dict.fromkeys((*config.sources, *others)):
-        own = source in config.sources
+    own_sources = () if config.streaming else config.sources
+    for source in dict.fromkeys((*own_sources, *others)):
+        own = source in own_sources
         # classes that were named are those of the sources to train on
         splits = load_splits(config if own else replace(config, class_names=None), source)
         test = _carve(splits, image_size, config).get("test")

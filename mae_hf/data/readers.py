@@ -36,15 +36,15 @@ def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Datas
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".parquet":
-        return _read_parquet(source, _files_by_split([path]))
+        return _read_parquet(source, files_by_split([path]))
     if path.is_dir() and any(path.rglob("*.parquet")):
-        return _read_parquet(source, _files_by_card(path) or _files_by_split(sorted(path.rglob("*.parquet")), path))
+        return _read_parquet(source, files_by_card(path) or files_by_split(sorted(path.rglob("*.parquet")), path))
     if path.is_dir():
         return _read_image_folder(source, path)
     return _read_hub(source, revision)
 
 
-def _files_by_card(folder: Path) -> dict[str, list[str]]:
+def files_by_card(folder: Path) -> dict[str, list[str]]:
     """The files of each split as the folder's README.md lists them, none if it does not.
 
     Read here, because `load_dataset(folder)` goes on serving its cached copy when such a file is replaced.
@@ -63,7 +63,7 @@ def _files_by_card(folder: Path) -> dict[str, list[str]]:
     return {str(name): [str(folder / pattern) for pattern in paths] for name, paths in patterns.items()}
 
 
-def _files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:
+def files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:
     """The files of each split, by the split's name at the start of the file's name or of a folder's above it."""
     groups: dict[str, list[str]] = {}
     for file in files:

@@ -76,6 +76,24 @@ def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
     return np.array(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
 
 
+def decode(encoded: bytes | str | np.ndarray, image_size: int) -> np.ndarray | str:
+    """An image as np.uint8 (S, S, 3), or the reason why it cannot be decoded.
+
+    Args:
+        encoded: bytes of an image file, its path, or raw pixels.
+        image_size: side S.
+    """
+    try:
+        if isinstance(encoded, np.ndarray):
+            if encoded.shape == (image_size, image_size, 3):
+                return np.ascontiguousarray(encoded)
+            return to_rgb_square(Image.fromarray(encoded), image_size)
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            return to_rgb_square(image, image_size)
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes, or for a bomb
+        return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.nan_to_num(np.asarray(image, np.float64))
@@ -119,6 +137,11 @@ def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
         require(config.on_bad_image == "skip", f"{first}: {FIX}")
         warnings.warn(f"left out {num_skipped} of {len(split)} images of {split.source}: {first}", stacklevel=2)
     return store
+
+
+def num_cores() -> int:
+    """Cores that this process may use, and so threads that decode."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_folder(config: DataConfig) -> Path:
@@ -200,21 +223,10 @@ def _check(header: bytes, record: dict[str, Any]) -> str:
 def _decoded(split: Split, image_size: int) -> Iterator[np.ndarray | str]:
     """The images of a split in order, decoded in threads (Pillow releases the GIL); a reason for one that fails."""
 
-    def decode(encoded: bytes | str | np.ndarray) -> np.ndarray | str:
-        try:
-            if isinstance(encoded, np.ndarray):
-                if encoded.shape == (image_size, image_size, 3):
-                    return np.ascontiguousarray(encoded)
-                return to_rgb_square(Image.fromarray(encoded), image_size)
-            with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-                return to_rgb_square(image, image_size)
-        except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes, or for a bomb
-            return (str(error) or type(error).__name__).splitlines()[0]
-
     def decode_chunk(start: int) -> list[np.ndarray | str]:
-        return [decode(encoded) for encoded in split.encoded(start, min(start + CHUNK, len(split)))]
+        return [decode(encoded, image_size) for encoded in split.encoded(start, min(start + CHUNK, len(split)))]
 
-    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_threads = num_cores()
     description = f"decoding {split.role} of {split.source}"
     with (
         ThreadPoolExecutor(num_threads) as pool,

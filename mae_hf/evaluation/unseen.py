@@ -46,7 +46,7 @@ def describe_unseen(metrics: Mapping[str, Any]) -> str:
     if num is None:
         return (
             "not known which test images pre-training has seen: the model has no audit.json, or one for other test "
-            "images or another image size"
+            "images or another image size, or its images were streamed and near copies not looked for"
         )
     if not num:
         return "pre-training has seen none of the test images"

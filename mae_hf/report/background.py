@@ -66,13 +66,18 @@ def leaks(comparison: Comparison, origins: Sequence[Provenance]) -> str:
         rows = [[str(test.get(key, UNKNOWN)) for key in keys] for test in tests]
         done = "were left out of pre-training" if origin.audit and origin.audit.get("left_out") else "were kept"
         of = f" of {origin.init}" if len(origins) > 1 else ""
-        caption = f"The audit before pre-training{of} (audit.json): equal and near copies, which {done}"
+        kinds = (
+            "equal pixels among streamed images" if (origin.audit or {}).get("streamed") else "equal and near copies"
+        )
+        caption = f"The audit before pre-training{of} (audit.json): {kinds}, which {done}"
         html += table(caption, head, rows) if rows else ""
     return html
 
 
 def _unknown(origin: Provenance) -> str | None:
     """Why nothing is known of an encoder's pre-training."""
+    if origin.audit and origin.audit.get("streamed"):
+        return f"The images of {origin.init} were streamed: near copies of test images were not looked for among them."
     return origin.problem or (f"{origin.init} has no audit.json." if origin.audit is None else None)
 
 

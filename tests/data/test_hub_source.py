@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def test_a_hub_dataset_has_its_splits_by_role_with_labels_and_class_names(seen):
 
 def test_the_images_arrive_whole_and_in_order(seen):
     assert seen["reds"]["main"] == [200 + number for number in range(10)]
+
+
+def test_parquet_files_and_tars_of_the_hub_are_streamed(seen):
+    assert seen["streamed"]["me/tiny-stl10"] == [50 + number for number in range(6)]
+    assert seen["streamed"]["me/tars"] == [95, 255, 193, 248]  # the first reds of pictures 0 to 3
 
 
 def test_a_pinned_revision_gives_the_images_of_that_commit(seen):
@@ -83,9 +89,11 @@ def observe() -> dict[str, Any]:
     import datasets
     from huggingface_hub import constants
     from PIL import Image
+    from shard_server import picture, tar
 
     from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig
     from mae_hf.data.images import load_labelled_images
+    from mae_hf.data.shards import ShardReader, open_shards
     from mae_hf.data.sources import load_splits
 
     def parquet(first_red: int, labels: list[int]) -> bytes:
@@ -123,6 +131,14 @@ def observe() -> dict[str, Any]:
             errors[name] = str(error)
         seconds.append(time.monotonic() - start)
 
+    hub.commit("datasets/me/tars", {f"a-{i}.tar": tar([picture(2 * i), picture(2 * i + 1)]) for i in range(2)})
+
+    def stream(source: str) -> list[int]:
+        shards = open_shards(DataConfig(source=source, streaming=True))
+        reader = ShardReader(shards, threading.Event())
+        encoded = [image for shard, num in enumerate(shards.lengths) for image in reader.read(shard, 0, int(num))]
+        return [Image.open(io.BytesIO(image)).getpixel((0, 0))[0] for image in encoded]
+
     with hub:
         found = load_splits(config(None), "me/tiny-stl10")
         labels = {role: None if split.labels is None else split.labels.tolist() for role, split in found.items()}
@@ -131,13 +147,14 @@ def observe() -> dict[str, Any]:
         fail("v9", "v9")
         fail("0000000", "0000000")
         fail("absent", None, "me/absent")
+        streamed = {"me/tiny-stl10": stream("me/tiny-stl10"), "me/tars": stream("me/tars")}
     fail("no connection", None, "me/other")
     constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = (
         True  # saves the minutes of waiting for a Hub that is gone
     )
     seen["first, offline"] = reds(revisions["first"])
     fail("second, offline", revisions["second"])
-    return {"splits": splits, "reds": seen, "errors": errors, "slowest error": max(seconds)}
+    return {"splits": splits, "reds": seen, "errors": errors, "slowest error": max(seconds), "streamed": streamed}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Pre-training on a stream, through the script: a server that fails, a run that goes on, two processes."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from shard_server import ShardServer, parquet, picture, tar
+
+from mae_hf.tracking import read_metrics
+
+ROOT = Path(__file__).parents[1]
+PICTURES = [picture(number) for number in range(120)]
+SHARDS = {f"s-{i}.tar": tar(PICTURES[30 * i : 30 * i + 30]) for i in range(4)}
+SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.stream_buffer 16
+    --data.stream_held_out 10
+    --model.image_size 8 --model.patch_size 4 --model.hidden_size 16 --model.num_hidden_layers 1
+    --model.num_attention_heads 2 --model.intermediate_size 16 --model.decoder_hidden_size 16
+    --model.decoder_num_hidden_layers 1 --model.decoder_num_attention_heads 2 --model.decoder_intermediate_size 16
+    --train.batch_size 10 --train.epochs 6 --train.warmup_epochs 1 --train.save_every_epochs 0.4
+    --train.log_every_steps 5""")
+# The script with less patience, so that a server that is gone is given up after a second.
+IMPATIENT = """if True:
+    import datasets
+    from mae_hf import cli
+    from mae_hf.data import shards
+    from scripts.pretrain import main
+    shards.PAUSES = (0.0, 0.1)
+    for name in ("READ", "OPEN"):
+        setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0.01)
+        setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 2)
+    cli.run(main)
+"""
+
+
+def pretrain(tmp_path: Path, name: str, source: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    script = tmp_path / "impatient.py"
+    script.write_text(IMPATIENT)
+    words = [*SETTINGS, "--data.source", str(source), "--audit.sources", f"[{tmp_path / 'labelled'}]"]
+    words += ["--data.cache_dir", str(tmp_path / f"cache-{name}"), "--output_dir", str(tmp_path / name)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, str(script), *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_a_run_that_a_server_has_stopped_goes_on_with_two_processes_as_if_nothing_had_happened(tmp_path):
+    for name, pictures in {"train": [picture(n) for n in range(900, 920)], "test": [PICTURES[50], PICTURES[3]]}.items():
+        (tmp_path / "labelled").mkdir(exist_ok=True)
+        (tmp_path / "labelled" / f"{name}.parquet").write_bytes(parquet(pictures))
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name, data in SHARDS.items():
+        (folder / name).write_bytes(data)
+    whole = pretrain(tmp_path, "whole", folder)
+    assert whole.returncode == 0, whole.stderr
+    copies = "2 images are copies of 2 of the 2 test images: left out; near copies are not looked for in a stream"
+    assert copies in whole.stdout
+    assert copies in (tmp_path / "whole" / "model" / "README.md").read_text()
+    assert json.loads((tmp_path / "whole" / "model" / "encoder" / "audit.json").read_text())["streamed"] is True
+
+    with ShardServer({f"/{name}": data for name, data in SHARDS.items()}) as server:
+        address = f"{server.address}/s-{{0..3}}.tar"
+        server.fault = lambda request: 503 if len(server.gets) > 30 else None
+        stopped = pretrain(tmp_path, "stopped", address)
+        assert stopped.returncode == 1
+        line = next(line for line in stopped.stderr.splitlines() if "cannot be read from image" in line)
+        assert server.address in line and "503" in line and "the same command goes on" in line
+        assert "Traceback" not in stopped.stderr
+        reached = read_metrics(tmp_path / "stopped")[-1]["step"]
+        server.fault = lambda request: "drop" if len(server.gets) % 7 == 0 else "slow"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        launch = (
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            port,
+        )
+        resumed = pretrain(tmp_path, "stopped", address, launch)
+        assert resumed.returncode == 0, resumed.stderr[-4000:]
+        assert f"from step {reached // 4 * 4}" in resumed.stdout and 0 < reached < 66
+        assert copies in resumed.stdout
+    for key in ("step", "train/loss", "eval/loss"):
+        found, wanted = (
+            [line[key] for line in read_metrics(tmp_path / n) if key in line] for n in ("stopped", "whole")
+        )
+        assert found == pytest.approx(wanted, abs=1e-4), key
+    found, wanted = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("stopped", "whole"))
+    assert all((found[key] - wanted[key]).abs().max() < 1e-3 for key in wanted)
