@@ -61,11 +61,8 @@ def train(preset: str, num_processes: int) -> tuple[float, float]:
         options |= {"train.warmup_epochs": 0, "train.log_every_steps": 1, "train.eval_every_epochs": 1000}
         options |= {"train.save_every_epochs": 1000, "train.probe_every_epochs": 0, "train.figure_every_epochs": 1000}
         command += ["scripts/pretrain.py", "--config", preset, *(f"--{key}={value}" for key, value in options.items())]
-        environment = os.environ | {
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_MIXED_PRECISION": "bf16",
-        }
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "bf16"}
+        environment |= {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, env=environment, check=True, capture_output=True)
         lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
     rates = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
@@ -93,10 +90,9 @@ def main() -> None:
         scaling = ScalingConfig(devices=2, efficiency=efficiency, link_gb_per_second=link)
         for row in estimate(cli.load(PretrainConfig, f"configs/benchmark/{name}.yaml"), "bf16", scaling, tflops):
             found = statistics.median(measured[name, row.num_devices])
-            print(
-                f"| `{name}`, {row.num_devices} process{'es' if row.num_devices > 1 else ''} | {row.images_per_second:.1f} | {found:.1f} "
-                f"| {100 * (row.images_per_second / found - 1):+.0f} % | {link:.2f} GB/s |"
-            )
+            error = 100 * (row.images_per_second / found - 1)
+            numbers = f"{row.images_per_second:.1f} | {found:.1f} | {error:+.0f} % | {link:.2f}"
+            print(f"| `{name}`, {row.num_devices} | {numbers} |")
 
 
 if __name__ == "__main__":

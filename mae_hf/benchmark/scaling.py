@@ -1,7 +1,7 @@
 """What a run will take on other machines, on paper: images per second, memory, gradient traffic and hours.
 
-The batch is the preset's, whatever the number of devices: more devices take smaller shares of it, and each of them sends
-as much as before. docs/scaling.md compares these numbers with measured ones and says how far off they are.
+The batch is the preset's, whatever the number of devices: more devices take smaller shares of it, and each sends as
+much as before. docs/scaling.md compares these numbers with measured ones and says how far off they are.
 
 P parameters, n devices, B images of the batch on a device, T tokens, D width.
 """
