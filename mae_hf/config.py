@@ -829,6 +829,37 @@ class DemoConfig:
         )
 
 
+@dataclass(frozen=True)
+class ScalingConfig:
+    """The devices of `--plan`.
+
+    Args:
+        devices: most devices of the table, which has 1, 2, 4 and so on.
+        device_tflops: dense matrix products that a device does in this precision, in TFLOP/s; null measures those of
+            this machine.
+        efficiency: the part of them that a step reaches (docs/benchmarks.md has measured ones).
+        link_gb_per_second: what a device can send to another, in GB/s.
+        memory_gib: memory of a device; what needs more is marked.
+    """
+
+    devices: int = 8
+    device_tflops: float | None = None
+    efficiency: float = 0.5
+    link_gb_per_second: float = 25.0
+    memory_gib: float = 80.0
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "link_gb_per_second", "memory_gib"):
+            _check_above_zero(f"scaling.{name}", getattr(self, name))
+        if self.device_tflops is not None:
+            _check_above_zero("scaling.device_tflops", self.device_tflops)
+        require(
+            0 < self.efficiency <= 1,
+            f"efficiency {self.efficiency} is not a part of the peak: choose more than 0, at most 1 "
+            "(--scaling.efficiency)",
+        )
+
+
 MEASURES = ("pretrain", "finetune", "features", "compile", "size")
 
 
@@ -844,6 +875,8 @@ class BenchmarkConfig:
         seconds: least length of a turn, which has at least two steps.
         mixed_precision: of mae_hf; `no` is fp32. Stock is measured in fp32, pre-training also in bf16.
         output: a JSON file for the numbers; without it they are only printed.
+        plan: instead of measuring, compute what the preset would take on other machines.
+        scaling: those machines.
     """
 
     preset: str
@@ -852,6 +885,8 @@ class BenchmarkConfig:
     seconds: float = 10.0
     mixed_precision: Literal["no", "bf16"] = "no"
     output: str | None = None
+    plan: bool = False
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         _check_words("measure", self.measures, MEASURES)

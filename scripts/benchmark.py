@@ -3,6 +3,8 @@
 python scripts/benchmark.py --preset configs/pretrain/digits.yaml
 python scripts/benchmark.py --preset configs/benchmark/tiny8.yaml --mixed_precision bf16 \
     --measure pretrain,finetune,features,compile,size --output benchmark.json
+python scripts/benchmark.py --preset configs/pretrain/stl10_base.yaml --mixed_precision bf16 --plan \
+    --scaling.devices 64 --scaling.device_tflops 500
 """
 
 import dataclasses
@@ -20,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures as the command line says, prints a table per measure, and writes the numbers where they are wanted."""
     config = cli.parse(BenchmarkConfig, argv, prog="scripts/benchmark.py")
     preset = cli.load(PretrainConfig, config.preset)
+    if config.plan:
+        print_plan(config, preset)
+        return
     launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE"}
     require(
         not launched,
@@ -80,6 +85,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         write_text(Path(config.output), json.dumps(record, indent=2) + "\n")
         print(f"\nwritten to {config.output}")
+
+
+def print_plan(config: BenchmarkConfig, preset: PretrainConfig) -> None:
+    """Prints what the preset would take on the machines that the command line describes."""
+    from mae_hf.benchmark.scaling import estimate, table
+
+    tflops, origin = config.scaling.device_tflops, "as given"
+    if tflops is None:
+        from mae_hf.benchmark.flops import peak_tflops
+        from mae_hf.benchmark.measures import DTYPES
+
+        tflops, origin = peak_tflops(DTYPES["fp32" if config.mixed_precision == "no" else "bf16"]), "measured here"
+    scaling = config.scaling
+    rows = estimate(preset, config.mixed_precision, scaling, tflops)
+    print(
+        f"preset     {config.preset}, batches of {preset.train.batch_size}, {preset.train.epochs:g} epochs\n"
+        f"a device   {tflops:.3g} TFLOP/s of matrix products ({origin}), {scaling.efficiency:.0%} of them in a step, "
+        f"{scaling.link_gb_per_second:g} GB/s to the next\n\n{table(rows, scaling.memory_gib)}"
+    )
 
 
 if __name__ == "__main__":

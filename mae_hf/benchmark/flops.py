@@ -54,8 +54,7 @@ def _layers(tokens: int, num_layers: int, width: int, mlp_width: int, num_querie
 
 def multiply_matrices(turns: Turns, dtype: torch.dtype) -> None:
     """A contender that multiplies square matrices and counts GFLOP: of the size that is fastest in its first turn."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    matrices = {size: torch.randn(2, size, size, device=device).to(dtype) for size in SIDES}
+    matrices = _matrices(dtype)
     turns.begin()
     size = max(SIDES, key=lambda size: _rate(matrices[size]))
     a, b = matrices[size]
@@ -63,6 +62,17 @@ def multiply_matrices(turns: Turns, dtype: torch.dtype) -> None:
     for _ in itertools.count():
         torch.mm(a, b, out=product)
         turns.done(2 * size**3 / 1e9)
+
+
+def peak_tflops(dtype: torch.dtype) -> float:
+    """Matrix products of this machine, of the size that is fastest, in TFLOP/s: a quick look, in a few seconds."""
+    return max(2 * _rate(pair) / 1e12 for pair in _matrices(dtype).values())
+
+
+def _matrices(dtype: torch.dtype) -> dict[int, torch.Tensor]:
+    """A pair of square matrices of each size, (2, size, size)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {size: torch.randn(2, size, size, device=device).to(dtype) for size in SIDES}
 
 
 def _rate(pair: torch.Tensor) -> float:

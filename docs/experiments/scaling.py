@@ -1,0 +1,99 @@
+"""Experiment: how far the plan of `scripts/benchmark.py --plan` is from what is measured with 1 and 2 processes.
+
+python docs/experiments/scaling.py 3   # rounds; on a CPU with 2 free cores, from the root of the repository
+
+A process has one core. What the plan is given: the matrix products that one thread does here, the part of them that
+docs/benchmarks.md has for this preset, and what gloo sends from one process to the other.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mae_hf import cli
+from mae_hf.benchmark.flops import peak_tflops
+from mae_hf.benchmark.scaling import estimate, num_parameters
+from mae_hf.config import PretrainConfig, ScalingConfig
+
+PRESETS = {"tiny8": 0.60, "base16": 0.75}  # efficiency
+STEPS, BASE = 7, "configs/pretrain/digits.yaml"
+
+
+def send(rank: int, num_bytes: int, file: str) -> None:
+    """Sums gradients of two processes, and writes how many GB/s each of them sent."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    gradients = torch.ones(num_bytes // 4)
+    dist.all_reduce(gradients)
+    dist.barrier()
+    started = time.perf_counter()
+    for _ in range(5):
+        dist.all_reduce(gradients)
+    if rank == 0:
+        Path(f"{file}.rate").write_text(str(5 * num_bytes / (time.perf_counter() - started) / 1e9))
+
+
+def link_gb_per_second(num_bytes: int) -> float:
+    """Of two processes of this machine: a ring of two sends 2 (n - 1) / n = 1 time the gradients."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(send, (num_bytes, f"{folder}/link"), nprocs=2)
+        return float(Path(f"{folder}/link.rate").read_text())
+
+
+def train(preset: str, num_processes: int) -> tuple[float, float]:
+    """Images per second of a short run, and GiB of its greatest process."""
+    config = cli.load(PretrainConfig, preset)
+    epochs = STEPS * config.train.batch_size / (1300 // config.train.batch_size * config.train.batch_size)
+    launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    command = ["taskset", "-c", "0", sys.executable] if num_processes == 1 else launch
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"data.source": "digits", "data.test_fraction": 0.2, "output_dir": folder, "train.epochs": epochs}
+        options |= {"train.warmup_epochs": 0, "train.log_every_steps": 1, "train.eval_every_epochs": 1000}
+        options |= {"train.save_every_epochs": 1000, "train.probe_every_epochs": 0, "train.figure_every_epochs": 1000}
+        command += ["scripts/pretrain.py", "--config", preset, *(f"--{key}={value}" for key, value in options.items())]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "bf16"}
+        environment |= {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    rates = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
+    return statistics.median(rates[2:]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Measures in turns, and prints plan and measurement side by side."""
+    torch.set_num_threads(1)
+    measured: dict[tuple[str, int], list[float]] = {}
+    peaks, links = [], {name: [] for name in PRESETS}
+    for _ in range(int(sys.argv[1])):
+        peaks.append(peak_tflops(torch.bfloat16))
+        for name in PRESETS:
+            preset = f"configs/benchmark/{name}.yaml"
+            trained, _ = num_parameters(cli.load(PretrainConfig, preset).model)
+            links[name].append(link_gb_per_second(4 * trained))
+            for num in (1, 2):
+                measured.setdefault((name, num), []).append(train(preset, num)[0])
+                print(name, num, measured[name, num][-1], flush=True)
+    tflops = statistics.median(peaks)
+    print(f"one thread {tflops:.3f} TFLOP/s (bf16)")
+    for name, efficiency in PRESETS.items():
+        link = statistics.median(links[name])
+        scaling = ScalingConfig(devices=2, efficiency=efficiency, link_gb_per_second=link)
+        for row in estimate(cli.load(PretrainConfig, f"configs/benchmark/{name}.yaml"), "bf16", scaling, tflops):
+            found = statistics.median(measured[name, row.num_devices])
+            error = 100 * (row.images_per_second / found - 1)
+            numbers = f"{row.images_per_second:.1f} | {found:.1f} | {error:+.0f} % | {link:.2f}"
+            print(f"| `{name}`, {row.num_devices} | {numbers} |")
+
+
+if __name__ == "__main__":
+    main()
