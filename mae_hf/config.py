@@ -637,8 +637,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         require(
             not (self.data.streaming and self.train.max_skipped_windows),
-            f"max_skipped_windows {self.train.max_skipped_windows} would go back to batches that a stream has passed: leave "
-            "it out with data.streaming (--train.max_skipped_windows 0)",
+            f"max_skipped_windows {self.train.max_skipped_windows} would go back to batches that a stream has passed: "
+            "leave it out with data.streaming (--train.max_skipped_windows 0)",
         )
         require(
             self.data.fold is None and self.data.label_fraction in (None, 1.0),
