@@ -212,12 +212,18 @@ class Checkpoints:
         causes = gather_object(causes)
         if not causes:
             return
+        free = shutil.disk_usage(_nearest(self.folder)).free / 2**20  # torch does not say that a disk is full
         if accelerator.is_main_process:
             shutil.rmtree(_beside(path), ignore_errors=True)  # what it takes may be what is missing
         raise RunError(
-            f"{path} cannot be written ({causes[0]}); the last good checkpoint is {self.latest() or 'none yet'}: make "
-            "room, and the same command goes on from there"
+            f"{path} cannot be written ({causes[0]}; {free:.1f} MiB were free); the last good checkpoint is "
+            f"{self.latest() or 'none yet'}: make room, and the same command goes on from there"
         )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _write_digests(folder: Path) -> None:
