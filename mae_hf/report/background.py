@@ -66,9 +66,8 @@ def leaks(comparison: Comparison, origins: Sequence[Provenance]) -> str:
         rows = [[str(test.get(key, UNKNOWN)) for key in keys] for test in tests]
         done = "were left out of pre-training" if origin.audit and origin.audit.get("left_out") else "were kept"
         of = f" of {origin.init}" if len(origins) > 1 else ""
-        kinds = (
-            "equal pixels among streamed images" if (origin.audit or {}).get("streamed") else "equal and near copies"
-        )
+        streamed = (origin.audit or {}).get("streamed")
+        kinds = "equal pixels among streamed images" if streamed else "equal and near copies"
         caption = f"The audit before pre-training{of} (audit.json): {kinds}, which {done}"
         html += table(caption, head, rows) if rows else ""
     return html
