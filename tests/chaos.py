@@ -245,13 +245,15 @@ class Chaos:
     Args:
         folder: for all runs.
         seed: of the random moments.
+        stages: which of the two scripts.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, stages: tuple[str, ...]) -> None:
         self.folder = folder
+        self.stages = stages
         self.random = random.Random(seed)
         self.numbers = iter(range(10_000))
-        for stage in COMMANDS:
+        for stage in self.stages:
             life = Life(stage, self.reference(stage))
             assert life.wait() == 0, life.text
 
@@ -294,7 +296,7 @@ class Chaos:
     def kills(self, count: int, *, while_saving: bool) -> Row:
         """SIGKILL at random moments of runs, several times in most of them."""
         row = Row("SIGKILL while a checkpoint is written" if while_saving else "SIGKILL at a random moment")
-        stages = itertools.cycle(COMMANDS)
+        stages = itertools.cycle(self.stages)
         while row.tried < count:
             stage = next(stages)
             folder, runs_killed, step = self.new(stage), 0, 0
@@ -341,7 +343,7 @@ class Chaos:
     def told(self, number: int) -> Row:
         """SIGTERM or Ctrl-C: it saves, says how to go on, and loses nothing."""
         row = Row({signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number])
-        for stage in COMMANDS:
+        for stage in self.stages:
             folder = self.new(stage)
             life = Life(stage, folder)
             wait_until(lambda folder=folder: (folder / "checkpoints").exists())
@@ -364,7 +366,7 @@ class Chaos:
             file.write_bytes(content)
 
         faults: list[Callable[[Path], object]] = [flip, lambda file: os.truncate(file, 100), Path.unlink]
-        for stage in COMMANDS:
+        for stage in self.stages:
             for fault in faults:
                 folder = self.new(stage)
                 step = self.killed(stage, folder)
@@ -380,7 +382,7 @@ class Chaos:
     def records(self) -> Row:
         """The small files of a run are torn, as after a power cut."""
         row = Row("torn metrics.jsonl, torn run.json, a leftover of each kind")
-        for stage in COMMANDS:
+        for stage in self.stages:
             folder = self.new(stage)
             step = self.killed(stage, folder)
             with (folder / "metrics.jsonl").open("a") as file:
@@ -397,7 +399,7 @@ class Chaos:
     def disk_full(self) -> Row:
         """Another program fills a small disk at a random moment; later there is room again."""
         row = Row("disk full")
-        for stage in (*COMMANDS, *COMMANDS):
+        for stage in (*self.stages, *self.stages):
             with small_disk(self.folder / f"disk-{next(self.numbers):04d}") as disk:
                 folder = disk / "run"
                 life = Life(stage, folder)
@@ -432,7 +434,7 @@ class Chaos:
     def two_runs(self) -> Row:
         """A second command on a folder where a run is at work."""
         row = Row("two runs in one folder")
-        for stage in COMMANDS:
+        for stage in self.stages:
             folder = self.new(stage)
             first = Life(stage, folder)
             wait_until(lambda folder=folder: (folder / "checkpoints").exists())
@@ -452,7 +454,7 @@ class Chaos:
     def not_finite(self) -> Row:
         """A learning rate that no run survives: it stops before the weights are spoilt."""
         row = Row("loss or gradient not finite")
-        for stage in COMMANDS:
+        for stage in self.stages:
             folder = self.new(stage)
             life = Life(stage, folder, "--train.base_lr", "1e30", "--train.warmup_epochs", "0.5")
             code = life.wait()
@@ -565,17 +567,18 @@ def process_of_rank(launcher: int, rank: int) -> int:
     raise LookupError(f"{launcher} has no process of rank {rank}")
 
 
-def run(folder: Path, kills: int, saves: int, *, launcher: bool, seed: int = 0) -> list[Row]:
+def run(folder: Path, kills: int, saves: int, *, stages: tuple[str, ...], launcher: bool, seed: int = 0) -> list[Row]:
     """Does all faults; a row for each kind.
 
     Args:
         folder: an empty folder for the runs.
         kills: SIGKILLs at random moments.
         saves: SIGKILLs while a checkpoint is written.
+        stages: which of `pretrain` and `finetune`.
         launcher: also those that need `accelerate launch` and two processes, which take a minute.
         seed: of the random moments.
     """
-    chaos = Chaos(folder, seed)
+    chaos = Chaos(folder, seed, stages)
     faults: list[Callable[[], Row]] = [
         lambda: chaos.kills(kills, while_saving=False),
         lambda: chaos.kills(saves, while_saving=True),
@@ -620,7 +623,9 @@ def main() -> None:
     import_what_takes_long()
     with tempfile.TemporaryDirectory(prefix="mae_hf-chaos-") as folder:
         saves = arguments.kills // 3
-        rows = run(Path(folder), arguments.kills - saves, saves, launcher=True, seed=arguments.seed)
+        rows = run(
+            Path(folder), arguments.kills - saves, saves, stages=tuple(COMMANDS), launcher=True, seed=arguments.seed
+        )
     text = table(rows)
     print(f"{time.monotonic() - started:.0f} s\n\n{text}")
     if arguments.output:

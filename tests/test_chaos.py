@@ -1,4 +1,4 @@
-"""The harness of faults with a few of each; `make chaos` does all of them, several processes included."""
+"""The harness of faults with a few of each on one script; `make chaos` does all, several processes included."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path("tests").resolve()), str(Path.cwd())]
 import chaos
 chaos.import_what_takes_long()
-rows = chaos.run(Path(sys.argv[1]), kills=2, saves=1, launcher=False)
+rows = chaos.run(Path(sys.argv[1]), kills=2, saves=1, stages=("finetune",), launcher=False)
 print(chaos.table(rows))
 """
 
@@ -30,4 +30,4 @@ def test_runs_survive_faults_and_end_as_if_nothing_had_happened(tmp_path):
     for fault, tried, survived, _, damaged, note in rows:
         assert survived == tried, (fault, note)
         assert damaged == "0", (fault, note)
-    assert int(rows[-1][1]) >= 15
+    assert int(rows[-1][1]) >= 11
