@@ -8,7 +8,6 @@ docs/benchmarks.md has for this preset, and what gloo sends from one process to 
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from mae_hf.benchmark.scaling import estimate, num_parameters
 from mae_hf.config import PretrainConfig, ScalingConfig
 
 PRESETS = {"tiny8": 0.60, "base16": 0.75}  # efficiency
-STEPS, BASE = 7, "configs/pretrain/digits.yaml"
+STEPS = 7
 
 
 def send(rank: int, num_bytes: int, file: str) -> None:
@@ -50,8 +49,8 @@ def link_gb_per_second(num_bytes: int) -> float:
         return float(Path(f"{folder}/link.rate").read_text())
 
 
-def train(preset: str, num_processes: int) -> tuple[float, float]:
-    """Images per second of a short run, and GiB of its greatest process."""
+def train(preset: str, num_processes: int) -> float:
+    """Images per second of a short run."""
     config = cli.load(PretrainConfig, preset)
     epochs = STEPS * config.train.batch_size / (1300 // config.train.batch_size * config.train.batch_size)
     launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -66,7 +65,7 @@ def train(preset: str, num_processes: int) -> tuple[float, float]:
         subprocess.run(command, env=environment, check=True, capture_output=True)
         lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
     rates = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
-    return statistics.median(rates[2:]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return statistics.median(rates[2:])
 
 
 def main() -> None:
@@ -81,7 +80,7 @@ def main() -> None:
             trained, _ = num_parameters(cli.load(PretrainConfig, preset).model)
             links[name].append(link_gb_per_second(4 * trained))
             for num in (1, 2):
-                measured.setdefault((name, num), []).append(train(preset, num)[0])
+                measured.setdefault((name, num), []).append(train(preset, num))
                 print(name, num, measured[name, num][-1], flush=True)
     tflops = statistics.median(peaks)
     print(f"one thread {tflops:.3f} TFLOP/s (bf16)")
