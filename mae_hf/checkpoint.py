@@ -1,10 +1,10 @@
 """Training state on disk: written beside and renamed, named by step, rotated, and read back to go on.
 
-A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler),
-`train_state.json`, everything else that the loop changes, and `digests.json`, the sha256 of each file. Schedule, data
-order, crops and masks need no state: they are functions of the step. All of it is on the disk before the folder gets
-its name, so that neither a kill nor a power cut leaves half of one; where a file is not what was written all the same,
-the run goes on from the checkpoint before.
+A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler), the average of
+the weights where one is kept, `train_state.json`, everything else that the loop changes, and `digests.json`, the sha256
+of each file. Schedule, data order, crops and masks need no state: they are functions of the step. All of it is on the
+disk before the folder gets its name, so that neither a kill nor a power cut leaves half of one; where a file is not what
+was written all the same, the run goes on from the checkpoint before.
 """
 
 import contextlib
@@ -24,10 +24,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from mae_hf.config import RunError
+from mae_hf.optim import WeightAverage
 
 STATE = "train_state.json"
+AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
 
 
@@ -98,11 +101,13 @@ class Checkpoints:
     Args:
         folder: the run's `checkpoints` folder.
         keep: how many of the newest stay; the best stays too.
+        average: of the weights, where one is kept; saved and read along.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, average: WeightAverage | None = None) -> None:
         self.folder = folder
         self.keep = keep
+        self.average = average
 
     def save(self, accelerator: Accelerator, state: TrainState) -> None:
         """Writes `step-N` and removes what rotation no longer keeps. Every process must call it.
@@ -128,6 +133,8 @@ class Checkpoints:
         def finish() -> None:
             if accelerator.is_main_process:
                 (beside / STATE).write_text(json.dumps(dataclasses.asdict(state)))
+                if self.average is not None:  # Accelerate would make a pickle of it, and open it as one
+                    save_file(self.average.module.state_dict(), beside / AVERAGE)
                 _write_digests(beside)
                 sync(beside)
                 shutil.rmtree(path, ignore_errors=True)
@@ -175,6 +182,8 @@ class Checkpoints:
             raise RunError(
                 f"{path} holds a pickle that is not one of tensors ({_one_line(error)}): remove it"
             ) from None
+        if self.average is not None:
+            self.average.module.load_state_dict(load_file(path / AVERAGE))
         return TrainState(**json.loads((path / STATE).read_text()))
 
     def _rotate(self, state: TrainState) -> None:

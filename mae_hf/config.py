@@ -562,6 +562,8 @@ class FinetuneTrainConfig(TrainConfig):
 
     Args:
         layer_decay: factor on the learning rate per layer below the classifier; 1 treats all layers alike.
+        ema_decay: decay per step of the exponential moving average of the weights, such as 0.999, which is then what is
+            evaluated and shared; 0 keeps none.
     """
 
     batch_size: int = 256
@@ -570,9 +572,15 @@ class FinetuneTrainConfig(TrainConfig):
     warmup_epochs: float = 5.0
     adam_beta2: float = 0.999
     layer_decay: float = 0.65
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            0 <= self.ema_decay < 1,
+            f"ema_decay {self.ema_decay} is not a decay: choose 0 (no average) or less than 1, such as 0.999 "
+            "(--train.ema_decay)",
+        )
         require(
             0 < self.layer_decay <= 1,
             f"layer_decay {self.layer_decay} is not above 0 and at most 1: choose 0.65 to 0.9, or 1 for none "

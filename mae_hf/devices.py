@@ -23,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mae_hf.config import Plan, TrainConfig, require
+from mae_hf.config import FinetuneTrainConfig, Plan, TrainConfig, require
 
 ON_CPUS = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2"
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -143,8 +143,13 @@ def prepare(
         process, not wrapped, in eval mode: every process must call it, at the same time.
 
     Raises:
-        ConfigError: accumulation or ZeRO-3 with DeepSpeed.
+        ConfigError: accumulation or ZeRO-3 with DeepSpeed; an average of weights that are in shards.
     """
+    require(
+        not (isinstance(train, FinetuneTrainConfig) and train.ema_decay and accelerator.distributed_type in _SHARDED),
+        f"ema_decay averages whole weights, and {accelerator.distributed_type.value} shards them: choose --multi_gpu, "
+        "or leave the average out (--train.ema_decay 0)",
+    )
     if accelerator.distributed_type == DistributedType.FSDP:
         whole = copy.deepcopy(model)
         plugin = accelerator.state.fsdp_plugin

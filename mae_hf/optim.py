@@ -4,6 +4,7 @@ Only matrices of linear layers and the patch projection are decayed: not biases,
 tokens (facebookresearch/mae `util/lr_decay.py`; He et al. 2022, appendix A).
 """
 
+import copy
 import math
 import re
 
@@ -50,6 +51,32 @@ def layer_index(name: str, num_layers: int) -> int:
         return 0
     layer = re.search(r"^vit\.layers\.(\d+)\.", name)
     return int(layer.group(1)) + 1 if layer else num_layers + 1
+
+
+class WeightAverage:
+    """The exponential moving average of a model's weights, as a model of its own: often better than the last weights.
+
+    After step t the average takes 1 - d of the weights, d = min(decay, (1 + t) / (10 + t)), so that the first steps do
+    not stay in it for long.
+
+    Args:
+        model: whose weights are averaged; not wrapped, and whole on this process.
+        decay: the greatest d.
+        device: where the model trains.
+
+    Source: Polyak & Juditsky 1992; the warm-up of d is that of TensorFlow's `ExponentialMovingAverage`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
+        self.module = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        self._decay = decay
+        self._averages, self._weights = list(self.module.parameters()), list(model.parameters())
+
+    def update(self, step: int) -> None:
+        """Takes the weights in as they are after optimizer step `step`, counted from 0; a GPU is not waited for."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
 
 
 def learning_rate_at(step: int, plan: Plan, peak: float) -> float:

@@ -86,6 +86,8 @@ def train(
             loss, told_to_stop = over_processes(accelerator, loss, signals)
             failure = _first_failure(failure, loss, grad_norm, state.step)
             update(optimizer, failure[0])
+            if checkpoints.average is not None:
+                checkpoints.average.update(state.step)
             state.step += 1
             meter.add(loss, config.batch_size)
             progress.update()

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.models.classifier import build_classifier
     from mae_hf.models.pretrained import check_init, read_audit
     from mae_hf.objectives import finetuning_loss
-    from mae_hf.optim import build_optimizer
+    from mae_hf.optim import WeightAverage, build_optimizer
     from mae_hf.tracking import RunLog, inspect_run
     from mae_hf.training import train
 
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(config.train.seed)
     model = build_classifier(config.model, class_names, attention_for(accelerator), config.train.seed)
     optimizer = build_optimizer(model, config.train)
+    average = WeightAverage(model, config.train.ema_decay, accelerator.device) if config.train.ema_decay else None
     prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
 
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
 
     # ---- go on where an unfinished run stopped ----
-    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, average)
     state = checkpoints.resume(accelerator)
 
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -115,8 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- an evaluation: decisions are taken on validation, never on test ----
     def score(role: str) -> "tuple[dict[str, Any], NDArray[np.float32]]":
-        part = images[role]
-        probabilities = predict_probabilities(accelerator, prepared, part, config.data, plan.eval_batch_size)
+        part, scored = images[role], average.module if average else prepared
+        with accelerator.autocast():  # the average is not prepared
+            probabilities = predict_probabilities(accelerator, scored, part, config.data, plan.eval_batch_size)
         scores = classification_metrics(probabilities.argmax(axis=1), part.labels, probabilities, class_names)
         return scores, probabilities
 
@@ -154,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
 
     # ---- what is shared ----
-    complete = whole()
+    complete = average.module if average else whole()
     if accelerator.is_main_process:
         write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities, seen)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")

@@ -19,6 +19,7 @@ from mae_hf.checkpoint import Checkpoints, TrainState
 from mae_hf.config import PretrainConfig, PretrainTrainConfig, RunError, RunStopped
 from mae_hf.data.draws import uniform
 from mae_hf.evaluation.inference import _every_image
+from mae_hf.optim import WeightAverage
 from mae_hf.tracking import RunLog
 from mae_hf.training import train
 
@@ -51,6 +52,7 @@ def run(
     folder: Path,
     *,
     dropout: float = 0.0,
+    ema_decay: float = 0.0,
     stop_at: int | None = None,
     change: Change = lambda step, loss: loss,
     evaluate: Callable[[int], dict[str, float]] = lambda step: {"eval/loss": 1 / step},
@@ -61,6 +63,7 @@ def run(
 
     Args:
         dropout: rate of the MLP's dropout.
+        ema_decay: of an average of the weights, which is then what is returned.
         stop_at: raises `Interrupted` in the middle of this step, from 0.
         change: makes something else of the loss of a batch, by its number: that of the step, where none was skipped.
         evaluate: as `train` takes it.
@@ -71,9 +74,10 @@ def run(
     accelerator = Accelerator(cpu=True)
     plan = config.train.plan(NUM_IMAGES, accelerator.num_processes)
     model = network(dropout)
+    average = WeightAverage(model, ema_decay, accelerator.device) if ema_decay else None
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, average)
     state = checkpoints.resume(accelerator)
     log = RunLog(accelerator, config, state.step, {})
 
@@ -100,7 +104,7 @@ def run(
     except RunError as error:
         error.model = accelerator.unwrap_model(model)  # for tests that look at the weights it left
         raise
-    return accelerator.unwrap_model(model), state
+    return average.module if average else accelerator.unwrap_model(model), state
 
 
 def main(folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mae_hf.checkpoint import Checkpoints, TrainState, write_folder, write_text
 from mae_hf.config import RunError
+from mae_hf.optim import WeightAverage
 
 
 @pytest.fixture
@@ -326,3 +327,18 @@ def test_a_text_is_replaced_whole(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half\ud800")
     assert path.read_text() == "new"
+
+
+def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_path):
+    accelerator, model, _ = training
+    average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
+    with torch.no_grad():
+        average.module.weight.fill_(3.0)
+    checkpoints = Checkpoints(tmp_path, keep=2, average=average)
+    checkpoints.save(accelerator, TrainState(step=1))
+    with torch.no_grad():
+        average.module.weight.fill_(7.0)
+    checkpoints.load(accelerator, checkpoints.path(1))
+    assert (average.module.weight == 3).all()
+    assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
+    assert not list(checkpoints.path(1).glob("custom_checkpoint*"))

@@ -386,6 +386,11 @@ def test_evaluations_take_up_to_256_images_at_once_and_four_micro_batches_at_mos
     assert train.plan(1000, 1).eval_batch_size == expected
 
 
+def test_a_decay_of_the_average_that_keeps_the_first_weights_for_ever_is_refused():
+    with pytest.raises(ConfigError, match=r"ema_decay 1.0 is not a decay: choose 0 \(no average\) or less than 1"):
+        c.FinetuneTrainConfig(ema_decay=1.0)
+
+
 def test_a_stream_that_would_have_to_go_back_is_refused():
     with pytest.raises(ConfigError, match="max_skipped_windows 2 would go back to batches that a stream has passed"):
         c.PretrainConfig(data=c.DataConfig(streaming=True), train=c.PretrainTrainConfig(max_skipped_windows=2))

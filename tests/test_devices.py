@@ -18,7 +18,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from mae_hf.config import ConfigError, PretrainTrainConfig
+from mae_hf.config import ConfigError, FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.devices import check_launch, prepare
 from mae_hf.tracking import read_metrics
 
@@ -99,6 +99,13 @@ def test_what_deepspeed_would_do_otherwise_is_refused(stage, per_device):
     train = PretrainTrainConfig(batch_size=64, per_device_batch_size=per_device)
     with pytest.raises(ConfigError, match=r"zero_stage 3|2 accumulation steps"):
         prepare(accelerator, torch.nn.Linear(1, 1), None, train.plan(100, 2), train)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_an_average_of_weights_that_are_in_shards_is_refused(kind):
+    train = FinetuneTrainConfig(batch_size=64, ema_decay=0.9)
+    with pytest.raises(ConfigError, match=f"ema_decay averages whole weights, and {kind.value} shards them"):
+        prepare(SimpleNamespace(distributed_type=kind), torch.nn.Linear(1, 1), None, train.plan(100, 2), train)
 
 
 # ---- real launches, of the real scripts ----

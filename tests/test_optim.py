@@ -9,7 +9,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from mae_hf.config import FinetuneTrainConfig, MAEConfig, Plan, PretrainTrainConfig
 from mae_hf.models.mae import build_mae
-from mae_hf.optim import build_optimizer, learning_rate_at, set_learning_rate
+from mae_hf.optim import WeightAverage, build_optimizer, learning_rate_at, set_learning_rate
 
 TRAIN = FinetuneTrainConfig(layer_decay=0.5, weight_decay=0.05, adam_beta2=0.99)
 
@@ -158,3 +158,21 @@ def test_steps_are_those_of_an_adamw_with_a_group_per_parameter(classifier):
             its_optimizer.step()
     for name, parameter in classifier.named_parameters():
         torch.testing.assert_close(parameter, reference.get_parameter(name), rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_of_the_weights_is_the_textbook_recurrence_with_a_warm_up():
+    model = torch.nn.Linear(3, 2)
+    average = WeightAverage(model, 0.3, torch.device("cpu"))
+    expected = {name: weight.detach().double() for name, weight in model.named_parameters()}
+    for step in range(5):
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                parameter.add_(step + number)
+        average.update(step)
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, weight in model.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * weight.detach().double()
+    assert decay == 0.3 > 1 / 10  # both ends of the warm-up were seen
+    for name, weight in average.module.named_parameters():
+        torch.testing.assert_close(weight.double(), expected[name], rtol=1e-6, atol=1e-6)
+        assert not weight.requires_grad

@@ -71,13 +71,14 @@ def test_accumulation_does_not_change_the_losses(tmp_path, size):
     assert split == pytest.approx(whole, abs=1e-6)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop_at", [3, 12, 17])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, stop_at):
-    expected, state = run(tmp_path / "whole", dropout=0.2)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, stop_at, ema_decay):
+    expected, state = run(tmp_path / "whole", dropout=0.2, ema_decay=ema_decay)
     with pytest.raises(Interrupted):
-        run(tmp_path / "resumed", dropout=0.2, stop_at=stop_at)
+        run(tmp_path / "resumed", dropout=0.2, ema_decay=ema_decay, stop_at=stop_at)
     torch.manual_seed(123)  # a new process starts from another random state
-    resumed, resumed_state = run(tmp_path / "resumed", dropout=0.2)
+    resumed, resumed_state = run(tmp_path / "resumed", dropout=0.2, ema_decay=ema_decay)
     for found, wanted in zip(resumed.parameters(), expected.parameters(), strict=True):
         assert torch.equal(found, wanted)
     assert resumed_state == state
