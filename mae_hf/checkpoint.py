@@ -1,10 +1,10 @@
 """Training state on disk: written beside and renamed, named by step, rotated, and read back to go on.
 
-A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler), the average of
-the weights where one is kept, `train_state.json`, everything else that the loop changes, and `digests.json`, the sha256
-of each file. Schedule, data order, crops and masks need no state: they are functions of the step. All of it is on the
-disk before the folder gets its name, so that neither a kill nor a power cut leaves half of one; where a file is not what
-was written all the same, the run goes on from the checkpoint before.
+A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler), the average
+of the weights where one is kept, `train_state.json`, everything else that the loop changes, and `digests.json`, the
+sha256 of each file. Schedule, data order, crops and masks need no state: they are functions of the step. All of it is
+on the disk before the folder gets its name, so that neither a kill nor a power cut leaves half of one; where a file is
+not what was written all the same, the run goes on from the checkpoint before.
 """
 
 import contextlib

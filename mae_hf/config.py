@@ -19,6 +19,14 @@ Pair = tuple[float, float]
 Choice = Literal["auto", "always", "never"]
 
 
+# Settings that have no part in a result, and that an unfinished run may change: where things lie, how the machine is
+# used, what is done about failures. (A run that went on has met no bad image; stored images are known by fingerprint.)
+MACHINE_SETTINGS = frozenset(
+    {"output_dir", "data.cache_dir", "data.on_device", "data.on_bad_image", "hub.push", "hub.repo_id", "hub.private"}
+    | {"train.compile", "train.max_skipped_windows", "train.timeout_minutes"}
+)
+
+
 class ConfigError(ValueError):
     """The command or the config is wrong: one line with the value seen, what is allowed, and the fix."""
 

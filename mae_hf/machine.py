@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mae_hf.config import Choice, require
+from mae_hf.data.store import num_cores
 from mae_hf.models.attention import register_cpu_attention
 
 # The names of glibc's malloc.h.
@@ -49,8 +50,7 @@ def use_cpu_well(accelerator: Accelerator) -> None:
     if accelerator.device.type != "cpu":
         return
     if torch.get_num_threads() == 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too

@@ -1,9 +1,9 @@
 """What a run writes about itself: config.yaml, run.json, metrics.jsonl, metrics.json, and the trackers asked for."""
 
-import dataclasses
 import importlib.util
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from mae_hf import cli
 from mae_hf.checkpoint import sync, write_text
-from mae_hf.config import ConfigError, FinetuneConfig, PretrainConfig, RunError, require
+from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, RunError, require
 from mae_hf.lock import LOCK, RunLock
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
@@ -56,15 +56,7 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         raise ConfigError(
             f"{folder} holds a run of another kind or a damaged config.yaml: {error}; choose another --output_dir"
         ) from None
-    # where the run lies and is uploaded, where images are, whether layers are compiled, how long processes wait for
-    # each other and what is done about a loss that is not finite has no part in its result so far; nor has what happens
-    # to bad images: a run that went on has met none, and stored images are known by fingerprint
-    free = {name: getattr(config.data, name) for name in ("cache_dir", "on_device", "on_bad_image")}
-    data = dataclasses.replace(old.data, **free)
-    free = {name: getattr(config.train, name) for name in ("compile", "max_skipped_windows", "timeout_minutes")}
-    train: Any = dataclasses.replace(old.train, **free)
-    same = dataclasses.replace(old, data=data, train=train, hub=config.hub, output_dir=config.output_dir)
-    changed = cli.differences(same, config)
+    changed = [line for line in cli.differences(old, config) if line.partition(": ")[0] not in MACHINE_SETTINGS]
     require(
         not changed,
         f"{folder} holds a run of another config ({'; '.join(changed)}): choose another --output_dir, or remove the "
@@ -199,13 +191,15 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Command, commit, versions, device, processes and precision of this run."""
+    """Command, commit, versions, device, processes, their strategy, and precision of this run."""
     return {
         "command": shlex.join(sys.argv),
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "device": _device_name(accelerator),
         "num_processes": accelerator.num_processes,
+        "num_machines": accelerator.num_processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        "strategy": accelerator.distributed_type.value,
         "mixed_precision": accelerator.mixed_precision,
     }
 

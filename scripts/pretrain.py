@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             values |= online_probe(accelerator, complete, *labelled, config.data, plan.eval_batch_size)
         return values
 
-    with streamed.reading(state.step) if streamed else contextlib.nullcontext():
+    with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
         train(
             accelerator,
             prepared,

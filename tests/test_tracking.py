@@ -132,7 +132,16 @@ def test_run_json_says_what_ran_where_with_which_versions(tmp_path, monkeypatch)
     path = tmp_path / "run" / "run.json"
     run = json.loads(path.read_text())
     assert run.keys() == {
-        *("command", "git_commit", "versions", "device", "num_processes", "mixed_precision"),
+        *(
+            "command",
+            "git_commit",
+            "versions",
+            "device",
+            "num_processes",
+            "num_machines",
+            "strategy",
+            "mixed_precision",
+        ),
         *("start", "end", *FACTS),
     }
     assert run["command"] == "scripts/pretrain.py --output_dir 'a b'"

@@ -79,7 +79,7 @@ def main(num_images: int) -> None:
                 turns["store"].append(turn(store.batch(order.micro_batches(first + step)[0]) for step in range(STEPS)))
                 for name, images in streams.items():
                     steps = range(first, first + STEPS + 1)
-                    with images.reading(first):
+                    with images.reading(first, 10**9):
                         batches = (images.batch(images.sampler.micro_batches(step)[0]) for step in steps)
                         next(batches)  # the first window has come
                         turns[name].append(turn(batches))

@@ -17,7 +17,8 @@ import numpy as np
 
 from mae_hf import cli
 from mae_hf.comparison.provenance import find_provenance
-from mae_hf.config import ConfigError, FinetuneConfig, require
+from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, require
+from mae_hf.models.places import SCRATCH
 
 # Scores that differ by less are the same score, computed twice.
 TOLERANCE = 1e-6
@@ -27,12 +28,11 @@ _PROBABILITY_TOLERANCE = 1e-3
 # The probabilities of a file are rounded to float32, of which the logarithm is taken.
 _LOSS_TOLERANCE = 1e-4
 _REQUIRED_METRICS = ("test/accuracy", "test/f1", "eval/accuracy", "best_epoch")
-# Settings that have no part in the result: where things lie, what is logged and kept, how the machine is used.
-_NOT_RECIPE = {
-    "output_dir", "data.source", "data.cache_dir", "data.on_device", "train.seed", "train.compile", "train.trackers",
-    "train.log_every_steps", "train.save_every_epochs", "train.keep_checkpoints", "train.per_device_batch_size",
-    "train.figure_every_epochs", "train.probe_every_epochs",
-    "hub.push", "hub.repo_id", "hub.private",
+# Settings that are no part of a recipe: of the machine, the seed, what is logged and kept, and the name of the images,
+# which are known by their fingerprint.
+_NOT_RECIPE = MACHINE_SETTINGS | {
+    "data.source", "train.seed", "train.trackers", "train.log_every_steps", "train.save_every_epochs",
+    "train.keep_checkpoints", "train.per_device_batch_size", "train.figure_every_epochs", "train.probe_every_epochs",
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class Run:
     @property
     def from_scratch(self) -> bool:
         """Whether it started from random weights."""
-        return self.config.model.init == "scratch"
+        return self.config.model.init == SCRATCH
 
     @property
     def correct(self) -> np.ndarray:

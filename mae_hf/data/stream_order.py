@@ -120,6 +120,11 @@ class StreamSampler:
         """The epoch of a step and the number of the window that each reader is in."""
         return self.epoch(step), step % self.steps_per_epoch * self._share // self.window_size
 
+    def last_window_at(self, step: int) -> tuple[int, int]:
+        """The same of the last images that a reader gives to this step."""
+        start = step % self.steps_per_epoch * self._share
+        return self.epoch(step), (start + self._share - 1) // self.window_size
+
     @property
     def windows_per_epoch(self) -> int:
         """Windows that a reader opens in an epoch; the last images of an epoch that fill no batch are not read."""

@@ -10,6 +10,7 @@ Shapes: B images in a batch, S side of the square image.
 
 import contextlib
 import json
+import os
 import queue
 import threading
 import warnings
@@ -135,17 +136,17 @@ class StreamedImages:
         self._batches: queue.Queue[_Batch | BaseException] | None = None
 
     @contextlib.contextmanager
-    def reading(self, step: int) -> Iterator[None]:
-        """Reads what optimizer step `step` and those after it need, until this context ends."""
-        num_threads = num_cores()
+    def reading(self, step: int, end: int) -> Iterator[None]:
+        """Reads what the optimizer steps from `step` on need, those before `end`, until this context ends."""
+        num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         micro_batch_size = len(self.sampler.micro_batches(step)[0])
         self._batches = queue.Queue(max(2, num_threads * CHUNKS_AHEAD * CHUNK // micro_batch_size))
         self._pool = ThreadPoolExecutor(num_threads, "decode")
         self._stopped.clear()
         windows = {reader: _Windows() for reader in self.sampler.readers}
-        threads = [threading.Thread(target=self._feed, args=(step, windows), daemon=True)]
+        threads = [threading.Thread(target=self._feed, args=(step, end, windows), daemon=True)]
         for reader in self.sampler.readers:
-            threads.append(threading.Thread(target=self._read, args=(step, reader, windows[reader]), daemon=True))
+            threads.append(threading.Thread(target=self._read, args=(step, end, reader, windows[reader]), daemon=True))
         for thread in threads:
             thread.start()
         try:
@@ -176,12 +177,12 @@ class StreamedImages:
             np.concatenate([chunk.result() for chunk in batch.chunks], out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
-    def _read(self, step: int, reader: int, windows: "_Windows") -> None:
+    def _read(self, step: int, end: int, reader: int, windows: "_Windows") -> None:
         """A reader's thread: one window after another, never more than one that nobody has asked for."""
         shards = ShardReader(self._shards, self._stopped)
         epoch, index = self.sampler.window_at(step)
         try:
-            while not self._stopped.is_set():
+            while step < end and (epoch, index) <= self.sampler.last_window_at(end - 1) and not self._stopped.is_set():
                 if not windows.room.acquire(timeout=POLL):
                     continue
                 window = self.sampler.window(epoch, reader, index)
@@ -195,11 +196,11 @@ class StreamedImages:
         except BaseException as error:  # it is raised where the batch is asked for
             windows.ready.put(error)
 
-    def _feed(self, step: int, windows: "Mapping[int, _Windows]") -> None:
+    def _feed(self, step: int, end: int, windows: "Mapping[int, _Windows]") -> None:
         """The feeding thread: the images of one step after another to those that decode."""
         opened: dict[int, tuple[tuple[int, int], _Opened]] = {}
         try:
-            while not self._stopped.is_set():
+            while step < end and not self._stopped.is_set():
                 epoch, images = self.sampler.epoch(step), []
                 for reader, index, places in self.sampler.places(step):
                     if reader not in opened or opened[reader][0] != (epoch, index):

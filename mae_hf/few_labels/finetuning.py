@@ -2,19 +2,23 @@
 
 import dataclasses
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mae_hf import cli
 from mae_hf.comparison.runs import Run, read_run
-from mae_hf.config import FewLabelsConfig, FinetuneConfig, HubConfig, RunError
+from mae_hf.config import MACHINE_SETTINGS, FewLabelsConfig, FinetuneConfig, HubConfig, RunError, RunStopped
 from mae_hf.data.images import load_labelled_images
 from mae_hf.few_labels.measurements import Results
 from mae_hf.few_labels.protocol import LabelSet
 from mae_hf.tracking import inspect_run
+
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def finetune_config(
@@ -57,7 +61,11 @@ def finetune_config(
 def describe_recipe(recipe: FinetuneConfig, min_steps: int) -> dict[str, str]:
     """What every fine-tuning of a folder must have in common, by name; data and architecture come from elsewhere."""
     settings = {key: str(value) for key, value in cli.flatten(recipe)}
-    taken = {f"recipe.{key}": value for key, value in settings.items() if key.startswith(("augment.", "train."))}
+    taken = {
+        f"recipe.{key}": value
+        for key, value in settings.items()
+        if key.startswith(("augment.", "train.")) and key not in MACHINE_SETTINGS
+    }
     return {**taken, "recipe.model.drop_path": str(recipe.model.drop_path), "min_steps": str(min_steps)}
 
 
@@ -97,7 +105,8 @@ def plan_finetunings(
 def run_finetuning(script: Path, config: FinetuneConfig) -> Run:
     """Runs (or goes on with, or reads) a fine-tuning in a process of its own, with this process's precision.
 
-    Checkpoints of the finished run are removed: there are many runs.
+    SIGTERM and Ctrl-C reach that process, which saves, and are waited for. Checkpoints of the finished run are removed:
+    there are many runs.
 
     Args:
         script: scripts/finetune.py.
@@ -106,6 +115,7 @@ def run_finetuning(script: Path, config: FinetuneConfig) -> Run:
     Raises:
         ConfigError: the folder holds a run of another config, or files that contradict each other.
         RunError: it failed; the message has its last line and names its log.
+        RunStopped: a signal has come, and it has saved.
     """
     folder = Path(config.output_dir)
     if inspect_run(config) != "finished":
@@ -114,7 +124,10 @@ def run_finetuning(script: Path, config: FinetuneConfig) -> Run:
         written.write_text(cli.dump(config))
         with log.open("a") as output:
             command = [sys.executable, str(script), "--config", str(written)]
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+            child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            code = _wait(child)
+        if code in _STOPPED:
+            raise RunStopped(f"the fine-tuning {folder} is saved: the same command goes on here", code - 128)
         if code != 0:
             last = ["", *log.read_text(errors="replace").split("\n")][-2]
             raise RunError(
@@ -122,6 +135,21 @@ def run_finetuning(script: Path, config: FinetuneConfig) -> Run:
             )
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return read_run(folder)
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process that gets the signals of this one, as it knows best how to end."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if child.poll() is None and number == signal.SIGTERM:  # a terminal sends Ctrl-C to both
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def measure_finetuning(results: Results, line: dict[str, Any], script: Path, config: FinetuneConfig) -> None:

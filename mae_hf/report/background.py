@@ -11,6 +11,8 @@ from mae_hf.comparison.runs import Run
 from mae_hf.report.markup import Cell, commands, items, paragraphs, table
 
 UNKNOWN = "unknown"
+# Strategies that a machine file asks for, as run.json names them.
+_FILES = {"FSDP": "configs/accelerate/fsdp2.yaml", "DEEPSPEED": "configs/accelerate/zero2.yaml"}
 _UNSEEN = (
     "The audit before pre-training has left none of the test images, and no near copy that it finds, among the images "
     "of pre-training. It does not find every crop, and of images without fine detail only equal ones."
@@ -167,10 +169,17 @@ def _by_option(comparison: Comparison) -> dict[str, tuple[Run, ...]]:
 
 
 def _launch(record: dict[str, Any]) -> str | None:
-    """The command of a run, with the precision and processes that `accelerate launch` had."""
-    command = record.get("command")
+    """The command of a run, with the precision, processes and strategy that `accelerate launch` had."""
+    command, strategy = record.get("command"), str(record.get("strategy", "NO"))
     if not command:
         return None
-    machine = [("mixed_precision", "--mixed_precision"), ("num_processes", "--num_processes")]
-    options = [part for key, flag in machine if record.get(key) for part in (flag, str(record[key]))]
-    return f"{shlex.join(['accelerate', 'launch', *options])} {command}"
+    words = ["accelerate", "launch"]
+    if strategy in _FILES:
+        words += ["--config_file", _FILES[strategy]]
+    elif strategy != "NO":
+        words = [*(["ACCELERATE_USE_CPU=true"] if strategy == "MULTI_CPU" else []), *words, "--multi_gpu"]
+    for key, flag in (("mixed_precision", "--mixed_precision"), ("num_processes", "--num_processes")):
+        words += [flag, str(record[key])] if record.get(key) else []
+    machines = record.get("num_machines", 1)
+    where = f" # on each of {machines} machines, with --num_machines, --machine_rank and --main_process_ip"
+    return f"{shlex.join(words)} {command}{where if machines > 1 else ''}"

@@ -10,7 +10,7 @@ from run_folders import write_run
 
 from mae_hf import cli
 from mae_hf.comparison.runs import read_run
-from mae_hf.config import ConfigError, PretrainConfig, PretrainTrainConfig
+from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, PretrainTrainConfig
 
 THREE = (True, True, True, False)
 
@@ -160,3 +160,10 @@ def test_encoders_of_several_pre_training_seeds_are_one_recipe(tmp_path):
     assert runs[0].recipe == runs[1].recipe != runs[2].recipe
     assert set(runs[2].recipe) - set(runs[0].recipe) == {("pretraining.train.epochs", 9.0)}
     assert set(runs[3].recipe) - set(runs[0].recipe) == {("pretraining.images", "b")}
+
+
+def test_settings_of_the_machine_are_no_part_of_a_recipe(folder):
+    keys = {key for key, _ in read_run(folder).settings}
+    assert not keys & MACHINE_SETTINGS and "train.layer_decay" in keys
+    known = {key for config in (FinetuneConfig, PretrainConfig) for key, _ in cli.flatten(config())}
+    assert known >= MACHINE_SETTINGS, "a setting that was renamed"

@@ -70,7 +70,7 @@ def stream_of(config, num_processes=1, process_index=0, tests=()):
 def batches(config, start, stop, **kwargs) -> list[torch.Tensor]:
     """The batches of steps `start` to `stop`, as a run that begins at `start` sees them."""
     images = stream_of(config, **kwargs)
-    with images.reading(start):
+    with images.reading(start, 10**9):
         return [images.batch(rows) for step in range(start, stop) for rows in images.sampler.micro_batches(step)]
 
 
@@ -103,10 +103,10 @@ def test_the_model_gets_the_same_tensor_from_a_stream_as_from_the_store(tmp_path
     (store, _), *_ = stored.parts
     whole = DeviceImages(ImageSet([(store, np.arange(len(store.rows)))]), CPU, "never")
     images = stream_of(config)
-    with images.reading(3):
+    with images.reading(3, 10**9):
         rows = images.sampler.micro_batches(3)[0]
-        pretraining_loss(Keep(), images, config)(rows, 0)
-    pretraining_loss(Keep(), whole, config)(rows, 0)
+        pretraining_loss(Keep(), images, config)(rows, 0, 3)
+    pretraining_loss(Keep(), whole, config)(rows, 0, 3)
     (pixels, noise), (expected_pixels, expected_noise) = kept
     assert torch.equal(pixels, expected_pixels)
     assert torch.equal(noise, expected_noise)
@@ -155,7 +155,7 @@ def test_a_server_that_is_gone_stops_the_run_and_one_that_is_back_lets_it_go_on(
         whole = batches(config, 0, 10)
         images = stream_of(config)
         server.fault = lambda request: 503
-        with images.reading(6), pytest.raises(RunError, match=r"s\.tar cannot be read .*503"):
+        with images.reading(6, 10**9), pytest.raises(RunError, match=r"s\.tar cannot be read .*503"):
             images.batch(images.sampler.micro_batches(6)[0])
         server.fault = lambda request: None
         assert torch.equal(batches(config, 6, 7)[0], whole[6])
@@ -254,7 +254,7 @@ def test_notes_that_a_killed_run_left_half_written_do_no_harm(tmp_path, folder):
 
 def test_batches_out_of_order_are_refused(tmp_path, folder):
     images = stream_of(config_of(tmp_path, str(folder)))
-    with images.reading(0), pytest.raises(ValueError, match="in the order of its steps"):
+    with images.reading(0, 10**9), pytest.raises(ValueError, match="in the order of its steps"):
         images.batch(images.sampler.micro_batches(1)[0])
 
 
@@ -271,8 +271,22 @@ def test_no_more_is_read_ahead_than_a_window_for_each_reader(tmp_path, monkeypat
         config = config_of(tmp_path, f"{server.address}/s-{{00..39}}.tar", batch_size=4, stream_readers=2)
         images = stream_of(config)
         server.gets.clear()
-        with images.reading(0):
+        with images.reading(0, 10**9):
             images.batch(images.sampler.micro_batches(0)[0])
             time.sleep(0.5)
             # windows of 8 images: in use, ahead, and one that the decoded batches were in; and shards cut at their ends
             assert len(set(server.gets)) <= 2 * (3 * 8 // 4 + 3)
+
+
+@pytest.mark.parametrize("end", [3, 4, 7])
+def test_nothing_is_read_that_no_step_needs(tmp_path, end):
+    source = write(tmp_path / "parquet", SHARDS, parquet, "parquet")
+    images = stream_of(config_of(tmp_path, str(source)))
+    decoded = []
+    images._image = lambda opened, place: decoded.append(1) or np.zeros((SIZE, SIZE, 3), np.uint8)
+    with images.reading(3, end):
+        for step in range(3, end):
+            for rows in images.sampler.micro_batches(step):
+                images.batch(rows)
+        time.sleep(0.5)  # what would go on does so now
+        assert len(decoded) == sum(len(rows) for step in range(3, end) for rows in images.sampler.micro_batches(step))

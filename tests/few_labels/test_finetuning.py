@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 import run_folders
 
 from mae_hf import cli
-from mae_hf.config import ConfigError, DataConfig, FewLabelsConfig, FinetuneConfig, FinetuneTrainConfig, RunError
+from mae_hf.config import (
+    ConfigError,
+    DataConfig,
+    FewLabelsConfig,
+    FinetuneConfig,
+    FinetuneTrainConfig,
+    RunError,
+    RunStopped,
+)
 from mae_hf.data.sources import load_splits
 from mae_hf.few_labels.finetuning import (
     describe_recipe,
@@ -121,6 +130,8 @@ def test_a_recipe_is_told_apart_by_what_it_does_to_a_run():
     slower = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, base_lr=1e-5))
     changed = dict(describe_recipe(slower, 200).items() - describe_recipe(RECIPE, 200).items())
     assert changed == {"recipe.train.base_lr": "1e-05"}
+    patient = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, max_skipped_windows=3))
+    assert describe_recipe(patient, 200) == describe_recipe(RECIPE, 200), "a run that has stopped may be given it"
 
 
 def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Path):
@@ -132,3 +143,23 @@ def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Pat
     ):
         run_finetuning(script, config)
     assert cli.load(FinetuneConfig, tmp_path / "runs" / "budget-0.1-model.yaml") == config
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_for_the_fine_tuning_to_save(tmp_path: Path, number: int):
+    script, saved = tmp_path / "script.py", tmp_path / "saved"
+    script.write_text(
+        "import signal, sys, time, os\n"
+        f"def note(number, frame): time.sleep(0.5); open({str(saved)!r}, 'w').close(); sys.exit(128 + number)\n"
+        "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, note)\n"
+        f"os.kill(os.getppid(), {int(number)})\n"
+        # a terminal would have sent Ctrl-C to both
+        f"{'os.kill(os.getpid(), signal.SIGINT)' if number == signal.SIGINT else ''}\n"
+        "time.sleep(60)\n"
+    )
+    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "x")
+    before = signal.getsignal(number)
+    with pytest.raises(RunStopped, match="runs/x is saved: the same command goes on here") as stopped:
+        run_finetuning(script, config)
+    assert stopped.value.signal_number == number and saved.exists()
+    assert signal.getsignal(number) == before

@@ -149,3 +149,28 @@ def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
         "accelerate launch scripts/finetune.py --model.init scratch",
         f"python scripts/compare.py --pretrained {runs[0]} --scratch {runs[1]} --output_dir &#x27;out dir&#x27;",
     ]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"strategy": "NO", "num_processes": 1}, "accelerate launch --num_processes 1 x.py"),
+        (
+            {"strategy": "MULTI_CPU", "num_processes": 2, "mixed_precision": "bf16"},
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --mixed_precision bf16 --num_processes 2 x.py",
+        ),
+        ({"strategy": "MULTI_GPU", "num_processes": 8}, "accelerate launch --multi_gpu --num_processes 8 x.py"),
+        (
+            {"strategy": "FSDP", "num_processes": 8},
+            "accelerate launch --config_file configs/accelerate/fsdp2.yaml --num_processes 8 x.py",
+        ),
+        (
+            {"strategy": "MULTI_GPU", "num_processes": 16, "num_machines": 2},
+            "accelerate launch --multi_gpu --num_processes 16 x.py # on each of 2 machines, with --num_machines, "
+            "--machine_rank and --main_process_ip",
+        ),
+    ],
+)
+def test_a_run_is_launched_again_with_the_strategy_that_it_had(comparison, record, expected):
+    origin = Provenance("x", record={"command": "x.py", **record})
+    assert f"<code>{expected}</code>" in background.reproduce(comparison, [origin], "out")
