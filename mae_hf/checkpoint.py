@@ -100,7 +100,7 @@ class Checkpoints:
 
     Args:
         folder: the run's `checkpoints` folder.
-        keep: how many of the newest stay; the best stays too.
+        keep: how many of the newest stay; the best that each of them names stays too.
         average: of the weights, where one is kept; saved and read along.
     """
 
@@ -139,7 +139,7 @@ class Checkpoints:
                 sync(beside)
                 shutil.rmtree(path, ignore_errors=True)
                 _rename(beside, path)
-                self._rotate(state)
+                self._rotate()
 
         for part in (make_room, write, finish):
             self._together(accelerator, part, path)
@@ -160,8 +160,12 @@ class Checkpoints:
 
         A damaged one is set aside as `step-N.damaged`, with a warning that names it and the cause.
         """
+        return self.go_back(accelerator) or TrainState()
+
+    def go_back(self, accelerator: Accelerator) -> TrainState | None:
+        """As `resume`, and None where there is no good one: model and optimizer are as they were."""
         steps = broadcast_object_list([self._newest_good() if accelerator.is_main_process else None])
-        return TrainState() if steps[0] is None else self._read(accelerator, self.path(steps[0]))
+        return None if steps[0] is None else self._read(accelerator, self.path(steps[0]))
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
@@ -184,10 +188,16 @@ class Checkpoints:
             ) from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
-        return TrainState(**json.loads((path / STATE).read_text()))
+        return _read_state(path)
 
-    def _rotate(self, state: TrainState) -> None:
-        kept = {*self._all()[-self.keep :], self.path(state.best_step or state.step)}
+    def _best(self, state: TrainState) -> Path:
+        return self.path(state.best_step or state.step)
+
+    def _rotate(self) -> None:
+        kept = set(self._all()[-self.keep :])
+        for path in tuple(kept):  # the best of the newest alone would leave the one before it without its own
+            with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged one, that will be set aside
+                kept.add(self._best(_read_state(path)))
         for path in self._all():
             if path not in kept:
                 shutil.rmtree(path)
@@ -196,8 +206,8 @@ class Checkpoints:
         for path in reversed(self._all()):
             cause = _damage(path)
             if cause is None:
-                state = TrainState(**json.loads((path / STATE).read_text()))
-                best = self.path(state.best_step or state.step)  # a run that ends needs it
+                state = _read_state(path)
+                best = self._best(state)  # a run that ends needs it
                 cause = _damage(best) if best != path else None
                 if cause is None:
                     return state.step
@@ -233,6 +243,10 @@ class Checkpoints:
 def _nearest(folder: Path) -> Path:
     """The folder, or the nearest one above that is there."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def _read_state(path: Path) -> TrainState:
+    return TrainState(**json.loads((path / STATE).read_text()))
 
 
 def _write_digests(folder: Path) -> None:

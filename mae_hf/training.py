@@ -228,7 +228,7 @@ def _go_back(
     """Goes back to the last good checkpoint, and on with the batches after the one that failed.
 
     Raises:
-        RunError: that was done `max_skipped_windows` times already.
+        RunError: that was done `max_skipped_windows` times already, or no checkpoint is good.
     """
     _, failed_step, loss, grad_norm = failure.tolist()
     what = f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {failed_step:.0f} is not finite"
@@ -238,7 +238,9 @@ def _go_back(
             "fp16 for bf16 or fp32, or leave such batches out (--train.max_skipped_windows)"
         )
     ahead, skipped = state.num_skipped_steps, state.skipped
-    good = checkpoints.resume(accelerator)
+    good = checkpoints.go_back(accelerator)
+    if good is None:  # the weights are those of the step that failed
+        raise RunError(f"{what}, and no checkpoint is good to go back to: the same command starts at step 0")
     vars(state).update(vars(good))
     # from one and the same checkpoint, windows may have been skipped since it was written
     state.skipped = [*skipped, [good.step + ahead, int(failed_step) + ahead]]

@@ -91,6 +91,27 @@ def test_rotation_keeps_the_best_however_old_until_another_one_is_best(training,
     assert names(tmp_path) == ["step-00000004"]
 
 
+def test_a_new_best_does_not_take_that_of_the_checkpoint_before_it_away(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number, best in ((10, 10), (20, 10), (30, 30)):
+        checkpoints.save(training[0], TrainState(number, best_step=best, best_value=0.5))
+    flip_a_bit(tmp_path / "step-00000030" / "model.safetensors")
+    with pytest.warns(UserWarning, match="step-00000030 is damaged") as caught:
+        assert checkpoints.resume(training[0]).step == 20
+    assert len(caught) == 1
+    for number in (30, 40):
+        checkpoints.save(training[0], TrainState(number, best_step=30, best_value=0.6))
+    assert names(tmp_path) == ["step-00000030", "step-00000030.damaged", "step-00000040"]
+
+
+def test_a_damaged_checkpoint_does_not_keep_the_next_one_from_being_saved(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(training[0], TrainState(step=1))
+    (tmp_path / "step-00000001" / "train_state.json").write_text('["torn')
+    checkpoints.save(training[0], TrainState(step=2))
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
 def test_without_checkpoints_there_is_no_latest(tmp_path):
     assert Checkpoints(tmp_path / "none", keep=1).latest() is None
 

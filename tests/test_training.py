@@ -308,6 +308,18 @@ def test_a_bad_first_batch_can_be_skipped_too(tmp_path):
     assert (state.step, state.skipped) == (20, [[0, 0]])
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_where_no_checkpoint_is_good_the_run_does_not_go_on_with_the_weights_that_failed(tmp_path):
+    def damage_all(batch: int, loss: torch.Tensor) -> torch.Tensor:
+        if batch == 9:
+            for file in (tmp_path / "checkpoints").glob("step-*/model.safetensors"):
+                file.unlink()
+        return spoil(9)(batch, loss)
+
+    with pytest.raises(RunError, match=r"of step 9 is not finite, and no checkpoint is good .* starts at step 0"):
+        run(tmp_path, change=damage_all, max_skipped_windows=3)
+
+
 def test_without_a_checkpoint_the_message_says_so(tmp_path):
     with pytest.raises(RunError, match="the last good checkpoint is none yet"):
         run(tmp_path, change=lambda step, loss: loss * float("nan"))
