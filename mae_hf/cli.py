@@ -109,32 +109,39 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         _end("stopped: by Ctrl-C, at once", 128 + signal.SIGINT)
     except ConfigError as error:
-        _end(f"error: {error}", 2)
+        _end(f"error: {error}", 2, "LOCAL_RANK")  # what is wrong for one process of a machine is so for all of them
     except RunError as error:
-        _end(f"error: {error}", 1)
+        _end(f"error: {error}", 1, None)  # the others may know no more than that this one is gone
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        _end(f"error: {error}: once that is mended, the same command goes on", 1)
+        _end(f"error: {error}: once that is mended, the same command goes on", 1, None)
     except RuntimeError as error:
         if not _is_lost_process(error):
             raise
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one process of each machine: the others may be cut off
+        if _number("LOCAL_RANK") == 0:  # one process of each machine: the others may be cut off
             print(
-                f"error: process {os.environ.get('RANK', '0')} has lost another one ({_first_line(error)}): the "
+                f"error: process {_number('RANK')} has lost another one ({_first_line(error)}): the "
                 "launcher names it and its exit code, under Root Cause, or the network between the machines is down; "
                 "the same command on all machines goes on from the last checkpoint",
                 file=sys.stderr,
-                flush=True,
             )
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(1)  # a process group that is torn apart cannot be left in good order: its threads still wait
     sys.exit(0)
 
 
-def _end(message: str, code: int) -> NoReturn:
-    if int(os.environ.get("RANK", "0")) == 0:  # one process speaks for all
-        print(message, file=sys.stderr)
+def _end(message: str, code: int, number: str | None = "RANK") -> NoReturn:
+    """Exits; the processes whose `number` is 0 say why, or all of them, and the first needs no name."""
+    if number is None or _number(number) == 0:
+        print(f"process {_number('RANK')}: {message}" if _number("RANK") else message, file=sys.stderr)
     sys.exit(code)
+
+
+def _number(name: str) -> int:
+    """This process's RANK among all, or LOCAL_RANK on its machine."""
+    return int(os.environ.get(name, "0"))
 
 
 def _is_lost_process(error: RuntimeError) -> bool:

@@ -312,21 +312,32 @@ cli.run(main)
     [
         ("done", "0", 0, ""),
         ("failed", "0", 1, "error: step 7\n"),
-        ("failed", "1", 1, ""),
+        ("failed", "1", 1, "process 1: error: step 7\n"),
         ("wrong", "0", 2, "error: patch_size 10\n"),
         ("wrong", "1", 2, ""),
         ("told", "0", 143, "stopped: saved\n"),
         ("told", "1", 143, ""),
+        ("Ctrl-C", "1", 130, ""),
         ("Ctrl-C", "0", 130, "stopped: by Ctrl-C, at once\n"),
         (
             *("full", "0", 1),
             "error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command goes on\n",
         ),
+        (
+            *("full", "3", 1),
+            "process 3: error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command "
+            "goes on\n",
+        ),
     ],
 )
-def test_the_exit_code_says_how_it_ended_and_one_process_says_why(end, rank, code, stderr):
-    done = _python("-c", SCRIPT, end, RANK=rank)
+def test_the_exit_code_says_how_it_ended_and_whoever_failed_says_why(end, rank, code, stderr):
+    done = _python("-c", SCRIPT, end, RANK=rank, LOCAL_RANK=rank)
     assert (done.returncode, done.stderr, done.stdout) == (code, stderr, "")
+
+
+def test_a_machine_on_which_the_config_is_wrong_says_so_once():
+    ends = [_python("-c", SCRIPT, "wrong", RANK=str(8 + local), LOCAL_RANK=str(local)) for local in range(2)]
+    assert [(done.returncode, done.stderr) for done in ends] == [(2, "process 8: error: patch_size 10\n"), (2, "")]
 
 
 @pytest.mark.parametrize("end", ["bug", "lost"])
@@ -399,10 +410,10 @@ def test_what_is_dumped_is_plain_yaml():
 )
 def test_a_process_that_loses_another_one_says_so_in_one_line_on_each_machine(error, is_lost):
     imports = "import torch\n" if "torch." in error else ""
-    code = f"{imports}from mae_hf import cli\ndef main():\n    raise {error}\ncli.run(main)\n"
-    environment = os.environ | {"RANK": "8", "LOCAL_RANK": "0"}
+    code = f"{imports}from mae_hf import cli\ndef main():\n    print('step 7')\n    raise {error}\ncli.run(main)\n"
+    environment = os.environ | {"RANK": "8", "LOCAL_RANK": "0", "PYTHONUNBUFFERED": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
+    assert (done.returncode, done.stdout) == (1, "step 7\n"), "what was said before is not lost"
     assert ("error: process 8 has lost another one (" in done.stderr) == is_lost
     assert ("Traceback" in done.stderr) != is_lost
     if is_lost:
