@@ -21,13 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
 
-from mae_hf.config import RunError
+from mae_hf.config import RunError, require
 from mae_hf.optim import WeightAverage
+from mae_hf.pickles import check_shards
 
 STATE = "train_state.json"
 AVERAGE = "average.safetensors"
@@ -132,7 +134,8 @@ class Checkpoints:
 
         def finish() -> None:
             if accelerator.is_main_process:
-                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state)))
+                content = dataclasses.asdict(state) | {"strategy": _strategy(accelerator)}
+                (beside / STATE).write_text(json.dumps(content))
                 if self.average is not None:  # Accelerate would make a pickle of it, and open it as one
                     save_file(self.average.module.state_dict(), beside / AVERAGE)
                 _write_digests(beside)
@@ -149,6 +152,7 @@ class Checkpoints:
 
         Raises:
             RunError: it is damaged.
+            ConfigError: it was saved with shards and this run has none, or the reverse.
         """
         causes = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])
         if causes[0]:
@@ -180,11 +184,23 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
     def _read(self, accelerator: Accelerator, path: Path) -> TrainState:
+        now = _strategy(accelerator)
+        saved = json.loads((path / STATE).read_text()).get("strategy", now)
+        require(
+            saved == now,
+            f"{path} was saved with {saved}, and this run was started with {now}: start it with {saved} as before "
+            "(configs/accelerate), or choose another --output_dir",
+        )
         try:
+            check_shards(path)
             accelerator.load_state(str(path))  # safetensors, and pickles with weights_only
         except pickle.UnpicklingError as error:
             raise RunError(
                 f"{path} holds a pickle that is not one of tensors ({_one_line(error)}): remove it"
+            ) from None
+        except CheckpointException as error:
+            raise RunError(
+                f"{path} cannot be read ({_one_line(error)}): once that is mended, the same command goes on"
             ) from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
@@ -226,7 +242,8 @@ class Checkpoints:
         causes: list[str] = []
         try:
             part()
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save makes a RuntimeError of a full disk
+        # torch.save makes a RuntimeError of a full disk, and what writes shards no Exception at all
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             causes.append(_one_line(error))
         causes = gather_object(causes)
         if not causes:
@@ -245,8 +262,16 @@ def _nearest(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
+def _strategy(accelerator: Accelerator) -> str:
+    """How the files of a checkpoint are laid out: whole weights fit one process and several, shards fit shards."""
+    kind = accelerator.distributed_type
+    return str(kind.value) if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "whole weights (DDP)"
+
+
 def _read_state(path: Path) -> TrainState:
-    return TrainState(**json.loads((path / STATE).read_text()))
+    content = json.loads((path / STATE).read_text())
+    content.pop("strategy", None)
+    return TrainState(**content)
 
 
 def _write_digests(folder: Path) -> None:
@@ -297,4 +322,6 @@ def _fsync(path: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # its own text is a traceback for each process
+        error = next(iter(error.failures.values()))[0]
     return " ".join((str(error) or type(error).__name__).split())

@@ -4,15 +4,17 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed import checkpoint as torch_checkpoint
 
 from mae_hf.checkpoint import Checkpoints, TrainState, write_folder, write_text
-from mae_hf.config import RunError
+from mae_hf.config import ConfigError, RunError
 from mae_hf.optim import WeightAverage
 
 
@@ -71,7 +73,22 @@ def test_the_state_is_readable_json(training, tmp_path):
         "loss_sum": 0.0,
         "loss_steps": 0,
         "skipped": [],
+        "strategy": "whole weights (DDP)",
     }
+
+
+def test_shards_are_not_read_into_whole_weights(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    folder = tmp_path / "step-00000001"
+    content = json.loads((folder / "train_state.json").read_text())
+    (folder / "train_state.json").write_text(json.dumps(content | {"strategy": "FSDP"}))
+    mend_digest(folder / "train_state.json")
+    with pytest.raises(ConfigError, match=r"step-00000001 was saved with FSDP, .* started with whole weights \(DDP\)"):
+        checkpoints.resume(training[0])
+    del content["strategy"]  # as a version of mae_hf before has saved it
+    (folder / "train_state.json").write_text(json.dumps(content))
+    mend_digest(folder / "train_state.json")
+    assert checkpoints.resume(training[0]) == TrainState(step=1)
 
 
 def test_rotation_keeps_the_newest(training, tmp_path):
@@ -165,6 +182,32 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_pa
     assert names(tmp_path) == ["step-00000002"]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shards_that_cannot_be_written_fail_like_any_other_file(training, tmp_path):
+    """torch's error has its text from the process that failed, and is no Exception."""
+
+    class InShards:
+        def state_dict(self):
+            torch_checkpoint.save(
+                {"weight": torch.ones(2)},
+                storage_writer=torch_checkpoint.FileSystemWriter("/dev/null/shards"),
+            )
+
+        def load_state_dict(self, state):
+            pass
+
+    in_shards = InShards()
+    training[0].register_for_checkpointing(in_shards)
+    try:
+        with pytest.raises(
+            RunError, match=r"step-00000001 cannot be written \(\[Errno 20\] Not a directory[^\n]*make room"
+        ):
+            Checkpoints(tmp_path, keep=1).save(training[0], TrainState(step=1))
+    finally:
+        training[0]._custom_objects.remove(in_shards)
+    assert names(tmp_path) == [], "what it took may be the room that is missing"
+
+
 # ---- damage ----
 
 FILES = ["model.safetensors", "optimizer.bin", "train_state.json", "digests.json"]
@@ -245,6 +288,15 @@ def test_a_checkpoint_whose_best_one_is_damaged_cannot_end_the_run_and_is_not_go
     assert len(caught) == 2
 
 
+def mend_digest(file: Path, name: str = "") -> None:
+    """Writes down a file's digest as that of what was saved, as someone who tampers with it does."""
+    name = name or file.name
+    digests_file = file.parents[name.count("/")] / "digests.json"
+    digests = json.loads(digests_file.read_text())
+    digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    digests_file.write_text(json.dumps(digests))
+
+
 class Payload:
     """What a pickle runs when it is opened by whoever trusts it."""
 
@@ -259,14 +311,22 @@ def test_a_tampered_checkpoint_runs_no_code_even_with_the_right_digest(training,
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
     folder = tmp_path / "step-00000001"
     torch.save({"state": {}, "param_groups": Payload(tmp_path / "it ran")}, folder / "optimizer.bin")
-    digests = json.loads((folder / "digests.json").read_text())
-    digests["optimizer.bin"] = hashlib.sha256((folder / "optimizer.bin").read_bytes()).hexdigest()
-    (folder / "digests.json").write_text(json.dumps(digests))
+    mend_digest(folder / "optimizer.bin")
     with pytest.raises(RunError, match="step-00000001 holds a pickle that is not one of tensors"):
         checkpoints.resume(training[0])
     assert not (tmp_path / "it ran").exists()
     torch.load(folder / "optimizer.bin", weights_only=False)
     assert (tmp_path / "it ran").exists(), "it would have"
+
+
+def test_a_checkpoint_with_a_tampered_description_of_shards_is_refused(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    shards = tmp_path / "step-00000001" / "optimizer_0"
+    shards.mkdir()
+    (shards / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "it ran")))
+    mend_digest(shards / ".metadata", "optimizer_0/.metadata")
+    with pytest.raises(RunError, match=r"not one of tensors \(pathlib.* has no part"):
+        checkpoints.resume(training[0])
 
 
 def test_a_file_server_that_does_not_answer_is_not_taken_for_damage(training, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("config",),
     ("cli", "data", "models"),
-    ("optim", "objectives", "machine", "devices", "signals", "lock"),
+    ("optim", "objectives", "machine", "devices", "signals", "lock", "pickles"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
     ("comparison.provenance",),
