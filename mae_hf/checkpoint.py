@@ -34,6 +34,7 @@ from mae_hf.pickles import check_shards
 STATE = "train_state.json"
 AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
+PARTIAL = ".*.partial"  # what is being written, or was when a run was killed
 
 
 @dataclass
@@ -90,11 +91,14 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside `path` and renames it."""
+    """Writes a text file beside `path` and renames it; where that fails, `path` is as it was and nothing is left."""
     beside = _beside(path)
-    beside.write_text(text)
-    sync(beside)
-    _rename(beside, path)
+    try:
+        beside.write_text(text)
+        sync(beside)
+        _rename(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 class Checkpoints:
@@ -302,7 +306,7 @@ def _sha256(file: Path) -> str:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(PARTIAL.replace("*", path.name))
 
 
 def _rename(old: Path, new: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from mae_hf import cli
-from mae_hf.checkpoint import sync, write_text
+from mae_hf.checkpoint import PARTIAL, sync, write_text
 from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, RunError, require
 from mae_hf.lock import LOCK, RunLock
 
@@ -44,7 +44,8 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
-        strangers = [entry.name for entry in folder.iterdir() if entry.name != LOCK] if folder.is_dir() else []
+        entries = folder.iterdir() if folder.is_dir() else ()
+        strangers = [entry.name for entry in entries if entry.name != LOCK and not entry.match(PARTIAL)]
         require(
             not strangers,
             f"{folder} is not a run folder but holds {', '.join(sorted(strangers)[:3])}: choose another --output_dir",

@@ -407,7 +407,7 @@ def test_a_text_is_replaced_whole(tmp_path):
     assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"])
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half\ud800")
-    assert path.read_text() == "new"
+    assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"]), "what it took may be the room that is missing"
 
 
 def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_path):

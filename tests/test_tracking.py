@@ -111,6 +111,14 @@ def test_a_folder_with_other_files_is_refused_and_they_are_named(tmp_path):
     assert f"{tmp_path} is not a run folder but holds thesis.tex: choose another --output_dir" == message
 
 
+def test_what_a_run_was_writing_first_when_it_was_killed_is_no_stranger(tmp_path):
+    (tmp_path / ".config.yaml.partial").write_text("model: {ima")
+    assert inspect_run(config_for(tmp_path)) == "new"
+    start(config_for(tmp_path))
+    assert not (tmp_path / ".config.yaml.partial").exists()
+    assert inspect_run(config_for(tmp_path)) == "unfinished"
+
+
 def test_a_tracker_that_is_not_installed_is_named_with_its_installation(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)  # Python's own way of saying that a module is not there
     message = refusal(config_for(tmp_path, trackers=("trackio",)))
