@@ -35,6 +35,11 @@ class RunError(RuntimeError):
     """The run failed: one line with what happened, where, and how to go on."""
 
 
+def moved_away(folder: object) -> RunError:
+    """What ends a run whose folder is no longer there: no other one is begun in its place."""
+    return RunError(f"{folder} is gone: where it was moved, the same command with its new --output_dir goes on")
+
+
 class RunStopped(RunError):
     """The run was told to stop, and has saved: one line with where, and how to go on.
 

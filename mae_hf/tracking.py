@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from mae_hf import cli
 from mae_hf.checkpoint import PARTIAL, sync, write_text
-from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, RunError, require
+from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, moved_away, require
 from mae_hf.lock import LOCK, RunLock
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
@@ -109,16 +109,18 @@ class RunLog:
         Raises:
             RunError: the folder has been moved or removed; no other one is begun in its place.
         """
+        self.check_folder()
         if self._accelerator.is_main_process:
-            if not (self._folder / "config.yaml").exists():
-                raise RunError(
-                    f"{self._folder} is gone: where it was moved, the same command with its new --output_dir goes on"
-                )
             with self._path.open("a") as file:
                 # fp16 finds its loss scale by gradients that are not finite; JSON has no word for them
                 finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
         self._accelerator.log(values, step=step)
+
+    def check_folder(self) -> None:
+        """Raises `RunError` where the folder has been moved or removed."""
+        if self._accelerator.is_main_process and not (self._folder / "config.yaml").exists():
+            raise moved_away(self._folder)
 
     def rewind(self, step: int) -> None:
         """Drops the lines after this step."""

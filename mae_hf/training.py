@@ -111,6 +111,7 @@ def train(
                 )
                 values |= {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
                 if evaluation_due:
+                    log.check_folder()  # pictures that an evaluation draws would make it anew
                     model.eval()
                     values |= evaluate(state.step)
                     if best_key is not None and (state.best_value is None or values[best_key] > state.best_value):

@@ -320,6 +320,21 @@ def test_where_no_checkpoint_is_good_the_run_does_not_go_on_with_the_weights_tha
         run(tmp_path, change=damage_all, max_skipped_windows=3)
 
 
+def test_nothing_is_evaluated_or_drawn_for_a_run_folder_that_was_moved_away(tmp_path):
+    def move(batch: int, loss: torch.Tensor) -> torch.Tensor:
+        if batch == 5:
+            (tmp_path / "run").rename(tmp_path / "moved")
+        return loss
+
+    def draw(step: int) -> dict[str, float]:
+        (tmp_path / "run" / "figures").mkdir(parents=True)
+        return {"eval/loss": 1.0}
+
+    with pytest.raises(RunError, match="run is gone: where it was moved"):
+        run(tmp_path / "run", change=move, evaluate=draw)
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_a_checkpoint_the_message_says_so(tmp_path):
     with pytest.raises(RunError, match="the last good checkpoint is none yet"):
         run(tmp_path, change=lambda step, loss: loss * float("nan"))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae_hf.config import DataConfig, Plan, PretrainConfig, RunError, require
+from mae_hf.config import DataConfig, Plan, PretrainConfig, RunError, moved_away, require
 from mae_hf.data.copies import digests_of
 from mae_hf.data.images import ImageSet
 from mae_hf.data.seen import copies_to_find
@@ -265,9 +265,11 @@ class StreamedImages:
                     stacklevel=2,
                 )
             self._noted.add(row)
-            self._notes.parent.mkdir(parents=True, exist_ok=True)
-            with self._notes.open("a") as file:  # a line that was cut short ends before the next one begins
-                file.write(f"\n{json.dumps({'row': row, 'image': self._shards.where(row), **what})}")
+            try:  # in the run folder, which is there, or was moved away and is not to be made anew
+                with self._notes.open("a") as file:  # a line that was cut short ends before the next one begins
+                    file.write(f"\n{json.dumps({'row': row, 'image': self._shards.where(row), **what})}")
+            except FileNotFoundError:
+                raise moved_away(self._notes.parent) from None
 
 
 def open_stream(

@@ -48,6 +48,7 @@ def folder(tmp_path) -> Path:
 
 
 def config_of(tmp_path: Path, source, batch_size=8, per_device_batch_size=None, **data) -> PretrainConfig:
+    (tmp_path / "run").mkdir(exist_ok=True)  # as the run's lock does
     settings = {"stream_readers": 4, "stream_buffer": 16, "stream_held_out": 6, "cache_dir": str(tmp_path / "cache")}
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     train = PretrainTrainConfig(
@@ -182,6 +183,16 @@ def test_a_bad_image_that_is_skipped_is_replaced_by_another_one_always_the_same(
     assert describe_notes([]) == "bad images      none"
 
 
+@pytest.mark.filterwarnings("ignore:image 30")
+def test_a_note_does_not_make_a_run_folder_anew_that_was_moved_away(tmp_path):
+    source = write(tmp_path / "s", {"a": [*PICTURES[:30], b"no image", *PICTURES[30:]]})
+    config = config_of(tmp_path, str(source), on_bad_image="skip")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(RunError, match=r"run is gone: where it was moved, the same command with its new --output_dir"):
+        batches(config, 0, 12)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_window_without_a_single_image_stops_the_run(tmp_path):
     source = write(tmp_path / "s", {"a": PICTURES[:10], "b": [b"no image"] * 50})
     with pytest.raises(RunError, match="none of the 4 images"), pytest.warns(UserWarning, match="image"):
@@ -244,7 +255,6 @@ def test_notes_that_a_killed_run_left_half_written_do_no_harm(tmp_path, folder):
     source = labelled(tmp_path / "labelled", [PICTURES[40]])
     config = config_of(tmp_path, str(folder))
     tests = load_test_images(config.data, [str(source)], SIZE)
-    (tmp_path / "run").mkdir()
     (tmp_path / "run" / "streamed-0.jsonl").write_text('\n{"row": 7, "kind": "bad"}\n{"row": 40, "ki')
     for _ in range(2):
         batches(config, 0, 6, tests=tests)
