@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from mae_hf import cli
 from mae_hf.checkpoint import PARTIAL, sync, write_text
@@ -121,6 +122,12 @@ class RunLog:
         """Raises `RunError` where the folder has been moved or removed."""
         if self._accelerator.is_main_process and not (self._folder / "config.yaml").exists():
             raise moved_away(self._folder)
+
+    def has_line(self, step: int) -> bool:
+        """Whether metrics.jsonl has a line of this step; every process must ask, and gets the main one's answer."""
+        is_main = self._accelerator.is_main_process
+        found = [is_main and any(line["step"] == step for line in read_metrics(self._folder))]
+        return bool(broadcast_object_list(found)[0])
 
     def rewind(self, step: int) -> None:
         """Drops the lines after this step."""

@@ -58,7 +58,8 @@ def train(
         sampler: the order of images that are streamed; None shuffles all of them.
 
     Returns:
-        The state after the last step; `checkpoints` holds it, and the best.
+        The state after the last step; `checkpoints` holds it, and the best. The log has a line of the last evaluation;
+        one that was lost with all steps made is evaluated again, its `train/loss` stays lost.
 
     Raises:
         RunStopped: SIGTERM or Ctrl-C has come, and the state is saved. It is looked for after each step; on several
@@ -77,6 +78,9 @@ def train(
         checkpoints.save(accelerator, state)  # there must be one to go back to
     if state.skipped:
         log.note(skipped_batches=state.skipped)
+    if state.step == plan.total_steps and not log.has_line(state.step):  # torn after the last checkpoint
+        model.eval()
+        log.metrics(state.step, state.step / plan.steps_per_epoch, evaluate(state.step))
     with StopSignals(accelerator.is_main_process) as signals:
         while state.step < plan.total_steps:
             learning_rate = learning_rate_at(state.step, plan, config.learning_rate)

@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- what is shared ----
     last = read_metrics(folder)[-1]
-    metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss")}
+    metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss") if key in last}
     metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
     complete = whole()
     if accelerator.is_main_process:

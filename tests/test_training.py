@@ -153,6 +153,19 @@ def test_going_on_with_a_run_that_has_made_all_its_steps_changes_nothing(tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), expected.parameters(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:1 lines of .* are damaged")
+def test_a_last_line_that_was_torn_is_evaluated_again(tmp_path):
+    run(tmp_path)
+    lines = read_metrics(tmp_path)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    for torn in (text[:-20], text[:-20] + "\n"):
+        (tmp_path / "metrics.jsonl").write_text(torn)
+        run(tmp_path)
+        found = read_metrics(tmp_path)
+        assert found[:-1] == lines[:-1]
+        assert found[-1] == {key: lines[-1][key] for key in ("step", "epoch", "eval/loss")}
+
+
 def test_the_log_has_a_line_when_it_is_due_and_at_evaluations(tmp_path):
     run(tmp_path)
     lines = read_metrics(tmp_path)
