@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mae_hf import cli
 from mae_hf.config import PretrainConfig
@@ -170,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- what is shared ----
     last = read_metrics(folder)[-1]
-    metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss") if key in last}
+    metrics: dict[str, Any] = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss") if key in last}
     metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
     complete = whole()
     if accelerator.is_main_process:
