@@ -220,7 +220,7 @@ class Checkpoints:
                 kept.add(self._best(_read_state(path)))
         for path in self._all():
             if path not in kept:
-                shutil.rmtree(path)
+                _remove(path)
 
     def _newest_good(self) -> int | None:
         for path in reversed(self._all()):
@@ -307,6 +307,12 @@ def _sha256(file: Path) -> str:
 
 def _beside(path: Path) -> Path:
     return path.with_name(PARTIAL.replace("*", path.name))
+
+
+def _remove(path: Path) -> None:
+    """Takes a checkpoint's name away first, so that a kill leaves no half of one under it; the next save sweeps it."""
+    os.replace(path, beside := _beside(path))
+    shutil.rmtree(beside)
 
 
 def _rename(old: Path, new: Path) -> None:

@@ -7,6 +7,7 @@ is found out here, before data is loaded. What was tried where: docs/devices.md.
 import copy
 import importlib.util
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from mae_hf.config import FinetuneTrainConfig, Plan, TrainConfig, require
 ON_CPUS = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2"
 Model = TypeVar("Model", bound=PreTrainedModel)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
+_SECONDS_FOR_GLOO = 1.0
 _SHARDED = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DEEPSPEED"}
 
 
@@ -63,6 +65,17 @@ def start_accelerator(
         "--multi_gpu, or on one process",
     )
     return accelerator
+
+
+def end_processes(accelerator: Accelerator) -> None:
+    """Ends the trackers and the group of processes; every process calls it last.
+
+    gloo's threads let go of the tensors of the last collective operations with Python's lock, and the end of the group
+    waits for these threads with that same lock in hand (torch 2.13): it would wait for ever. So they come first.
+    """
+    if accelerator.num_processes > 1:
+        time.sleep(_SECONDS_FOR_GLOO)
+    accelerator.end_training()
 
 
 def check_launch(environment: Mapping[str, str]) -> None:

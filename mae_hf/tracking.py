@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from mae_hf import cli
 from mae_hf.checkpoint import PARTIAL, sync, write_text
 from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, moved_away, require
+from mae_hf.devices import end_processes
 from mae_hf.lock import LOCK, RunLock
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
@@ -157,7 +158,7 @@ class RunLog:
             self._write_json("run.json", {**self._run, "end": _now()})
             self.sync()  # what a finished run promises is on the disk before it is finished
             self._write_json("metrics.json", metrics)
-        self._accelerator.end_training()
+        end_processes(self._accelerator)
         if self._lock is not None:
             self._lock.release()
 

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.checkpoint import write_text
     from mae_hf.data.images import load_labelled_images
     from mae_hf.data.seen import seen_test_images
-    from mae_hf.devices import start_accelerator
+    from mae_hf.devices import end_processes, start_accelerator
     from mae_hf.evaluation.inference import extract_features, predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if isinstance(value, int | float):
                 print(f"{key:32} {value:g}" if isinstance(value, int) else f"{key:32} {value:.4f}")
         print(f"written to {folder}")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_a_run_that_a_server_has_stopped_goes_on_with_two_processes_as_if_nothin
         line = next(line for line in stopped.stderr.splitlines() if "cannot be read from image" in line)
         assert server.address in line and "503" in line and "the same command goes on" in line
         assert "Traceback" not in stopped.stderr
-        reached = read_metrics(tmp_path / "stopped")[-1]["step"]
+        reached = int(max(path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()).removeprefix("step-"))
         server.fault = lambda request: "drop" if len(server.gets) % 7 == 0 else "slow"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -88,7 +88,7 @@ def test_a_run_that_a_server_has_stopped_goes_on_with_two_processes_as_if_nothin
         )
         resumed = pretrain(tmp_path, "stopped", address, launch)
         assert resumed.returncode == 0, resumed.stderr[-4000:]
-        assert f"from step {reached // 4 * 4}" in resumed.stdout and 0 < reached < 66
+        assert f"from step {reached}" in resumed.stdout and 0 < reached < 66
         assert copies in resumed.stdout
     for key in ("step", "train/loss", "eval/loss"):
         found, wanted = (
