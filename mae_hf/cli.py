@@ -286,7 +286,7 @@ def _check_events(text: str, path: Path) -> None:
     depth = 0
     for number, event in enumerate(yaml.parse(text, _LOADER)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         require(
             number < _MAX_EVENTS, f"{path} has more than {_MAX_EVENTS} keys and values: a config has fewer (--config)"
         )
