@@ -17,7 +17,7 @@ import numpy as np
 
 from mae_hf import cli
 from mae_hf.comparison.provenance import find_provenance
-from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, require
+from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, check_class_names, require
 from mae_hf.models.places import SCRATCH
 
 # Scores that differ by less are the same score, computed twice.
@@ -130,7 +130,10 @@ def read_run(path: str | Path) -> Run:
         all(key.isdigit() for key in id2label),
         f"{path}/model/config.json: id2label has keys that are no class numbers, {', '.join(id2label)[:60]}",
     )
+    known = all(isinstance(name, str) for name in id2label.values())
+    require(known, f"{path}/model/config.json: id2label has names that are no text")
     class_names = tuple(id2label[key] for key in sorted(id2label, key=int))
+    check_class_names(class_names, f"{path}/model/config.json")
     index, labels, predictions, probabilities, seen = _read_predictions(path / "predictions.parquet")
 
     # seconds: what is missing has been said by now
