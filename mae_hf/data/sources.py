@@ -230,7 +230,7 @@ def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     values = dataset.select_columns([column])[:][column]
     require(
-        all(value is None or isinstance(value, int) for value in values),
+        all(value is None or (isinstance(value, int) and abs(value) < 2**63) for value in values),
         f"column `{column}` of {role} in {source} holds {feature}, not class numbers: save it as ClassLabel with "
         "Dataset.class_encode_column (--data.source)",
     )
