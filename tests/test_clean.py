@@ -86,3 +86,14 @@ def test_names_may_hold_any_letters_but_nothing_that_hides(name, plain):
 def test_what_is_clean_is_plain_and_stays_as_it_is(text):
     assert is_plain(clean(text))
     assert clean(clean(text)) == clean(text)
+
+
+def test_run_json_keeps_no_secret_of_a_command(monkeypatch):
+    from accelerate import Accelerator
+
+    from mae_hf.tracking import environment
+
+    monkeypatch.setattr("sys.argv", ["scripts/pretrain.py", *SECRETS, "--train.seed", "3"])
+    command = environment(Accelerator(cpu=True))["command"]
+    assert TOKEN[3:] not in command
+    assert command.endswith("--train.seed 3")

@@ -278,7 +278,9 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
 
 def _state(file: str) -> list[Any]:
     """What changes with a file: its size first, then time or tag."""
-    filesystem, path = fsspec.core.url_to_fs(file)
+    # as the datasets library asks: with the password of ~/.netrc and through the environment's proxy
+    options = {"client_kwargs": {"trust_env": True}} if is_address(file) else {}
+    filesystem, path = fsspec.core.url_to_fs(file, **options)
     info = filesystem.info(path)
     return [info["size"], *(str(info.get(key, "")) for key in ("mtime", "ETag", "Last-Modified", "blob_id"))]
 

@@ -1,9 +1,13 @@
 """A stranger's data set: nothing is written or read beside it, nothing unpacked that is no image, one line if wrong."""
 
+import base64
+import functools
 import gzip
+import http.server
 import io
 import pickle
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,3 +266,35 @@ def test_a_loading_script_is_never_run(tmp_path: Path):
     pq.write_table(pa.table({"image": [{"bytes": png(0), "path": None}]}), tmp_path / "data" / "train.parquet")
     load_splits(DataConfig(), str(tmp_path / "data"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_the_password_of_a_server_is_taken_from_netrc(kind: str, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [{"bytes": png(7), "path": None}]}), folder / "0.parquet")
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        member(tar, "0.png", png(7))
+    wanted = f"Basic {base64.b64encode(b'me:secret').decode()}"
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def send_head(self) -> object:
+            if self.headers["Authorization"] != wanted:
+                return self.send_error(401)
+            return super().send_head()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    try:
+        source = f"http://127.0.0.1:{server.server_port}/0.{kind}"
+        shards = open_shards(DataConfig(source=source, streaming=True, cache_dir=str(tmp_path / "cache")))
+        assert list(shards.openers[0](0)) == [png(7)]
+    finally:
+        server.shutdown()
+        server.server_close()
