@@ -34,7 +34,7 @@ from mae_hf.data.sources import Split
 FORMAT_VERSION = 2  # raise it when an image would be decoded to other pixels
 # What Pillow may open, each read by its own decoder; the others of Pillow's 40 are never asked, and no Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-MAX_PIXELS = 2**26  # 67 million, a square of 8,192: some 1.5 GB while it is decoded
+MAX_PIXELS = 2**26  # 67 million, a square of 8,192: less than 2 GiB while it is decoded
 CHUNK = 16  # images that a thread decodes at a time
 CHUNKS_AHEAD = 16
 FIX = "replace it, or leave such images out (--data.on_bad_image skip)"

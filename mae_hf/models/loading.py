@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file, logging
@@ -81,9 +79,9 @@ def opening(name: str, fix: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError
-    ) as error:  # fmt: skip
+    except ConfigError:
+        raise
+    except Exception as error:  # transformers raises nearly anything on a config or a file of another kind
         reason = " ".join(str(error).split("\n\n")[0].split()).rstrip(".") or type(error).__name__
         if re.search(r"(no|have a) file named model\.safetensors", reason):
             reason = _NO_SAFETENSORS

@@ -132,7 +132,7 @@ JSON = st.recursive(
 KEYS = [*ViTConfig().to_dict(), *ViTMAEConfig().to_dict(), "_attn_implementation", "attn_implementation", "dtype"]
 
 
-@examples(60)
+@examples(15)
 @given(values=st.dictionaries(st.sampled_from(sorted(set(KEYS))), JSON, min_size=1, max_size=3))
 def test_any_values_in_a_config_open_a_model_or_end_in_one_error(whole: Path, tmp_path: Path, values: dict):
     folder = tmp_path / "fuzzed"
@@ -146,7 +146,7 @@ def test_any_values_in_a_config_open_a_model_or_end_in_one_error(whole: Path, tm
             assert len(str(error)) < 2100  # noqa: PT017
 
 
-@examples(60)
+@examples(15)
 @given(st.integers(0, 3000), st.binary(min_size=1, max_size=8), st.booleans())
 def test_any_bytes_in_a_weights_file_open_a_model_or_end_in_one_error(
     whole: Path, tmp_path: Path, place: int, new: bytes, cut: bool

@@ -130,13 +130,13 @@ def check(text: bytes) -> None:
     file.unlink()
 
 
-@examples(100)
+@examples(25)
 @given(contents())
 def test_values_of_any_kind_become_a_config_that_can_be_read_back_or_one_error(content: dict):
     check(yaml.safe_dump(content, allow_unicode=True).encode())
 
 
-@examples(100)
+@examples(25)
 @given(st.binary(max_size=200) | st.text("{}[]:,&*!|>-?'\"%@#\n ab1.~\t", max_size=60).map(str.encode))
 def test_bytes_of_any_kind_become_a_config_or_one_error(text: bytes):
     check(text)

@@ -212,6 +212,7 @@ def test_a_bomb_takes_less_than_256_mebibytes_and_a_few_seconds(tmp_path: Path):
         assert int(mebibytes) < 256, (name, line)
 
 
+@pytest.mark.slow
 def test_the_largest_image_with_16_bits_takes_less_than_two_gigabytes(tmp_path: Path):
     code = """if True:
         import io, resource

@@ -74,7 +74,7 @@ def look(folder: Path) -> str:
     return "\n".join(texts)
 
 
-@examples(80)
+@examples(15)
 @given(data=st.data())
 def test_any_value_in_a_json_file_of_a_run_ends_in_a_comparison_or_one_line(
     arms: Path, tmp_path: Path, data: st.DataObject
@@ -90,7 +90,7 @@ def test_any_value_in_a_json_file_of_a_run_ends_in_a_comparison_or_one_line(
     assert "\x1b" not in text
 
 
-@examples(40)
+@examples(8)
 @given(st.dictionaries(st.sampled_from(["step", "epoch", "eval/accuracy", "train/loss", "x"]), JSON, max_size=3))
 def test_any_line_in_metrics_jsonl_ends_in_a_comparison_or_one_line(arms: Path, tmp_path: Path, line: dict):
     folder = copy(arms, tmp_path)
@@ -116,7 +116,7 @@ COLUMNS = {
 }
 
 
-@examples(80)
+@examples(15)
 @given(st.fixed_dictionaries({}, optional=COLUMNS))
 def test_any_columns_in_predictions_end_in_a_comparison_or_one_line(arms: Path, tmp_path: Path, columns: dict):
     folder = copy(arms, tmp_path)
@@ -125,7 +125,7 @@ def test_any_columns_in_predictions_end_in_a_comparison_or_one_line(arms: Path, 
     look(folder)
 
 
-@examples(40)
+@examples(8)
 @given(st.binary(max_size=30), st.sampled_from([*FIELDS, "metrics.jsonl", "predictions.parquet", "config.yaml"]))
 def test_any_bytes_in_a_file_of_a_run_end_in_one_line(arms: Path, tmp_path: Path, content: bytes, name: str):
     folder = copy(arms, tmp_path)
@@ -133,7 +133,7 @@ def test_any_bytes_in_a_file_of_a_run_end_in_one_line(arms: Path, tmp_path: Path
     look(folder)
 
 
-@examples(40)
+@examples(8)
 @given(st.dictionaries(st.sampled_from(FIELDS["audit.json"]), JSON, max_size=3))
 def test_any_audit_of_a_model_is_read_or_refused(arms: Path, tmp_path: Path, values: dict):
     folder = copy(arms, tmp_path) / "ours" / "model"
