@@ -1,6 +1,7 @@
 # Every target does its own set-up, on a machine that has nothing but Python 3.11 and a package registry.
 #   make quickstart   pre-train, fine-tune, train from scratch and compare on embedded data, on a CPU, in minutes
 #   make test         the test suite
+#   make fuzz         hostile configs, images, models, data sets and runs, NUM of each
 #   make chaos        every fault that a run should survive, done to real runs, and a table of what came of it
 
 SHELL := bash
@@ -10,7 +11,7 @@ PYTHON ?= python3
 PYTHON_FOUND := $(shell command -v $(PYTHON))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: venv quickstart test chaos lint typecheck clean
+.PHONY: venv quickstart test chaos fuzz lint typecheck clean
 venv: .venv/installed
 
 # The stamp is last, so that an installation that failed half-way is done again.
@@ -34,6 +35,11 @@ test: venv
 
 chaos: venv
 	python tests/chaos.py --kills 30
+
+# NUM examples for each fuzz test, others at every call
+NUM ?= 1000
+fuzz: venv
+	MAE_HF_FUZZ=$(NUM) python -m pytest -n0 tests/security --hypothesis-show-statistics
 
 lint: venv
 	ruff check .

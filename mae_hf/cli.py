@@ -18,15 +18,21 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-from mae_hf.config import ConfigError, RunError, RunStopped
+from mae_hf.clean import is_plain, redact
+from mae_hf.config import ConfigError, RunError, RunStopped, require
 
 Config = TypeVar("Config")
 
 # A disk that is full, over its quota or read-only, and a folder that is not ours.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 _OWN_FLAGS = ("help", "config", "print_config")
+# of a config file: 21,000 class names fit in, and reading it takes a second at most
+_MAX_BYTES, _MAX_DEPTH, _MAX_EVENTS = 2**19, 8, 50_000
+_MAX_INT = 2**63
+# libyaml, which PyYAML is built with where there is a compiler, reads ten times as fast
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Parser(ArgumentParser):
@@ -75,6 +81,12 @@ def parse(config_class: type[Config], argv: Sequence[str] | None, prog: str) -> 
         values = parser.parse_args([*(f"--config={file}" for file in files), *flags])
     except ConfigError as error:
         raise ConfigError(_in_short(str(error), types)) from None
+    for key, value in _leaves({key: values[key] for key in typing.get_type_hints(config_class)}):
+        require(
+            value is not None or type(None) in typing.get_args(types.get(key)),
+            f"{key.split('.')[-1]} null is not {_describe(types[key]) if key in types else 'a value'} (--{key})",
+        )
+        _check_value(key, value)
     return _build(config_class, values)
 
 
@@ -177,6 +189,34 @@ def _build(config_class: Callable[..., Config], values: Any) -> Config:
     return config_class(**fields)
 
 
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """`(dotted key, value)` of every single value, those in lists too."""
+    if isinstance(value, (dict, Namespace)):
+        for name, item in (value if isinstance(value, dict) else vars(value)).items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item, key)
+    else:
+        yield key, value
+
+
+def _check_value(key: str, value: Any) -> None:
+    """What no setting may be: a number without bounds, a string that breaks a line or holds a secret."""
+    if isinstance(value, int):
+        require(
+            abs(value) < _MAX_INT, f"{key} is a number of {value.bit_length()} bits: choose a smaller one (--{key})"
+        )
+    if isinstance(value, str):
+        require(is_plain(value), f"{key} {value} has control characters: leave them out (--{key})")
+        require(
+            redact(value) == value,
+            f"{key} {value} holds a password or token, which would be written into config.yaml, run.json and the card: "
+            "leave it out, a server's belongs in ~/.netrc and the Hub's in `hf auth login` or HF_TOKEN "
+            f"(--{key})",
+        )
+
+
 def _types(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted name and the type of every field, sections included."""
     for key, hint in typing.get_type_hints(config_class).items():
@@ -226,15 +266,39 @@ def _underscored(flag: str) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a config file, which may come from a stranger: no tags, no aliases, nothing large or deep."""
     try:
-        content = yaml.safe_load(path.read_text())
+        is_device = path.exists() and not path.is_file() and not path.is_dir()
+        require(not is_device, f"{path} is not a file (--config)")  # a device may have no end
+        require(
+            path.stat().st_size <= _MAX_BYTES,
+            f"{path} has {path.stat().st_size} bytes: a config has at most {_MAX_BYTES} (--config)",
+        )
+        text = path.read_text()
+        _check_events(text, path)
+        content = yaml.load(text, _LOADER)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror} (--config)") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML leaves some values to Python, which calls them wrong
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold sections with keys: see configs/pretrain/digits.yaml")
     return content
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Looks through a file before anything is built of it: aliases of aliases grow without bounds."""
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, _LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        require(
+            number < _MAX_EVENTS, f"{path} has more than {_MAX_EVENTS} keys and values: a config has fewer (--config)"
+        )
+        require(depth <= _MAX_DEPTH, f"{path}, line {line} is nested more than {_MAX_DEPTH} deep: a config is not")
+        require(not isinstance(event, yaml.AliasEvent), f"{path}, line {line} has an alias (*): write the value again")
 
 
 def flatten(config: Any) -> list[tuple[str, Any]]:

@@ -9,10 +9,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mae_hf.clean import MAX_NAME, clean, is_plain
+
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 STL10_MEAN = (0.4467, 0.4398, 0.4066)
 STL10_STD = (0.2603, 0.2566, 0.2713)
 NUM_FOLDS = 10
+MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
 
 Triple = tuple[float, float, float]
 Pair = tuple[float, float]
@@ -30,9 +33,15 @@ MACHINE_SETTINGS = frozenset(
 class ConfigError(ValueError):
     """The command or the config is wrong: one line with the value seen, what is allowed, and the fix."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(clean(message))
+
 
 class RunError(RuntimeError):
     """The run failed: one line with what happened, where, and how to go on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clean(message))
 
 
 def moved_away(folder: object) -> RunError:
@@ -57,6 +66,16 @@ def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_class_names(names: tuple[str, ...], where: str) -> None:
+    """Raises ConfigError unless class names can be printed, drawn and written into cards as they are."""
+    for name in names:
+        require(
+            len(name) <= MAX_NAME and is_plain(name),
+            f"{where} has a class name of {len(name)} characters, {name[:40]!r}: a name has at most {MAX_NAME} and no "
+            "control characters, rename the class or name all (--data.class_names)",
+        )
 
 
 @dataclass(frozen=True)
@@ -123,10 +142,16 @@ class DataConfig:
             "split) or a value below 1 (--data.test_fraction)",
         )
         require(
-            min(self.image_std) > 0,
+            all(map(math.isfinite, self.image_mean)),
+            f"image_mean {list(self.image_mean)} has a value that is not finite: give the mean of each channel "
+            "(--data.image_mean)",
+        )
+        require(
+            all(std > 0 and math.isfinite(std) for std in self.image_std),
             f"image_std {list(self.image_std)} has a value that is not above 0: pixels are divided by it "
             "(--data.image_std)",
         )
+        check_class_names(self.class_names or (), "data.class_names")
         require(
             self.fold is None or 0 <= self.fold < NUM_FOLDS,
             f"fold {self.fold} is not one of the {NUM_FOLDS} folds: choose 0 to {NUM_FOLDS - 1} (--data.fold)",
@@ -185,6 +210,10 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
             _check_above_zero(f"model.{name}", getattr(self, name))
+            require(
+                getattr(self, name) <= MAX_SIZE,
+                f"{name} {getattr(self, name)} is above {MAX_SIZE}: choose a smaller one (--model.{name})",
+            )
         divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
         require(
             len(divisors) > 0,

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoConfig, ViTForImageClassification
+from transformers import ViTForImageClassification
 
 from mae_hf.config import Triple, require
 from mae_hf.data.augment import normalize, to_pixels
 from mae_hf.data.draws import uniform
 from mae_hf.data.store import to_rgb_square
 from mae_hf.figures import sheets
-from mae_hf.models.loading import opening
+from mae_hf.models.loading import read_config
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct
 from mae_hf.models.places import FIX_MODEL, find_model
 from mae_hf.models.pretrained import image_size_of, open_classifier, read_normalization
@@ -78,8 +78,7 @@ def build_page(name: str) -> "gradio.Blocks":
         "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
     )
     path = find_model(name, FIX_MODEL)
-    with opening(name, FIX_MODEL):
-        architectures = AutoConfig.from_pretrained(path).architectures or []
+    architectures = read_config(name, path, FIX_MODEL).architectures or []
     normalization = read_normalization(name)
     if "ViTForImageClassification" in architectures:
         return _classifier_page(name, open_classifier(name, "sdpa"), normalization)

@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 
 from mae_hf import cli
 from mae_hf.checkpoint import PARTIAL, sync, write_text
+from mae_hf.clean import redact
 from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, moved_away, require
 from mae_hf.devices import end_processes
 from mae_hf.lock import LOCK, RunLock
@@ -204,7 +205,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Command, commit, versions, device, processes, their strategy, and precision of this run."""
     return {
-        "command": shlex.join(sys.argv),
+        "command": redact(shlex.join(sys.argv)),
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "device": _device_name(accelerator),

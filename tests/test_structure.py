@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import from the levels before its own and from its own package, nothing else of ours.
 LEVELS = (
+    ("clean",),
     ("config",),
     ("cli", "data", "models"),
     ("optim", "objectives", "machine", "devices", "signals", "lock", "pickles"),
@@ -33,7 +34,7 @@ SIDEWAYS = {
     ("evaluation", "figures"): "the reconstruction picture shows what the held-out loss measures, with the same masks",
 }
 # Libraries that a module may import besides the standard library, where fewer than all.
-ONLY = {"config": set(), "cli": {"jsonargparse", "yaml"}}
+ONLY = {"clean": set(), "config": set(), "cli": {"jsonargparse", "yaml"}}
 BANNED = {"torchvision", "timm", "kornia"}
 
 # Modules with public names and no test file of their own, each with the reason.

@@ -51,15 +51,60 @@ def find_provenance(init: str) -> Provenance:
         path = next((place / name for place in places if (place / name).is_file()), None)
         try:
             content[name] = json.loads(path.read_text()) if path else None
-            if path and not isinstance(content[name], dict):
-                raise ValueError("not a JSON object")
-        except (OSError, ValueError) as error:
+            if path:
+                _CHECKS[name](content[name])
+        except (OSError, ValueError, RecursionError) as error:
             content[name], problem = None, f"{path} cannot be read: {error}"
     try:
         config = cli.load(PretrainConfig, run / "config.yaml") if (run / "config.yaml").is_file() else None
     except ConfigError as error:
         config, problem = None, str(error)
     return Provenance(init, folder, config, content["run.json"] or {}, content["audit.json"], problem)
+
+
+def check_record(content: Any) -> None:
+    """Raises ValueError unless a run.json is what a run writes: a stranger's may hold anything."""
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    for key, value in content.items():
+        if key.startswith("num_") and value is not None and not _is_count(value):
+            raise ValueError(f"{key} is no count")
+        inner = value.values() if key == "versions" and isinstance(value, dict) else (value,)
+        if not all(item is None or isinstance(item, (str, bool, float)) or _is_count(item) for item in inner):
+            raise ValueError(f"{key} is not a text, a number or null")
+    if not isinstance(content.get("versions", {}), dict):
+        raise ValueError("versions are not by name")
+    if not isinstance(content.get("command") or "", str):
+        raise ValueError("command is not a text")
+
+
+def _check_audit(content: Any) -> None:
+    """The same of an audit.json."""
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    for name, texts, counts in (
+        ("tests", ("source",), ("images", "num_copied", "num_seen")),
+        ("pairs", ("source", "split", "against"), ("row", "against_row")),
+    ):
+        records = content.get(name, [])
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise ValueError(f"{name} is not a list of records")
+        for record in records:
+            if not all(isinstance(record.get(key), str) for key in texts):
+                raise ValueError(f"{name} have no text in one of {', '.join(texts)}")
+            if not all(_is_count(record.get(key)) for key in counts):
+                raise ValueError(f"{name} have no count in one of {', '.join(counts)}")
+    if not all(isinstance(content.get(key, False), bool) for key in ("pretrained", "left_out", "streamed")):
+        raise ValueError("pretrained, left_out or streamed is not true or false")
+    if content.get("num_copies") is not None and not _is_count(content["num_copies"]):
+        raise ValueError("num_copies is no count")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63
+
+
+_CHECKS = {"run.json": check_record, "audit.json": _check_audit}
 
 
 def find_provenances(inits: Sequence[str]) -> list[Provenance]:

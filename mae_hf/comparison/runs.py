@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mae_hf import cli
-from mae_hf.comparison.provenance import find_provenance
-from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, require
+from mae_hf.comparison.provenance import check_record, find_provenance
+from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, check_class_names, require
 from mae_hf.models.places import SCRATCH
 
 # Scores that differ by less are the same score, computed twice.
@@ -126,11 +126,15 @@ def read_run(path: str | Path) -> Run:
     metrics = _read_metrics(path)
     history = _read_lines(path / "metrics.jsonl")
     id2label = _read_json(path / "model" / "config.json").get("id2label", {})
+    require(isinstance(id2label, dict), f"{path}/model/config.json: id2label is not a class name for each number")
     require(
-        all(key.isdigit() for key in id2label),
+        all(key.isdecimal() and len(key) < 10 for key in id2label),
         f"{path}/model/config.json: id2label has keys that are no class numbers, {', '.join(id2label)[:60]}",
     )
+    known = all(isinstance(name, str) for name in id2label.values())
+    require(known, f"{path}/model/config.json: id2label has names that are no text")
     class_names = tuple(id2label[key] for key in sorted(id2label, key=int))
+    check_class_names(class_names, f"{path}/model/config.json")
     index, labels, predictions, probabilities, seen = _read_predictions(path / "predictions.parquet")
 
     # seconds: what is missing has been said by now
@@ -147,14 +151,24 @@ def read_run(path: str | Path) -> Run:
     for key, value in computed.items():
         said = metrics.get(key, math.nan)
         require(
+            isinstance(said, float) or _is_number(said), f"{path}/metrics.json says {key} {said}, which is no number"
+        )
+        require(
             abs(value - said) <= (_LOSS_TOLERANCE if key.endswith("loss") else TOLERANCE),
             f"{path}: metrics.json says {key} {said:.6f}, predictions.parquet gives {value:.6f}: the files are from "
             "different runs, run scripts/finetune.py again",
         )
+    record = _read_json(path / "run.json")
+    try:
+        check_record(record)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}/run.json is not what a run writes ({error}): run scripts/finetune.py again"
+        ) from None
     run = Run(
         path=path,
         config=cli.load(FinetuneConfig, path / "config.yaml"),
-        record=_read_json(path / "run.json"),
+        record=record,
         history=history,
         metrics=metrics,
         class_names=class_names,
@@ -195,11 +209,16 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     for key in _REQUIRED_METRICS:
         value = metrics[key]
         require(
-            isinstance(value, int | float) and math.isfinite(value),
+            _is_number(value),
             f"{path}/metrics.json says {key} {value}, which is no finite number: the run failed, run "
             "scripts/finetune.py again",
         )
     return metrics
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite, and no whole number that a float has no room for."""
+    return isinstance(value, int | float) and -1e300 < value < 1e300
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -215,7 +234,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     require(path.is_file(), f"{path} is missing: the curves are drawn from it, run scripts/finetune.py again")
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text().splitlines(), start=1):
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         try:
             line = json.loads(text)
         except ValueError as error:
@@ -223,10 +242,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         # A value that was not finite is written as null.
         known = isinstance(line, dict) and all(isinstance(value, int | float | None) for value in line.values())
         require(
-            known and line.get("epoch") is not None and (not lines or line["epoch"] >= lines[-1]["epoch"]),
+            known and _is_number(line.get("epoch")) and (not lines or line["epoch"] >= lines[-1]["epoch"]),
             f"{path}, line {number} does not hold numbers and a rising epoch: run scripts/finetune.py again",
         )
-        lines.append({key: value for key, value in line.items() if value is not None and math.isfinite(value)})
+        lines.append({key: value for key, value in line.items() if _is_number(value)})
     return lines
 
 

@@ -12,12 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mae_hf.config import Choice, ConfigError, DataConfig, require
 from mae_hf.data.few_labels import describe_few_labels, few_label_rows
 from mae_hf.data.sources import Split, load_splits, stratified_draw
-from mae_hf.data.store import Store, open_store, to_rgb_square
+from mae_hf.data.store import Store, decode, open_store
 from mae_hf.data.transfer import to_device
 
 NO_LABEL = -1
@@ -273,11 +272,10 @@ def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
     """
     images = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                images.append(to_rgb_square(image, image_size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConfigError(f"{file} cannot be decoded ({error}): name another file (--data.source)") from None
+        image = decode(file, image_size)
+        if isinstance(image, str):
+            raise ConfigError(f"{file} cannot be decoded ({image}): name another file (--data.source)")
+        images.append(image)
     return torch.from_numpy(np.stack(images))
 
 

@@ -50,8 +50,12 @@ def files_by_card(folder: Path) -> dict[str, list[str]]:
     Read here, because `load_dataset(folder)` goes on serving its cached copy when such a file is replaced.
     """
     card = folder / "README.md"
-    configs = ((metadata_load(card) if card.is_file() else None) or {}).get("configs") or []
-    default = [config for config in configs if config.get("default") or config["config_name"] == "default"] or configs
+    try:
+        configs = ((metadata_load(card) if card.is_file() else None) or {}).get("configs") or []
+        default = [config for config in configs if config.get("default") or config["config_name"] == "default"]
+    except Exception as error:  # PyYAML's, and what comes of fields of other kinds
+        raise ConfigError(f"{card} has metadata that cannot be read ({error}): mend or remove them") from None
+    default = default or configs
     require(
         len(default) <= 1,
         f"{card} lists the configs {', '.join(config['config_name'] for config in default)}: name the folder or the "
@@ -59,8 +63,18 @@ def files_by_card(folder: Path) -> dict[str, list[str]]:
     )
     if not default or "data_files" not in default[0]:
         return {}
-    patterns = sanitize_patterns(default[0]["data_files"])
+    try:
+        patterns = sanitize_patterns(default[0]["data_files"])
+    except Exception as error:  # the datasets library's, and what comes of fields of other kinds
+        raise ConfigError(f"{card} has data_files that cannot be read ({error}): mend or remove them") from None
+    strange = [str(pattern) for paths in patterns.values() for pattern in paths if not _is_inside(str(pattern))]
+    require(not strange, f"{card} names files outside of its folder, {', '.join(strange[:3])}: leave them out")
     return {str(name): [str(folder / pattern) for pattern in paths] for name, paths in patterns.items()}
+
+
+def _is_inside(pattern: str) -> bool:
+    """Whether a path in a card, which may be a stranger's, stays in the card's folder and on this machine."""
+    return not Path(pattern).is_absolute() and ".." not in Path(pattern).parts and "://" not in pattern
 
 
 def files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ be read on otherwise, and a server may be away for longer.
 import functools
 import glob
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import datasets
@@ -45,11 +46,30 @@ PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before a shard is opened anew; an ima
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
 REFUSALS = (401, 403, 404, 410)  # statuses that another try does not change
 COUNTED_AT_ONCE = 16
+MAX_BYTES = 2**26  # of an encoded image
 ROWS_AT_ONCE = 64  # of a parquet file in memory
 SUFFIXES = (".parquet", ".tar")
 
 Encoded = bytes | str
 Result = TypeVar("Result")
+
+
+class _Tars(WebDataset):
+    """Webdataset tars of which images alone are read, and of each so much: others, which the library would decompress
+    and decode by their endings, are taken as empty."""
+
+    DECODERS: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _get_pipeline_from_tar(cls, tar_path: str, tar_iterator: Any) -> Any:
+        images = {f".{ending}" for ending in cls.IMAGE_EXTENSIONS}
+        members = (
+            (name, io.BytesIO(file.read(MAX_BYTES))) if Path(name).suffix.lower() in images
+            # another ending, since the library decompresses by it
+            else (f"{name}_", io.BytesIO())
+            for name, file in tar_iterator
+        )  # fmt: skip
+        return super()._get_pipeline_from_tar(tar_path, members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +213,7 @@ def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator
     def open_tars() -> tuple[Any, list[str]]:
         # the library would ask a connection that is gone 20 times; ShardReader opens another
         datasets.config.STREAMING_READ_MAX_RETRIES = 1
-        dataset = WebDataset(**options).as_streaming_dataset("train")
+        dataset = _Tars(**options).as_streaming_dataset("train")
         return dataset, [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
 
     def open_parquet() -> tuple[Any, list[str]]:
@@ -258,7 +278,9 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
 
 def _state(file: str) -> list[Any]:
     """What changes with a file: its size first, then time or tag."""
-    filesystem, path = fsspec.core.url_to_fs(file)
+    # as the datasets library asks: with the password of ~/.netrc and through the environment's proxy
+    options = {"client_kwargs": {"trust_env": True}} if is_address(file) else {}
+    filesystem, path = fsspec.core.url_to_fs(file, **options)
     info = filesystem.info(path)
     return [info["size"], *(str(info.get(key, "")) for key in ("mtime", "ETag", "Last-Modified", "blob_id"))]
 
@@ -270,9 +292,16 @@ def _count(file: str) -> int:
             return int(pyarrow.parquet.read_metadata(stream).num_rows)
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             # as the datasets library reads it: hidden files are none, neighbours of one key are one example
-            names = (member.name for member in tar if member.isreg())
+            names = (member.name for member in tar if _is_whole(member))
             keys = (base_plus_ext(name)[0] for name in names if not os.path.basename(name).startswith((".", "__")))
             return sum(1 for _ in itertools.groupby(key for key in keys if key is not None))
+
+
+def _is_whole(member: tarfile.TarInfo) -> bool:
+    """Whether a member is a file; links, devices and folders are passed over, by the datasets library, too."""
+    if member.issparse():  # a few bytes that say that they are gigabytes
+        raise ValueError(f"its member {member.name} is a sparse file: pack the images anew, without --sparse")
+    return member.isreg()
 
 
 def _patiently(file: str, action: Callable[[], Result]) -> Result:

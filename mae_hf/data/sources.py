@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig, require
+from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig, check_class_names, require
 from mae_hf.data.places import check_source
 from mae_hf.data.readers import ROLES, read_datasets
 
@@ -133,7 +133,7 @@ def _digits() -> list[Split]:
 def _stl10_binaries(source: str, folder: Path) -> list[Split]:
     """The official binary files: images uint8, channel first and column-major, labels from 1 to 10."""
     names_file = folder / "class_names.txt"
-    names = tuple(names_file.read_text().split()) if names_file.is_file() else STL10_CLASSES
+    names = tuple(names_file.read_text(errors="replace").split()) if names_file.is_file() else STL10_CLASSES
     splits = []
     for role in ("unlabeled", "train", "test"):
         images_file, labels_file = folder / f"{role}_X.bin", folder / f"{role}_y.bin"
@@ -170,7 +170,7 @@ def _read_folds(file: Path, num: int) -> tuple[np.ndarray, ...] | None:
         return None
     try:
         folds = tuple(np.array(line.split(), np.int64) for line in file.read_text().splitlines() if line.strip())
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"{file} is not a list of row numbers, a fold a line ({error}): unpack it again") from error
     require(
         all(fold.min() >= 0 and fold.max() < num for fold in folds),
@@ -230,7 +230,7 @@ def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     values = dataset.select_columns([column])[:][column]
     require(
-        all(value is None or isinstance(value, int) for value in values),
+        all(value is None or (isinstance(value, int) and abs(value) < 2**63) for value in values),
         f"column `{column}` of {role} in {source} holds {feature}, not class numbers: save it as ClassLabel with "
         "Dataset.class_encode_column (--data.source)",
     )
@@ -263,6 +263,7 @@ def _name_classes(source: str, splits: dict[str, Split], expected: tuple[str, ..
     if names is None:
         highest = max(int(values.max()) for values in labels.values())
         names = tuple(expected) if expected else tuple(map(str, range(highest + 1)))
+    check_class_names(names, source)
     for role, values in labels.items():
         wrong = np.flatnonzero((values < 0) | (values >= len(names)))
         if len(wrong):

@@ -24,13 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from mae_hf.clean import clean
 from mae_hf.config import ConfigError, DataConfig, require
 from mae_hf.data.sources import Split
 
 FORMAT_VERSION = 2  # raise it when an image would be decoded to other pixels
+# What Pillow may open, each read by its own decoder; the others of Pillow's 40 are never asked, and no Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 2**26  # 67 million, a square of 8,192: less than 2 GiB while it is decoded
 CHUNK = 16  # images that a thread decodes at a time
 CHUNKS_AHEAD = 16
 FIX = "replace it, or leave such images out (--data.on_bad_image skip)"
@@ -88,18 +92,28 @@ def decode(encoded: bytes | str | np.ndarray, image_size: int) -> np.ndarray | s
             if encoded.shape == (image_size, image_size, 3):
                 return np.ascontiguousarray(encoded)
             return to_rgb_square(Image.fromarray(encoded), image_size)
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        if isinstance(encoded, str) and not Path(encoded).is_file():
+            return "there is no such file"  # a pipe or a device is none, and would be waited for
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
             return to_rgb_square(image, image_size)
+    except UnidentifiedImageError:
+        return f"it is no image in one of the formats {', '.join(FORMATS)}"
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes, or for a bomb
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return clean((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.nan_to_num(np.asarray(image, np.float64))
+        values = np.asarray(image)
         # 16 bits, which Pillow may hold in 32; floats have no fixed range: up to 1, else up to 255
-        scale = (255 if values.max() <= 1 else 1) if image.mode == "F" else 1 / 257
-        image = Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
+        scale = (255 if np.nan_to_num(values).max() <= 1 else 1) if image.mode == "F" else 1 / 257
+        grey = np.empty(values.shape, np.uint8)
+        for top in range(0, len(values), 64):  # some rows at a time: in float64 an image is 8 times as large
+            rows = np.nan_to_num(values[top : top + 64].astype(np.float64))
+            grey[top : top + 64] = np.clip(np.round(rows * scale), 0, 255)
+        image = Image.fromarray(grey)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -135,7 +149,8 @@ def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
         record = json.loads(array_file.with_suffix(".json").read_text())
         first = f"{split.where(record['skipped'][0])} cannot be decoded ({record['error']})"
         require(config.on_bad_image == "skip", f"{first}: {FIX}")
-        warnings.warn(f"left out {num_skipped} of {len(split)} images of {split.source}: {first}", stacklevel=2)
+        what = f"left out {num_skipped} of {len(split)} images of {split.source}: {first}"
+        warnings.warn(clean(what), stacklevel=2)
     return store
 
 

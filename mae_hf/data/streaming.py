@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mae_hf.clean import clean
 from mae_hf.config import DataConfig, Plan, PretrainConfig, RunError, moved_away, require
 from mae_hf.data.copies import digests_of
 from mae_hf.data.images import ImageSet
@@ -259,9 +260,9 @@ class StreamedImages:
                 return
             if what["kind"] == "bad" and not self._warned:
                 self._warned = True
+                found = f"{self._shards.where(row)} cannot be decoded ({what['cause']})"
                 warnings.warn(
-                    f"{self._shards.where(row)} cannot be decoded ({what['cause']}): another image takes its place, "
-                    f"and that of all others that {self._notes} names",
+                    clean(f"{found}: another image takes its place, and that of all others that {self._notes} names"),
                     stacklevel=2,
                 )
             self._noted.add(row)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, ViTConfig, ViTForImageClassification, ViTMAEModel, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTMAEModel, ViTModel
 
 from mae_hf.config import ClassifierConfig, require
 from mae_hf.models.initialization import initialize_encoder
-from mae_hf.models.loading import check_loaded, opening
+from mae_hf.models.loading import SAFE, check_loaded, opening, read_config
 from mae_hf.models.mae import encoder_config
 from mae_hf.models.norm import use_autocast_norms
 from mae_hf.models.places import FIX_INIT, SCRATCH, find_model
@@ -76,8 +76,7 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEMo
         ConfigError: no such encoder, one of another kind or architecture, or a checkpoint that is not whole.
     """
     path = find_model(config.init, FIX_INIT)
-    with opening(config.init, FIX_INIT):
-        saved = AutoConfig.from_pretrained(path)
+    saved = read_config(config.init, path, FIX_INIT)
     kinds: dict[str, Any] = {
         "vit_mae": (ViTMAEModel, {"mask_ratio": 0.0}),
         "vit": (ViTModel, {"add_pooling_layer": False}),
@@ -89,7 +88,7 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEMo
     )
     _check_architecture(config, saved)
     model_class, options = kinds[saved.model_type]
-    options |= {"attn_implementation": attn_implementation, "dtype": torch.float32}
+    options |= {"attn_implementation": attn_implementation, "dtype": torch.float32, **SAFE}
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # check_loaded names what does not fit
     with opening(config.init, FIX_INIT):
         encoder, info = model_class.from_pretrained(path, **options)

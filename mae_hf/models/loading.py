@@ -1,16 +1,17 @@
 """Opening and saving: how the weights of a model are named in files, and whether all of them arrived."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import logging
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file, logging
 
-from mae_hf.config import ConfigError, require
+from mae_hf.config import MAX_SIZE, ConfigError, require
 
 POSITION_TABLES = ("position_embeddings", "decoder_pos_embed")
 
@@ -35,6 +36,19 @@ LOADED_NAMES = {
     r"intermediate\.dense": "mlp.fc1",
     r"output\.dense": "mlp.fc2",
 }
+
+
+# Weights are safetensors alone, and no code comes with them: every `from_pretrained` of mae_hf is called with this.
+SAFE: dict[str, Any] = {"use_safetensors": True, "weights_only": True, "trust_remote_code": False}
+MAX_PARAMETERS = 4 * 2**30  # of what a config may describe; ViT-22B aside, the largest ViT has 6 billion
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+_ALL_SIZES = (*_SIZES, *(f"decoder_{name}" for name in _SIZES[:4]), "num_channels")
+
+
+_NO_SAFETENSORS = (
+    "it has no model.safetensors, and weights of another kind, such as pytorch_model.bin, are not opened since they "
+    "may hold code: where you trust them, open them in transformers and write them anew with save_pretrained"
+)
 
 
 @contextmanager
@@ -65,9 +79,63 @@ def opening(name: str, fix: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split("\n\n")[0].split()).rstrip(".")
+    except ConfigError:
+        raise
+    except Exception as error:  # transformers raises nearly anything on a config or a file of another kind
+        reason = " ".join(str(error).split("\n\n")[0].split()).rstrip(".") or type(error).__name__
+        if re.search(r"(no|have a) file named model\.safetensors", reason):
+            reason = _NO_SAFETENSORS
         raise ConfigError(f"{name} cannot be opened ({reason}): {fix}") from error
+
+
+def read_config(name: str, path: str, fix: str) -> Any:
+    """The transformers config of a model that may be a stranger's, read before anything else of it.
+
+    Args:
+        name: the model as the user named it, for messages.
+        path: where it is, a folder or a Hub id.
+        fix: what to do about an error; ends the message.
+
+    Raises:
+        ConfigError: there is none, it names code of its own, an adapter or a way to quantise, or sizes that no memory
+            has room for.
+    """
+    with opening(name, fix):
+        content, _ = PreTrainedConfig.get_config_dict(path)
+        adapter, index = (
+            cached_file(path, file, _raise_exceptions_for_missing_entries=False)
+            for file in ("adapter_config.json", "model.safetensors.index.json")
+        )
+        files = json.loads(Path(index).read_text())["weight_map"].values() if index else []
+    for key, what in (("auto_map", "code of its own"), ("quantization_config", "quantised weights")):
+        require(not content.get(key), f"{name} comes with {what} ({key} in config.json), which is not opened: {fix}")
+    require(adapter is None, f"{name} comes with an adapter (adapter_config.json), which is not opened: {fix}")
+    strange = [str(file) for file in files if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(file))]
+    require(not strange, f"{name} has weights in {', '.join(strange[:1])}, not beside its index as safetensors: {fix}")
+    classes = content.get("architectures") or []
+    known = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    require(known, f"{name} has architectures {classes} in its config.json, not a list of names: {fix}")
+    sizes = {key: content[key] for key in _ALL_SIZES if key in content}
+    for key, value in sizes.items():
+        known = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIZE
+        require(
+            known, f"{name} has {key} {str(value)[:40]} in its config.json, not a number from 1 to {MAX_SIZE}: {fix}"
+        )
+    total = _num_parameters(sizes)
+    require(total <= MAX_PARAMETERS, f"{name} has {total:.1e} parameters by its config.json, too many to open: {fix}")
+    with opening(name, fix):
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def _num_parameters(sizes: dict[str, int]) -> int:
+    """Roughly the parameters that a config describes; defaults are ViT-Base's."""
+    tokens = (sizes.get("image_size", 224) // sizes.get("patch_size", 16)) ** 2
+    pixels = sizes.get("num_channels", 3) * sizes.get("patch_size", 16) ** 2
+    total = 0
+    for prefix in ("", "decoder_") if any(key.startswith("decoder_") for key in sizes) else ("",):
+        width, mlp = sizes.get(f"{prefix}hidden_size", 768), sizes.get(f"{prefix}intermediate_size", 3072)
+        total += sizes.get(f"{prefix}num_hidden_layers", 12) * width * (4 * width + 2 * mlp) + (tokens + pixels) * width
+    return total
 
 
 def check_loaded(name: str, model: nn.Module, info: dict[str, Any], fix: str, spare: tuple[str, ...] = ()) -> None:

@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from mae_hf.config import MAEConfig, require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
-from mae_hf.models.loading import LOADED_NAMES, check_loaded, opening, quiet_transformers, saved_name
+from mae_hf.models.loading import LOADED_NAMES, SAFE, check_loaded, opening, quiet_transformers, read_config, saved_name
 from mae_hf.models.norm import use_autocast_norms
 from mae_hf.models.places import find_model
 from mae_hf.models.visible_first import ShuffledDecoder, VisibleEmbeddings, check_size, take
@@ -133,8 +133,12 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         wants_info = kwargs.pop("output_loading_info", False)
         # Weights of another shape are left to check_loaded, which names them.
         options = (
-            {"key_mapping": LOADED_NAMES} | kwargs | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+            {"key_mapping": LOADED_NAMES}
+            | kwargs
+            | {"ignore_mismatched_sizes": True, "output_loading_info": True, **SAFE}
         )
+        if name is not None and not {"subfolder", "config"} & kwargs.keys():
+            read_config(str(name), str(path), fix)
         with opening(str(name), fix):
             loaded: Any = super().from_pretrained(path, *args, **options)
         model, info = loaded

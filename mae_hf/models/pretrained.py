@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, ViTForImageClassification, ViTModel
+from transformers import ViTForImageClassification, ViTModel
 from transformers.utils import cached_file
 
 from mae_hf.config import ConfigError, DataConfig, Triple, require
-from mae_hf.models.loading import check_loaded, opening
+from mae_hf.models.loading import SAFE, check_loaded, opening, read_config
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 from mae_hf.models.places import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 
@@ -25,8 +25,7 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
         ConfigError: there is none, it is of another kind, or it is not whole.
     """
     path = find_model(name, FIX_MODEL)
-    with opening(name, FIX_MODEL):
-        architectures = AutoConfig.from_pretrained(path).architectures or []
+    architectures = read_config(name, path, FIX_MODEL).architectures or []
     require(
         "ViTForImageClassification" in architectures,
         f"{name} is a {', '.join(architectures) or 'model without a class'}, not a classifier: probe its features "
@@ -34,7 +33,7 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
     )
     with opening(name, FIX_MODEL):
         loaded: Any = ViTForImageClassification.from_pretrained(
-            path, attn_implementation=attn_implementation, dtype=torch.float32, output_loading_info=True
+            path, attn_implementation=attn_implementation, dtype=torch.float32, output_loading_info=True, **SAFE
         )
     model, info = loaded
     check_loaded(name, model, info, FIX_MODEL)
@@ -48,8 +47,7 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
         ConfigError: there is no such model, it is of another kind, or it is not whole.
     """
     path = find_model(name, FIX_MODEL)
-    with opening(name, FIX_MODEL):
-        model_type = AutoConfig.from_pretrained(path).model_type
+    model_type = read_config(name, path, FIX_MODEL).model_type
     if model_type == "vit_mae":
         mae = MaskedAutoencoder.from_pretrained(path, attn_implementation=attn_implementation)
         return export_encoder(mae)
@@ -61,6 +59,7 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
             attn_implementation=attn_implementation,
             dtype=torch.float32,
             output_loading_info=True,
+            **SAFE,
         )
     encoder, info = loaded
     check_loaded(name, encoder, info, FIX_MODEL, spare=("classifier.", "pooler.", "vit.pooler."))

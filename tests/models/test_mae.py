@@ -381,7 +381,7 @@ def damaged(folder, saved, change_weights=None, **config):
         (None, {"image_size": 64}, r"of another shape: decoder.decoder_pos_embed is \[1, 17, 32\], not \[1, 65, 32\]"),
         (None, {"decoder_num_hidden_layers": 1}, "no place for: decoder.decoder_layers.1.* and 13 more"),
         (None, {"mae_loss": "l3"}, "mae_loss 'l3' is unknown"),
-        (None, {"hidden_size": "wide"}, "expected int, got str"),
+        (None, {"hidden_size": "wide"}, "not a number from 1 to"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(tmp_path, saved, capfd, change, config, message):
