@@ -70,7 +70,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
         self.module = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         self._decay = decay
-        self._averages, self._weights = list(self.module.parameters()), list(model.parameters())
+        self._averages: list[torch.Tensor] = list(self.module.parameters())
+        self._weights: list[torch.Tensor] = list(model.parameters())
 
     def update(self, step: int) -> None:
         """Takes the weights in as they are after optimizer step `step`, counted from 0; a GPU is not waited for."""

@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
 
     # ---- what is shared ----
-    complete = average.module if average else whole()
+    complete: Any = average.module if average else whole()
     if accelerator.is_main_process:
         write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities, seen)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
