@@ -19,6 +19,7 @@ from mae_hf.data.readers import ROLES, read_datasets
 
 OFFICIAL_COUNTS = {"jxie/stl10": {"train": 5_000, "test": 8_000, "unlabeled": 100_000}}
 OFFICIAL_CLASSES = {"jxie/stl10": STL10_CLASSES}
+MAX_CLASSES = 2**17  # that labels without names can make
 STL10_BYTES = 3 * 96 * 96
 
 
@@ -262,6 +263,11 @@ def _name_classes(source: str, splits: dict[str, Split], expected: tuple[str, ..
     )
     if names is None:
         highest = max(int(values.max()) for values in labels.values())
+        require(
+            expected is not None or highest < MAX_CLASSES,
+            f"{source} has the label {highest}, which makes more than {MAX_CLASSES} classes: number them from 0, or "
+            "name them in order (--data.class_names)",
+        )
         names = tuple(expected) if expected else tuple(map(str, range(highest + 1)))
     check_class_names(names, source)
     for role, values in labels.items():

@@ -138,6 +138,9 @@ PARQUET = {
     "numbers for images": pa.table({"image": [1]}),
     "nested lists": pa.table({"image": [[[[[1]]]]]}),
     "labels of a nested kind": pa.table({"image": [{"bytes": png(0), "path": None}], "label": [[{"a": [1]}]]}),
+    "a label that makes a billion billion classes": pa.table(
+        {"image": [{"bytes": png(0), "path": None}], "label": [2**60]}
+    ),
     "labels beyond int64": pa.table(
         {"image": [{"bytes": png(0), "path": None}], "label": pa.array([2**64 - 1], pa.uint64())}
     ),
