@@ -18,7 +18,7 @@ from mae_hf.benchmark.turns import Result, Turn
 from mae_hf.config import MEASURES, BenchmarkConfig, ConfigError, PretrainConfig
 
 ROOT = Path(__file__).parents[2]
-# Of every measure but `compile`, whose C++ takes minutes to be made: test_measures.py and test_machine.py try its parts.
+# Of every measure but `compile`: its C++ takes minutes. test_measures.py and test_machine.py try its parts.
 RUN = tuple(measure for measure in MEASURES if measure != "compile")
 
 
