@@ -90,6 +90,7 @@ def _check_audit(content: Any) -> None:
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise ValueError(f"{name} is not a list of records")
         for record in records:
+            record = dict.fromkeys(texts, "") | dict.fromkeys(counts, 0) | record if name == "tests" else record
             if not all(isinstance(record.get(key), str) for key in texts):
                 raise ValueError(f"{name} have no text in one of {', '.join(texts)}")
             if not all(_is_count(record.get(key)) for key in counts):

@@ -79,8 +79,6 @@ def opening(name: str, fix: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except ConfigError:
-        raise
     except Exception as error:  # transformers raises nearly anything on a config or a file of another kind
         reason = " ".join(str(error).split("\n\n")[0].split()).rstrip(".") or type(error).__name__
         if re.search(r"(no|have a) file named model\.safetensors", reason):
