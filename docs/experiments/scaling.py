@@ -40,6 +40,8 @@ def send(rank: int, num_bytes: int, file: str) -> None:
         dist.all_reduce(gradients)
     if rank == 0:
         Path(f"{file}.rate").write_text(str(5 * num_bytes / (time.perf_counter() - started) / 1e9))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def link_gb_per_second(num_bytes: int) -> float:
@@ -53,7 +55,7 @@ def train(preset: str, num_processes: int) -> float:
     """Images per second of a short run."""
     config = cli.load(PretrainConfig, preset)
     epochs = STEPS * config.train.batch_size / (1300 // config.train.batch_size * config.train.batch_size)
-    launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    launch = ["accelerate", "launch", "--mixed_precision", "bf16", "--multi_gpu", "--num_processes", "2"]
     command = ["taskset", "-c", "0", sys.executable] if num_processes == 1 else launch
     with tempfile.TemporaryDirectory() as folder:
         options = {"data.source": "digits", "data.test_fraction": 0.2, "output_dir": folder, "train.epochs": epochs}
