@@ -134,15 +134,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return step // every > (step - plan.eval_every_steps) // every or step == plan.total_steps
 
     def evaluate(step: int) -> dict[str, float]:
-        complete = whole()
-        if accelerator.is_main_process and due(step, config.train.figure_every_epochs):
-            save_reconstructions(complete, pictured, config.data, folder / "figures", step)
         loss = held_out_loss(
             accelerator, prepared, held_out, config.data, config.model.num_patches, plan.eval_batch_size
         )
         values = {"eval/loss": loss}
+        if due(step, config.train.figure_every_epochs):
+            complete = whole()  # by every process
+            if accelerator.is_main_process:
+                save_reconstructions(complete, pictured, config.data, folder / "figures", step)
         if labelled and due(step, config.train.probe_every_epochs):
-            values |= online_probe(accelerator, complete, *labelled, config.data, plan.eval_batch_size)
+            values |= online_probe(accelerator, whole(), *labelled, config.data, plan.eval_batch_size)
         return values
 
     with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():

@@ -12,18 +12,9 @@ from mae_hf.config import ConfigError, DataConfig, RunError
 from mae_hf.data import shards as shards_module
 from mae_hf.data.shards import ShardReader, open_shards
 
+pytestmark = pytest.mark.usefixtures("impatient")
 PICTURES = [picture(number) for number in range(20)]
 KINDS = {"parquet": parquet, "tar": tar}
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """Short pauses; what the datasets library retries is left on, but for its number."""
-    monkeypatch.setattr(shards_module, "PAUSES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0.01)
-    monkeypatch.setattr(datasets.config, "STREAMING_OPEN_RETRY_INTERVAL", 0.01)
-    monkeypatch.setattr(datasets.config, "STREAMING_OPEN_MAX_RETRIES", 2)
-    monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 2)
 
 
 @pytest.fixture

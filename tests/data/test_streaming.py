@@ -6,7 +6,6 @@ import random
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -21,18 +20,10 @@ from mae_hf.data.streaming import describe_notes, load_stream, open_stream, read
 from mae_hf.objectives import pretraining_loss
 
 SIZE = 8
+pytestmark = pytest.mark.usefixtures("impatient")
 PICTURES = [picture(number) for number in range(60)]
 SHARDS = {"a": PICTURES[:20], "b": PICTURES[20:25], "c": PICTURES[25:]}
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(shards_module, "PAUSES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0.01)
-    monkeypatch.setattr(datasets.config, "STREAMING_OPEN_RETRY_INTERVAL", 0.01)
-    monkeypatch.setattr(datasets.config, "STREAMING_OPEN_MAX_RETRIES", 2)
-    monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 2)
 
 
 def write(folder: Path, shards: dict[str, list[bytes]], make=tar, kind="tar") -> Path:

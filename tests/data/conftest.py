@@ -1,0 +1,15 @@
+"""What the tests of streamed images share."""
+
+import datasets
+import pytest
+
+from mae_hf.data import shards
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses; what the datasets library retries is left on, but for its number."""
+    monkeypatch.setattr(shards, "PAUSES", (0.0, 0.0, 0.0))
+    for name, value in {"RETRY_INTERVAL": 0.01, "MAX_RETRIES": 2}.items():
+        for kind in ("READ", "OPEN"):
+            monkeypatch.setattr(datasets.config, f"STREAMING_{kind}_{name}", value)
