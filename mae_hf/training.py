@@ -28,6 +28,7 @@ from mae_hf.signals import StopSignals
 from mae_hf.tracking import RunLog
 
 Evaluate = Callable[[int], dict[str, float]]
+Sampler = BatchSampler | StreamSampler
 
 # Several GPUs are asked this often whether one of their processes was told to stop: a machine that goes gives 30 s.
 _MOST_STEPS_UNASKED = 20
@@ -41,21 +42,21 @@ def train(
     config: TrainConfig,
     plan: Plan,
     state: TrainState,
+    sampler: Sampler,
     loss_of: LossOf,
     evaluate: Evaluate,
     log: RunLog,
     checkpoints: Checkpoints,
     best_key: str | None = None,
-    sampler: BatchSampler | StreamSampler | None = None,
 ) -> TrainState:
     """Runs the steps from `state.step` to `plan.total_steps`.
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
+        sampler: which images come in which step: `batch_sampler`, or that of a stream.
         loss_of: mean loss of the images of these rows, as they are augmented in this epoch and mixed in this step.
         evaluate: values on validation images after this many steps.
         best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
-        sampler: the order of images that are streamed; None shuffles all of them.
 
     Returns:
         The state after the last step; `checkpoints` holds it, and the best. The log has a line of the last evaluation;
@@ -68,7 +69,6 @@ def train(
             left. No update is made from there on; a GPU in bf16 or fp32 is asked only when a line of the log is due,
             and may go on until then.
     """
-    sampler = sampler or batch_sampler(accelerator, config, plan)
     progress = tqdm(
         total=plan.total_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process, smoothing=0.05
     )
@@ -149,7 +149,7 @@ def batch_sampler(accelerator: Accelerator, config: TrainConfig, plan: Plan) -> 
 def gradients(
     accelerator: Accelerator,
     model: nn.Module,
-    sampler: BatchSampler | StreamSampler,
+    sampler: Sampler,
     loss_of: LossOf,
     step: int,
     config: TrainConfig,

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.objectives import finetuning_loss
     from mae_hf.optim import WeightAverage, build_optimizer
     from mae_hf.tracking import RunLog, inspect_run
-    from mae_hf.training import train
+    from mae_hf.training import batch_sampler, train
 
     accelerator = start_accelerator(
         timeout_minutes=config.train.timeout_minutes,
@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config=config.train,
         plan=plan,
         state=state,
+        sampler=batch_sampler(accelerator, config.train, plan),
         loss_of=loss_of,
         evaluate=evaluate,
         log=log,

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.objectives import pretraining_loss
     from mae_hf.optim import build_optimizer
     from mae_hf.tracking import RunLog, inspect_run, read_metrics
-    from mae_hf.training import train
+    from mae_hf.training import Sampler, batch_sampler, train
 
     accelerator = start_accelerator(
         timeout_minutes=config.train.timeout_minutes,
@@ -82,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
     streamed = None
+    sampler: Sampler = batch_sampler(accelerator, config.train, plan)
     if isinstance(train_images, Stream):
         streamed = open_stream(train_images, config, plan, accelerator.device, accelerator.process_index, tests)
+        sampler = streamed.sampler
         loss_of = pretraining_loss(prepared, streamed, config)
     else:
         device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
@@ -154,11 +156,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=config.train,
             plan=plan,
             state=state,
+            sampler=sampler,
             loss_of=loss_of,
             evaluate=evaluate,
             log=log,
             checkpoints=checkpoints,
-            sampler=streamed.sampler if streamed else None,
         )
 
     # ---- which of the images that came were copies of test images, or could not be decoded ----

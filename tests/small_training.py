@@ -21,7 +21,7 @@ from mae_hf.data.draws import uniform
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.optim import WeightAverage
 from mae_hf.tracking import RunLog
-from mae_hf.training import train
+from mae_hf.training import batch_sampler, train
 
 NUM_IMAGES = 32
 # 4 steps an epoch; lines of the log, evaluations and checkpoints every 3, 6 and 7 of 20 steps: they rarely coincide.
@@ -95,6 +95,7 @@ def run(
             config=config.train,
             plan=plan,
             state=state,
+            sampler=batch_sampler(accelerator, config.train, plan),
             loss_of=loss_of,
             evaluate=evaluate,
             log=log,

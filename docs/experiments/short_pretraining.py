@@ -29,7 +29,7 @@ from mae_hf.models.positions import PositionError, check_positions
 from mae_hf.objectives import pretraining_loss
 from mae_hf.optim import build_optimizer
 from mae_hf.tracking import RunLog, read_metrics
-from mae_hf.training import train
+from mae_hf.training import batch_sampler, train
 
 STOCK = "stock-initialisation"
 
@@ -78,6 +78,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
         config=config.train,
         plan=plan,
         state=TrainState(),
+        sampler=batch_sampler(accelerator, config.train, plan),
         loss_of=pretraining_loss(prepared, DeviceImages(images, accelerator.device, config.data.on_device), config),
         evaluate=evaluate,
         log=RunLog(accelerator, config, 0, {}),

@@ -167,6 +167,7 @@ def _train(
         config=train,
         plan=plan,
         state=TrainState(),
+        sampler=training.batch_sampler(accelerator, train, plan),
         loss_of=loss_in_turn,
         evaluate=lambda step: {},
         log=RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {}),
