@@ -78,25 +78,41 @@ def test_mixing_erasing_and_rand_augment_each_change_the_loss_of_fine_tuning(on_
 
 
 @pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (2, 2), (1, 4)])
-def test_mixing_and_drop_path_do_not_depend_on_how_the_batch_is_split(
-    images, on_cpu, num_processes, accumulation_steps
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_split_batch_has_the_loss_and_the_gradients_of_the_whole_one_to_twelve_digits(
+    monkeypatch, images, on_cpu, stage, num_processes, accumulation_steps
 ):
-    config = FinetuneConfig(
-        data=DATA,
-        model=ClassifierConfig(**SHAPE | {"num_hidden_layers": 3}, intermediate_size=32, init="scratch", drop_path=0.5),
-        augment=AugmentConfig(erase_probability=0.5, mixup=0.8, cutmix=1.0),
-        train=FinetuneTrainConfig(batch_size=8),
-    )
-    model = build_classifier(config.model, images.class_names, "sdpa", seed=0).train()
-    torch.nn.init.normal_(model.classifier.weight)  # almost zero at the start, which every loss would be alike with
-    loss_of = finetuning_loss(model, on_cpu, 10, config)
+    """In double precision, where rounding can hide nothing: crops, masks, mixup, cutmix, erasing and drop-path."""
+    to_float = torch.Tensor.float  # the losses are computed in float32 whatever the weights are: here they are not
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float(x))
+    if stage == "pretrain":
+        shape = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32)
+        model = build_mae(shape, "sdpa").double().train()
+        loss_of = pretraining_loss(model, on_cpu, PretrainConfig(data=DATA, model=shape))
+    else:
+        config = FinetuneConfig(
+            data=DATA,
+            model=ClassifierConfig(
+                **SHAPE | {"num_hidden_layers": 3}, intermediate_size=32, init="scratch", drop_path=0.5
+            ),
+            augment=AugmentConfig(erase_probability=0.5, mixup=0.8, cutmix=1.0),
+            train=FinetuneTrainConfig(batch_size=8),
+        )
+        model = build_classifier(config.model, images.class_names, "sdpa", seed=0).double().train()
+        torch.nn.init.normal_(model.classifier.weight)  # almost zero at the start, when every loss would be alike
+        loss_of = finetuning_loss(model, on_cpu, 10, config)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     whole = BatchSampler(len(images), 8, seed=0)
     for step in range(6):
         (rows,) = whole.micro_batches(step)
+        expected = loss_of(rows, whole.epoch(step), step)
         parts = [
-            loss_of(rows, whole.epoch(step), step).item()
+            loss_of(rows, whole.epoch(step), step)
             for index in range(num_processes)
             for rows in BatchSampler(len(images), 8, 0, num_processes, index, accumulation_steps).micro_batches(step)
         ]
-        assert len(set(parts)) == len(parts) > 1
-        assert np.mean(parts) == pytest.approx(loss_of(rows, whole.epoch(step), step).item(), abs=1e-5)
+        assert len({part.item() for part in parts}) == len(parts) > 1
+        found = torch.stack(parts).mean()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        gradients = (torch.autograd.grad(loss, weights) for loss in (found, expected))
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
