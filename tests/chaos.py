@@ -11,6 +11,7 @@ clock.
 import argparse
 import errno
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from forks import LIBRARIES, become
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -87,7 +89,7 @@ class Life:
         words = [*COMMANDS[stage].split(), "--output_dir", str(folder), *flags]
         self.pid = os.fork()
         if self.pid == 0:
-            _become(words, self.log)
+            become(words, self.log, self.log, dict(os.environ))
 
     def running(self) -> bool:
         """Whether it has not ended yet."""
@@ -128,45 +130,6 @@ class Life:
         """The last step that its progress bar has shown."""
         shown = re.findall(r"\| (\d+)/\d+ \[", self.text)
         return int(shown[-1]) if shown else self.start
-
-
-def _become(words: list[str], log: Path) -> None:
-    """Turns this child into the script; does not return."""
-    code = 70
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for descriptor in (1, 2):
-            os.dup2(output, descriptor)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.argv = words
-        from mae_hf import cli
-        from scripts import finetune, pretrain
-
-        cli.run(pretrain.main if "pretrain" in words[0] else finetune.main)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def import_what_takes_long() -> None:
-    """Everything that the two scripts import, so that their children need not."""
-    import sklearn.datasets
-    import sklearn.model_selection  # noqa: F401
-
-    from mae_hf import figures, hub  # noqa: F401
-    from mae_hf.data import images, seen  # noqa: F401
-    from mae_hf.evaluation import inference, metrics, probing, reconstruction, unseen  # noqa: F401
-    from mae_hf.figures import charts  # noqa: F401
-    from mae_hf.models import classifier, mae  # noqa: F401
-    from mae_hf.training import train  # noqa: F401
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -578,6 +541,8 @@ def run(folder: Path, kills: int, saves: int, *, stages: tuple[str, ...], launch
         launcher: also those that need `accelerate launch` and two processes, which take a minute.
         seed: of the random moments.
     """
+    for library in LIBRARIES:  # so that no child needs to
+        importlib.import_module(library)
     chaos = Chaos(folder, seed, stages)
     faults: list[Callable[[], Row]] = [
         lambda: chaos.kills(kills, while_saving=False),
@@ -620,7 +585,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     started = time.monotonic()
-    import_what_takes_long()
     with tempfile.TemporaryDirectory(prefix="mae_hf-chaos-") as folder:
         saves = arguments.kills // 3
         rows = run(

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 sys.path[:0] = [str(Path("tests").resolve()), str(Path.cwd())]
 import chaos
-chaos.import_what_takes_long()
 rows = chaos.run(Path(sys.argv[1]), kills=2, saves=1, stages=("finetune",), launcher=False)
 print(chaos.table(rows))
 """

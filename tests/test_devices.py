@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import DistributedType
@@ -189,7 +190,9 @@ def test_two_processes_train_and_share_the_model_of_one(runs, kind, stage):
     for key, value in metrics[1].items():
         if key.endswith(("accuracy", "f1", "loss")):
             assert metrics[0][key] == pytest.approx(value, abs=1e-5), key
-    if stage == "pretrain":
+    if stage == "finetune":
+        assert pq.read_table(folder / "predictions.parquet")["index"].to_pylist() == list(range(497))
+    else:
         assert AutoModel.from_pretrained(folder / "model" / "encoder").config.model_type == "vit"
 
 

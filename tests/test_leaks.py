@@ -1,17 +1,14 @@
 """Test images among those of pre-training, from the first command to the last score."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from forks import succeed
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
 SIZE = 16
 MODEL = ("--model.image_size", SIZE, "--model.patch_size", 4, "--model.hidden_size", 16)
 MODEL = (*MODEL, "--model.num_hidden_layers", 1, "--model.num_attention_heads", 2, "--model.intermediate_size", 16)
@@ -37,13 +34,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def succeed(script: str, *words: object) -> str:
-    command = [sys.executable, f"scripts/{script}.py", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def read(file: Path) -> dict:
     return json.loads(file.read_text())
 
@@ -51,7 +41,7 @@ def read(file: Path) -> dict:
 @pytest.mark.slow
 def test_copies_are_left_out_counted_and_written_into_the_card(source: Path, tmp_path: Path):
     pretrain = ("--data.source", source, *MODEL, *DECODER, *TRAIN, "--output_dir", tmp_path)
-    printed = succeed("pretrain", *pretrain)
+    printed = succeed("scripts/pretrain.py", *pretrain)
     line = "3 images are copies of 3 of the 12 test images: left out"
     assert line in printed
     record = read(tmp_path / "run.json")
@@ -69,7 +59,7 @@ def test_copies_are_left_out_counted_and_written_into_the_card(source: Path, tmp
         assert json.loads(shared)["tests"][0]["num_copied"] == 3
     # as a crash leaves it: the resumed run sees the same images
     (tmp_path / "metrics.json").unlink()
-    succeed("pretrain", *pretrain)
+    succeed("scripts/pretrain.py", *pretrain)
     assert read(tmp_path / "run.json")["data_fingerprint"] == record["data_fingerprint"]
 
 
@@ -77,12 +67,20 @@ def test_copies_are_left_out_counted_and_written_into_the_card(source: Path, tmp
 def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: Path, tmp_path: Path):
     data = ("--data.source", source)
     printed = succeed(
-        "pretrain", *data, *MODEL, *DECODER, *TRAIN, "--audit.leave_out", "false", "--output_dir", tmp_path / "mae"
+        "scripts/pretrain.py",
+        *data,
+        *MODEL,
+        *DECODER,
+        *TRAIN,
+        "--audit.leave_out",
+        "false",
+        "--output_dir",
+        tmp_path / "mae",
     )
     assert "3 of the 12 test images: not left out" in printed
     tune = (*data, *MODEL, *TRAIN, "--augment.mixup", 0, "--augment.cutmix", 0)
     encoder = tmp_path / "mae" / "model" / "encoder"
-    printed = succeed("finetune", *tune, "--model.init", encoder, "--output_dir", tmp_path / "tuned")
+    printed = succeed("scripts/finetune.py", *tune, "--model.init", encoder, "--output_dir", tmp_path / "tuned")
     assert "pre-training has seen 3 test images" in printed
     table = pq.read_table(tmp_path / "tuned" / "predictions.parquet").to_pydict()
     right = np.equal(table["prediction"], table["label"])
@@ -94,12 +92,12 @@ def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: 
     assert "not left out" in (tmp_path / "tuned" / "model" / "README.md").read_text()
 
     evaluate = ("--model", tmp_path / "tuned", *data)
-    succeed("evaluate", *evaluate, "--output_dir", tmp_path / "known")
+    succeed("scripts/evaluate.py", *evaluate, "--output_dir", tmp_path / "known")
     known = read(tmp_path / "known" / "metrics.json")
     for key in ("num_seen_test_images", "test_unseen/accuracy", "test_unseen/f1", "test_unseen/loss"):
         assert known[key] == pytest.approx(final[key], rel=1e-4)
     (tmp_path / "tuned" / "model" / "audit.json").unlink()
-    printed = succeed("evaluate", *evaluate, "--output_dir", tmp_path / "unknown")
+    printed = succeed("scripts/evaluate.py", *evaluate, "--output_dir", tmp_path / "unknown")
     assert "not known which test images pre-training has seen" in printed
     assert not any("unseen" in key for key in read(tmp_path / "unknown" / "metrics.json"))
     assert set(pq.read_table(tmp_path / "unknown" / "predictions.parquet")["seen"].to_pylist()) == {None}

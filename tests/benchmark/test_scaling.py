@@ -1,12 +1,11 @@
 """The plan: its parameters and memory are those of real models, its arithmetic that of the formulas."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import succeed
 
 from mae_hf.benchmark.flops import pretraining_gflop
 from mae_hf.benchmark.scaling import activation_bytes, estimate, model_bytes, num_parameters, table
@@ -109,11 +108,10 @@ def test_devices_that_cannot_be_are_refused(name, value):
 
 
 def test_the_command_prints_a_row_for_each_number_of_devices():
-    command = [sys.executable, "scripts/benchmark.py", "--preset", "configs/pretrain/stl10_base.yaml", "--plan"]
-    command += ["--scaling.devices", "4", "--scaling.device_tflops", "100"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "100 TFLOP/s of matrix products (as given)" in done.stdout
-    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == ["1", "2", "4"]
+    command = ("scripts/benchmark.py", "--preset", "configs/pretrain/stl10_base.yaml", "--plan")
+    printed = succeed(*command, "--scaling.devices", 4, "--scaling.device_tflops", 100)
+    assert "100 TFLOP/s of matrix products (as given)" in printed
+    assert [line.split()[0] for line in printed.splitlines()[-3:]] == ["1", "2", "4"]
 
 
 def test_sending_that_a_fast_link_hides_behind_the_backward_pass_costs_nothing():

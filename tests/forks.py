@@ -1,0 +1,82 @@
+"""Scripts that are there at once: forks of a process that has loaded all libraries, which takes ten seconds.
+
+A script that is only tested for what it does starts this way; those that are tested for how they start (launchers,
+imports, signals of a terminal) are processes of their own.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = [
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "mae_hf.data.images",
+    "mae_hf.data.seen",
+    "mae_hf.evaluation.inference",
+    "mae_hf.evaluation.metrics",
+    "mae_hf.evaluation.probing",
+    "mae_hf.evaluation.reconstruction",
+    "mae_hf.evaluation.unseen",
+    "mae_hf.figures.charts",
+    "mae_hf.hub",
+    "mae_hf.models.classifier",
+    "mae_hf.models.mae",
+    "mae_hf.objectives",
+    "mae_hf.training",
+]
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in the project's folder, of which the first is a script."""
+    context = multiprocessing.get_context("forkserver")  # it has computed nothing, unlike this process
+    context.set_forkserver_preload(LIBRARIES)
+    command = [str(word) for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        script = context.Process(target=become, args=(command, output, errors, dict(os.environ)))
+        script.start()
+        script.join()
+        assert script.exitcode is not None
+        return subprocess.CompletedProcess(command, script.exitcode, output.read_text(), errors.read_text())
+
+
+def succeed(*words: object) -> str:
+    """As `run`, of a command that must succeed; what it has printed."""
+    done = run(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def become(words: Sequence[str], output: Path, errors: Path, environment: dict[str, str]) -> NoReturn:
+    """Turns this process into `python WORDS` in the project's folder, with its output in files; ends it."""
+    code = 70
+    try:
+        for number, file in ((1, output), (2, errors)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(ROOT)
+        sys.argv[:] = words
+        runpy.run_path(words[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
