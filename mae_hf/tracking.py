@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mae_hf import cli
-from mae_hf.checkpoint import PARTIAL, sync, write_text
 from mae_hf.clean import redact
 from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, moved_away, require
 from mae_hf.devices import end_processes
+from mae_hf.durable import PARTIAL, sync, write_text
 from mae_hf.lock import LOCK, RunLock
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.benchmark.measures import Setup, contenders_of
     from mae_hf.benchmark.record import summarize, table
     from mae_hf.benchmark.turns import take_turns
-    from mae_hf.checkpoint import write_text
+    from mae_hf.durable import write_text
     from mae_hf.machine import use_cpu_well
     from mae_hf.tracking import environment as describe_environment
 

@@ -15,7 +15,7 @@ LEVELS = (
     ("clean",),
     ("config",),
     ("cli", "data", "models"),
-    ("optim", "objectives", "machine", "devices", "signals", "lock", "pickles"),
+    ("optim", "objectives", "machine", "devices", "signals", "lock", "pickles", "durable"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
     ("comparison.provenance",),
@@ -30,7 +30,6 @@ LEVELS = (
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Steps sideways within a level that are meant, each with its reason.
 SIDEWAYS = {
-    ("tracking", "checkpoint"): "a run's small files are written as atomically as its checkpoints",
     ("evaluation", "figures"): "the reconstruction picture shows what the held-out loss measures, with the same masks",
 }
 # Libraries that a module may import besides the standard library, where fewer than all.
