@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae_hf.config import require
 from mae_hf.data.draws import integer_seed
 
 
@@ -17,14 +16,12 @@ class BatchSampler:
 
     Args:
         num_images: images of the training set.
-        batch_size: images per optimizer step, over all processes and micro-batches together.
+        batch_size: images per optimizer step, over all processes and micro-batches together: at most `num_images`, and
+            a multiple of both, which `TrainConfig.plan` sees to.
         seed: seed of the order.
         num_processes: processes that share the batch.
         process_index: this process, from 0.
         accumulation_steps: micro-batches per process and optimizer step.
-
-    Raises:
-        ConfigError: fewer images than one batch, or a batch that cannot be split evenly.
     """
 
     def __init__(
@@ -36,19 +33,6 @@ class BatchSampler:
         process_index: int = 0,
         accumulation_steps: int = 1,
     ) -> None:
-        require(
-            1 <= batch_size <= num_images,
-            f"batch_size {batch_size} does not fit the {num_images} training images: choose 1 to {num_images} "
-            "(--train.batch_size)",
-        )
-        parts = num_processes * accumulation_steps
-        require(
-            batch_size % parts == 0,
-            f"batch_size {batch_size} cannot be split into {num_processes} processes x {accumulation_steps} "
-            f"micro-batches: choose a multiple of {parts} (--train.batch_size)",
-        )
-        if not 0 <= process_index < num_processes:
-            raise ValueError(f"process_index {process_index} is not one of {num_processes} processes")
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed

@@ -45,8 +45,8 @@ class StreamSampler:
     Args:
         lengths: images of each shard, (K,).
         first: the images before this one are not trained on.
-        batch_size: images per optimizer step, over all processes and micro-batches together; a multiple of
-            `num_readers`, and at most the images that are left.
+        batch_size: images per optimizer step, over all processes and micro-batches together: at most the images that
+            are left, and a multiple of both and of `num_readers`, which the config sees to.
         seed: seed of the order.
         num_readers: parts of an epoch that are read at once.
         buffer_size: images of the windows that are open at once, over all readers.
