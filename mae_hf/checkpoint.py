@@ -48,7 +48,7 @@ class TrainState:
         loss_sum: sum of the losses since the last line of the log.
         loss_steps: steps in that sum.
         skipped: windows of batches that are left out because of a loss that was not finite, the first and the last of
-            each, counted as the steps that they would have been.
+            each, by their number in the order of batches.
     """
 
     step: int = 0
@@ -59,7 +59,7 @@ class TrainState:
     skipped: list[list[int]] = field(default_factory=list)
 
     @property
-    def num_skipped_steps(self) -> int:
+    def num_skipped_batches(self) -> int:
         """How far the batches are ahead of the steps."""
         return sum(last - first + 1 for first, last in self.skipped)
 

@@ -20,7 +20,7 @@ def rows_of_step(step, num_processes, accumulation_steps, batch_size=8, num_imag
 
 def test_an_epoch_visits_each_image_at_most_once_and_all_but_the_last_incomplete_batch():
     sampler = BatchSampler(num_images=30, batch_size=8, seed=0)
-    assert sampler.steps_per_epoch == 3
+    assert sampler.batches_per_epoch == 3
     for epoch in range(4):
         seen = np.concatenate([rows for step in range(3) for rows in sampler.micro_batches(3 * epoch + step)])
         assert seen.dtype == np.int64
