@@ -83,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
     streamed = None
-    sampler: Sampler = batch_sampler(accelerator, config.train, plan)
+    sampler: Sampler
     if isinstance(train_images, Stream):
         streamed = open_stream(train_images, config, plan, accelerator.device, accelerator.process_index, tests)
         sampler = streamed.sampler
         loss_of = pretraining_loss(prepared, streamed, config)
     else:
+        sampler = batch_sampler(accelerator, config.train, plan)
         device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
         loss_of = pretraining_loss(prepared, device_images, config)
     first_rows = np.arange(plan.micro_batch_size)
