@@ -119,7 +119,7 @@ class Checkpoints:
 
         Raises:
             RunError: it is damaged.
-            ConfigError: it was saved with shards and this run has none, or the reverse.
+            ConfigError: it was saved with shards, or an average, and this run has none, or the reverse.
         """
         causes = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])
         if causes[0]:
@@ -157,6 +157,13 @@ class Checkpoints:
             saved == now,
             f"{path} was saved with {saved}, and this run was started with {now}: start it with {saved} as before "
             "(configs/accelerate), or choose another --output_dir",
+        )
+        has_average = (path / AVERAGE).exists()
+        require(
+            has_average == (self.average is not None),
+            f"{path} has {'an' if has_average else 'no'} average of the weights, and this run keeps "
+            f"{'one' if self.average is not None else 'none'}: give --train.ema_decay as before, or choose another "
+            "--output_dir",
         )
         try:
             check_shards(path)

@@ -382,3 +382,15 @@ def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_pa
     assert (average.module.weight == 3).all()
     assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
     assert not list(checkpoints.path(1).glob("custom_checkpoint*"))
+
+
+def test_an_average_that_one_of_checkpoint_and_run_does_not_have_is_refused(training, tmp_path):
+    accelerator, model, _ = training
+    average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
+    for name, saved, read, message in (
+        ("with", average, None, "step-00000001 has an average of the weights, and this run keeps none"),
+        ("without", None, average, "step-00000001 has no average of the weights, and this run keeps one"),
+    ):
+        Checkpoints(tmp_path / name, keep=2, average=saved).save(accelerator, TrainState(step=1))
+        with pytest.raises(ConfigError, match=rf"{message}: give --train\.ema_decay as before"):
+            Checkpoints(tmp_path / name, keep=2, average=read).resume(accelerator)

@@ -19,6 +19,7 @@ from mae_hf.config import (
     ConfigError,
     DataConfig,
     FinetuneConfig,
+    FinetuneTrainConfig,
     MAEConfig,
     PretrainConfig,
     PretrainTrainConfig,
@@ -86,6 +87,9 @@ def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
     elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
     other = dataclasses.replace(config_for(tmp_path / "run", compile="never", max_skipped_windows=2), data=elsewhere)
     assert inspect_run(other) == "unfinished"
+    averaged = FinetuneConfig(output_dir=str(tmp_path / "averaged"), train=FinetuneTrainConfig(ema_decay=0.9))
+    start(FinetuneConfig(output_dir=averaged.output_dir))
+    assert "(train.ema_decay: 0.0 -> 0.9)" in refusal(averaged)
     half = dataclasses.replace(other, model=MAEConfig(decode_ratio=0.5))
     assert "(model.decode_ratio: 1.0 -> 0.5)" in refusal(half)
 
