@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import BenchmarkConfig, PretrainConfig, require
 
 
@@ -107,4 +107,4 @@ def print_plan(config: BenchmarkConfig, preset: PretrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

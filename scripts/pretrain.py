@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import PretrainConfig
 from mae_hf.data.places import check_source
 
@@ -188,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

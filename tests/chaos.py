@@ -141,10 +141,10 @@ def _become(words: list[str], log: Path) -> None:
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = words
-        from mae_hf import cli
+        from mae_hf import exits
         from scripts import finetune, pretrain
 
-        cli.run(pretrain.main if "pretrain" in words[0] else finetune.main)
+        exits.run(pretrain.main if "pretrain" in words[0] else finetune.main)
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:

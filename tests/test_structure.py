@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("clean",),
     ("config",),
-    ("cli", "data", "models"),
+    ("cli", "exits", "data", "models"),
     ("optim", "objectives", "machine", "devices", "signals", "lock", "pickles", "durable"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
@@ -33,7 +33,7 @@ SIDEWAYS = {
     ("evaluation", "figures"): "the reconstruction picture shows what the held-out loss measures, with the same masks",
 }
 # Libraries that a module may import besides the standard library, where fewer than all.
-ONLY = {"clean": set(), "config": set(), "cli": {"jsonargparse", "yaml"}}
+ONLY = {"clean": set(), "config": set(), "exits": set(), "cli": {"jsonargparse", "yaml"}}
 BANNED = {"torchvision", "timm", "kornia"}
 
 # Modules with public names and no test file of their own, each with the reason.
