@@ -1,4 +1,4 @@
-"""Training state on disk: written beside and renamed, named by step, rotated, and read back to go on.
+"""Training state on disk: named by step, rotated, and read back to go on.
 
 A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler), the average
 of the weights where one is kept, `train_state.json`, everything else that the loop changes, and `digests.json`, the
@@ -28,13 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
 from mae_hf.config import RunError, require
+from mae_hf.durable import beside_of, rename, sync
 from mae_hf.optim import WeightAverage
 from mae_hf.pickles import check_shards
 
 STATE = "train_state.json"
 AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
-PARTIAL = ".*.partial"  # what is being written, or was when a run was killed
 
 
 @dataclass
@@ -48,7 +48,7 @@ class TrainState:
         loss_sum: sum of the losses since the last line of the log.
         loss_steps: steps in that sum.
         skipped: windows of batches that are left out because of a loss that was not finite, the first and the last of
-            each, counted as the steps that they would have been.
+            each, by their number in the order of batches.
     """
 
     step: int = 0
@@ -59,46 +59,9 @@ class TrainState:
     skipped: list[list[int]] = field(default_factory=list)
 
     @property
-    def num_skipped_steps(self) -> int:
+    def num_skipped_batches(self) -> int:
         """How far the batches are ahead of the steps."""
         return sum(last - first + 1 for first, last in self.skipped)
-
-
-def sync(path: Path) -> None:
-    """Returns once a file, or a folder with all that is in it, is on the disk and no power cut can take it away."""
-    for entry in (*path.rglob("*"), path):
-        with contextlib.suppress(FileNotFoundError):  # a tracker's file may come and go
-            _fsync(entry)
-
-
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder beside `path` with `write(folder)` and renames it, so that `path` is whole or not there.
-
-    Raises:
-        RunError: the disk is full or read-only; `path` is as it was.
-    """
-    beside = _beside(path)
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        write(beside)
-        sync(beside)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise RunError(f"{path} cannot be written ({_one_line(error)}): make room, the same command goes on") from error
-    shutil.rmtree(path, ignore_errors=True)
-    _rename(beside, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside `path` and renames it; where that fails, `path` is as it was and nothing is left."""
-    beside = _beside(path)
-    try:
-        beside.write_text(text)
-        sync(beside)
-        _rename(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class Checkpoints:
@@ -122,7 +85,7 @@ class Checkpoints:
             RunError: it cannot be written; the checkpoints from before are as they were.
         """
         path = self.path(state.step)
-        beside = _beside(path)
+        beside = beside_of(path)
 
         def make_room() -> None:
             if accelerator.is_main_process:
@@ -145,7 +108,7 @@ class Checkpoints:
                 _write_digests(beside)
                 sync(beside)
                 shutil.rmtree(path, ignore_errors=True)
-                _rename(beside, path)
+                rename(beside, path)
                 self._rotate()
 
         for part in (make_room, write, finish):
@@ -156,7 +119,7 @@ class Checkpoints:
 
         Raises:
             RunError: it is damaged.
-            ConfigError: it was saved with shards and this run has none, or the reverse.
+            ConfigError: it was saved with shards, or an average, and this run has none, or the reverse.
         """
         causes = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])
         if causes[0]:
@@ -194,6 +157,13 @@ class Checkpoints:
             saved == now,
             f"{path} was saved with {saved}, and this run was started with {now}: start it with {saved} as before "
             "(configs/accelerate), or choose another --output_dir",
+        )
+        has_average = (path / AVERAGE).exists()
+        require(
+            has_average == (self.average is not None),
+            f"{path} has {'an' if has_average else 'no'} average of the weights, and this run keeps "
+            f"{'one' if self.average is not None else 'none'}: give --train.ema_decay as before, or choose another "
+            "--output_dir",
         )
         try:
             check_shards(path)
@@ -234,7 +204,7 @@ class Checkpoints:
                 cause = f"its best checkpoint, {best.name}: {cause}"
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
-            _rename(path, aside)
+            rename(path, aside)
             warnings.warn(
                 f"{path} is damaged ({cause}): it is kept as {aside.name}, and the run goes on from the one before it",
                 stacklevel=2,
@@ -254,7 +224,7 @@ class Checkpoints:
             return
         free = shutil.disk_usage(_nearest(self.folder)).free / 2**20  # torch does not say that a disk is full
         if accelerator.is_main_process:
-            shutil.rmtree(_beside(path), ignore_errors=True)  # what it takes may be what is missing
+            shutil.rmtree(beside_of(path), ignore_errors=True)  # what it takes may be what is missing
         raise RunError(
             f"{path} cannot be written ({causes[0]}; {free:.1f} MiB were free); the last good checkpoint is "
             f"{self.latest() or 'none yet'}: make room, and the same command goes on from there"
@@ -305,30 +275,10 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(PARTIAL.replace("*", path.name))
-
-
 def _remove(path: Path) -> None:
     """Takes a checkpoint's name away first, so that a kill leaves no half of one under it; the next save sweeps it."""
-    os.replace(path, beside := _beside(path))
+    os.replace(path, beside := beside_of(path))
     shutil.rmtree(beside)
-
-
-def _rename(old: Path, new: Path) -> None:
-    """Renames, and returns once the new name is on the disk."""
-    os.replace(old, new)
-    _fsync(new.parent)
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt":
-        return  # Windows opens no folder, and no file for reading, to this end
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _one_line(error: BaseException) -> str:

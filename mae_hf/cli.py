@@ -6,11 +6,8 @@ Precedence: dataclass default < YAML (`--config`) < flags. `--print_config` show
 import argparse
 import dataclasses
 import difflib
-import errno
 import itertools
-import os
 import re
-import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +18,10 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from mae_hf.clean import is_plain, redact
-from mae_hf.config import ConfigError, RunError, RunStopped, require
+from mae_hf.config import ConfigError, require
 
 Config = TypeVar("Config")
 
-# A disk that is full, over its quota or read-only, and a folder that is not ours.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 _OWN_FLAGS = ("help", "config", "print_config")
 # of a config file: 21,000 class names fit in, and reading it takes a second at most
 _MAX_BYTES, _MAX_DEPTH, _MAX_EVENTS = 2**19, 8, 50_000
@@ -104,69 +99,6 @@ def differences(old: Any, new: Any) -> list[str]:
     """`key: old value -> new value` for every field in which two configs of one class differ."""
     before, after = dict(flatten(old)), dict(flatten(new))
     return [f"{key}: {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
-
-
-def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's `main` and exits.
-
-    0 done, 1 the run failed, 2 the command or the config is wrong, 143 and 130 stopped by SIGTERM and Ctrl-C.
-    """
-    # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
-    folder = Path(sys.argv[0]).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
-    try:
-        main()
-    except RunStopped as error:
-        _end(f"stopped: {error}", 128 + error.signal_number)  # what a shell makes of a process that a signal has ended
-    except KeyboardInterrupt:
-        _end("stopped: by Ctrl-C, at once", 128 + signal.SIGINT)
-    except ConfigError as error:
-        _end(f"error: {error}", 2, "LOCAL_RANK")  # what is wrong for one process of a machine is so for all of them
-    except RunError as error:
-        _end(f"error: {error}", 1, None)  # the others may know no more than that this one is gone
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        _end(f"error: {error}: once that is mended, the same command goes on", 1, None)
-    except RuntimeError as error:
-        if not _is_lost_process(error):
-            raise
-        if _number("LOCAL_RANK") == 0:  # one process of each machine: the others may be cut off
-            print(
-                f"error: process {_number('RANK')} has lost another one ({_first_line(error)}): the "
-                "launcher names it and its exit code, under Root Cause, or the network between the machines is down; "
-                "the same command on all machines goes on from the last checkpoint",
-                file=sys.stderr,
-            )
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # a process group that is torn apart cannot be left in good order: its threads still wait
-    sys.exit(0)
-
-
-def _end(message: str, code: int, number: str | None = "RANK") -> NoReturn:
-    """Exits; the processes whose `number` is 0 say why, or all of them, and the first needs no name."""
-    if number is None or _number(number) == 0:
-        print(f"process {_number('RANK')}: {message}" if _number("RANK") else message, file=sys.stderr)
-    sys.exit(code)
-
-
-def _number(name: str) -> int:
-    """This process's RANK among all, or LOCAL_RANK on its machine."""
-    return int(os.environ.get(name, "0"))
-
-
-def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether a collective operation failed: torch's own errors of NCCL and the store, and what gloo raises."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return (
-        "DistError" in kinds
-        or re.search(r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer", str(error)) is not None
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:

@@ -884,7 +884,7 @@ class ScalingConfig:
     """The devices of `--plan`.
 
     Args:
-        devices: most devices of the table, which has 1, 2, 4 and so on.
+        devices: most devices of the table, which has 1, 2, 4 and so on; they must be able to share the batch.
         device_tflops: dense matrix products that a device does in this precision, in TFLOP/s; null measures those of
             this machine.
         efficiency: the part of them that a step reaches (docs/benchmarks.md has measured ones).

@@ -122,16 +122,21 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
     """Makes sure that the machines of a run see one and the same output folder: checkpoints are written by all of them.
 
     Raises:
-        ConfigError: what the main process writes there does not reach every machine.
+        ConfigError: the main process cannot write there, or what it writes does not reach every machine.
     """
     if accelerator.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         return
     parent = folder.absolute().parent
     mark = parent / broadcast_object_list([f".{folder.name}.{uuid.uuid4().hex}"])[0]
+    problem = ""
     if accelerator.is_main_process:
-        parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    accelerator.wait_for_everyone()
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as error:
+            problem = f"{parent} cannot be written to ({error.strerror}): choose another --output_dir"
+    problem = broadcast_object_list([problem])[0]
+    require(not problem, problem)
     seen = gather_object([mark.exists()])
     if accelerator.is_main_process:
         mark.unlink()

@@ -21,7 +21,8 @@ from mae_hf.data.transfer import to_device
 from mae_hf.models.classifier import DropPath, set_draws
 
 LossOf = Callable[[NDArray[np.int64], int, int], Tensor]
-"""Mean loss () of the images of these rows, int64 (B,), as they are augmented in this epoch and mixed in this step."""
+"""Mean loss () of the images of these rows, int64 (B,), as they are augmented in this epoch and mixed in this batch: by
+its number, which is that of the optimizer step where no batch was skipped."""
 
 
 def pretraining_loss(model: nn.Module, images: DeviceImages | StreamedImages, config: PretrainConfig) -> LossOf:
@@ -34,7 +35,7 @@ def pretraining_loss(model: nn.Module, images: DeviceImages | StreamedImages, co
     """
     seed = config.train.seed
 
-    def loss_of(rows: NDArray[np.int64], epoch: int, step: int) -> Tensor:
+    def loss_of(rows: NDArray[np.int64], epoch: int, batch_index: int) -> Tensor:
         pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
         noise = uniform(seed, epoch, rows, config.model.num_patches, "mask").astype(np.float32)
@@ -57,12 +58,12 @@ def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, co
     seed = config.train.seed
     drop_paths = [module for module in model.modules() if isinstance(module, DropPath)]
 
-    def loss_of(rows: NDArray[np.int64], epoch: int, step: int) -> Tensor:
+    def loss_of(rows: NDArray[np.int64], epoch: int, batch_index: int) -> Tensor:
         pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
         pixel_values = erase(pixel_values, rows, config.augment.erase_probability, seed, epoch)
         labels = to_device(images.labels[rows], images.device)
-        pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, seed, step)
+        pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, seed, batch_index)
         draws = uniform(seed, epoch, rows, 2 * len(drop_paths), "drop path").astype(np.float32)
         set_draws(drop_paths, to_device(draws, images.device))
         # the loss is computed here: float labels passed to the model would turn its config into multi-label

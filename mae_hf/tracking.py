@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mae_hf import cli
-from mae_hf.checkpoint import PARTIAL, sync, write_text
 from mae_hf.clean import redact
 from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, moved_away, require
 from mae_hf.devices import end_processes
+from mae_hf.durable import PARTIAL, sync, write_text
 from mae_hf.lock import LOCK, RunLock
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
@@ -99,12 +99,10 @@ class RunLog:
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", cli.dump(config))
-            self.rewind(step)
             self._run = {**environment(accelerator), **facts, "start": before.get("start", _now()), "end": None}
             self._write_json("run.json", self._run)
-        if config.train.trackers:
-            hyperparameters = {key: str(value) for key, value in cli.flatten(config)}
-            accelerator.init_trackers(self._folder.name, config=hyperparameters)
+        self._hyperparameters = {key: str(value) for key, value in cli.flatten(config)} if config.train.trackers else {}
+        self.rewind(step)
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Adds a line to metrics.jsonl and sends it to the trackers.
@@ -132,7 +130,10 @@ class RunLog:
         return bool(broadcast_object_list(found)[0])
 
     def rewind(self, step: int) -> None:
-        """Drops the lines after this step."""
+        """Drops the lines after this step, and starts the trackers again; every process must call it.
+
+        TensorBoard takes back what came after the step. trackio cannot: it goes on with another run of the project.
+        """
         if self._accelerator.is_main_process:
             text = self._path.read_text(errors="replace") if self._path.exists() else ""
             # a line without its end is what a run that was killed was writing
@@ -141,6 +142,13 @@ class RunLog:
             if len(whole) < len(lines):
                 warnings.warn(f"{len(lines) - len(whole)} lines of {self._path} are damaged and left out", stacklevel=2)
             write_text(self._path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        if self._hyperparameters:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+            self._accelerator.trackers.clear()  # init_trackers adds to them
+            self._accelerator.init_trackers(
+                self._folder.name, self._hyperparameters, init_kwargs={"tensorboard": {"purge_step": step + 1}}
+            )
 
     def sync(self) -> None:
         """Returns once what was written so far is on the disk."""

@@ -53,8 +53,8 @@ def train(
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
-        sampler: which images come in which step: `batch_sampler`, or that of a stream.
-        loss_of: mean loss of the images of these rows, as they are augmented in this epoch and mixed in this step.
+        sampler: which images come in which batch: `batch_sampler`, or that of a stream.
+        loss_of: mean loss of the images of these rows, as they are augmented in this epoch and mixed in this batch.
         evaluate: values on validation images after this many steps.
         best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
 
@@ -85,8 +85,8 @@ def train(
         while state.step < plan.total_steps:
             learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
             set_learning_rate(optimizer, learning_rate)
-            batch = state.step + state.num_skipped_steps
-            loss, grad_norm = gradients(accelerator, model, sampler, loss_of, batch, config)
+            batch_index = state.step + state.num_skipped_batches
+            loss, grad_norm = gradients(accelerator, model, sampler, loss_of, batch_index, config)
             loss, told_to_stop = over_processes(accelerator, loss, signals)
             failure = _first_failure(failure, loss, grad_norm, state.step)
             update(optimizer, failure[0])
@@ -135,7 +135,7 @@ def train(
 
 
 def batch_sampler(accelerator: Accelerator, config: TrainConfig, plan: Plan) -> BatchSampler:
-    """This process's share of every step's batch."""
+    """This process's share of every batch."""
     return BatchSampler(
         plan.num_images,
         config.batch_size,
@@ -151,19 +151,19 @@ def gradients(
     model: nn.Module,
     sampler: Sampler,
     loss_of: LossOf,
-    step: int,
+    batch_index: int,
     config: TrainConfig,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one global batch; returns the mean loss of this process's share, and the norm before clipping."""
     model.train()
-    # a network's dropout draws from torch's generator: seeded by the step, a resumed run draws what it would have drawn
-    torch.manual_seed(integer_seed(config.seed, step, f"process {accelerator.process_index}"))
-    micro_batches = sampler.micro_batches(step)
+    # a network's dropout draws from torch's generator: seeded by the batch, a resumed run draws as it would have
+    torch.manual_seed(integer_seed(config.seed, batch_index, f"process {accelerator.process_index}"))
+    micro_batches = sampler.micro_batches(batch_index)
     total = torch.zeros((), device=accelerator.device)
     for index, rows in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = loss_of(rows, sampler.epoch(step), step) / len(micro_batches)
+            loss = loss_of(rows, sampler.epoch(batch_index), batch_index) / len(micro_batches)
             accelerator.backward(loss)
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -242,7 +242,7 @@ def _go_back(
             f"{what}; the last good checkpoint is {checkpoints.latest() or 'none yet'}: lower --train.base_lr, leave "
             "fp16 for bf16 or fp32, or leave such batches out (--train.max_skipped_windows)"
         )
-    ahead, skipped = state.num_skipped_steps, state.skipped
+    ahead, skipped = state.num_skipped_batches, state.skipped
     good = checkpoints.go_back(accelerator)
     if good is None:  # the weights are those of the step that failed
         raise RunError(f"{what}, and no checkpoint is good to go back to: the same command starts at step 0")

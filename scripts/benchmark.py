@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import BenchmarkConfig, PretrainConfig, require
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.benchmark.measures import Setup, contenders_of
     from mae_hf.benchmark.record import summarize, table
     from mae_hf.benchmark.turns import take_turns
-    from mae_hf.checkpoint import write_text
+    from mae_hf.durable import write_text
     from mae_hf.machine import use_cpu_well
     from mae_hf.tracking import environment as describe_environment
 
@@ -107,4 +107,4 @@ def print_plan(config: BenchmarkConfig, preset: PretrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

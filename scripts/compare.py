@@ -9,7 +9,7 @@ Several seeds of each arm: --pretrained runs/finetune/seed-* --scratch runs/fine
 import argparse
 from collections.abc import Sequence
 
-from mae_hf import cli
+from mae_hf import exits
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,4 +53,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -6,7 +6,7 @@ python scripts/demo.py --model user/name --port 7861
 
 from collections.abc import Sequence
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import ConfigError, DemoConfig
 from mae_hf.models.places import FIX_MODEL, find_model
 
@@ -36,4 +36,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import EvaluateConfig, require
 from mae_hf.data.places import check_source
 from mae_hf.models.places import FIX_MODEL, find_model
@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     find_model(config.model, FIX_MODEL)  # before the imports that take seconds
     check_source(config.data.sources[0])
 
-    from mae_hf.checkpoint import write_text
     from mae_hf.data.images import load_labelled_images
     from mae_hf.data.seen import seen_test_images
     from mae_hf.devices import end_processes, start_accelerator
+    from mae_hf.durable import write_text
     from mae_hf.evaluation.inference import extract_features, predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
@@ -102,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import FewLabelsConfig, FinetuneConfig, require
 from mae_hf.data.places import check_source
 from mae_hf.models.places import FIX_MODEL, SCRATCH, find_model
@@ -94,4 +94,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

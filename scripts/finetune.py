@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import FinetuneConfig
 from mae_hf.data.places import check_source
 from mae_hf.models.places import FIX_INIT, SCRATCH, find_model
@@ -173,4 +173,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

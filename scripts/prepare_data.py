@@ -5,7 +5,7 @@ python scripts/prepare_data.py --data.source digits --image_size 32 --audit-agai
 
 from collections.abc import Sequence
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import PrepareConfig
 from mae_hf.data.places import check_source
 
@@ -80,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

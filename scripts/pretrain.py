@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import PretrainConfig
 from mae_hf.data.places import check_source
 
@@ -28,11 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from mae_hf import hub
-    from mae_hf.checkpoint import Checkpoints, write_text
+    from mae_hf.checkpoint import Checkpoints
     from mae_hf.data.images import DeviceImages, ImageSet, load_pretraining_images, load_probe_images, load_test_images
     from mae_hf.data.seen import audit_held_out, audit_pretraining, describe_audit, finish_stream_audit
     from mae_hf.data.streaming import Stream, describe_notes, load_stream, open_stream, read_notes
     from mae_hf.devices import check_shared, prepare, start_accelerator
+    from mae_hf.durable import write_text
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
     from mae_hf.evaluation.reconstruction import save_reconstructions
@@ -82,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
     streamed = None
-    sampler: Sampler = batch_sampler(accelerator, config.train, plan)
+    sampler: Sampler
     if isinstance(train_images, Stream):
         streamed = open_stream(train_images, config, plan, accelerator.device, accelerator.process_index, tests)
         sampler = streamed.sampler
         loss_of = pretraining_loss(prepared, streamed, config)
     else:
+        sampler = batch_sampler(accelerator, config.train, plan)
         device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
         loss_of = pretraining_loss(prepared, device_images, config)
     first_rows = np.arange(plan.micro_batch_size)
@@ -186,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_hf import cli
+from mae_hf import cli, exits
 from mae_hf.config import ReconstructConfig
 from mae_hf.models.places import FIX_MODEL, find_model
 
@@ -39,4 +39,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -81,11 +81,11 @@ def run(
     state = checkpoints.resume(accelerator)
     log = RunLog(accelerator, config, state.step, {})
 
-    def loss_of(rows: np.ndarray, epoch: int, _step: int) -> Tensor:
+    def loss_of(rows: np.ndarray, epoch: int, _batch_index: int) -> Tensor:
         if state.step == stop_at:
             raise Interrupted
         inputs, targets = batch(rows, epoch)
-        return change(state.step + state.num_skipped_steps, nn.functional.mse_loss(model(inputs), targets))
+        return change(state.step + state.num_skipped_batches, nn.functional.mse_loss(model(inputs), targets))
 
     try:
         state = train(

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed import checkpoint as torch_checkpoint
 
-from mae_hf.checkpoint import Checkpoints, TrainState, write_folder, write_text
+from mae_hf.checkpoint import Checkpoints, TrainState
 from mae_hf.config import ConfigError, RunError
 from mae_hf.optim import WeightAverage
 
@@ -369,47 +369,6 @@ def test_a_checkpoint_does_not_make_a_run_folder_anew_that_was_moved_away(traini
     assert not (tmp_path / "moved").exists()
 
 
-# ---- files and folders ----
-
-
-def test_a_folder_is_filled_beside_and_then_renamed(tmp_path):
-    def write(folder: Path) -> None:
-        assert not (tmp_path / "model").exists()
-        (folder / "config.json").write_text("new")
-
-    write_folder(tmp_path / "model", write)
-    assert names(tmp_path) == ["model"]
-    assert (tmp_path / "model" / "config.json").read_text() == "new"
-
-
-def test_a_writer_that_fails_leaves_the_old_folder_whole(tmp_path):
-    write_folder(tmp_path / "model", lambda folder: (folder / "config.json").write_text("old"))
-
-    def write(folder: Path) -> None:
-        (folder / "config.json").write_text("new")
-        raise OSError("disk full")
-
-    with pytest.raises(RunError, match=r"model cannot be written \(disk full\)"):
-        write_folder(tmp_path / "model", write)
-    assert names(tmp_path) == ["model"]
-    assert names(tmp_path / "model") == ["config.json"]
-    assert (tmp_path / "model" / "config.json").read_text() == "old"
-
-    write_folder(tmp_path / "model", lambda folder: (folder / "README.md").write_text("later"))
-    assert names(tmp_path / "model") == ["README.md"], "nothing of the old folder, nor of the failed one"
-    assert names(tmp_path) == ["model"]
-
-
-def test_a_text_is_replaced_whole(tmp_path):
-    path = tmp_path / "run.json"
-    write_text(path, "old")
-    write_text(path, "new")
-    assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"])
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "half\ud800")
-    assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"]), "what it took may be the room that is missing"
-
-
 def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_path):
     accelerator, model, _ = training
     average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
@@ -423,3 +382,15 @@ def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_pa
     assert (average.module.weight == 3).all()
     assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
     assert not list(checkpoints.path(1).glob("custom_checkpoint*"))
+
+
+def test_an_average_that_one_of_checkpoint_and_run_does_not_have_is_refused(training, tmp_path):
+    accelerator, model, _ = training
+    average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
+    for name, saved, read, message in (
+        ("with", average, None, "step-00000001 has an average of the weights, and this run keeps none"),
+        ("without", None, average, "step-00000001 has no average of the weights, and this run keeps one"),
+    ):
+        Checkpoints(tmp_path / name, keep=2, average=saved).save(accelerator, TrainState(step=1))
+        with pytest.raises(ConfigError, match=rf"{message}: give --train\.ema_decay as before"):
+            Checkpoints(tmp_path / name, keep=2, average=read).resume(accelerator)

@@ -293,60 +293,6 @@ def test_differences_name_key_old_and_new_value():
 
 # ---- a script as a process ----
 
-SCRIPT = """
-import sys
-from mae_hf import cli
-from mae_hf.config import ConfigError, RunError, RunStopped
-ends = {"done": None, "failed": RunError("step 7"), "wrong": ConfigError("patch_size 10"), "bug": KeyError("a bug")}
-ends |= {"told": RunStopped("saved", 15), "Ctrl-C": KeyboardInterrupt()}
-ends |= {"full": OSError(28, "No space left on device", "run.json"), "lost": OSError(110, "Connection timed out")}
-def main():
-    if ends[sys.argv[1]]:
-        raise ends[sys.argv[1]]
-cli.run(main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("end", "rank", "code", "stderr"),
-    [
-        ("done", "0", 0, ""),
-        ("failed", "0", 1, "error: step 7\n"),
-        ("failed", "1", 1, "process 1: error: step 7\n"),
-        ("wrong", "0", 2, "error: patch_size 10\n"),
-        ("wrong", "1", 2, ""),
-        ("told", "0", 143, "stopped: saved\n"),
-        ("told", "1", 143, ""),
-        ("Ctrl-C", "1", 130, ""),
-        ("Ctrl-C", "0", 130, "stopped: by Ctrl-C, at once\n"),
-        (
-            *("full", "0", 1),
-            "error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command goes on\n",
-        ),
-        (
-            *("full", "3", 1),
-            "process 3: error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command "
-            "goes on\n",
-        ),
-    ],
-)
-def test_the_exit_code_says_how_it_ended_and_whoever_failed_says_why(end, rank, code, stderr):
-    done = _python("-c", SCRIPT, end, RANK=rank, LOCAL_RANK=rank)
-    assert (done.returncode, done.stderr, done.stdout) == (code, stderr, "")
-
-
-def test_a_machine_on_which_the_config_is_wrong_says_so_once():
-    ends = [_python("-c", SCRIPT, "wrong", RANK=str(8 + local), LOCAL_RANK=str(local)) for local in range(2)]
-    assert [(done.returncode, done.stderr) for done in ends] == [(2, "process 8: error: patch_size 10\n"), (2, "")]
-
-
-@pytest.mark.parametrize("end", ["bug", "lost"])
-def test_a_bug_shows_its_traceback(end):
-    done = _python("-c", SCRIPT, end)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-
-
 SCRIPTS = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -397,24 +343,3 @@ def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def test_what_is_dumped_is_plain_yaml():
     assert yaml.safe_load(cli.dump(PretrainConfig()))["augment"] == {"crop_scale": [0.2, 1.0], "flip": True}
-
-
-@pytest.mark.parametrize(
-    ("error", "is_lost"),
-    [
-        ("RuntimeError('[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.77.0.2]:19273')", True),
-        ("RuntimeError('[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms for recv')", True),
-        ("torch.distributed.DistBackendError('NCCL communicator was aborted on rank 0.')", True),
-        ("RuntimeError('shape [2, 3] is invalid')", False),
-    ],
-)
-def test_a_process_that_loses_another_one_says_so_in_one_line_on_each_machine(error, is_lost):
-    imports = "import torch\n" if "torch." in error else ""
-    code = f"{imports}from mae_hf import cli\ndef main():\n    print('step 7')\n    raise {error}\ncli.run(main)\n"
-    environment = os.environ | {"RANK": "8", "LOCAL_RANK": "0", "PYTHONUNBUFFERED": ""}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (1, "step 7\n"), "what was said before is not lost"
-    assert ("error: process 8 has lost another one (" in done.stderr) == is_lost
-    assert ("Traceback" in done.stderr) != is_lost
-    if is_lost:
-        assert len(done.stderr.strip().splitlines()) == 1

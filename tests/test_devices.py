@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from mae_hf.config import ConfigError, FinetuneTrainConfig, PretrainTrainConfig
-from mae_hf.devices import check_launch, prepare
+from mae_hf.devices import check_launch, check_shared, prepare
 from mae_hf.tracking import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +107,14 @@ def test_an_average_of_weights_that_are_in_shards_is_refused(kind):
     train = FinetuneTrainConfig(batch_size=64, ema_decay=0.9)
     with pytest.raises(ConfigError, match=f"ema_decay averages whole weights, and {kind.value} shards them"):
         prepare(SimpleNamespace(distributed_type=kind), torch.nn.Linear(1, 1), None, train.plan(100, 2), train)
+
+
+def test_a_folder_that_several_machines_cannot_write_to_is_refused_as_on_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    (tmp_path / "file").touch()
+    two_machines = SimpleNamespace(num_processes=2, is_main_process=True)
+    with pytest.raises(ConfigError, match=r"file/runs cannot be written to \(Not a directory\).*--output_dir"):
+        check_shared(two_machines, tmp_path / "file" / "runs" / "mine")
 
 
 # ---- real launches, of the real scripts ----

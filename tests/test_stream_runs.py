@@ -27,14 +27,14 @@ SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.s
 # The script with less patience, so that a server that is gone is given up after a second.
 IMPATIENT = """if True:
     import datasets
-    from mae_hf import cli
+    from mae_hf import exits
     from mae_hf.data import shards
     from scripts.pretrain import main
     shards.PAUSES = (0.0, 0.1)
     for name in ("READ", "OPEN"):
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0.01)
         setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 2)
-    cli.run(main)
+    exits.run(main)
 """
 
 

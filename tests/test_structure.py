@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("clean",),
     ("config",),
-    ("cli", "data", "models"),
-    ("optim", "objectives", "machine", "devices", "signals", "lock", "pickles"),
+    ("cli", "exits", "data", "models"),
+    ("optim", "objectives", "machine", "devices", "signals", "lock", "pickles", "durable"),
     ("evaluation", "figures", "checkpoint", "tracking"),
     ("training",),
     ("comparison.provenance",),
@@ -30,11 +30,10 @@ LEVELS = (
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Steps sideways within a level that are meant, each with its reason.
 SIDEWAYS = {
-    ("tracking", "checkpoint"): "a run's small files are written as atomically as its checkpoints",
     ("evaluation", "figures"): "the reconstruction picture shows what the held-out loss measures, with the same masks",
 }
 # Libraries that a module may import besides the standard library, where fewer than all.
-ONLY = {"clean": set(), "config": set(), "cli": {"jsonargparse", "yaml"}}
+ONLY = {"clean": set(), "config": set(), "exits": set(), "cli": {"jsonargparse", "yaml"}}
 BANNED = {"torchvision", "timm", "kornia"}
 
 # Modules with public names and no test file of their own, each with the reason.

@@ -19,6 +19,7 @@ from mae_hf.config import (
     ConfigError,
     DataConfig,
     FinetuneConfig,
+    FinetuneTrainConfig,
     MAEConfig,
     PretrainConfig,
     PretrainTrainConfig,
@@ -86,6 +87,9 @@ def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
     elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
     other = dataclasses.replace(config_for(tmp_path / "run", compile="never", max_skipped_windows=2), data=elsewhere)
     assert inspect_run(other) == "unfinished"
+    averaged = FinetuneConfig(output_dir=str(tmp_path / "averaged"), train=FinetuneTrainConfig(ema_decay=0.9))
+    start(FinetuneConfig(output_dir=averaged.output_dir))
+    assert "(train.ema_decay: 0.0 -> 0.9)" in refusal(averaged)
     half = dataclasses.replace(other, model=MAEConfig(decode_ratio=0.5))
     assert "(model.decode_ratio: 1.0 -> 0.5)" in refusal(half)
 
@@ -293,6 +297,24 @@ def test_tensorboard_gets_the_values_and_the_config(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40]
 
 
+def test_tensorboard_takes_back_what_came_after_the_step_that_a_run_goes_on_from(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = config_for(tmp_path / "run", trackers=("tensorboard",))
+    log = start(config)
+    for step in (20, 40, 60):
+        log.metrics(step, 1.0, {"train/loss": step / 100})
+    log.rewind(40)  # a window is skipped
+    log.metrics(60, 1.5, {"train/loss": 0.125})
+    log = start(config, step=20)  # a new start
+    log.metrics(40, 1.0, {"train/loss": 0.25})
+    log.finish({})
+    (folder,) = {file.parent for file in (tmp_path / "run" / "run").glob("events.out.tfevents*")}
+    events = event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(20, pytest.approx(0.2)), (40, 0.25)]
+
+
 TRACKIO_RUN = """
 import sys
 from accelerate import Accelerator
@@ -304,20 +326,24 @@ config = PretrainConfig(output_dir=sys.argv[1], train=PretrainTrainConfig(tracke
 log = RunLog(Accelerator(cpu=True, log_with=["trackio"]), config, 0, {})
 log.metrics(20, 1.0, {"train/loss": 0.5})
 log.metrics(40, 2.0, {"train/loss": 0.25, "eval/loss": 0.125})
+log.rewind(20)
+log.metrics(40, 2.0, {"train/loss": 0.375})
 log.finish({})
 """
 
 
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed: pip install mae_hf[trackio]")
-def test_trackio_gets_the_values_into_its_local_database(tmp_path):
+def test_trackio_gets_the_values_into_its_local_database_and_another_run_where_it_goes_on(tmp_path):
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", TRACKIO_RUN, str(tmp_path / "my-run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (database,) = (tmp_path / "trackio").glob("my-run*.db")
     with sqlite3.connect(database) as connection:
-        rows = connection.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
-    assert [(step, json.loads(metrics)) for step, metrics in rows] == [
-        (20, {"train/loss": 0.5}),
-        (40, {"train/loss": 0.25, "eval/loss": 0.125}),
+        rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    names = list(dict.fromkeys(name for name, *_ in rows))
+    assert [(names.index(name), step, json.loads(metrics)) for name, step, metrics in rows] == [
+        (0, 20, {"train/loss": 0.5}),
+        (0, 40, {"train/loss": 0.25, "eval/loss": 0.125}),
+        (1, 40, {"train/loss": 0.375}),
     ]

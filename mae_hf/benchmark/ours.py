@@ -59,7 +59,7 @@ def step_alone(turns: Turns, config: PretrainConfig, precision: str, open_images
     num_rows = config.train.plan(len(images.labels), 1).micro_batch_size
     pretraining_loss(kept, images, config)(np.arange(num_rows), 0, 0)
     model = build_mae(config.model, attention_for(accelerator))
-    _train(turns, accelerator, model, config, images, lambda model: lambda rows, epoch, step: model(**kept.batch).loss)
+    _train(turns, accelerator, model, config, images, lambda model: lambda *_: model(**kept.batch).loss)
 
 
 def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenImages) -> None:
@@ -70,9 +70,9 @@ def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenIma
     sampler = training.batch_sampler(accelerator, config.train, config.train.plan(len(images.labels), 1))
     prepare = pretraining_loss(_Keep(), images, config)
     turns.begin()
-    for step in itertools.count():
-        for rows in sampler.micro_batches(step):
-            prepare(rows, sampler.epoch(step), step)
+    for batch_index in itertools.count():
+        for rows in sampler.micro_batches(batch_index):
+            prepare(rows, sampler.epoch(batch_index), batch_index)
             turns.done(len(rows))
 
 
@@ -152,12 +152,12 @@ def _train(
     compile_layers(accelerator, model, train.compile, lambda: loss_of(np.arange(plan.micro_batch_size), 0, 0))
     before = 0
 
-    def loss_in_turn(rows: NDArray[np.int64], epoch: int, step: int) -> Tensor:
+    def loss_in_turn(rows: NDArray[np.int64], epoch: int, batch_index: int) -> Tensor:
         nonlocal before
         if before:
             turns.done(before)
         before = len(rows)
-        return loss_of(rows, epoch, step)
+        return loss_of(rows, epoch, batch_index)
 
     turns.begin()
     training.train(

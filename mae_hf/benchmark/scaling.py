@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mae_hf.benchmark.flops import pretraining_gflop
-from mae_hf.config import MAEConfig, PretrainConfig, ScalingConfig
+from mae_hf.config import ConfigError, MAEConfig, PretrainConfig, ScalingConfig, TrainConfig, require
 
 NUM_IMAGES = (100_000, 10_000_000, 1_000_000_000)
 _FP32 = 4  # bytes
@@ -43,7 +43,7 @@ class Estimate:
 
 
 def estimate(config: PretrainConfig, mixed_precision: str, scaling: ScalingConfig, tflops: float) -> list[Estimate]:
-    """Estimates for 1, 2, 4 and so on devices, the last with as many as asked for.
+    """Estimates for 1, 2, 4 and so on devices, those that can share the batch, the last with as many as asked for.
 
     Args:
         config: the run; its batch is split over the devices, and over accumulation steps as it says.
@@ -51,12 +51,21 @@ def estimate(config: PretrainConfig, mixed_precision: str, scaling: ScalingConfi
         tflops: matrix products that a device does in this precision, in TFLOP/s.
 
     Raises:
-        ConfigError: the batch cannot be split so.
+        ConfigError: the devices cannot share the batch.
     """
+    config.train.plan(max(NUM_IMAGES), 1)  # what is wrong on one device is wrong in the preset
+    shared_by = [num for num in range(1, config.train.batch_size + 1) if _can_share(config.train, num)]
+    require(
+        scaling.devices in shared_by,
+        f"{scaling.devices} devices cannot share the preset's batch_size {config.train.batch_size}"
+        f"{f' by {size} at a time' if (size := config.train.per_device_batch_size) else ''}: choose one of "
+        f"{', '.join(map(str, shared_by))} (--scaling.devices)",
+    )
     gflop = pretraining_gflop(config.model)
     trained, stored = num_parameters(config.model)
     rows: list[Estimate] = []
-    for num in sorted({*(2**power for power in range(scaling.devices.bit_length())), scaling.devices}):
+    powers = {2**power for power in range(scaling.devices.bit_length())}
+    for num in sorted(powers.intersection(shared_by) | {scaling.devices}):
         plan = config.train.plan(max(NUM_IMAGES), num)
         computing = config.train.batch_size / num * gflop / (1000 * tflops * scaling.efficiency)
         # a ring: what is summed goes round once, the sum once more, n - 1 of n parts each time
@@ -79,6 +88,14 @@ def estimate(config: PretrainConfig, mixed_precision: str, scaling: ScalingConfi
             )
         )
     return rows
+
+
+def _can_share(train: TrainConfig, num_devices: int) -> bool:
+    try:
+        train.plan(max(NUM_IMAGES), num_devices)
+    except ConfigError:
+        return False
+    return True
 
 
 def num_parameters(model: MAEConfig) -> tuple[int, int]:

@@ -18,13 +18,13 @@ def mix(
     num_classes: int,
     config: AugmentConfig,
     seed: int,
-    step: int,
+    batch_index: int,
 ) -> tuple[Tensor, Tensor]:
     """Mixed images and their soft targets, label smoothing included.
 
-    Each image is paired with its mirror place in the step's batch (first with last), with one weight for the batch.
+    Each image is paired with its mirror place in the batch (first with last), with one weight for the batch.
     With both methods on, each batch draws one of them. `BatchSampler` keeps a pair in one micro-batch, in mirror
-    places, and the draws are those of the step: the mix does not depend on how the batch is split.
+    places, and the draws are those of the batch: the mix does not depend on how the batch is split.
 
     Args:
         pixel_values: float32 (B, 3, S, S); not changed.
@@ -32,7 +32,7 @@ def mix(
         num_classes: C.
         config: alphas of mixup and cutmix (0 is off) and the label smoothing.
         seed: seed of the run.
-        step: number of the optimizer step, of whose batch these images are a part.
+        batch_index: number of the global batch that these images are a part of.
 
     Returns:
         pixel_values float32 (B, 3, S, S) and targets float32 (B, C); each target sums to 1.
@@ -44,7 +44,7 @@ def mix(
     if config.mixup == 0 and config.cutmix == 0:
         return pixel_values, targets
 
-    choice, beta_seed, center_y, center_x = uniform(seed, step, [0], 4, "mix")[0]
+    choice, beta_seed, center_y, center_x = uniform(seed, batch_index, [0], 4, "mix")[0]
     use_cutmix = config.mixup == 0 or (config.cutmix > 0 and choice < 0.5)
     alpha = config.cutmix if use_cutmix else config.mixup
     weight = float(np.random.default_rng(int(beta_seed * 2**53)).beta(alpha, alpha))

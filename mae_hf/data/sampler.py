@@ -1,30 +1,29 @@
-"""Which images an optimizer step sees, as a pure function of the step: nothing to save, nothing to replay on resume."""
+"""Which images a batch has, as a pure function of its number: nothing to save, nothing to replay on resume."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae_hf.config import require
 from mae_hf.data.draws import integer_seed
 
 
 class BatchSampler:
-    """The rows of every optimizer step: each epoch a new permutation, cut into global batches.
+    """The rows of every global batch: each epoch a new permutation, cut into batches.
 
-    The last incomplete batch of an epoch is left out. A step's batch is the same set of images however it is split
-    over processes and micro-batches, and a micro-batch of even size holds, with each image, the one at the mirror place
-    of the batch (first with last), in mirror places of its own: whatever pairs images pairs the same ones in any split.
+    A batch's number counts from the first of the run: it is that of the optimizer step which takes it, unless
+    batches were skipped. The last incomplete one of an epoch is left out. A batch is the same set of images however it
+    is split over processes and micro-batches, and a micro-batch of even size holds, with each image, the one at the
+    mirror place of the batch (first with last), in mirror places of its own: whatever pairs images pairs the same ones
+    in any split.
 
     Args:
         num_images: images of the training set.
-        batch_size: images per optimizer step, over all processes and micro-batches together.
+        batch_size: images per optimizer step, over all processes and micro-batches together: at most `num_images`, and
+            a multiple of the number of these, which `TrainConfig.plan` sees to.
         seed: seed of the order.
         num_processes: processes that share the batch.
         process_index: this process, from 0.
         accumulation_steps: micro-batches per process and optimizer step.
-
-    Raises:
-        ConfigError: fewer images than one batch, or a batch that cannot be split evenly.
     """
 
     def __init__(
@@ -36,19 +35,6 @@ class BatchSampler:
         process_index: int = 0,
         accumulation_steps: int = 1,
     ) -> None:
-        require(
-            1 <= batch_size <= num_images,
-            f"batch_size {batch_size} does not fit the {num_images} training images: choose 1 to {num_images} "
-            "(--train.batch_size)",
-        )
-        parts = num_processes * accumulation_steps
-        require(
-            batch_size % parts == 0,
-            f"batch_size {batch_size} cannot be split into {num_processes} processes x {accumulation_steps} "
-            f"micro-batches: choose a multiple of {parts} (--train.batch_size)",
-        )
-        if not 0 <= process_index < num_processes:
-            raise ValueError(f"process_index {process_index} is not one of {num_processes} processes")
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
@@ -59,21 +45,21 @@ class BatchSampler:
         self._order = np.empty(0, dtype=np.int64)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
+    def batches_per_epoch(self) -> int:
+        """Whole batches of an epoch."""
         return self.num_images // self.batch_size
 
-    def epoch(self, step: int) -> int:
-        """The epoch that optimizer step `step` belongs to, both from 0."""
-        return step // self.steps_per_epoch
+    def epoch(self, batch_index: int) -> int:
+        """The epoch that batch `batch_index` belongs to, both from 0."""
+        return batch_index // self.batches_per_epoch
 
-    def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
-        """This process's rows of optimizer step `step` (from 0), one int64 array (B,) per micro-batch."""
+    def micro_batches(self, batch_index: int) -> list[NDArray[np.int64]]:
+        """This process's rows of batch `batch_index` (from 0), one int64 array (B,) per micro-batch."""
         folded = np.arange(self.batch_size)
         folded = np.stack((folded, folded[::-1]), axis=1).ravel()[: self.batch_size]  # first, last, second, ...
         places = folded.reshape(self.num_processes, self.accumulation_steps, -1)[self.process_index]
-        start = step % self.steps_per_epoch * self.batch_size
-        return list(self._permutation(self.epoch(step))[start + np.sort(places)])
+        start = batch_index % self.batches_per_epoch * self.batch_size
+        return list(self._permutation(self.epoch(batch_index))[start + np.sort(places)])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         # Only the epoch in use is kept; asking for another one makes it afresh, so no answer depends on the last one.

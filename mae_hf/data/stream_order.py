@@ -1,10 +1,10 @@
-"""The order of streamed images, as a pure function of the step: shuffled as well as reading in sequence allows.
+"""The order of streamed images, as a pure function of the batch: shuffled as well as reading in sequence allows.
 
 An epoch shuffles the shards, lays their images in a row and cuts it into as many equal parts as there are readers.
-Every step takes an equal share of each part, so that a batch mixes as many places as there are readers; each process
+Every batch takes an equal share of each part, so that it mixes as many places as there are readers; each process
 has some of the parts and reads nothing else. A part is read in windows, and the images of a window are shuffled: a
 shuffle buffer that is emptied whole, so that it is a function of (seed, epoch, reader, window), not of what was read
-before. Nothing has to be saved: to go on at a step is to read its windows.
+before. Nothing has to be saved: to go on at a batch is to read its windows.
 
 K shards, n images of a window.
 """
@@ -37,16 +37,16 @@ class Window:
 
 
 class StreamSampler:
-    """The rows of every optimizer step, for images that are read in sequence.
+    """The rows of every global batch, for images that are read in sequence.
 
     A row is the number of an image over all shards in the order of their names, so what is drawn for it does not depend
-    on when it is read. As with `BatchSampler`, a step's batch is the same set of images on any number of processes.
+    on when it is read. As with `BatchSampler`, a batch is the same set of images on any number of processes.
 
     Args:
         lengths: images of each shard, (K,).
         first: the images before this one are not trained on.
-        batch_size: images per optimizer step, over all processes and micro-batches together; a multiple of
-            `num_readers`, and at most the images that are left.
+        batch_size: images per optimizer step, over all processes and micro-batches together: at most the images that
+            are left, and a multiple of the number of these and of `num_readers`, which the config sees to.
         seed: seed of the order.
         num_readers: parts of an epoch that are read at once.
         buffer_size: images of the windows that are open at once, over all readers.
@@ -82,30 +82,30 @@ class StreamSampler:
         )
         share = num_readers // num_processes
         self.readers = range(process_index * share, (process_index + 1) * share)
-        self.steps_per_epoch = self.num_images // batch_size
+        self.batches_per_epoch = self.num_images // batch_size
         self.accumulation_steps = accumulation_steps
         self._seed = seed
         self._part = self.num_images // num_readers
         self._share = batch_size // num_readers
         self.window_size = min(max(1, buffer_size // num_readers), self._part)
-        # one for each reader is in use at a time, two where a step or the reading ahead crosses a border
+        # one for each reader is in use at a time, two where a batch or the reading ahead crosses a border
         self.window = functools.lru_cache(maxsize=4 * share)(self._window)
 
-    def epoch(self, step: int) -> int:
-        """The epoch that optimizer step `step` belongs to, both from 0."""
-        return step // self.steps_per_epoch
+    def epoch(self, batch_index: int) -> int:
+        """The epoch that batch `batch_index` belongs to, both from 0."""
+        return batch_index // self.batches_per_epoch
 
-    def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
-        """This process's rows of optimizer step `step` (from 0), one int64 array (B,) per micro-batch."""
-        epoch, rows = self.epoch(step), []
-        for reader, index, places in self.places(step):
+    def micro_batches(self, batch_index: int) -> list[NDArray[np.int64]]:
+        """This process's rows of batch `batch_index` (from 0), one int64 array (B,) per micro-batch."""
+        epoch, rows = self.epoch(batch_index), []
+        for reader, index, places in self.places(batch_index):
             window = self.window(epoch, reader, index)
             rows.append(window.rows[window.order[places]])
         return np.split(np.concatenate(rows), self.accumulation_steps)
 
-    def places(self, step: int) -> list[tuple[int, int, range]]:
-        """Where this process's images of a step are: reader, number of its window, and the places in its order."""
-        start = step % self.steps_per_epoch * self._share
+    def places(self, batch_index: int) -> list[tuple[int, int, range]]:
+        """Where this process's images of a batch are: reader, number of its window, and the places in its order."""
+        start = batch_index % self.batches_per_epoch * self._share
         pieces = []
         for reader in self.readers:
             at, stop = start, start + self._share
@@ -116,19 +116,19 @@ class StreamSampler:
                 at += num
         return pieces
 
-    def window_at(self, step: int) -> tuple[int, int]:
-        """The epoch of a step and the number of the window that each reader is in."""
-        return self.epoch(step), step % self.steps_per_epoch * self._share // self.window_size
+    def window_at(self, batch_index: int) -> tuple[int, int]:
+        """The epoch of a batch and the number of the window that each reader is in."""
+        return self.epoch(batch_index), batch_index % self.batches_per_epoch * self._share // self.window_size
 
-    def last_window_at(self, step: int) -> tuple[int, int]:
-        """The same of the last images that a reader gives to this step."""
-        start = step % self.steps_per_epoch * self._share
-        return self.epoch(step), (start + self._share - 1) // self.window_size
+    def last_window_at(self, batch_index: int) -> tuple[int, int]:
+        """The same of the last images that a reader gives to this batch."""
+        start = batch_index % self.batches_per_epoch * self._share
+        return self.epoch(batch_index), (start + self._share - 1) // self.window_size
 
     @property
     def windows_per_epoch(self) -> int:
         """Windows that a reader opens in an epoch; the last images of an epoch that fill no batch are not read."""
-        return -(-self.steps_per_epoch * self._share // self.window_size)
+        return -(-self.batches_per_epoch * self._share // self.window_size)
 
     def _window(self, epoch: int, reader: int, index: int) -> Window:
         order = _permutation(len(self._lengths), self._seed, epoch, "shards")

@@ -1,9 +1,9 @@
 """Images that are read while the model learns: windows of shards, decoded in threads, one batch after another.
 
 Each of a process's readers is a thread with one window in use and at most one read ahead, still encoded. A thread that
-feeds hands the images of the coming steps to the decoding threads; `batch` takes them in turn. Which image comes when
+feeds hands the images of the coming batches to the decoding threads; `batch` takes them in turn. Which image comes when
 is `StreamSampler`'s decision alone. An image that cannot be decoded or must not be seen is replaced by the next one of
-its window, so this is a function of the step, too.
+its window, so this is a function of the batch, too.
 
 Shapes: B images in a batch, S side of the square image.
 """
@@ -96,7 +96,7 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
 
 
 class StreamedImages:
-    """The images of a process's steps as batches on the device that trains on them, in the order of its sampler.
+    """The images of a process's batches on the device that trains on them, in the order of its sampler.
 
     Args:
         shards: the files.
@@ -137,17 +137,17 @@ class StreamedImages:
         self._batches: queue.Queue[_Batch | BaseException] | None = None
 
     @contextlib.contextmanager
-    def reading(self, step: int, end: int) -> Iterator[None]:
-        """Reads what the optimizer steps from `step` on need, those before `end`, until this context ends."""
+    def reading(self, batch_index: int, end: int) -> Iterator[None]:
+        """Reads the batches from number `batch_index` on, those before `end`, until this context ends."""
         num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        micro_batch_size = len(self.sampler.micro_batches(step)[0])
+        micro_batch_size = len(self.sampler.micro_batches(batch_index)[0])
         self._batches = queue.Queue(max(2, num_threads * CHUNKS_AHEAD * CHUNK // micro_batch_size))
         self._pool = ThreadPoolExecutor(num_threads, "decode")
         self._stopped.clear()
         windows = {reader: _Windows() for reader in self.sampler.readers}
-        threads = [threading.Thread(target=self._feed, args=(step, end, windows), daemon=True)]
-        for reader in self.sampler.readers:
-            threads.append(threading.Thread(target=self._read, args=(step, end, reader, windows[reader]), daemon=True))
+        threads = [threading.Thread(target=self._feed, args=(batch_index, end, windows), daemon=True)]
+        for reader, ready in windows.items():
+            threads.append(threading.Thread(target=self._read, args=(batch_index, end, reader, ready), daemon=True))
         for thread in threads:
             thread.start()
         try:
@@ -174,16 +174,17 @@ class StreamedImages:
             if isinstance(batch, BaseException):
                 raise batch
             if not np.array_equal(batch.rows, rows):
-                raise ValueError("the batches of a stream are to be taken in the order of its steps")
+                raise ValueError("the batches of a stream are to be taken in their order")
             np.concatenate([chunk.result() for chunk in batch.chunks], out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
-    def _read(self, step: int, end: int, reader: int, windows: "_Windows") -> None:
+    def _read(self, batch_index: int, end: int, reader: int, windows: "_Windows") -> None:
         """A reader's thread: one window after another, never more than one that nobody has asked for."""
         shards = ShardReader(self._shards, self._stopped)
-        epoch, index = self.sampler.window_at(step)
+        epoch, index = self.sampler.window_at(batch_index)
         try:
-            while step < end and (epoch, index) <= self.sampler.last_window_at(end - 1) and not self._stopped.is_set():
+            last = self.sampler.last_window_at(end - 1)
+            while batch_index < end and (epoch, index) <= last and not self._stopped.is_set():
                 if not windows.room.acquire(timeout=POLL):
                     continue
                 window = self.sampler.window(epoch, reader, index)
@@ -197,22 +198,22 @@ class StreamedImages:
         except BaseException as error:  # it is raised where the batch is asked for
             windows.ready.put(error)
 
-    def _feed(self, step: int, end: int, windows: "Mapping[int, _Windows]") -> None:
-        """The feeding thread: the images of one step after another to those that decode."""
+    def _feed(self, batch_index: int, end: int, windows: "Mapping[int, _Windows]") -> None:
+        """The feeding thread: the images of one batch after another to those that decode."""
         opened: dict[int, tuple[tuple[int, int], _Opened]] = {}
         try:
-            while step < end and not self._stopped.is_set():
-                epoch, images = self.sampler.epoch(step), []
-                for reader, index, places in self.sampler.places(step):
+            while batch_index < end and not self._stopped.is_set():
+                epoch, images = self.sampler.epoch(batch_index), []
+                for reader, index, places in self.sampler.places(batch_index):
                     if reader not in opened or opened[reader][0] != (epoch, index):
                         opened[reader] = (epoch, index), windows[reader].take(self._stopped)
                     images += [(opened[reader][1], place) for place in places]
                 start = 0
-                for rows in self.sampler.micro_batches(step):
+                for rows in self.sampler.micro_batches(batch_index):
                     share, start = images[start : start + len(rows)], start + len(rows)
                     chunks = [share[at : at + CHUNK] for at in range(0, len(share), CHUNK)]
                     self._put(_Batch(rows, [self._pool.submit(self._decode, chunk) for chunk in chunks]))
-                step += 1
+                batch_index += 1
         except BaseException as error:
             self._put(error)
 
@@ -281,7 +282,7 @@ def open_stream(
     process_index: int,
     tests: Sequence[ImageSet],
 ) -> StreamedImages:
-    """The images of this process's steps; nothing is read yet.
+    """The images of this process's batches; nothing is read yet.
 
     Args:
         stream: the shards to pre-train on.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_hf import figures
-from mae_hf.checkpoint import write_text
+from mae_hf.durable import write_text
 from mae_hf.few_labels.picture import few_labels_figure
 
 GROUP = ("fraction", "arm", "method", "pooling")

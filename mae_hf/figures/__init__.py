@@ -9,17 +9,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mae_hf.durable import write_file
+
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Writes `figure` as a PNG and returns its path; a reader never sees half of a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(beside, format="png", dpi=130, facecolor="white")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=130, facecolor="white"))
     return path
 
 

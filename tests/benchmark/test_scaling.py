@@ -96,9 +96,23 @@ def test_the_last_row_has_as_many_devices_as_asked_for_and_what_does_not_fit_is_
     assert ["!" in line for line in lines] == [True, True, True, False]
 
 
-def test_a_batch_that_devices_cannot_share_is_refused():
-    with pytest.raises(ConfigError, match="batch_size 64 cannot be split over 3 processes"):
-        estimate(PretrainConfig(model=SMALL, train=TRAIN), "no", ScalingConfig(devices=3), 1.0)
+@pytest.mark.parametrize(
+    ("per_device", "message"),
+    [
+        (None, r"3 devices cannot share the preset's batch_size 64: choose one of 1, 2, 4, 8, 16, 32, 64 \("),
+        (16, r"3 devices cannot share the preset's batch_size 64 by 16 at a time: choose one of 1, 2, 4 \("),
+    ],
+)
+def test_devices_that_cannot_share_the_batch_are_refused_with_a_flag_of_the_benchmark(per_device, message):
+    config = PretrainConfig(model=SMALL, train=dataclasses.replace(TRAIN, per_device_batch_size=per_device))
+    with pytest.raises(ConfigError, match=message + r"--scaling\.devices\)$"):
+        estimate(config, "no", ScalingConfig(devices=3), 1.0)
+
+
+def test_rows_that_could_not_share_the_batch_are_left_out():
+    config = PretrainConfig(model=SMALL, train=dataclasses.replace(TRAIN, batch_size=12))
+    rows = estimate(config, "no", ScalingConfig(devices=12), 1.0)
+    assert [row.num_devices for row in rows] == [1, 2, 4, 12]
 
 
 @pytest.mark.parametrize(("name", "value"), [("devices", 0), ("efficiency", 1.5), ("device_tflops", -1.0)])

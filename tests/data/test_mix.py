@@ -22,7 +22,7 @@ def make_batch(num=6):
 
 def run(config, step, num=6):
     pixel_values, labels = make_batch(num)
-    mixed, targets = mix(pixel_values, labels, C, config, seed=0, step=step)
+    mixed, targets = mix(pixel_values, labels, C, config, seed=0, batch_index=step)
     assert mixed.shape == pixel_values.shape
     assert mixed.dtype == torch.float32
     assert targets.shape == (num, C)

@@ -29,7 +29,7 @@ def rows_of_step(step, num_processes=1, accumulation_steps=1, **changes):
 
 def test_an_epoch_visits_each_image_but_those_held_out_once():
     sampler = sampler_of()
-    assert (sampler.num_images, sampler.steps_per_epoch) == (80, 10)
+    assert (sampler.num_images, sampler.batches_per_epoch) == (80, 10)
     for epoch in range(5):
         seen = np.concatenate([rows for step in range(10) for rows in sampler.micro_batches(10 * epoch + step)])
         assert sorted(seen) == list(range(4, 84))

@@ -194,7 +194,7 @@ def test_held_out_are_the_first_images_and_none_of_them_comes(tmp_path, folder):
     stream, held_out = load_stream(config_of(tmp_path, str(folder), stream_held_out=23).data, SIZE)
     assert (len(stream), len(held_out)) == (37, 23)
     every = stream_of(config_of(tmp_path, str(folder), stream_held_out=23)).sampler
-    rows = np.concatenate([every.micro_batches(step)[0] for step in range(every.steps_per_epoch)])
+    rows = np.concatenate([every.micro_batches(step)[0] for step in range(every.batches_per_epoch)])
     assert rows.min() >= 23
     with pytest.raises(ConfigError, match=r"stream_held_out 60 leaves none of the 60 images"):
         load_stream(config_of(tmp_path, str(folder), stream_held_out=60).data, SIZE)
@@ -255,7 +255,7 @@ def test_notes_that_a_killed_run_left_half_written_do_no_harm(tmp_path, folder):
 
 def test_batches_out_of_order_are_refused(tmp_path, folder):
     images = stream_of(config_of(tmp_path, str(folder)))
-    with images.reading(0, 10**9), pytest.raises(ValueError, match="in the order of its steps"):
+    with images.reading(0, 10**9), pytest.raises(ValueError, match="in their order"):
         images.batch(images.sampler.micro_batches(1)[0])
 
 

@@ -30,6 +30,23 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_older_one_and_nothing_beside_i
     assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_run_left_of_a_figure_is_written_over(tmp_path):
+    code = """if True:
+        import os, signal, sys
+        from mae_hf import figures
+        class Figure:
+            def savefig(self, file, **_):
+                file.write_text("half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        figures.save(Figure(), sys.argv[1])
+    """
+    path = tmp_path / "curves.png"
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    figures.save(charts.curves_figure({"MAE": [HISTORY]}, "t"), path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_importing_figures_starts_no_pyplot_and_changes_no_setting():
     # Reading rcParams["backend"] would itself import pyplot.
     code = """if True:
