@@ -19,7 +19,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,11 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from forks import LIBRARIES, become
+from forks import LIBRARIES, ROOT, become, free_port
 from PIL import Image
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
 SHAPE = "--model.hidden_size 24 --model.num_hidden_layers 1 --model.num_attention_heads 2 --model.intermediate_size 48"
 DECODER = "--model.decoder_hidden_size 16 --model.decoder_num_hidden_layers 1 --model.decoder_intermediate_size 32"
 # 54 or 57 steps, two micro-batches each; lines, saves and evaluations every 5, 6 or 7 and 13 or 18 or 19 steps
@@ -506,11 +504,8 @@ def may_mount() -> bool:
 
 def launch(stage: str, folder: Path, processes: int) -> subprocess.Popen[str]:
     """`accelerate launch` on several processes of a CPU, in a process group of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    command += ["--main_process_port", str(port), *COMMANDS[stage].split(), "--output_dir", str(folder)]
+    command += ["--main_process_port", str(free_port()), *COMMANDS[stage].split(), "--output_dir", str(folder)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, text=True,

@@ -9,11 +9,12 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,18 +38,42 @@ LIBRARIES = [
 ]
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    """`python WORDS` in the project's folder, of which the first is a script."""
+def run(*words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in the project's folder, of which the first is a script; or that, as `torchrun` starts it."""
     context = multiprocessing.get_context("forkserver")  # it has computed nothing, unlike this process
     context.set_forkserver_preload(LIBRARIES)
     command = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
-        script = context.Process(target=become, args=(command, output, errors, dict(os.environ)))
-        script.start()
-        script.join()
-        assert script.exitcode is not None
-        return subprocess.CompletedProcess(command, script.exitcode, output.read_text(), errors.read_text())
+        started = [
+            context.Process(target=become, args=(command, output, errors, os.environ | place))
+            for place in places(processes)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        code = max(abs(process.exitcode) for process in started)
+        return subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
+
+
+def places(num: int) -> Iterator[dict[str, str]]:
+    """What `torchrun` tells each of several processes of a machine without GPUs; one process is told nothing."""
+    if num == 1:
+        yield {}
+        return
+    common = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "ACCELERATE_USE_CPU": "true"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for rank in map(str, range(num)):
+        yield {**common, "RANK": rank, "LOCAL_RANK": rank}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def succeed(*words: object) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import free_port
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
@@ -161,9 +162,7 @@ def test_a_taken_port_is_answered_with_another(models: Path):
 def served(models: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The script, serving the classifier, and its port."""
     pytest.importorskip("gradio", reason=NO_GRADIO)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "scripts/demo.py", "--model", str(models / "classifier"), "--port", str(port)]
     # a shell lets what it runs in the background ignore Ctrl-C, and a test run there would hand that on
     listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from accelerate import DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from forks import ROOT, free_port, run
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -23,7 +23,6 @@ from mae_hf.config import ConfigError, FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.devices import check_launch, check_shared, prepare
 from mae_hf.tracking import read_metrics
 
-ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
@@ -131,30 +130,18 @@ FINETUNE += " --train.epochs 2 --train.warmup_epochs 0 --train.log_every_steps 1
 FINETUNE += " --train.per_device_batch_size 12"
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def launch(kind: str, stage: str, folder: Path) -> str:
     """Runs scripts/STAGE.py on one process, or on two: `ddp`, or in `shards`. Returns what it prints."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    starts = {
-        "one": [*LAUNCH, "--num_processes", "1"],
-        "ddp": [*LAUNCH, "--config_file", "configs/accelerate/two_cpus.yaml", "--main_process_port", free_port()],
-        "shards": [*torchrun, "tests/sharded_script.py"],
-    }
-    words = {"pretrain": PRETRAIN, "finetune": FINETUNE}[stage].split()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*starts[kind], f"scripts/{stage}.py", *words, "--output_dir", str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    words = [f"scripts/{stage}.py", *{"pretrain": PRETRAIN, "finetune": FINETUNE}[stage].split()]
+    words += ["--output_dir", str(folder)]
+    if kind == "ddp":
+        start = [*LAUNCH, "--config_file", "configs/accelerate/two_cpus.yaml", "--main_process_port", str(free_port())]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*start, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    elif kind == "shards":
+        done = run("tests/sharded_script.py", *words, processes=2)
+    else:
+        done = run(*words)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -164,14 +151,14 @@ def runs(tmp_path_factory):
     """Run folders by strategy and stage, each made once."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
 
-    def run(kind: str, stage: str) -> Path:
+    def make(kind: str, stage: str) -> Path:
         if (kind, stage) not in made:
             made[kind, stage] = folder / f"{kind}-{stage}"
             output = launch(kind, stage, made[kind, stage])
             assert f"= {1 if kind == 'one' else 2} processes x" in output
         return made[kind, stage]
 
-    return run
+    return make
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -234,7 +221,7 @@ def test_a_run_on_two_processes_goes_on_from_its_checkpoint(runs, kind, tmp_path
 def test_a_launch_that_does_something_else_ends_in_one_line_before_any_data_is_read(words, message, tmp_path):
     if torch.cuda.is_available() and "--use_fsdp" in words:
         pytest.skip("with GPUs, FSDP runs")
-    command = [*LAUNCH, "--main_process_port", free_port(), *words, "scripts/pretrain.py"]
+    command = [*LAUNCH, "--main_process_port", str(free_port()), *words, "scripts/pretrain.py"]
     command += ["--config", "configs/pretrain/digits.yaml", "--output_dir", str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

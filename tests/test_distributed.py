@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import small_training
+from forks import free_port
 from safetensors.torch import load_file
 
 from mae_hf.tracking import read_metrics
@@ -20,12 +20,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     with pytest.raises(small_training.Interrupted):
         small_training.run(folder / "begun on one", stop_at=12)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # `--cpu --num_processes 2` starts one process; this is what starts two without a GPU
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", str(port), small_training.__file__, str(folder)]
+    command += ["--main_process_port", str(free_port()), small_training.__file__, str(folder)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,20 +1,17 @@
 """Pre-training on a stream, through the script: a server that fails, a run that goes on, two processes."""
 
 import json
-import os
 import shlex
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import run
 from safetensors.torch import load_file
 from shard_server import ShardServer, parquet, picture, tar
 
 from mae_hf.tracking import read_metrics
 
-ROOT = Path(__file__).parents[1]
 PICTURES = [picture(number) for number in range(120)]
 SHARDS = {f"s-{i}.tar": tar(PICTURES[30 * i : 30 * i + 30]) for i in range(4)}
 SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.stream_buffer 16
@@ -26,26 +23,22 @@ SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.s
     --train.log_every_steps 5""")
 # The script with less patience, so that a server that is gone is given up after a second.
 IMPATIENT = """if True:
-    import datasets
-    from mae_hf import exits
+    import datasets, runpy
     from mae_hf.data import shards
-    from scripts.pretrain import main
     shards.PAUSES = (0.0, 0.1)
     for name in ("READ", "OPEN"):
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0.01)
         setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 2)
-    exits.run(main)
+    runpy.run_path("scripts/pretrain.py", run_name="__main__")
 """
 
 
-def pretrain(tmp_path: Path, name: str, source: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+def pretrain(tmp_path: Path, name: str, source: object, processes: int = 1) -> subprocess.CompletedProcess:
     script = tmp_path / "impatient.py"
     script.write_text(IMPATIENT)
-    words = [*SETTINGS, "--data.source", str(source), "--audit.sources", f"[{tmp_path / 'labelled'}]"]
-    words += ["--data.cache_dir", str(tmp_path / f"cache-{name}"), "--output_dir", str(tmp_path / name)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launcher, str(script), *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    places = ("--data.cache_dir", tmp_path / f"cache-{name}", "--output_dir", tmp_path / name)
+    data = ("--data.source", source, "--audit.sources", f"[{tmp_path / 'labelled'}]")
+    return run(script, *SETTINGS, *data, *places, processes=processes)
 
 
 @pytest.mark.slow
@@ -74,19 +67,7 @@ def test_a_run_that_a_server_has_stopped_goes_on_with_two_processes_as_if_nothin
         assert "Traceback" not in stopped.stderr
         reached = int(max(path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()).removeprefix("step-"))
         server.fault = lambda request: "drop" if len(server.gets) % 7 == 0 else "slow"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        launch = (
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            "2",
-            "--main_process_port",
-            port,
-        )
-        resumed = pretrain(tmp_path, "stopped", address, launch)
+        resumed = pretrain(tmp_path, "stopped", address, processes=2)
         assert resumed.returncode == 0, resumed.stderr[-4000:]
         assert f"from step {reached}" in resumed.stdout and 0 < reached < 66
         assert copies in resumed.stdout
