@@ -176,6 +176,13 @@ class Checkpoints:
             raise RunError(
                 f"{path} cannot be read ({_one_line(error)}): once that is mended, the same command goes on"
             ) from None
+        except (RuntimeError, ValueError) as error:  # of weights, and of the optimizer's moments
+            if not re.search("state.dict", str(error)):
+                raise
+            raise RunError(
+                f"{path} is of another network ({_one_line(error)[:200]}): remove it if it was brought here, bring the "
+                "encoder back that the run began with (--model.init), or choose another --output_dir"
+            ) from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
         return _read_state(path)
@@ -186,7 +193,7 @@ class Checkpoints:
     def _rotate(self) -> None:
         kept = set(self._all()[-self.keep :])
         for path in tuple(kept):  # the best of the newest alone would leave the one before it without its own
-            with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged one, that will be set aside
+            with contextlib.suppress(OSError, ValueError, TypeError, RunError):  # a damaged one, that will be set aside
                 kept.add(self._best(_read_state(path)))
         for path in self._all():
             if path not in kept:
@@ -245,7 +252,13 @@ def _strategy(accelerator: Accelerator) -> str:
 def _read_state(path: Path) -> TrainState:
     content = json.loads((path / STATE).read_text())
     content.pop("strategy", None)
-    return TrainState(**content)
+    try:
+        return TrainState(**content)
+    except TypeError as error:
+        raise RunError(
+            f"{path} was saved by another version of mae_hf ({_one_line(error)}): go on with that one, or choose "
+            "another --output_dir"
+        ) from None
 
 
 def _write_digests(folder: Path) -> None:
@@ -261,8 +274,11 @@ def _damage(folder: Path) -> str | None:
         for name in (STATE, *digests):
             if _sha256(folder / name) != digests[name]:
                 return f"the sha256 of {name} is not that in {DIGESTS}"
+        step = json.loads((folder / STATE).read_text())["step"]
+        if folder.name != f"step-{step:08}":  # it was renamed
+            return f"{STATE} says step {step}"
     except (ValueError, KeyError, TypeError):
-        return f"{DIGESTS} is not readable or not whole"
+        return f"{DIGESTS} or {STATE} is not readable or not whole"
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EIO):
             raise  # a file server that does not answer has damaged nothing
@@ -277,6 +293,8 @@ def _sha256(file: Path) -> str:
 
 def _remove(path: Path) -> None:
     """Takes a checkpoint's name away first, so that a kill leaves no half of one under it; the next save sweeps it."""
+    if path.is_symlink():  # it was moved to another disk, where it stays
+        return path.unlink()
     os.replace(path, beside := beside_of(path))
     shutil.rmtree(beside)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed import checkpoint as torch_checkpoint
 
@@ -295,6 +296,58 @@ def mend_digest(file: Path, name: str = "") -> None:
     digests = json.loads(digests_file.read_text())
     digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     digests_file.write_text(json.dumps(digests))
+
+
+def change_state(folder: Path, **changed) -> None:
+    file = folder / "train_state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    mend_digest(file)
+
+
+def test_a_checkpoint_that_was_renamed_is_set_aside(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(1, best_step=1), TrainState(2, best_step=1))
+    (tmp_path / "step-00000002").rename(tmp_path / "step-00000040")
+    with pytest.warns(UserWarning, match=r"step-00000040 is damaged \(train_state.json says step 2\)"):
+        assert checkpoints.resume(training[0]).step == 1
+
+
+@pytest.mark.parametrize("step", ["2", 2.0, None, -2])
+def test_a_step_that_is_none_is_damage(training, tmp_path, step):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
+    change_state(tmp_path / "step-00000002", step=step)
+    with pytest.warns(UserWarning, match=r"step-00000002 is damaged \(.*train_state.json"):
+        assert checkpoints.resume(training[0]) == TrainState(step=1)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_stays(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    change_state(tmp_path / "step-00000001", moment_of_truth=0.5)
+    with pytest.raises(RunError, match=r"step-00000001 was saved by another version of mae_hf .*moment_of_truth"):
+        checkpoints.resume(training[0])
+    assert names(tmp_path) == ["step-00000001"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin"])
+def test_a_checkpoint_of_another_network_is_named_in_one_line(training, tmp_path, file):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    if file == "model.safetensors":
+        save_file({"weight": torch.ones(2, 4), "bias": torch.ones(2)}, tmp_path / "step-00000001" / file)
+    else:
+        torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "step-00000001" / file)
+    mend_digest(tmp_path / "step-00000001" / file)
+    with pytest.raises(RunError, match=r"step-00000001 is of another network \(.*--model.init"):
+        checkpoints.resume(training[0])
+
+
+def test_a_checkpoint_that_was_moved_and_linked_to_is_read_and_rotated(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path / "run", TrainState(step=1))
+    (tmp_path / "run" / "step-00000001").rename(tmp_path / "large disk")
+    (tmp_path / "run" / "step-00000001").symlink_to(tmp_path / "large disk")
+    assert checkpoints.resume(training[0]) == TrainState(step=1)
+    checkpoints.keep = 1
+    checkpoints.save(training[0], TrainState(step=2))
+    assert names(tmp_path / "run") == ["step-00000002"]
+    assert names(tmp_path / "large disk") == sorted(FILES)
 
 
 class Payload:
