@@ -27,7 +27,14 @@ def _info(description: str, inputs: str, prediction: Any) -> evaluate.MetricInfo
     )
 
 
-class Accuracy(evaluate.Metric):
+class _InMemory(evaluate.Metric):
+    """A metric that makes no folder in `~/.cache` where nothing is to be written: a home may be read-only."""
+
+    def _build_data_dir(self) -> str:
+        return str(self._data_dir_root if self.keep_in_memory else super()._build_data_dir())
+
+
+class Accuracy(_InMemory):
     """`accuracy`: the part of the predictions that equals the reference."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -37,7 +44,7 @@ class Accuracy(evaluate.Metric):
         return {"accuracy": float(accuracy_score(references, predictions))}
 
 
-class F1(evaluate.Metric):
+class F1(_InMemory):
     """`f1`: mean F1 of the classes that have images; `f1_per_class`: of class 0, 1, ... `num_classes - 1`, else NaN."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -52,7 +59,7 @@ class F1(evaluate.Metric):
         return {"f1": float(np.nanmean(per_class)), "f1_per_class": [float(value) for value in per_class]}
 
 
-class ConfusionMatrix(evaluate.Metric):
+class ConfusionMatrix(_InMemory):
     """`confusion_matrix`: nested lists of counts; row: the reference, column: the prediction."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -65,7 +72,7 @@ class ConfusionMatrix(evaluate.Metric):
         return {"confusion_matrix": matrix.tolist()}
 
 
-class LogLoss(evaluate.Metric):
+class LogLoss(_InMemory):
     """`loss`: mean cross-entropy of the true class, from `probabilities` in the place of predictions."""
 
     def _info(self) -> evaluate.MetricInfo:

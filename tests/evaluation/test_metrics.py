@@ -36,6 +36,11 @@ def test_scores_equal_the_textbook_formulas():
     assert scores["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]  # row: true, column: predicted
 
 
+def test_nothing_is_made_in_a_home_that_may_be_read_only(monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", "/dev/null/metrics")
+    assert classification_metrics(PREDICTIONS, LABELS, PROBABILITIES, CLASSES)["accuracy"] == pytest.approx(4 / 6)
+
+
 def test_loss_equals_sklearn_on_many_classes():
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(10), 300)
