@@ -23,10 +23,11 @@ Choice = Literal["auto", "always", "never"]
 
 
 # Settings that have no part in a result, and that an unfinished run may change: where things lie, how the machine is
-# used, what is done about failures. (A run that went on has met no bad image; stored images are known by fingerprint.)
+# used, who else is told, what is done about failures. (A run that went on has met no bad image; stored images are known
+# by fingerprint.)
 MACHINE_SETTINGS = frozenset(
     {"output_dir", "data.cache_dir", "data.on_device", "data.on_bad_image", "hub.push", "hub.repo_id", "hub.private"}
-    | {"train.compile", "train.max_skipped_windows", "train.timeout_minutes"}
+    | {"train.compile", "train.max_skipped_windows", "train.timeout_minutes", "train.trackers"}
 )
 
 
@@ -436,7 +437,7 @@ class TrainConfig:
             damaged one is replaced by the one before it.
         max_skipped_windows: how often a loss or gradient that is not finite may send the run back to its last
             checkpoint, to go on with the batches after the bad one; 0: it stops.
-        trackers: also log to these: `tensorboard`, `trackio`.
+        trackers: also log to these: `tensorboard`, `trackio`; one that fails later is left out, with a warning.
         compile: whether torch.compile makes the transformer layers: `always`, `never`, or `auto`, where a GPU is faster
             with it, which is tried before the first step.
         timeout_minutes: how long a process waits for the others before it gives them up: longer than one of them

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 from mae_hf.config import ConfigError, RunError, RunStopped
 
-# A disk that is full, over its quota or read-only, and a folder that is not ours.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+# A disk that is full, over its quota or read-only, a folder that is not ours, and an output that nobody reads any more.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EPIPE)
 # `torchrun` looks every 0.1 s whether a process has ended, and ends the others
 _SECONDS_APART = 3.0
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -116,7 +117,7 @@ class RunLog:
                 # fp16 finds its loss scale by gradients that are not finite; JSON has no word for them
                 finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
-        self._accelerator.log(values, step=step)
+        self._track(lambda: self._accelerator.log(values, step=step))
 
     def check_folder(self) -> None:
         """Raises `RunError` where the folder has been moved or removed."""
@@ -142,10 +143,8 @@ class RunLog:
             if len(whole) < len(lines):
                 warnings.warn(f"{len(lines) - len(whole)} lines of {self._path} are damaged and left out", stacklevel=2)
             write_text(self._path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        self._track(self._end_trackers)  # init_trackers adds to them
         if self._hyperparameters:
-            for tracker in self._accelerator.trackers:
-                tracker.finish()
-            self._accelerator.trackers.clear()  # init_trackers adds to them
             self._accelerator.init_trackers(
                 self._folder.name, self._hyperparameters, init_kwargs={"tensorboard": {"purge_step": step + 1}}
             )
@@ -167,9 +166,26 @@ class RunLog:
             self._write_json("run.json", {**self._run, "end": _now()})
             self.sync()  # what a finished run promises is on the disk before it is finished
             self._write_json("metrics.json", metrics)
+        self._track(self._end_trackers)
         end_processes(self._accelerator)
         if self._lock is not None:
             self._lock.release()
+
+    def _track(self, action: Callable[[], None]) -> None:
+        """Does something with the trackers; where they fail, on whatever, the run goes on without them."""
+        try:
+            action()
+        except Exception as error:  # of a disk, a server, a database
+            self._accelerator.trackers.clear()
+            self._hyperparameters = {}  # without them none starts again
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(
+                f"the trackers have failed ({cause}) and are told no more; {self._path} has all values", stacklevel=3
+            )
+
+    def _end_trackers(self) -> None:
+        while self._accelerator.trackers:
+            self._accelerator.trackers.pop().finish()
 
     def _before(self) -> dict[str, Any]:
         """What run.json says from an earlier start."""

@@ -21,6 +21,7 @@ from mae_hf import exits
 from mae_hf.config import ConfigError, RunError, RunStopped
 ends = {"done": None, "failed": RunError("step 7"), "wrong": ConfigError("patch_size 10"), "bug": KeyError("a bug")}
 ends |= {"told": RunStopped("saved", 15), "Ctrl-C": KeyboardInterrupt()}
+ends |= {"unread": BrokenPipeError(32, "Broken pipe")}
 ends |= {"full": OSError(28, "No space left on device", "run.json"), "lost": OSError(110, "Connection timed out")}
 def main():
     if ends[sys.argv[1]]:
@@ -39,6 +40,7 @@ exits.run(main)
         ("wrong", "1", 2, "process 1: error: patch_size 10\n"),
         ("told", "0", 143, "stopped: saved\n"),
         ("told", "1", 143, ""),
+        ("unread", "0", 1, "error: [Errno 32] Broken pipe: once that is mended, the same command goes on\n"),
         ("Ctrl-C", "1", 130, ""),
         ("Ctrl-C", "0", 130, "stopped: by Ctrl-C, at once\n"),
         (

@@ -315,6 +315,33 @@ def test_tensorboard_takes_back_what_came_after_the_step_that_a_run_goes_on_from
     assert found == [(20, pytest.approx(0.2)), (40, 0.25)]
 
 
+def test_a_tracker_that_fails_in_the_middle_is_left_out_and_the_run_goes_on(tmp_path):
+    log = start(config_for(tmp_path / "run", trackers=("tensorboard",)))
+    log.metrics(20, 1.0, {"train/loss": 0.5})
+    writer = log._accelerator.get_tracker("tensorboard", unwrap=True)
+    writer.add_scalar = writer.add_scalars = lambda *_, **__: os.stat(tmp_path / "gone")
+    with pytest.warns(UserWarning, match=r"FileNotFoundError: .*gone.* told no more; .*metrics.jsonl has"):
+        log.metrics(40, 2.0, {"train/loss": 0.25})
+    log.metrics(60, 3.0, {"train/loss": 0.125})  # without another warning
+    log.finish({})
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40, 60]
+    assert inspect_run(config_for(tmp_path / "run")) == "finished"
+
+
+def test_a_tracker_that_cannot_be_closed_leaves_the_run_finished(tmp_path):
+    log = start(config_for(tmp_path / "run", trackers=("tensorboard",)))
+    writer = log._accelerator.get_tracker("tensorboard", unwrap=True)
+    writer.close = lambda: os.stat(tmp_path / "gone")
+    with pytest.warns(UserWarning, match="the trackers have failed"):
+        log.finish({})
+    assert inspect_run(config_for(tmp_path / "run")) == "finished"
+
+
+def test_an_unfinished_run_may_leave_its_tracker_out(tmp_path):
+    start(config_for(tmp_path / "run", trackers=("tensorboard",)))
+    assert inspect_run(config_for(tmp_path / "run")) == "unfinished"
+
+
 TRACKIO_RUN = """
 import sys
 from accelerate import Accelerator
