@@ -55,6 +55,8 @@ def run(main: Callable[[], None]) -> NoReturn:
             )
         sys.stdout.flush()
         sys.stderr.flush()
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # a launcher blames the first that ends, and this one is fast
+            time.sleep(_SECONDS_APART)
         os._exit(1)  # a process group that is torn apart cannot be left in good order: its threads still wait
     sys.exit(0)
 

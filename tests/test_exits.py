@@ -1,6 +1,7 @@
 """How a script ends, as a process: the exit code, and who says why."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,27 @@ def test_a_config_that_is_wrong_is_told_once_whoever_sees_it(tmp_path, wrong_on,
     done = _python(*launcher, str(script), *wrong_on, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert [found for found in done.stderr.splitlines() if "patch_size 10" in found] == [line]
+
+
+ONE_FAILS = """
+import atexit, os, time
+from mae_hf import exits
+def main():
+    if os.environ["RANK"] == "0":
+        raise RuntimeError("gloo: Connection closed by peer")
+    atexit.register(time.sleep, 1)  # as long as torch takes
+    raise KeyError("a bug")
+exits.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_the_launcher_blames_the_process_that_failed_and_not_one_that_has_lost_it(tmp_path):
+    (tmp_path / "script.py").write_text(ONE_FAILS)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
+    done = _python(*words, PYTHONPATH=str(ROOT))
+    assert "process 0 has lost another one" in done.stderr
+    assert re.search(r"Root Cause[^\n]*\n\[\d\]:\n[^\n]*\n[^\n]*\n +rank +: 1 ", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("end", ["bug", "lost"])
