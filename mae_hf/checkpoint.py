@@ -180,8 +180,9 @@ class Checkpoints:
             if not re.search("state.dict", str(error)):
                 raise
             raise RunError(
-                f"{path} is of another network ({_one_line(error)[:200]}): remove it if it was brought here, bring the "
-                "encoder back that the run began with (--model.init), or choose another --output_dir"
+                f"{path} is of another network ({_one_line(error)[:200]}): bring the images and the encoder "
+                "(--model.init) back that the run began with, remove it if it is not of this run, or choose another "
+                "--output_dir"
             ) from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))

@@ -7,6 +7,7 @@ transparency is laid over white; the shorter side is resized to S (Pillow's bicu
 centre is kept.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -37,6 +38,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26  # 67 million, a square of 8,192: less than 2 GiB while it is decoded
 CHUNK = 16  # images that a thread decodes at a time
 CHUNKS_AHEAD = 16
+STALE = 600.0  # seconds without a new image after which a file that is being decoded has been left behind
 FIX = "replace it, or leave such images out (--data.on_bad_image skip)"
 
 
@@ -183,18 +185,20 @@ def _read(array_file: Path, split: Split, image_size: int, was_there: bool) -> S
 def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) -> None:
     """Decodes a split into `array_file`, and what was skipped into a JSON file beside it, written last."""
     array_file.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = len(split) * image_size**2 * 3, shutil.disk_usage(array_file.parent).free
-    require(
-        needed < free,
-        f"{split.role} of {split.source} needs {needed >> 20} MiB in {array_file.parent}, {free >> 20} are free: "
-        "choose another folder (--data.cache_dir)",
-    )
     # a name of its own: another process, or another machine on a shared disk, may build the same store now
     temporary = array_file.with_suffix(f".{secrets.token_hex(8)}.tmp")
     skipped: list[int] = []
     first_error = ""
     digest = hashlib.sha256()
     try:
+        temporary.touch()
+        _sweep(array_file, temporary.stat().st_mtime)
+        needed, free = len(split) * image_size**2 * 3, shutil.disk_usage(array_file.parent).free
+        require(
+            needed < free,
+            f"{split.role} of {split.source} needs {needed >> 20} MiB in {array_file.parent}, {free >> 20} are free: "
+            "choose another folder (--data.cache_dir)",
+        )
         with open(temporary, "wb") as file:
             file.write(_header(len(split), image_size)[0])
             for row, result in enumerate(_decoded(split, image_size)):
@@ -221,6 +225,14 @@ def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) 
         os.replace(temporary, array_file.with_suffix(".json"))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(array_file: Path, now: float) -> None:
+    """Removes what processes that were killed have left of an array, each as large as it; `now` by the disk's clock."""
+    for left in array_file.parent.glob(f"{array_file.stem}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process may sweep, too
+            if now - left.stat().st_mtime > STALE:
+                left.unlink()
 
 
 def _header(num: int, image_size: int) -> tuple[bytes, tuple[int, ...]]:

@@ -420,6 +420,20 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_killed_processes_have_left_is_swept_and_what_another_one_decodes_now_is_not(tmp_path):
+    config = DataConfig(cache_dir=str(tmp_path))
+    split = split_of(pixels(4, 8, 8, 3), "killed")
+    array = open_store(split, 8, config).path
+    array.unlink()
+    left, decoding, others = (tmp_path / f"{name}.tmp" for name in (f"{array.stem}.00ff", f"{array.stem}.11ee", "mine"))
+    for file in (left, decoding, others):
+        file.write_bytes(b"half")
+    for file in (left, others):
+        os.utime(file, (0, file.stat().st_mtime - 700))
+    open_store(split, 8, config)
+    assert not left.exists() and decoding.exists() and others.exists()
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     config = DataConfig(cache_dir=str(tmp_path / "file"))
