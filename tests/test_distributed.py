@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from mae_hf.tracking import read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

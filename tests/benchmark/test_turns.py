@@ -204,6 +204,7 @@ def test_all_end_at_ctrl_c(tmp_path: Path):
     assert is_gone(notes(file)[0]["pid"])
 
 
+@pytest.mark.slow
 def test_all_end_where_the_benchmark_is_killed(tmp_path: Path):
     """One is in its turn, one waits, with a loader that is stopped and hears of nothing but a signal."""
     ahead, other = tmp_path / "ahead", tmp_path / "other"

@@ -107,6 +107,7 @@ def peak_of_reading(folder, num_pieces: int) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_parquet_file_is_not_held_in_memory_while_it_is_read(tmp_path):
     peaks = []
