@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.checkpoint import Checkpoints
     from mae_hf.data.images import DeviceImages, ImageSet, load_pretraining_images, load_probe_images, load_test_images
     from mae_hf.data.seen import audit_held_out, audit_pretraining, describe_audit, finish_stream_audit
-    from mae_hf.data.streaming import Stream, describe_notes, load_stream, open_stream, read_notes
+    from mae_hf.data.stream_notes import describe_notes, read_notes
+    from mae_hf.data.streaming import Stream, load_stream, open_stream
     from mae_hf.devices import check_shared, prepare, start_accelerator
     from mae_hf.durable import write_text
     from mae_hf.evaluation.inference import held_out_loss

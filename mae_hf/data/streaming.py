@@ -9,11 +9,9 @@ Shapes: B images in a batch, S side of the square image.
 """
 
 import contextlib
-import json
 import os
 import queue
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,19 +23,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae_hf.clean import clean
-from mae_hf.config import DataConfig, Plan, PretrainConfig, RunError, moved_away, require
+from mae_hf.config import DataConfig, Plan, PretrainConfig, RunError, require
 from mae_hf.data.copies import digests_of
 from mae_hf.data.images import ImageSet
 from mae_hf.data.seen import copies_to_find
 from mae_hf.data.shards import SILENCE, Encoded, ShardReader, Shards, open_shards
 from mae_hf.data.sources import Split
 from mae_hf.data.store import FIX, decode, num_cores, open_store
+from mae_hf.data.stream_notes import StreamNotes
 from mae_hf.data.stream_order import StreamSampler, Window
 
 CHUNK = 16  # images that a thread decodes at a time
 CHUNKS_AHEAD = 4  # for each decoding thread
-NOTES = "streamed-{}.jsonl"  # in the run folder, one for each process
 POLL = 0.2  # seconds after which a thread that waits looks whether it is to stop
 
 
@@ -104,7 +101,7 @@ class StreamedImages:
         device: where the batches are needed.
         image_size: side S of the images.
         on_bad_image: `raise` stops at an image that cannot be decoded, `skip` replaces it.
-        notes: gets a line for every image that was replaced or is a copy; each process has a file of its own.
+        notes: of every image that was replaced or is a copy.
         copies: for the digest of a test image's pixels, what is written down about it.
         leave_out: whether to replace copies of test images; otherwise they are only written down.
     """
@@ -117,7 +114,7 @@ class StreamedImages:
         image_size: int,
         *,
         on_bad_image: Literal["raise", "skip"],
-        notes: Path,
+        notes: StreamNotes,
         copies: Mapping[bytes, Mapping[str, Any]],
         leave_out: bool,
     ) -> None:
@@ -129,9 +126,6 @@ class StreamedImages:
         self._notes = notes
         self._copies = copies
         self._leave_out = leave_out
-        self._warned = False
-        self._noted = {int(note["row"]) for note in _read_notes(notes)}
-        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self._batches: queue.Queue[_Batch | BaseException] | None = None
@@ -240,11 +234,11 @@ class StreamedImages:
                         f"{self._shards.where(row)} cannot be decoded ({image}): {FIX}; the same command then goes on "
                         "from the last checkpoint"
                     )
-                self._note(row, {"kind": "bad", "cause": image})
+                self._notes.add(row, self._shards.where(row), {"kind": "bad", "cause": image})
                 continue
             copy = self._copies.get(bytes(digests_of(image[None])[0])) if self._copies else None
             if copy is not None:
-                self._note(row, {"kind": "equal", **copy})
+                self._notes.add(row, self._shards.where(row), {"kind": "equal", **copy})
                 if self._leave_out:
                     continue
             return image
@@ -253,25 +247,6 @@ class StreamedImages:
             "broken or copies of test images: leave that shard out (--data.source), or shuffle more at a time "
             "(--data.stream_buffer)"
         )
-
-    def _note(self, row: int, what: Mapping[str, Any]) -> None:
-        """Writes down once what happened to an image, at once: what a checkpoint has seen must be on disk before it."""
-        with self._lock:
-            if row in self._noted:
-                return
-            if what["kind"] == "bad" and not self._warned:
-                self._warned = True
-                found = f"{self._shards.where(row)} cannot be decoded ({what['cause']})"
-                warnings.warn(
-                    clean(f"{found}: another image takes its place, and that of all others that {self._notes} names"),
-                    stacklevel=2,
-                )
-            self._noted.add(row)
-            try:  # in the run folder, which is there, or was moved away and is not to be made anew
-                with self._notes.open("a") as file:  # a line that was cut short ends before the next one begins
-                    file.write(f"\n{json.dumps({'row': row, 'image': self._shards.where(row), **what})}")
-            except FileNotFoundError:
-                raise moved_away(self._notes.parent) from None
 
 
 def open_stream(
@@ -312,28 +287,10 @@ def open_stream(
         device,
         config.model.image_size,
         on_bad_image=config.data.on_bad_image,
-        notes=Path(config.output_dir) / NOTES.format(process_index),
+        notes=StreamNotes(Path(config.output_dir), process_index),
         copies=copies_to_find(tests),
         leave_out=config.audit.leave_out,
     )
-
-
-def read_notes(folder: Path) -> list[dict[str, Any]]:
-    """What the processes of a run have written down about images, once for each image, in the order of the stream."""
-    notes = {note["row"]: note for file in sorted(folder.glob(NOTES.format("*"))) for note in _read_notes(file)}
-    return [notes[row] for row in sorted(notes)]
-
-
-def describe_notes(notes: Sequence[Mapping[str, Any]]) -> str:
-    """How many images could not be decoded, in a line."""
-    num = sum(note["kind"] == "bad" for note in notes)
-    return f"bad images      {num:,} could not be decoded: others took their places" if num else "bad images      none"
-
-
-def _read_notes(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):  # a line that a run was writing when it was killed
-            yield json.loads(line)
 
 
 @dataclass(frozen=True, eq=False)
