@@ -265,8 +265,9 @@ def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     empty = [name for name in columns if table[name].null_count and (name != "seen" or is_known)]
     require(not empty, f"{path} has empty values in {', '.join(empty)}: run scripts/finetune.py again")
     types = [table.schema.field(name).type for name in columns]
+    are_lists = pa.types.is_list(types[3]) and pa.types.is_floating(types[3].value_type)
     require(
-        all(map(pa.types.is_integer, types[:3])) and pa.types.is_list(types[3]) and pa.types.is_boolean(types[4]),
+        all(map(pa.types.is_integer, types[:3])) and are_lists and pa.types.is_boolean(types[4]),
         f"{path} has the types {', '.join(map(str, types))} in {', '.join(columns)}: whole numbers, lists of "
         "probabilities and true or false are needed",
     )

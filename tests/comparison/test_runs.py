@@ -128,6 +128,7 @@ def rewrite(folder: Path, **columns: list) -> None:
         ({"probabilities": [[0.9, 0.1], [1.0], [0.1, 0.9], [0.9, 0.1]]}, "rows of probabilities differ in length"),
         ({"prediction": [0, None, 1, 0]}, "has empty values in prediction"),
         ({"label": ["0", "0", "1", "1"]}, "has the types int64, string, int64, list"),
+        ({"probabilities": [["a", "b"]] * 4}, "string>, bool in index, label, prediction, probabilities"),
         ({"probabilities": [0.5, 0.5, 0.5, 0.5]}, "whole numbers, lists of probabilities and true or false are"),
         ({"index": [0, 1, 2, 2]}, "names an image twice"),
         ({"seen": [True, None, False, False]}, "has empty values in seen"),
