@@ -35,6 +35,8 @@ from mae_hf.pickles import check_shards
 STATE = "train_state.json"
 AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
+# What the launcher chooses, is in the state of a checkpoint, and must not change.
+_HOW_TO_LAUNCH = {"strategy": "configs/accelerate", "mixed_precision": "accelerate launch --mixed_precision"}
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Checkpoints:
 
         def finish() -> None:
             if accelerator.is_main_process:
-                content = dataclasses.asdict(state) | {"strategy": _strategy(accelerator)}
+                content = dataclasses.asdict(state) | _launched(accelerator)
                 (beside / STATE).write_text(json.dumps(content))
                 if self.average is not None:  # Accelerate would make a pickle of it, and open it as one
                     save_file(self.average.module.state_dict(), beside / AVERAGE)
@@ -119,7 +121,7 @@ class Checkpoints:
 
         Raises:
             RunError: it is damaged.
-            ConfigError: it was saved with shards, or an average, and this run has none, or the reverse.
+            ConfigError: it was saved with shards, an average or another precision than this run has.
         """
         causes = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])
         if causes[0]:
@@ -151,13 +153,14 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
     def _read(self, accelerator: Accelerator, path: Path) -> TrainState:
-        now = _strategy(accelerator)
-        saved = json.loads((path / STATE).read_text()).get("strategy", now)
-        require(
-            saved == now,
-            f"{path} was saved with {saved}, and this run was started with {now}: start it with {saved} as before "
-            "(configs/accelerate), or choose another --output_dir",
-        )
+        saved = json.loads((path / STATE).read_text())
+        for name, now in _launched(accelerator).items():
+            before = saved.get(name, now)
+            require(
+                before == now,
+                f"{path} was saved with {name} {before}, and this run was started with {now}: start it as before "
+                f"({_HOW_TO_LAUNCH[name]}), or choose another --output_dir",
+            )
         has_average = (path / AVERAGE).exists()
         require(
             has_average == (self.average is not None),
@@ -244,15 +247,24 @@ def _nearest(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
-def _strategy(accelerator: Accelerator) -> str:
-    """How the files of a checkpoint are laid out: whole weights fit one process and several, shards fit shards."""
+def _launched(accelerator: Accelerator) -> dict[str, str]:
+    """What the launcher chose and must choose again.
+
+    The strategy is how the files are laid out: whole weights fit one process and several, shards fit shards. In another
+    precision the run would be another one, and fp16 needs the state of its gradient scaler.
+    """
     kind = accelerator.distributed_type
-    return str(kind.value) if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "whole weights (DDP)"
+    is_sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    return {
+        "strategy": str(kind.value) if is_sharded else "whole weights (DDP)",
+        "mixed_precision": str(accelerator.mixed_precision),
+    }
 
 
 def _read_state(path: Path) -> TrainState:
     content = json.loads((path / STATE).read_text())
-    content.pop("strategy", None)
+    for name in _HOW_TO_LAUNCH:
+        content.pop(name, None)
     try:
         return TrainState(**content)
     except TypeError as error:

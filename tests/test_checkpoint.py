@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed import checkpoint as torch_checkpoint
@@ -75,6 +76,7 @@ def test_the_state_is_readable_json(training, tmp_path):
         "loss_steps": 0,
         "skipped": [],
         "strategy": "whole weights (DDP)",
+        "mixed_precision": "no",
     }
 
 
@@ -84,12 +86,21 @@ def test_shards_are_not_read_into_whole_weights(training, tmp_path):
     content = json.loads((folder / "train_state.json").read_text())
     (folder / "train_state.json").write_text(json.dumps(content | {"strategy": "FSDP"}))
     mend_digest(folder / "train_state.json")
-    with pytest.raises(ConfigError, match=r"step-00000001 was saved with FSDP, .* started with whole weights \(DDP\)"):
+    with pytest.raises(ConfigError, match=r"step-00000001 was saved with strategy FSDP, .* whole weights \(DDP\)"):
         checkpoints.resume(training[0])
     del content["strategy"]  # as a version of mae_hf before has saved it
     (folder / "train_state.json").write_text(json.dumps(content))
     mend_digest(folder / "train_state.json")
     assert checkpoints.resume(training[0]) == TrainState(step=1)
+
+
+def test_a_run_goes_on_in_its_own_precision_alone(training, tmp_path, monkeypatch):
+    """Another one would change its losses without a word, and fp16 would miss the state of its gradient scaler."""
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "bf16")
+    with pytest.raises(ConfigError, match=r"with mixed_precision no, .* with bf16: .*accelerate launch --mixed_prec"):
+        checkpoints.resume(training[0])
+    assert names(tmp_path) == ["step-00000001"], "it is not damaged"
 
 
 def test_rotation_keeps_the_newest(training, tmp_path):
