@@ -147,6 +147,23 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
     )
 
 
+def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
+    """Makes sure that every process has what the main one has: each would train another model, and none would say so.
+
+    Args:
+        values: by name; the same names on every process. `data.cache_dir` may be another one on each machine.
+        fix: what to do where they differ.
+
+    Raises:
+        ConfigError: a process, which is named, has another value.
+    """
+    main = broadcast_object_list([dict(values)])[0]
+    differing = [name for name in values if values[name] != main[name] and name != "data.cache_dir"]
+    here = f"on process {accelerator.process_index}"
+    found = gather_object([f"{name} ({main[name]}, {here} {values[name]})" for name in differing])
+    require(not found, f"the processes of this run do not have the same {', '.join(found[:3])}: {fix}")
+
+
 def prepare(
     accelerator: Accelerator, model: Model, optimizer: Optimizer, plan: Plan, train: TrainConfig
 ) -> tuple[nn.Module, Optimizer, Callable[[], Model]]:

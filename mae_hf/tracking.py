@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from mae_hf import cli
 from mae_hf.clean import redact
 from mae_hf.config import MACHINE_SETTINGS, ConfigError, FinetuneConfig, PretrainConfig, moved_away, require
-from mae_hf.devices import end_processes
+from mae_hf.devices import check_same, end_processes
 from mae_hf.durable import PARTIAL, sync, write_text
 from mae_hf.lock import LOCK, RunLock
 
@@ -79,6 +79,9 @@ class RunLog:
         step: lines of metrics.jsonl after this step are dropped, so that a resumed run neither repeats nor skips one.
         facts: what run.json says besides versions, command and device; a resumed run keeps its first start.
         lock: of the run folder; released when the run is finished.
+
+    Raises:
+        ConfigError: the training images are not those of the other processes, or that the run began with.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class RunLog:
         self._lock = lock
         self._folder = Path(config.output_dir)
         self._path = self._folder / "metrics.jsonl"
+        same = {"data_fingerprint": facts.get("data_fingerprint")}
+        check_same(accelerator, same, "put the same training images on all machines")
         before = self._before()
         if step:
             self._check_images(before, facts)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.data.images import DeviceImages, load_labelled_images
     from mae_hf.data.mix import check_pairs
     from mae_hf.data.seen import NOT_PRETRAINED, seen_test_images
-    from mae_hf.devices import check_shared, prepare, start_accelerator
+    from mae_hf.devices import check_same, check_shared, prepare, start_accelerator
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         project_dir=folder / "trackers",
     )
     use_cpu_well(accelerator)
+    check_same(accelerator, dict(cli.flatten(config)), "type the same command for all of them")
     check_shared(accelerator, folder)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.data.seen import audit_held_out, audit_pretraining, describe_audit, finish_stream_audit
     from mae_hf.data.stream_notes import describe_notes, read_notes
     from mae_hf.data.streaming import Stream, load_stream, open_stream
-    from mae_hf.devices import check_shared, prepare, start_accelerator
+    from mae_hf.devices import check_same, check_shared, prepare, start_accelerator
     from mae_hf.durable import write_text
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         project_dir=folder / "trackers",
     )
     use_cpu_well(accelerator)
+    check_same(accelerator, dict(cli.flatten(config)), "type the same command for all of them")
     check_shared(accelerator, folder)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +17,7 @@ from accelerate import DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from forks import ROOT, free_port, run
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -205,6 +207,39 @@ def test_a_run_on_two_processes_goes_on_from_its_checkpoint(runs, kind, tmp_path
     )
     found, wanted = weights(folder), weights(whole)
     assert all((found[key] - wanted[key]).abs().max() < 1e-7 for key in wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--train.seed $RANK --data.cache_dir cache",
+            r"train.seed \(0, on process 1 1\): type the same command",
+        ),
+        (
+            "--data.source images --train.batch_size 32",
+            r"data_fingerprint \(\w{16}, on process 1 \w{16}\): put the same training images",
+        ),
+    ],
+)
+def test_processes_that_were_not_told_the_same_or_see_other_images_are_refused(words, message, tmp_path):
+    """As two machines, where a command is typed twice; each of them would train a model of its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 16, 16, 3), dtype=np.uint8)
+    for rank, number in np.ndindex(2, 40):
+        image = tmp_path / str(rank) / "images" / "unlabeled" / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[rank, number]).save(image)
+    script = f"cd $RANK && exec {sys.executable} {ROOT}/scripts/pretrain.py {PRETRAIN} {words}"
+    script = script.replace("configs/", f"{ROOT}/configs/") + " --train.probe_every_epochs 0"
+    script += f" --output_dir {tmp_path}/run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(free_port())]
+    command += ["--nproc_per_node", "2", "--no-python", "bash", "-c", script]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert len(re.findall(rf"^error: the processes .* the same {message}", done.stderr, re.MULTILINE)) == 1, done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow
