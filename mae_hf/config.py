@@ -27,7 +27,8 @@ Choice = Literal["auto", "always", "never"]
 # by fingerprint.)
 MACHINE_SETTINGS = frozenset(
     {"output_dir", "data.cache_dir", "data.on_device", "data.on_bad_image", "hub.push", "hub.repo_id", "hub.private"}
-    | {"train.compile", "train.max_skipped_windows", "train.timeout_minutes", "train.trackers"}
+    | {"train.per_device_batch_size", "train.compile", "train.max_skipped_windows", "train.timeout_minutes"}
+    | {"train.trackers"}
 )
 
 

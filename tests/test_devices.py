@@ -214,7 +214,7 @@ def test_a_run_on_two_processes_goes_on_from_its_checkpoint(runs, kind, tmp_path
     ("words", "message"),
     [
         (
-            "--train.seed $RANK --data.cache_dir cache",
+            "--train.seed $RANK --data.cache_dir cache$RANK",
             r"train.seed \(0, on process 1 1\): type the same command",
         ),
         (

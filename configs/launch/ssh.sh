@@ -3,7 +3,8 @@
 #   HOSTS="node0 node1" GPUS=8 configs/launch/ssh.sh scripts/pretrain.py --config configs/pretrain/stl10_base.yaml
 # Type it in the repository, which must lie at the same path on all machines, with its environment in .venv; --output_dir
 # must be one folder on all of them (docs/devices.md). ssh must ask for no password. Where one machine fails, the others are
-# stopped; the same command goes on from the last checkpoint. SSH names another program to reach a machine with.
+# stopped, as all are by Ctrl-C, without saving; the same command goes on from the last checkpoint. SSH names another
+# program to reach a machine with.
 set -euo pipefail
 
 read -ra MACHINES <<<"${HOSTS:?names the machines: HOSTS=\"node0 node1\"}"

@@ -32,7 +32,7 @@ _REQUIRED_METRICS = ("test/accuracy", "test/f1", "eval/accuracy", "best_epoch")
 # which are known by their fingerprint.
 _NOT_RECIPE = MACHINE_SETTINGS | {
     "data.source", "train.seed", "train.log_every_steps", "train.save_every_epochs",
-    "train.keep_checkpoints", "train.per_device_batch_size", "train.figure_every_epochs", "train.probe_every_epochs",
+    "train.keep_checkpoints", "train.figure_every_epochs", "train.probe_every_epochs",
 }  # fmt: skip
 
 
