@@ -2,13 +2,14 @@
 # Pre-training on the GPUs of several machines of a Slurm cluster: one launcher for each machine, one process for each GPU.
 #   sbatch --nodes 2 --gpus-per-node 8 configs/launch/slurm.sh scripts/pretrain.py --config configs/pretrain/stl10_base.yaml
 # Submit it in the repository and its environment (. .venv/bin/activate), which must be on a file system that all machines
-# share, as must --output_dir (docs/devices.md). Submitted again, the same command goes on from the last checkpoint. Not yet run on a cluster.
+# share, as must --output_dir (docs/devices.md). 90 s before its time is up it is told to save and end. Submitted again, the
+# same command goes on from the last checkpoint. Not yet run on a cluster.
 #SBATCH --job-name mae_hf
 #SBATCH --ntasks-per-node 1
 #SBATCH --cpus-per-task 16
 #SBATCH --time 24:00:00
 #SBATCH --output slurm-%j.log
-#SBATCH --signal TERM@90  # before the time is up: it saves, and the same command goes on
+#SBATCH --signal TERM@90
 set -euo pipefail
 
 NODES=${SLURM_NNODES:?is set by sbatch: submit this file, do not run it}
