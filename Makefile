@@ -46,9 +46,9 @@ lint: venv
 	ruff format --check .
 
 typecheck: venv
-	mypy mae_hf scripts
+	mypy mae_hf benchmarks scripts
 
 # Runs and the cache of decoded images are kept: they are results, not build products.
 clean:
 	rm -rf .venv .venv-lowest .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find mae_hf scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	find mae_hf benchmarks scripts tests -name __pycache__ -prune -exec rm -rf {} +

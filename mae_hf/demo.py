@@ -12,14 +12,15 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import ViTForImageClassification
 
-from mae_hf.config import Triple, require
-from mae_hf.data.augment import normalize, to_pixels
-from mae_hf.data.draws import uniform
-from mae_hf.data.store import to_rgb_square
+from mae_hf.config.data import Triple
+from mae_hf.data.augment.crop_flip import normalize, to_pixels
+from mae_hf.data.cache import to_rgb_square
+from mae_hf.data.random import uniform
+from mae_hf.errors import require
 from mae_hf.figures import sheets
 from mae_hf.models.loading import read_config
+from mae_hf.models.locate import FIX_MODEL, find_model
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct
-from mae_hf.models.places import FIX_MODEL, find_model
 from mae_hf.models.pretrained import image_size_of, open_classifier, read_normalization
 
 if TYPE_CHECKING:

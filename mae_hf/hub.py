@@ -11,9 +11,11 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import PreTrainedModel
 
-from mae_hf.config import ConfigError, FinetuneConfig, HubConfig, PretrainConfig
-from mae_hf.data.seen import Record, describe_audit
-from mae_hf.durable import write_folder
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.hub import HubConfig
+from mae_hf.errors import ConfigError
+from mae_hf.files import write_folder
+from mae_hf.leakage.record import Record, describe_audit
 from mae_hf.models.classifier import SCRATCH
 from mae_hf.models.loading import quiet_transformers
 from mae_hf.models.pretrained import AUDIT

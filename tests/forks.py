@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = [
     "sklearn.datasets",
     "sklearn.model_selection",
-    "mae_hf.data.images",
-    "mae_hf.data.seen",
+    "mae_hf.data.dataset",
+    "mae_hf.leakage.record",
     "mae_hf.evaluation.inference",
     "mae_hf.evaluation.metrics",
     "mae_hf.evaluation.probing",
@@ -33,8 +33,8 @@ LIBRARIES = [
     "mae_hf.hub",
     "mae_hf.models.classifier",
     "mae_hf.models.mae",
-    "mae_hf.objectives",
-    "mae_hf.training",
+    "mae_hf.training.losses",
+    "mae_hf.training.loop",
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from run_folders import write_run
 
-from mae_hf.comparison.compare import Comparison, compare
+from mae_hf.report.comparison import Comparison, compare
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Picture, Pictures
 

@@ -12,8 +12,11 @@ from PIL import Image
 from sklearn.metrics import f1_score
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from mae_hf import cli
-from mae_hf.config import ClassifierConfig, DataConfig, FinetuneConfig, FinetuneTrainConfig
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import ClassifierConfig
+from mae_hf.config.train import FinetuneTrainConfig
 
 LABELS = (0, 0, 1, 1)  # the test images of the fixture `image_folder`
 THREE, HALF = (True, True, True, False), (True, True, False, False)
@@ -73,7 +76,7 @@ def write_run(
         train=FinetuneTrainConfig(seed=seed, layer_decay=layer_decay),
         output_dir=str(folder),
     )  # fmt: skip
-    (folder / "config.yaml").write_text(cli.dump(config))
+    (folder / "config.yaml").write_text(parse.dump(config))
     predictions = [label if ok else (label + 1) % len(class_names) for label, ok in zip(labels, right, strict=True)]
     others = 0.1 / (len(class_names) - 1)
     table = {

@@ -15,13 +15,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mae_hf.checkpoint import Checkpoints, TrainState
-from mae_hf.config import PretrainConfig, PretrainTrainConfig, RunError, RunStopped
-from mae_hf.data.draws import uniform
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.train import PretrainTrainConfig
+from mae_hf.data.random import uniform
+from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.inference import _every_image
-from mae_hf.optim import WeightAverage
-from mae_hf.tracking import RunLog
-from mae_hf.training import batch_sampler, train
+from mae_hf.training.checkpoint import Checkpoints, TrainState
+from mae_hf.training.loop import batch_sampler, train
+from mae_hf.training.optim import WeightAverage
+from mae_hf.training.run_folder import RunLog
 
 NUM_IMAGES = 32
 # 4 steps an epoch; lines of the log, evaluations and checkpoints every 3, 6 and 7 of 20 steps: they rarely coincide.

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mae_hf import cli
-from mae_hf.config import BenchmarkConfig, EncoderConfig, FinetuneConfig, PretrainConfig
+from benchmarks.config import BenchmarkConfig
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.model import EncoderConfig
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -16,7 +18,7 @@ NAMES = {"digits", "stl10_tiny", "stl10_small", "stl10_base"}
 
 
 def load(stage: str, name: str):
-    return cli.load(STAGES[stage], ROOT / "configs" / stage / f"{name}.yaml")
+    return parse.load(STAGES[stage], ROOT / "configs" / stage / f"{name}.yaml")
 
 
 def case(path: Path) -> str:
@@ -50,13 +52,13 @@ def test_the_command_in_the_header_runs_this_preset(path):
     words = command[1].split("   (")[0].split()
     assert words[:2] == ["accelerate", "launch"]
     script = words.index(f"scripts/{path.parent.name}.py")
-    asked = cli.parse(STAGES[path.parent.name], words[script + 1 :], prog="test")
+    asked = parse.parse(STAGES[path.parent.name], words[script + 1 :], prog="test")
     assert asked == load(path.parent.name, path.stem)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_defaults_are_the_preset_stl10_base(stage):
-    assert cli.differences(STAGES[stage](), load(stage, "stl10_base")) == []
+    assert parse.differences(STAGES[stage](), load(stage, "stl10_base")) == []
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -75,8 +77,8 @@ def test_both_stages_read_the_same_images_in_the_same_way(name):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/benchmark").iterdir()), ids=case)
 def test_a_shape_to_measure_is_a_pre_training_run_whose_header_measures_it(path):
-    assert cli.load(PretrainConfig, path).output_dir == f"runs/benchmark/{path.stem}"
+    assert parse.load(PretrainConfig, path).output_dir == f"runs/benchmark/{path.stem}"
     header = re.match(r"# What: .+\n# Command: (.+)\n# Measured: .+\n", path.read_text())
-    launcher, script, *words = header[1].split()
-    assert (launcher, script) == ("python", "scripts/benchmark.py")
-    assert cli.parse(BenchmarkConfig, words, prog="test").preset == f"configs/benchmark/{path.name}"
+    python, flag, module, *words = header[1].split()
+    assert (python, flag, module) == ("python", "-m", "benchmarks.speed")
+    assert parse.parse(BenchmarkConfig, words, prog="test").preset == f"configs/benchmark/{path.name}"

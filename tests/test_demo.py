@@ -16,16 +16,11 @@ from forks import free_port
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
-from mae_hf.config import (
-    ClassifierConfig,
-    ConfigError,
-    DataConfig,
-    DemoConfig,
-    FinetuneConfig,
-    MAEConfig,
-    PretrainConfig,
-)
+from mae_hf.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.demo import build_page, classify, hide_and_reconstruct
+from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
 from mae_hf.models.pretrained import open_classifier, read_normalization
@@ -155,7 +150,7 @@ def test_a_taken_port_is_answered_with_another(models: Path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} is taken: .*--port {port + 1}"):
-            importlib.import_module("scripts.demo").main(["--model", str(models / "mae"), "--port", str(port)])
+            importlib.import_module("mae_hf.commands.demo").main(["--model", str(models / "mae"), "--port", str(port)])
 
 
 @pytest.fixture

@@ -20,18 +20,14 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from mae_hf import hub as sharing
-from mae_hf.config import (
-    ClassifierConfig,
-    ConfigError,
-    DataConfig,
-    FinetuneConfig,
-    FinetuneTrainConfig,
-    HubConfig,
-    MAEConfig,
-    PretrainConfig,
-)
-from mae_hf.data.augment import normalize, to_pixels
-from mae_hf.data.store import to_rgb_square
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.hub import HubConfig
+from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.config.train import FinetuneTrainConfig
+from mae_hf.data.augment.crop_flip import normalize, to_pixels
+from mae_hf.data.cache import to_rgb_square
+from mae_hf.errors import ConfigError
 
 NEEDS_TORCHVISION = getattr(AutoImageProcessor, "is_dummy", False)
 CLASS_NAMES = ("cat", "<b>dog</b>", "a|b `c` [d](e)")

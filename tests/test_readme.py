@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mae_hf import cli
-from mae_hf.config import (
-    BenchmarkConfig,
+from benchmarks.config import BenchmarkConfig
+from mae_hf.config import parse
+from mae_hf.config.commands import (
     DemoConfig,
     EvaluateConfig,
     FewLabelsConfig,
@@ -18,6 +18,7 @@ from mae_hf.config import (
     PretrainConfig,
     ReconstructConfig,
 )
+from mae_hf.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,7 +30,7 @@ CONFIGS = {
     "scripts/reconstruct.py": ReconstructConfig,
     "scripts/prepare_data.py": PrepareConfig,
     "scripts/demo.py": DemoConfig,
-    "scripts/benchmark.py": BenchmarkConfig,
+    "benchmarks.speed": BenchmarkConfig,
 }
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
 
@@ -39,7 +40,7 @@ def test_the_readme_has_commands_for_every_script():
     assert named == {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")}
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "scripts/" in command])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r"scripts/|benchmarks\.", command)])
 def test_a_script_understands_its_command(command: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     launcher, words = _split(command)
@@ -48,13 +49,13 @@ def test_a_script_understands_its_command(command: str, monkeypatch: pytest.Monk
 
         launch_command_parser().parse_args([*launcher[2:], *words])  # exits on an unknown option
     if words[0] == "scripts/compare.py":
-        with pytest.raises(cli.ConfigError, match="is not a folder"):  # it got as far as looking for the runs
-            importlib.import_module("scripts.compare").main(words[1:])
+        with pytest.raises(ConfigError, match="is not a folder"):  # it got as far as looking for the runs
+            importlib.import_module("mae_hf.commands.compare").main(words[1:])
     elif "--print_config" in words:
         with pytest.raises(SystemExit, match="0"):
-            cli.parse(CONFIGS[words[0]], words[1:], prog=words[0])
+            parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
     else:
-        cli.parse(CONFIGS[words[0]], words[1:], prog=words[0])
+        parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
@@ -68,7 +69,7 @@ def test_the_quickstart_of_the_makefile_parses_too(monkeypatch: pytest.MonkeyPat
     assert len(lines) == 4
     for line in lines:
         _, words = _split(line)
-        cli.parse(CONFIGS[words[0]], words[1:], prog=words[0])
+        parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
 
 
 def test_files_and_pictures_that_the_readme_names_are_there():
@@ -88,5 +89,5 @@ def test_files_and_pictures_that_the_readme_names_are_there():
 def _split(command: str) -> tuple[list[str], list[str]]:
     """The launcher's words, and those from the script's name on."""
     words = shlex.split(command)
-    start = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
+    start = next(i for i, word in enumerate(words) if word.startswith(("scripts/", "benchmarks.")))
     return words[:start], words[start:]

@@ -15,9 +15,10 @@ from forks import ROOT, run, succeed
 from PIL import Image
 from safetensors.torch import load_file
 
-from mae_hf import cli
-from mae_hf.config import DataConfig, FinetuneConfig, PretrainConfig
-from mae_hf.data.images import load_pretraining_images
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import load_pretraining_images
 
 LAUNCH = ("accelerate", "launch", "--quiet")
 SMALL = ("--train.warmup_epochs", "0", "--train.epochs", "2", "--train.eval_every_epochs", "1")
@@ -62,8 +63,8 @@ def test_a_run_folder_holds_what_the_contract_says(runs: Path):
 
 
 def test_the_resolved_config_is_itself_a_config(runs: Path):
-    assert cli.load(PretrainConfig, runs / "pretrain" / "config.yaml").train.epochs == 2
-    assert cli.load(FinetuneConfig, runs / "scratch" / "config.yaml").model.init == "scratch"
+    assert parse.load(PretrainConfig, runs / "pretrain" / "config.yaml").train.epochs == 2
+    assert parse.load(FinetuneConfig, runs / "scratch" / "config.yaml").model.init == "scratch"
 
 
 def test_metrics_have_a_line_per_logging_step_and_a_final_summary(runs: Path):
@@ -258,7 +259,7 @@ def test_few_labels_are_fine_tuned_as_runs_of_their_own(runs: Path, tmp_path: Pa
     for line in lines:
         run_folder = folder / "runs" / f"{line['label_set']}-model"
         assert json.loads((run_folder / "metrics.json").read_text())["test/accuracy"] == line["accuracy"]
-        config = cli.load(FinetuneConfig, run_folder / "config.yaml")
+        config = parse.load(FinetuneConfig, run_folder / "config.yaml")
         assert config.data.label_fraction == line["fraction"] and config.model.init == str(runs / "pretrain")
         assert line["labels"] == json.loads((run_folder / "run.json").read_text())["labels"]
         table, own = (
@@ -329,7 +330,6 @@ SCRIPTS = (
     "reconstruct",
     "prepare_data",
     "demo",
-    "benchmark",
     "few_labels",
 )
 

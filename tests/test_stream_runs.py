@@ -10,7 +10,7 @@ from forks import run
 from safetensors.torch import load_file
 from shard_server import ShardServer, parquet, picture, tar
 
-from mae_hf.tracking import read_metrics
+from mae_hf.training.run_folder import read_metrics
 
 PICTURES = [picture(number) for number in range(120)]
 SHARDS = {f"s-{i}.tar": tar(PICTURES[30 * i : 30 * i + 30]) for i in range(4)}
@@ -24,7 +24,7 @@ SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.s
 # The script with less patience, so that a server that is gone is given up after a second.
 IMPATIENT = """if True:
     import datasets, runpy
-    from mae_hf.data import shards
+    from mae_hf.data.stream import shards
     shards.PAUSES = (0.0, 0.1)
     for name in ("READ", "OPEN"):
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0.01)

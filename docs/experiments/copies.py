@@ -20,11 +20,11 @@ import torch
 from PIL import Image, ImageEnhance
 
 from mae_hf import figures
-from mae_hf.config import DataConfig
-from mae_hf.data.copies import find_copies
+from mae_hf.config.data import DataConfig
+from mae_hf.data.cache import open_store
 from mae_hf.data.sources import load_splits
-from mae_hf.data.store import open_store
-from mae_hf.figures.pairs import pairs_figure
+from mae_hf.leakage.near_copies import find_copies
+from mae_hf.leakage.picture import pairs_figure
 
 NUM_PLANTED = 100  # originals, each planted once in every kind
 BICUBIC = Image.Resampling.BICUBIC

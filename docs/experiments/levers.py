@@ -15,16 +15,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 
-from mae_hf import cli
-from mae_hf.config import PretrainConfig
-from mae_hf.machine import attention_for, use_cpu_well
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
 from mae_hf.models.mae import build_mae, mae_config
+from mae_hf.training.hardware import attention_for, use_cpu_well
 
 
 def main() -> None:
     """Prints images per second, median, least and greatest, for the losses; milliseconds for the optimizers."""
     preset, precision, *rest = sys.argv[1:]
-    config, rounds = cli.load(PretrainConfig, preset), int(rest[0]) if rest else 7
+    config, rounds = parse.load(PretrainConfig, preset), int(rest[0]) if rest else 7
     accelerator = Accelerator(mixed_precision=precision)
     batch = config.train.batch_size
     pixel_values = torch.randn(batch, 3, config.model.image_size, config.model.image_size)

@@ -1,4 +1,4 @@
-"""Experiment: how far the plan of `scripts/benchmark.py --plan` is from what is measured with 1 and 2 processes.
+"""Experiment: how far the plan of `benchmarks/speed.py --plan` is from what is measured with 1 and 2 processes.
 
 python docs/experiments/scaling.py 3   # rounds; on a CPU with 2 free cores, from the root of the repository
 
@@ -19,10 +19,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mae_hf import cli
-from mae_hf.benchmark.flops import peak_tflops
-from mae_hf.benchmark.scaling import estimate, num_parameters
-from mae_hf.config import PretrainConfig, ScalingConfig
+from benchmarks.config import ScalingConfig
+from benchmarks.flops import peak_tflops
+from benchmarks.plan import estimate, num_parameters
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
 
 PRESETS = {"tiny8": 0.60, "base16": 0.75}  # efficiency
 STEPS = 7
@@ -53,7 +54,7 @@ def link_gb_per_second(num_bytes: int) -> float:
 
 def train(preset: str, num_processes: int) -> float:
     """Images per second of a short run."""
-    config = cli.load(PretrainConfig, preset)
+    config = parse.load(PretrainConfig, preset)
     epochs = STEPS * config.train.batch_size / (1300 // config.train.batch_size * config.train.batch_size)
     launch = ["accelerate", "launch", "--mixed_precision", "bf16", "--multi_gpu", "--num_processes", "2"]
     command = ["taskset", "-c", "0", sys.executable] if num_processes == 1 else launch
@@ -79,7 +80,7 @@ def main() -> None:
         peaks.append(peak_tflops(torch.bfloat16))
         for name in PRESETS:
             preset = f"configs/benchmark/{name}.yaml"
-            trained, _ = num_parameters(cli.load(PretrainConfig, preset).model)
+            trained, _ = num_parameters(parse.load(PretrainConfig, preset).model)
             links[name].append(link_gb_per_second(4 * trained))
             for num in (1, 2):
                 measured.setdefault((name, num), []).append(train(preset, num))
@@ -89,7 +90,7 @@ def main() -> None:
     for name, efficiency in PRESETS.items():
         link = statistics.median(links[name])
         scaling = ScalingConfig(devices=2, efficiency=efficiency, link_gb_per_second=link)
-        for row in estimate(cli.load(PretrainConfig, f"configs/benchmark/{name}.yaml"), "bf16", scaling, tflops):
+        for row in estimate(parse.load(PretrainConfig, f"configs/benchmark/{name}.yaml"), "bf16", scaling, tflops):
             found = statistics.median(measured[name, row.num_devices])
             error = 100 * (row.images_per_second / found - 1)
             numbers = f"{row.images_per_second:.1f} | {found:.1f} | {error:+.0f} % | {link:.2f}"

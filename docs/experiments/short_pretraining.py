@@ -17,19 +17,20 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import ViTMAEForPreTraining
 
-from mae_hf import cli
-from mae_hf.checkpoint import Checkpoints, TrainState
-from mae_hf.config import DataConfig, PretrainConfig
-from mae_hf.data.images import DeviceImages, load_labelled_images, load_pretraining_images
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import DeviceImages, load_labelled_images, load_pretraining_images
 from mae_hf.evaluation.inference import extract_features, held_out_loss
 from mae_hf.evaluation.probing import probe_features
-from mae_hf.machine import attention_for, use_cpu_well
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
 from mae_hf.models.positions import PositionError, check_positions
-from mae_hf.objectives import pretraining_loss
-from mae_hf.optim import build_optimizer
-from mae_hf.tracking import RunLog, read_metrics
-from mae_hf.training import batch_sampler, train
+from mae_hf.training.checkpoint import Checkpoints, TrainState
+from mae_hf.training.hardware import attention_for, use_cpu_well
+from mae_hf.training.loop import batch_sampler, train
+from mae_hf.training.losses import pretraining_loss
+from mae_hf.training.optim import build_optimizer
+from mae_hf.training.run_folder import RunLog, read_metrics
 
 STOCK = "stock-initialisation"
 
@@ -50,11 +51,11 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     folder = Path(tempfile.mkdtemp())
     words = ["--config=configs/pretrain/stl10_tiny.yaml", f"--data.source={unlabeled}", f"--output_dir={folder}"]
     words += variant.split() if variant != STOCK else []
-    config = cli.parse(PretrainConfig, words, prog="experiment")
+    config = parse.parse(PretrainConfig, words, prog="experiment")
     images, held_out = load_pretraining_images(config.data, config.model.image_size)
     epochs = steps / (len(images) // config.train.batch_size)
     words += [f"--train.epochs={epochs}", f"--train.warmup_epochs={epochs / 10}", f"--train.save_every_epochs={steps}"]
-    config = cli.parse(PretrainConfig, words, prog="experiment")
+    config = parse.parse(PretrainConfig, words, prog="experiment")
     plan = config.train.plan(len(images), accelerator.num_processes)
 
     set_seed(config.train.seed)

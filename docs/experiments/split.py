@@ -10,20 +10,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mae_hf import cli
-from mae_hf.config import PretrainConfig
-from mae_hf.data.images import DeviceImages, load_pretraining_images
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.data.dataset import DeviceImages, load_pretraining_images
 from mae_hf.models.mae import build_mae
-from mae_hf.objectives import pretraining_loss
-from mae_hf.optim import build_optimizer, learning_rate_at, set_learning_rate
-from mae_hf.training import batch_sampler, gradients, update
+from mae_hf.training.loop import batch_sampler, gradients, update
+from mae_hf.training.losses import pretraining_loss
+from mae_hf.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 
 WORDS = ["--config", "configs/pretrain/digits.yaml", "--train.epochs=10", "--train.warmup_epochs=2"]
 
 
 def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
     """The loss of every step."""
-    config = cli.parse(PretrainConfig, [*WORDS, f"--train.per_device_batch_size={per_device_batch_size}"], "split")
+    config = parse.parse(PretrainConfig, [*WORDS, f"--train.per_device_batch_size={per_device_batch_size}"], "split")
     accelerator = Accelerator(cpu=True)
     images, _ = load_pretraining_images(config.data, config.model.image_size)
     plan = config.train.plan(len(images), 1)

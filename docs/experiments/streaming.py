@@ -18,10 +18,12 @@ from PIL import Image
 sys.path.append("tests")
 from shard_server import ShardServer, parquet, tar
 
-from mae_hf.config import DataConfig, PretrainConfig, PretrainTrainConfig
-from mae_hf.data.images import DeviceImages, load_pretraining_images
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.train import PretrainTrainConfig
+from mae_hf.data.dataset import DeviceImages, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
-from mae_hf.data.streaming import StreamedImages, load_stream, open_stream
+from mae_hf.data.stream.reader import StreamedImages, load_stream, open_stream
 
 CPU, SIZE, BATCH, SHARDS, TURNS, STEPS = torch.device("cpu"), 96, 128, 16, 5, 40
 

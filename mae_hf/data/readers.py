@@ -11,7 +11,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi, metadata_load
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from mae_hf.config import ConfigError, require
+from mae_hf.errors import ConfigError, require
 
 ROLES = {
     "unlabeled": "unlabeled",

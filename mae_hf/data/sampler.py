@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae_hf.data.draws import integer_seed
+from mae_hf.data.random import integer_seed
 
 
 class BatchSampler:

@@ -13,9 +13,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig, check_class_names, require
-from mae_hf.data.places import check_source
+from mae_hf.config.data import STL10_CLASSES, DataConfig, check_class_names
+from mae_hf.data.locations import check_source
 from mae_hf.data.readers import ROLES, read_datasets
+from mae_hf.errors import ConfigError, require
 
 OFFICIAL_COUNTS = {"jxie/stl10": {"train": 5_000, "test": 8_000, "unlabeled": 100_000}}
 OFFICIAL_CLASSES = {"jxie/stl10": STL10_CLASSES}

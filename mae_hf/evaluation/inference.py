@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mae_hf.config import DataConfig
-from mae_hf.data.augment import normalize, to_pixels
-from mae_hf.data.draws import uniform
-from mae_hf.data.images import ImageSet
+from mae_hf.config.data import DataConfig
+from mae_hf.data.augment.crop_flip import normalize, to_pixels
+from mae_hf.data.dataset import ImageSet
+from mae_hf.data.random import uniform
 from mae_hf.data.transfer import to_device
 
 

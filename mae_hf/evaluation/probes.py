@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae_hf.config import ConfigError, require
+from mae_hf.errors import ConfigError, require
 
 NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07
 # Powers of ten around scikit-learn's default of 1. Features are standardised, so one grid serves all encoders.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from mae_hf.config import DataConfig
-from mae_hf.data.images import ImageSet
+from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import ImageSet
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.linear_head import head_probe
 from mae_hf.evaluation.metrics import classification_metrics

@@ -5,7 +5,7 @@ Shapes: n images, D features.
 
 import numpy as np
 
-from mae_hf.config import require
+from mae_hf.errors import require
 from mae_hf.evaluation.probes import check_finite
 
 EPSILON = 1e-7

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae_hf import figures
-from mae_hf.config import DataConfig
-from mae_hf.data.augment import normalize, to_pixels
+from mae_hf.config.data import DataConfig
+from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.evaluation.inference import fixed_noise
 from mae_hf.figures import sheets
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct

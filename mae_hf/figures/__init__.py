@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mae_hf.durable import write_file
+from mae_hf.files import write_file
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:

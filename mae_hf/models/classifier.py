@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEModel, ViTModel
 
-from mae_hf.config import ClassifierConfig, require
+from mae_hf.config.model import ClassifierConfig
+from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_encoder
 from mae_hf.models.loading import SAFE, check_loaded, opening, read_config
+from mae_hf.models.locate import FIX_INIT, SCRATCH, find_model
 from mae_hf.models.mae import encoder_config
 from mae_hf.models.norm import use_autocast_norms
-from mae_hf.models.places import FIX_INIT, SCRATCH, find_model
 
 SHAPE_KEYS = (
     *("image_size", "patch_size", "hidden_size"),

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file, logging
 
-from mae_hf.config import MAX_SIZE, ConfigError, require
+from mae_hf.config.model import MAX_SIZE
+from mae_hf.errors import ConfigError, require
 
 POSITION_TABLES = ("position_embeddings", "decoder_pos_embed")
 

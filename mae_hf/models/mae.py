@@ -14,11 +14,12 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTrainingOutput
 from transformers.utils.generic import can_return_tuple
 
-from mae_hf.config import MAEConfig, require
+from mae_hf.config.model import MAEConfig
+from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
 from mae_hf.models.loading import LOADED_NAMES, SAFE, check_loaded, opening, quiet_transformers, read_config, saved_name
+from mae_hf.models.locate import find_model
 from mae_hf.models.norm import use_autocast_norms
-from mae_hf.models.places import find_model
 from mae_hf.models.visible_first import ShuffledDecoder, VisibleEmbeddings, check_size, take
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}

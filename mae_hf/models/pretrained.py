@@ -9,10 +9,11 @@ import torch
 from transformers import ViTForImageClassification, ViTModel
 from transformers.utils import cached_file
 
-from mae_hf.config import ConfigError, DataConfig, Triple, require
+from mae_hf.config.data import DataConfig, Triple
+from mae_hf.errors import ConfigError, require
 from mae_hf.models.loading import SAFE, check_loaded, opening, read_config
+from mae_hf.models.locate import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
-from mae_hf.models.places import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 
 PROCESSOR = "preprocessor_config.json"
 AUDIT = "audit.json"
@@ -108,7 +109,7 @@ def read_normalization(name: str) -> tuple[Triple, Triple]:
 
 
 def read_audit(name: str) -> dict[str, Any] | None:
-    """Which test images the model's pre-training has seen, a record as `mae_hf.data.seen` describes it; None without.
+    """Which test images the model's pre-training has seen, a record of `mae_hf.leakage.record`; None without.
 
     Raises:
         ConfigError: there is no such model, or its `audit.json` cannot be read.

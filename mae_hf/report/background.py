@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
-from mae_hf.comparison.provenance import Provenance
-from mae_hf.comparison.runs import Run
+from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
 from mae_hf.report.markup import Cell, commands, items, paragraphs, table
+from mae_hf.training.finished_runs import Run
+from mae_hf.training.provenance import Provenance
 
 UNKNOWN = "unknown"
 # Strategies that a machine file asks for, as run.json names them.

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import ViTModel
 
-from mae_hf.comparison.compare import Comparison
-from mae_hf.comparison.runs import Run
-from mae_hf.config import ConfigError, DataConfig, require
-from mae_hf.data.images import ImageSet, load_labelled_images
+from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import ImageSet, load_labelled_images
+from mae_hf.errors import ConfigError, require
 from mae_hf.evaluation.attention_maps import cls_attention
 from mae_hf.evaluation.inference import pixel_values_of
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.pretrained import open_classifier
+from mae_hf.report.comparison import Comparison
+from mae_hf.training.finished_runs import Run
 
 PRETRAINED, UNTRAINED = "MAE before fine-tuning", "untrained"
 FINETUNED, SCRATCH = "MAE fine-tuned", "from scratch, trained"

@@ -9,14 +9,14 @@ from string import Template
 
 import numpy as np
 
-from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
-from mae_hf.comparison.provenance import find_provenances
-from mae_hf.comparison.results import Unseen, f1_of_classes
-from mae_hf.comparison.runs import Run
 from mae_hf.evaluation.statistics import Interval, OverSeeds
 from mae_hf.report import background
+from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
 from mae_hf.report.markup import Cell, contents, items, paragraphs, picture, section, table
 from mae_hf.report.pictures import Pictures
+from mae_hf.report.results import Unseen, f1_of_classes
+from mae_hf.training.finished_runs import Run
+from mae_hf.training.provenance import find_provenances
 
 NONE = "–"
 # Columns of the table of runs: key of `Comparison.table`, title, factor, format.

@@ -5,12 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
-from mae_hf.comparison.results import f1_of_classes
-from mae_hf.config import require
-from mae_hf.durable import write_text
+from mae_hf.errors import require
+from mae_hf.files import write_text
+from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
 from mae_hf.report.page import page
 from mae_hf.report.pictures import arms, draw_pictures
+from mae_hf.report.results import f1_of_classes
 
 # key of `Comparison.table` -> title in the terminal
 _COLUMNS = {

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from mae_hf.data import shards
+from mae_hf.data.stream import shards
 
 
 @pytest.fixture

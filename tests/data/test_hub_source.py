@@ -91,10 +91,11 @@ def observe() -> dict[str, Any]:
     from PIL import Image
     from shard_server import picture, tar
 
-    from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig
-    from mae_hf.data.images import load_labelled_images
-    from mae_hf.data.shards import ShardReader, open_shards
+    from mae_hf.config.data import STL10_CLASSES, DataConfig
+    from mae_hf.data.dataset import load_labelled_images
     from mae_hf.data.sources import load_splits
+    from mae_hf.data.stream.shards import ShardReader, open_shards
+    from mae_hf.errors import ConfigError
 
     def parquet(first_red: int, labels: list[int]) -> bytes:
         images = [Image.new("RGB", (8, 8), (first_red + number, 0, 0)) for number in range(len(labels))]

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mae_hf.config import ConfigError
-from mae_hf.data.places import check_source
+from mae_hf.data.locations import check_source
 from mae_hf.data.readers import read_datasets
+from mae_hf.errors import ConfigError
 
 
 def write_parquet(file: Path, colours: list[int], **columns: list) -> None:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mae_hf.config import STL10_CLASSES, ConfigError, DataConfig
+from mae_hf.config.data import STL10_CLASSES, DataConfig
 from mae_hf.data.sources import load_splits, stratified_draw
+from mae_hf.errors import ConfigError
 
 CONFIG = DataConfig(class_names=None)
 

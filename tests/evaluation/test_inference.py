@@ -6,8 +6,9 @@ import torch
 from accelerate import Accelerator
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining, ViTModel
 
-from mae_hf.config import DataConfig, MAEConfig
-from mae_hf.data.images import ImageSet, load_labelled_images
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import MAEConfig
+from mae_hf.data.dataset import ImageSet, load_labelled_images
 from mae_hf.evaluation.inference import extract_features, fixed_noise, held_out_loss, predict_probabilities
 from mae_hf.models.mae import build_mae
 

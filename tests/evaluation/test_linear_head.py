@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mae_hf.config import ConfigError
+from mae_hf.errors import ConfigError
 from mae_hf.evaluation import linear_head
 from mae_hf.evaluation.linear_head import head_probe
 from mae_hf.evaluation.probes import Labelled

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mae_hf.config import ConfigError
+from mae_hf.errors import ConfigError
 from mae_hf.evaluation import probes
 from mae_hf.evaluation.probes import Labelled, knn_probabilities, knn_probe, linear_probe
 

@@ -8,8 +8,9 @@ from sklearn.datasets import make_classification
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from mae_hf.config import DataConfig, MAEConfig
-from mae_hf.data.images import load_probe_images
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import MAEConfig
+from mae_hf.data.dataset import load_probe_images
 from mae_hf.evaluation.inference import pixel_values_of
 from mae_hf.evaluation.probing import online_probe, probe_features
 from mae_hf.models.mae import build_mae, export_encoder

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy, ortho_group
 
-from mae_hf.config import ConfigError
+from mae_hf.errors import ConfigError
 from mae_hf.evaluation.quality import participation_ratio, rankme
 
 

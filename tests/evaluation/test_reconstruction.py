@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_hf.config import DataConfig, MAEConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import MAEConfig
 from mae_hf.evaluation.reconstruction import MAX_STEPS, draw_reconstructions, save_reconstructions
 from mae_hf.figures import sheets
 from mae_hf.models.mae import MaskedAutoencoder, build_mae

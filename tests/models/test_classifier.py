@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTMAEModel
 
-from mae_hf.config import ClassifierConfig, ConfigError, MAEConfig
+from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import DropPath, _transfer, build_classifier, set_draws, set_drop_path
 from mae_hf.models.mae import build_mae, encoder_config, export_encoder
 

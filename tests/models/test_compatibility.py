@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import ViTForImageClassification, ViTMAEForPreTraining
 
-from mae_hf.config import ClassifierConfig, ConfigError, MAEConfig
+from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
-from mae_hf.config import ConfigError, MAEConfig
+from mae_hf.config.model import MAEConfig
+from mae_hf.errors import ConfigError
 from mae_hf.models.attention import register_cpu_attention
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder, mae_config, reconstruct
 from mae_hf.models.positions import PositionError, check_positions

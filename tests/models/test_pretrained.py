@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from mae_hf.config import ConfigError, MAEConfig, PretrainConfig
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.model import MAEConfig
+from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
 from mae_hf.models.mae import build_mae, encode, export_encoder
 from mae_hf.models.pretrained import open_classifier, open_encoder, read_audit, read_normalization

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_arms
 
-from mae_hf.comparison.compare import Comparison, compare
+from mae_hf.report.comparison import Comparison, compare
 
 
 @pytest.fixture

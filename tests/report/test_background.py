@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from run_folders import write_run
 
-from mae_hf import cli
-from mae_hf.comparison.compare import Comparison, compare
-from mae_hf.comparison.provenance import Provenance
-from mae_hf.config import PretrainConfig
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
 from mae_hf.report import background
+from mae_hf.report.comparison import Comparison, compare
+from mae_hf.training.provenance import Provenance
 
 NOTHING = [Provenance("runs/pretrain/x")]
 
@@ -122,7 +122,7 @@ def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):
 def test_the_settings_of_a_pre_training_run_that_is_there_have_a_table(tmp_path, runs):
     (tmp_path / "pre").mkdir()
     (tmp_path / "pre" / "run.json").write_text("{}")
-    (tmp_path / "pre" / "config.yaml").write_text(cli.dump(PretrainConfig(output_dir="pre")))
+    (tmp_path / "pre" / "config.yaml").write_text(parse.dump(PretrainConfig(output_dir="pre")))
     ours = write_run(tmp_path / "ours", str(tmp_path / "pre"), (True, True, True, False))
     words = text(background.recipe(compare([ours], [runs[1]])))
     assert "The arms differ in model.init" in words

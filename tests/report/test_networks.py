@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import ViTForImageClassification, ViTModel
 
-from mae_hf.comparison.compare import Comparison
-from mae_hf.config import ConfigError
+from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import build_classifier
 from mae_hf.report import networks
+from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import open_networks, open_test_images
 
 

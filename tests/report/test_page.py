@@ -7,7 +7,7 @@ import pytest
 from report_pages import CLASS_NAMES, small_comparison, small_pictures, write_page
 from run_folders import write_run
 
-from mae_hf.comparison.compare import compare
+from mae_hf.report.comparison import compare
 from mae_hf.report.page import page
 
 

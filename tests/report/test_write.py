@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import pytest
 from run_folders import HALF, write_run
 
-from mae_hf.comparison.compare import compare
-from mae_hf.config import ConfigError
+from mae_hf.commands import compare as compare_command
+from mae_hf.errors import ConfigError
 from mae_hf.report import write
+from mae_hf.report.comparison import compare
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,8 +71,9 @@ def command(*words: object) -> subprocess.CompletedProcess:
 
 
 def test_the_command_prints_the_table_and_ends_with_the_path_of_the_report(runs, tmp_path, capsys):
-    main = runpy.run_path(str(ROOT / "scripts" / "compare.py"))["main"]
-    main(["--pretrained", str(runs[1]), "--scratch", str(runs[2]), "--output_dir", str(tmp_path / "out")])
+    compare_command.main(
+        ["--pretrained", str(runs[1]), "--scratch", str(runs[2]), "--output_dir", str(tmp_path / "out")]
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("With 270 labels, the MAE-pre-trained ViT reaches 75.0 %")
     assert any("scratch" in line and "50.00" in line for line in lines)

@@ -22,11 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mae_hf import cli, hub
-from mae_hf.config import ConfigError, DataConfig, FinetuneConfig, RunError
-from mae_hf.data.images import load_labelled_images
-from mae_hf.data.shards import open_shards
+from mae_hf import hub
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import load_labelled_images
 from mae_hf.data.sources import load_splits
+from mae_hf.data.stream.shards import open_shards
+from mae_hf.errors import ConfigError, RunError
 
 
 def png(grey: int) -> bytes:
@@ -237,8 +240,8 @@ def test_other_class_names_are_taken_as_they_are_and_change_neither_card_nor_con
     split = load_splits(DataConfig(), str(tmp_path))["train"]
     assert sorted(split.class_names or ()) == sorted(SHOWN)
     config = FinetuneConfig(data=DataConfig(class_names=SHOWN, source=str(tmp_path)))
-    (tmp_path / "c.yaml").write_text(cli.dump(config))
-    assert cli.load(FinetuneConfig, tmp_path / "c.yaml") == config
+    (tmp_path / "c.yaml").write_text(parse.dump(config))
+    assert parse.load(FinetuneConfig, tmp_path / "c.yaml") == config
     metrics = {"test/accuracy": 0.5, "test/f1_by_class": dict.fromkeys(SHOWN, 0.5)}
     card = hub.model_card(config, metrics)
     metadata, text = card.split("---\n", 2)[1:]

@@ -12,11 +12,12 @@ from fuzz import examples, file_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_hf import cli
-from mae_hf.config import ConfigError, EvaluateConfig, FinetuneConfig, PretrainConfig
+from mae_hf.config import parse
+from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfig
+from mae_hf.errors import ConfigError
 
 SECTIONS = ("data", "model", "train", "augment", "audit", "hub")
-KEYS = [key for key, _ in cli.flatten(PretrainConfig())] + [key for key, _ in cli.flatten(FinetuneConfig())]
+KEYS = [key for key, _ in parse.flatten(PretrainConfig())] + [key for key, _ in parse.flatten(FinetuneConfig())]
 TOUCH = "!!python/object/apply:os.system ['touch FILE']"
 
 # letters by letters nine times as large as the one before; the last is 9 ** 8 strings
@@ -62,7 +63,7 @@ def test_hostile_yaml_is_refused_in_a_second_and_in_one_line(name: str):
     file = file_with(HOSTILE[name].encode(), ".yaml")
     start = time.process_time()
     with pytest.raises(ConfigError) as caught:
-        cli.load(PretrainConfig, file)
+        parse.load(PretrainConfig, file)
     assert time.process_time() - start < 1
     message = str(caught.value)
     assert len(message) < 2100
@@ -73,7 +74,7 @@ def test_a_tag_runs_nothing(tmp_path: Path):
     for text in (TOUCH, f"{{source: {TOUCH} }}", "{source: '" + TOUCH.replace("'", "''") + "'}"):
         file = file_with(f"data: {text.replace('FILE', str(tmp_path / 'ran'))}\n".encode(), ".yaml")
         with contextlib.suppress(ConfigError):
-            cli.load(PretrainConfig, file)
+            parse.load(PretrainConfig, file)
         assert not (tmp_path / "ran").exists()
 
 
@@ -81,7 +82,7 @@ def test_a_config_is_a_file_here_and_no_device_or_address(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.yaml")
     for name in ("/dev/zero", str(tmp_path / "pipe.yaml"), "https://127.0.0.1:9/c.yaml", "x" * 5000, "a\0b"):
         with pytest.raises(ConfigError, match=r"not a file|cannot be read|not valid|null"):
-            cli.parse(PretrainConfig, [f"--config={name}"], "pretrain")
+            parse.parse(PretrainConfig, [f"--config={name}"], "pretrain")
 
 
 SCALARS = (
@@ -113,7 +114,7 @@ def contents(draw: st.DrawFn) -> dict:
 
 def outcome(config_class: type, file: Path) -> object:
     try:
-        return cli.load(config_class, file)
+        return parse.load(config_class, file)
     except ConfigError as error:
         return str(error)
 
@@ -126,7 +127,7 @@ def check(text: bytes) -> None:
             assert not {unicodedata.category(char) for char in config} & {"Cc", "Cs"}
             assert len(config) < 2100
         else:
-            assert outcome(config_class, file_with(cli.dump(config).encode(), ".yaml")) == config
+            assert outcome(config_class, file_with(parse.dump(config).encode(), ".yaml")) == config
     file.unlink()
 
 

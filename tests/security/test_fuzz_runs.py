@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import HALF, THREE, write_run
 
-from mae_hf.comparison.compare import compare
-from mae_hf.comparison.provenance import find_provenances
-from mae_hf.config import ConfigError
+from mae_hf.errors import ConfigError
 from mae_hf.models.pretrained import read_audit
 from mae_hf.report import background
+from mae_hf.report.comparison import compare
+from mae_hf.training.provenance import find_provenances
 
 NUMBERS = st.integers() | st.integers(10**300, 10**400) | st.floats() | st.sampled_from([0, -1, 1e308, 2**63, 2**64])
 JSON = st.recursive(

@@ -4,9 +4,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mae_hf.comparison.compare import Comparison
-from mae_hf.config import ConfigError
+from mae_hf.errors import ConfigError
 from mae_hf.report import networks
+from mae_hf.report.comparison import Comparison
 from mae_hf.report.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
 from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_mistakes
 from mae_hf.report.pictures.picture import Picture, arms

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae_hf import figures
-from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
-from mae_hf.comparison.provenance import find_provenance
-from mae_hf.comparison.results import f1_of_classes
-from mae_hf.comparison.runs import Run
 from mae_hf.evaluation.calibration import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts
+from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
 from mae_hf.report.pictures.picture import Picture, arms, panel_title
+from mae_hf.report.results import f1_of_classes
+from mae_hf.training.finished_runs import Run
+from mae_hf.training.provenance import find_provenance
 
 
 def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:

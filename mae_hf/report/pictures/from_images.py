@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae_hf import figures
-from mae_hf.comparison.compare import Comparison
-from mae_hf.data.images import ImageSet
-from mae_hf.evaluation import embedding
+from mae_hf.data.dataset import ImageSet
+from mae_hf.evaluation import projection
 from mae_hf.evaluation.mistakes import most_confident_mistakes
 from mae_hf.figures import charts, label_of, sheets
 from mae_hf.report import networks
+from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network
 from mae_hf.report.pictures.picture import Picture, arms, panel_title
 
@@ -64,18 +64,18 @@ def draw_maps(
     for name in [name for name in _SEEN if name in opened]:
         found = opened[name].features(images, rows)
         try:
-            embedding.check_features(found)
+            projection.check_features(found)
         except ValueError as error:
             notes.append(f"No map of {name}: {error}")
         else:
             features[name] = found
-    methods = {"t-SNE": embedding.tsne} | ({"UMAP": embedding.umap} if find_spec("umap") else {})
+    methods = {"t-SNE": projection.tsne} | ({"UMAP": projection.umap} if find_spec("umap") else {})
     pictures, trust_by_method = [], {}
     for method, place in methods.items() if features else ():
         points, trust = {}, {}
         for name, found in features.items():
             points_of_network = place(found, SEED)
-            trust[name] = embedding.trustworthiness(found, points_of_network)
+            trust[name] = projection.trustworthiness(found, points_of_network)
             points[f"{name}: {_SEEN[name]}\ntrustworthiness {trust[name]:.3f}"] = points_of_network
         figure = charts.map_figure(
             points,

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from mae_hf.comparison.compare import PRETRAINED, SCRATCH, Comparison
-from mae_hf.comparison.runs import Run
+from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
+from mae_hf.training.finished_runs import Run
 
 
 @dataclasses.dataclass(frozen=True)

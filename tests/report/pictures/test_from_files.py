@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from run_folders import HALF, THREE, write_run
 
-from mae_hf.comparison.compare import Comparison, compare
 from mae_hf.figures import charts
+from mae_hf.report.comparison import Comparison, compare
 from mae_hf.report.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
 
 

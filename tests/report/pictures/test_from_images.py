@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mae_hf.comparison.compare import Comparison
-from mae_hf.data.images import ImageSet
+from mae_hf.data.dataset import ImageSet
 from mae_hf.figures import charts, sheets
 from mae_hf.report import networks
+from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network, open_networks, open_test_images
 from mae_hf.report.pictures import from_images
 from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_mistakes
@@ -55,7 +55,7 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
 
     real = charts.map_figure
     monkeypatch.setattr(charts, "map_figure", remember)
-    monkeypatch.setattr("mae_hf.evaluation.embedding.tsne", lambda features, seed: features[:, :2])
+    monkeypatch.setattr("mae_hf.evaluation.projection.tsne", lambda features, seed: features[:, :2])
     notes: list[str] = []
     draw_maps(opened, images, tmp_path, notes)
     rows = np.random.default_rng(from_images.SEED).permutation(4)
@@ -69,7 +69,7 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
 
 def test_an_installed_umap_is_drawn_too(opened, images, tmp_path, monkeypatch):
     monkeypatch.setattr(from_images, "find_spec", lambda name: name == "umap")
-    monkeypatch.setattr("mae_hf.evaluation.embedding.umap", lambda features, seed: features[:, 2:4])
+    monkeypatch.setattr("mae_hf.evaluation.projection.umap", lambda features, seed: features[:, 2:4])
     pictures, _ = draw_maps(opened, images, tmp_path, [])
     assert [picture.path.name for picture in pictures] == ["embedding.png", "embedding_umap.png"]
     assert "UMAP" in pictures[1].heading and "UMAP" in pictures[1].caption

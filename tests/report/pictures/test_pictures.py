@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from run_folders import HALF, write_run
 
-from mae_hf.comparison.compare import compare
+from mae_hf.report.comparison import compare
 from mae_hf.report.pictures import draw_pictures
 
 NAMES = [

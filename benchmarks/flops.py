@@ -1,0 +1,87 @@
+"""The work that is needed, in matrix products, and how fast the machine does them: what speed is measured against.
+
+Counted are multiplications and additions of the matrix products; a backward pass is two forward passes.
+
+N patches of an image, V visible and K decoded hidden ones, D width.
+"""
+
+import itertools
+import time
+
+import torch
+
+from benchmarks.turns import Turns
+from mae_hf.config.model import EncoderConfig, MAEConfig
+
+SIDES = (1024, 2048, 4096, 8192) if torch.cuda.is_available() else (1024, 2048, 4096)
+
+
+def pretraining_gflop(model: MAEConfig) -> float:
+    """GFLOP per image of a pre-training step, forward and backward, without work that could be left out.
+
+    V patches are embedded, V + 1 tokens encoded, V + K + 1 decoded (of which the last layer needs K), K predicted.
+    """
+    visible, values = model.num_visible, 3 * model.patch_size**2
+    decoded = max(1, round(model.decode_ratio * (model.num_patches - visible)))
+    products = visible * values * model.hidden_size
+    products += _layers(visible + 1, model.num_hidden_layers, model.hidden_size, model.intermediate_size)
+    products += (visible + 1) * model.hidden_size * model.decoder_hidden_size
+    tokens, sizes = visible + decoded + 1, (model.decoder_hidden_size, model.decoder_intermediate_size)
+    products += _layers(tokens, model.decoder_num_hidden_layers - 1, *sizes)
+    products += _layers(tokens, 1, *sizes, num_queries=decoded)
+    products += decoded * model.decoder_hidden_size * values
+    return 3 * 2 * products / 1e9
+
+
+def features_gflop(model: EncoderConfig) -> float:
+    """GFLOP per image of encoding a whole image, forward only."""
+    products = model.num_patches * 3 * model.patch_size**2 * model.hidden_size
+    products += _layers(model.num_patches + 1, model.num_hidden_layers, model.hidden_size, model.intermediate_size)
+    return 2 * products / 1e9
+
+
+def finetuning_gflop(model: EncoderConfig, num_classes: int) -> float:
+    """GFLOP per image of a fine-tuning step, forward and backward; the classifier sees one token."""
+    return 3 * (features_gflop(model) + 2 * model.hidden_size * num_classes / 1e9)
+
+
+def _layers(tokens: int, num_layers: int, width: int, mlp_width: int, num_queries: int | None = None) -> int:
+    """Multiply-adds of transformer layers: key and value; of each query, itself, scores and their use, output, MLP."""
+    queries = tokens if num_queries is None else num_queries
+    of_query = 2 * width**2 + 2 * tokens * width + 2 * width * mlp_width
+    return num_layers * (2 * tokens * width**2 + queries * of_query)
+
+
+def multiply_matrices(turns: Turns, dtype: torch.dtype) -> None:
+    """A contender that multiplies square matrices and counts GFLOP: of the size that is fastest in its first turn."""
+    matrices = _matrices(dtype)
+    turns.begin()
+    size = max(SIDES, key=lambda size: _rate(matrices[size]))
+    a, b = matrices[size]
+    product = torch.empty_like(a)
+    for _ in itertools.count():
+        torch.mm(a, b, out=product)
+        turns.done(2 * size**3 / 1e9)
+
+
+def peak_tflops(dtype: torch.dtype) -> float:
+    """Matrix products of this machine, of the size that is fastest, in TFLOP/s: a quick look, in a few seconds."""
+    return max(2 * _rate(pair) / 1e12 for pair in _matrices(dtype).values())
+
+
+def _matrices(dtype: torch.dtype) -> dict[int, torch.Tensor]:
+    """A pair of square matrices of each size, (2, size, size)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {size: torch.randn(2, size, size, device=device).to(dtype) for size in SIDES}
+
+
+def _rate(pair: torch.Tensor) -> float:
+    """Multiply-adds per second of the product of this pair of matrices, the second time."""
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        torch.mm(pair[0], pair[1])
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        seconds = time.perf_counter() - started
+    return float(pair.shape[1] ** 3 / seconds)

@@ -1,0 +1,169 @@
+"""mae_hf as a contender: the training loop, losses, optimizer and features of the scripts, on drawn images."""
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import ViTModel
+
+from benchmarks.turns import Turns
+from mae_hf.config.augment import AugmentConfig, CropConfig
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.model import ClassifierConfig, EncoderConfig
+from mae_hf.config.train import FinetuneTrainConfig, TrainConfig
+from mae_hf.data.dataset import DeviceImages, ImageSet
+from mae_hf.evaluation import inference
+from mae_hf.models.classifier import build_classifier
+from mae_hf.models.mae import build_mae, encoder_config, mae_config
+from mae_hf.training import loop
+from mae_hf.training.checkpoint import Checkpoints, TrainState
+from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
+from mae_hf.training.losses import LossOf, finetuning_loss, pretraining_loss
+from mae_hf.training.optim import build_optimizer
+from mae_hf.training.run_folder import RunLog
+
+NEVER = 1e9  # epochs
+
+OpenImages = Callable[[], ImageSet]
+
+
+def pretrain(turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages) -> None:
+    """A contender: pre-training from end to end, as scripts/pretrain.py does it."""
+    accelerator = _set_up(precision)
+    images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
+    model = build_mae(config.model, attention_for(accelerator))
+    _train(turns, accelerator, model, config, images, lambda model: pretraining_loss(model, images, config))
+
+
+def step_alone(turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages) -> None:
+    """A contender: the same, with one batch that was prepared before and serves every step."""
+    accelerator = _set_up(precision)
+    images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
+    kept = _Keep()
+    num_rows = config.train.plan(len(images.labels), 1).micro_batch_size
+    pretraining_loss(kept, images, config)(np.arange(num_rows), 0, 0)
+    model = build_mae(config.model, attention_for(accelerator))
+    _train(turns, accelerator, model, config, images, lambda model: lambda *_: model(**kept.batch).loss)
+
+
+def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenImages) -> None:
+    """A contender: images, crops, flips, normalisation and masks without a model, on one core."""
+    accelerator = _set_up("no")
+    torch.set_num_threads(1)
+    images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
+    sampler = loop.batch_sampler(accelerator, config.train, config.train.plan(len(images.labels), 1))
+    prepare = pretraining_loss(_Keep(), images, config)
+    turns.begin()
+    for batch_index in itertools.count():
+        for rows in sampler.micro_batches(batch_index):
+            prepare(rows, sampler.epoch(batch_index), batch_index)
+            turns.done(len(rows))
+
+
+class _Keep(nn.Module):
+    """Stands where the model would: keeps what it is given, so that the real loss prepares a batch and no more."""
+
+    def forward(self, pixel_values: Tensor, **others: Any) -> SimpleNamespace:
+        self.batch = {"pixel_values": pixel_values, **others}
+        return SimpleNamespace(loss=None)
+
+
+def finetune(turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages) -> None:
+    """A contender: fine-tuning as scripts/finetune.py does it, with what stock does to images and no more."""
+    accelerator = _set_up(precision)
+    labelled, task = open_images(), finetuning_config(config)
+    images = DeviceImages(labelled, accelerator.device, config.data.on_device)
+    names = labelled.class_names
+    model = build_classifier(task.model, names, attention_for(accelerator), task.train.seed)
+    _train(turns, accelerator, model, task, images, lambda model: finetuning_loss(model, images, len(names), task))
+
+
+def finetuning_config(config: PretrainConfig) -> FinetuneConfig:
+    """The encoder, crops and batch of a pre-training run; all that fine-tuning adds to crop and flip is off."""
+    encoder = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(EncoderConfig)}
+    crops = {field.name: getattr(config.augment, field.name) for field in dataclasses.fields(CropConfig)}
+    off: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(AugmentConfig) if field.name not in crops}
+    return FinetuneConfig(
+        data=config.data,
+        model=ClassifierConfig(**encoder, init="scratch", drop_path=0.0),
+        augment=AugmentConfig(**crops, **off),
+        train=FinetuneTrainConfig(
+            batch_size=config.train.batch_size,
+            per_device_batch_size=config.train.per_device_batch_size,
+            compile=config.train.compile,
+        ),
+        output_dir=config.output_dir,
+    )
+
+
+def extract_features(
+    turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages, batch_size: int
+) -> None:
+    """A contender: the features of whole images, as scripts/evaluate.py probes them."""
+    accelerator, images = _set_up(precision), open_images()
+    encoder: Any = ViTModel(encoder_config(mae_config(config.model)), add_pooling_layer=False).eval()
+    encoder.set_attn_implementation(attention_for(accelerator))
+    encoder = accelerator.prepare(encoder)
+    encoder.register_forward_hook(lambda module, arguments, output: turns.done(len(arguments[0])))
+    turns.begin()
+    while True:
+        inference.extract_features(accelerator, encoder, images, config.data, batch_size)
+
+
+def _set_up(precision: str) -> Accelerator:
+    accelerator = Accelerator(mixed_precision=precision)
+    use_cpu_well(accelerator)
+    set_seed(0)
+    return accelerator
+
+
+def _train(
+    turns: Turns,
+    accelerator: Accelerator,
+    model: nn.Module,
+    config: PretrainConfig | FinetuneConfig,
+    images: DeviceImages,
+    loss_for: Callable[[nn.Module], LossOf],
+) -> None:
+    """The loop of both stages, without evaluations and checkpoints; a step is done where the next one begins."""
+    train: TrainConfig = dataclasses.replace(
+        config.train, epochs=NEVER, eval_every_epochs=NEVER, save_every_epochs=NEVER, trackers=()
+    )
+    folder = tempfile.mkdtemp(dir=config.output_dir)
+    plan = train.plan(len(images.labels), accelerator.num_processes)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, train))
+    loss_of = loss_for(model)
+    compile_layers(accelerator, model, train.compile, lambda: loss_of(np.arange(plan.micro_batch_size), 0, 0))
+    before = 0
+
+    def loss_in_turn(rows: NDArray[np.int64], epoch: int, batch_index: int) -> Tensor:
+        nonlocal before
+        if before:
+            turns.done(before)
+        before = len(rows)
+        return loss_of(rows, epoch, batch_index)
+
+    turns.begin()
+    loop.train(
+        accelerator,
+        model,
+        optimizer,
+        config=train,
+        plan=plan,
+        state=TrainState(),
+        sampler=loop.batch_sampler(accelerator, train, plan),
+        loss_of=loss_in_turn,
+        evaluate=lambda step: {},
+        log=RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {}),
+        checkpoints=Checkpoints(Path(folder), train.keep_checkpoints),
+    )

@@ -1,0 +1,102 @@
+"""Evaluate a classifier on test images, or probe what the frozen features of an encoder know.
+
+accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits \
+    --output_dir runs/evaluate/digits
+accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits \
+    --probe knn,linear,head,rank --output_dir runs/evaluate/digits-probes
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_hf.config import parse
+from mae_hf.config.commands import EvaluateConfig
+from mae_hf.data.locations import check_source
+from mae_hf.errors import require
+from mae_hf.models.locate import FIX_MODEL, find_model
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluates as the command line says; decisions are taken on validation, the numbers are of test."""
+    config = parse.parse(EvaluateConfig, argv, prog="scripts/evaluate.py")
+
+    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
+    check_source(config.data.sources[0])
+
+    from mae_hf.data.dataset import load_labelled_images
+    from mae_hf.evaluation.inference import extract_features, predict_probabilities
+    from mae_hf.evaluation.metrics import classification_metrics
+    from mae_hf.evaluation.predictions import write_predictions
+    from mae_hf.evaluation.probing import probe_features
+    from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
+    from mae_hf.files import write_text
+    from mae_hf.leakage.record import seen_test_images
+    from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_audit, read_normalization
+    from mae_hf.training.distributed import end_processes, start_accelerator
+    from mae_hf.training.hardware import attention_for, use_cpu_well
+
+    accelerator = start_accelerator(shards=False)
+    use_cpu_well(accelerator)
+    folder = Path(config.output_dir)
+    require(
+        not (folder / "config.yaml").exists(),
+        f"{folder} is a run folder, whose metrics and predictions would be lost: choose another --output_dir",
+    )
+    mean, std = read_normalization(config.model)
+    data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
+    metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
+
+    if not config.probes:
+        classifier = open_classifier(config.model, attention_for(accelerator))
+        with accelerator.local_main_process_first():
+            test = load_labelled_images(data, image_size_of(classifier), roles=("test",))["test"]
+        names = tuple((classifier.config.id2label or {}).values())
+        require(
+            names == test.class_names,
+            f"{config.model} knows the classes {', '.join(names)}, {data.sources[0]} has "
+            f"{', '.join(test.class_names)}: evaluate on data with the model's classes, in its order (--data.source)",
+        )
+        prepared = accelerator.prepare(classifier)
+        probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
+        values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
+        seen = seen_test_images(read_audit(config.model), test)
+        unseen = unseen_metrics(probabilities, test.labels, names, seen)
+        metrics |= {f"test/{key}": value for key, value in values.items()} | unseen
+        accelerator.print(describe_unseen(unseen))
+    else:
+        encoder = open_encoder(config.model, attention_for(accelerator))
+        with accelerator.local_main_process_first():
+            images = load_labelled_images(data, image_size_of(encoder))
+        prepared = accelerator.prepare(encoder)
+        features = {
+            role: extract_features(accelerator, prepared, part, data, config.batch_size)
+            for role, part in images.items()
+        }
+        labels = {role: part.labels for role, part in images.items()}
+        values, by_probe = probe_features(config.probes, features, labels, images["train"].class_names)
+        metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
+        metrics |= {"labels": images["train"].note or "all labels", **values}
+        seen = seen_test_images(read_audit(config.model), images["test"])
+        for name, of_probe in by_probe.items():
+            unseen = unseen_metrics(of_probe, labels["test"], images["test"].class_names, seen)
+            accelerator.print(f"{name}: {describe_unseen(unseen)}")
+            for key in ("accuracy", "f1"):
+                if f"test_unseen/{key}" in unseen:
+                    metrics[f"{name.replace('-', '/')}/unseen_{key}"] = unseen[f"test_unseen/{key}"]
+
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not config.probes:
+            write_predictions(folder / "predictions.parquet", test.labels, probabilities, seen)
+        else:
+            for name, of_probe in by_probe.items():
+                write_predictions(folder / "predictions" / f"{name}.parquet", labels["test"], of_probe, seen)
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        for key, value in metrics.items():
+            if isinstance(value, int | float):
+                print(f"{key:32} {value:g}" if isinstance(value, int) else f"{key:32} {value:.4f}")
+        print(f"written to {folder}")
+    end_processes(accelerator)

@@ -1,0 +1,100 @@
+"""Measure an encoder with few labels: ten folds of the training images, or budgets of 1 to 100 % of the labels.
+
+python scripts/few_labels.py --model runs/pretrain/digits --data.source digits --protocol budgets --scratch true \
+    --output_dir runs/few_labels/digits
+python scripts/few_labels.py --model runs/pretrain/digits --data.source digits --method knn,linear,finetune \
+    --finetune_config configs/finetune/digits.yaml --output_dir runs/few_labels/digits-folds
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_hf.config import parse
+from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig
+from mae_hf.data.locations import check_source
+from mae_hf.errors import require
+from mae_hf.models.locate import FIX_MODEL, SCRATCH, find_model
+
+FINETUNE = Path(__file__).with_name("finetune.py")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures as the command line says; what an earlier run has finished is not done again."""
+    config = parse.parse(FewLabelsConfig, argv, prog="scripts/few_labels.py")
+
+    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
+    check_source(config.data.sources[0])
+    recipe = parse.load(FinetuneConfig, config.finetune_config) if config.finetune_config else None
+    folder = Path(config.output_dir)
+    require(
+        not (folder / "config.yaml").exists(), f"{folder} is the folder of another run: choose another --output_dir"
+    )
+
+    from mae_hf.evaluation.few_labels.finetuning import describe_recipe, measure_finetuning, plan_finetunings
+    from mae_hf.evaluation.few_labels.frozen import (
+        load_features,
+        measure_probe,
+        random_encoder,
+        shape_of,
+        weights_digest,
+    )
+    from mae_hf.evaluation.few_labels.labelled import load_protocol_images
+    from mae_hf.evaluation.few_labels.measurements import Results, check_inputs
+    from mae_hf.evaluation.few_labels.protocol import describe_protocol, describe_set, is_official, label_sets
+    from mae_hf.evaluation.few_labels.summary import write_summary
+    from mae_hf.evaluation.unseen import describe_seen
+    from mae_hf.models.pretrained import image_size_of, open_encoder, read_audit, read_normalization
+    from mae_hf.training.distributed import start_accelerator
+    from mae_hf.training.hardware import attention_for, use_cpu_well
+    from mae_hf.training.run_folder import environment
+
+    accelerator = start_accelerator(shards=False)
+    use_cpu_well(accelerator)
+    require(accelerator.num_processes == 1, "few_labels.py runs as one process: start it with --num_processes 1")
+
+    # ---- images: all labelled train images, of which a label set is some rows, and test ----
+    mean, std = read_normalization(config.model)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_mean=mean, image_std=std))
+    encoder = open_encoder(config.model, attention_for(accelerator))
+    images = load_protocol_images(config.data, image_size_of(encoder), read_audit(config.model))
+    class_names = images.test.class_names
+    protocol = describe_protocol(config, images.split)
+    print(f"{protocol}\n{images.describe()}")
+
+    # ---- what is measured: the encoder, and the same network from random weights ----
+    encoders, inits = {"model": encoder}, {"model": config.model}
+    if config.scratch:
+        encoders["scratch"] = random_encoder(encoder, class_names, attention_for(accelerator))
+        inits["scratch"] = SCRATCH
+
+    # ---- what is there already, and whether it is of the same inputs ----
+    sets = label_sets(config, images.split, "finetune") if "finetune" in config.methods else []
+    runs = plan_finetunings(config, recipe, sets, inits, shape_of(encoder)) if recipe else {}
+    inputs = {"protocol": protocol, "data": images.fingerprint, "weights": weights_digest(encoder)}
+    inputs |= {"seen": describe_seen(images.seen)} | (describe_recipe(recipe, config.min_steps) if recipe else {})
+    check_inputs(folder / "inputs.json", inputs)
+    results = Results(folder, images.test.labels, class_names, images.seen)
+
+    # ---- one label set after the other ----
+    for arm, model in encoders.items():
+        for method in config.methods:
+            if method != "finetune":
+                features = load_features(
+                    folder / f"features-{arm}.npz", accelerator, model, images, config.data, config.batch_size
+                )
+            for label_set in label_sets(config, images.split, method):
+                line = {**describe_set(label_set, images.split), "arm": arm, "method": method}
+                if method == "finetune":
+                    measure_finetuning(results, line, FINETUNE, runs[arm, label_set.name])
+                else:
+                    measure_probe(results, line, features, images.rows_of(label_set), len(class_names))
+                print(f"{arm} {method} {label_set.name}: done", flush=True)
+
+    # ---- mean and standard deviation, as JSON, picture and table ----
+    about = {"protocol": protocol, "official": is_official(config, images.split), "model": config.model}
+    about |= {"source": config.data.sources[0], "num_test_images": len(images.test)}
+    about |= {"num_seen_test_images": None if images.seen is None else int(images.seen.sum())}
+    about |= {"environment": environment(accelerator)}
+    print(f"{write_summary(folder, results.lines, about)}\nwritten to {folder}")
+    accelerator.end_training()

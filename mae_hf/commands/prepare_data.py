@@ -1,0 +1,79 @@
+"""Decode the images of every source ahead of the runs, look for leaks, and measure the channels.
+
+python scripts/prepare_data.py --data.source digits --image_size 32 --audit-against test
+"""
+
+from collections.abc import Sequence
+
+from mae_hf.config import parse
+from mae_hf.config.commands import PrepareConfig
+from mae_hf.data.locations import check_source
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Decodes every split of every source and prints what is there, and which unlabeled images a split repeats."""
+    config = parse.parse(PrepareConfig, argv, prog="scripts/prepare_data.py")
+
+    for source in config.data.sources:
+        check_source(source)  # before the imports that take seconds
+
+    import numpy as np
+
+    from mae_hf.data.cache import cache_folder, open_store
+    from mae_hf.data.sources import load_splits
+
+    # ---- decode ----
+    found = {source: load_splits(config.data, source) for source in config.data.sources}
+    if config.audit_against:
+        from mae_hf.leakage.audit import audit, check_audit, describe, write_audit
+
+        check_audit([split for splits in found.values() for split in splits.values()], config.audit_against)
+    stores = []
+    for source, splits in found.items():
+        print(source)
+        for role, split in splits.items():
+            store = open_store(split, config.image_size, config.data)
+            classes = f"{len(split.class_names)} classes" if split.class_names else "no labels"
+            skipped = f", {len(split) - len(store.rows)} skipped" if len(split) > len(store.rows) else ""
+            size = store.path.stat().st_size / 2**20
+            before = ", decoded before" if store.was_there else ""
+            what = f"{len(store.rows):>8} images{skipped}, {classes}"
+            print(f"  {role:<10} {what}, {size:.1f} MiB in {store.path}{before}")
+            stores.append(store)
+    # a source that has changed gets another store, and the old one stays
+    folder = cache_folder(config.data)
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    print(f"{folder} holds {sum(sizes) / 2**20:.1f} MiB in {len(sizes)} files; what is no longer needed can be deleted")
+
+    # ---- leaks ----
+    if config.audit_against:
+        from mae_hf import figures
+        from mae_hf.leakage.picture import pairs_figure
+
+        findings = audit(stores, config.audit_against)
+        print("\n".join(describe(findings)))
+        for file in write_audit(findings):
+            print(f"  all pairs of rows (unlabeled, {config.audit_against}) are in {file}")
+        for finding in findings:
+            if len(finding.copies):
+                title = f"unlabeled and {config.audit_against}"
+                arrays = finding.images.images, finding.against.images
+                figure = pairs_figure(*arrays, finding.copies, finding.rows, title)
+                print(f"  a picture of them is {figures.save(figure, finding.picture)}")
+
+    # ---- the channels of the pre-training images ----
+    from mae_hf.data.dataset import load_pretraining_images  # needs torch, which takes longer than to name a mistake
+
+    images, held_out = load_pretraining_images(config.data, config.image_size)
+    sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)
+    for start in range(0, len(images), 512):
+        batch = images.batch(np.arange(start, min(start + 512, len(images)))).numpy()
+        pixels = batch.reshape(-1, 3 * config.image_size)  # long rows add up three times as fast as triples do
+        sums += pixels.sum(0, np.uint64).reshape(-1, 3).sum(0)
+        squares += np.square(pixels, dtype=np.uint16).sum(0, np.uint64).reshape(-1, 3).sum(0)
+    num_pixels = len(images) * config.image_size**2
+    mean = sums / num_pixels / 255
+    std = np.sqrt(squares / num_pixels / 255**2 - mean**2)
+    print(f"pre-training: {len(images)} images, {len(held_out)} held out; channels of the former, as flags:")
+    print("  --data.image_mean", "[" + ",".join(f"{value:.4f}" for value in mean) + "]", end=" ")
+    print("--data.image_std", "[" + ",".join(f"{value:.4f}" for value in std) + "]")

@@ -1,0 +1,189 @@
+"""Pre-train a masked autoencoder on unlabelled images.
+
+accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.data.locations import check_source
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pre-trains as the command line says; an unfinished run goes on, a finished one is left alone."""
+    config = parse.parse(PretrainConfig, argv, prog="scripts/pretrain.py")
+
+    folder = Path(config.output_dir)
+    if not (folder / "metrics.json").exists():  # the data of a finished run may be gone
+        for source in (*config.data.sources, *config.audit.sources):
+            # before the imports that take seconds
+            check_source(source, streaming=config.data.streaming and source in config.data.sources)
+
+    import numpy as np
+    from accelerate.utils import set_seed
+
+    from mae_hf import hub
+    from mae_hf.data.dataset import DeviceImages, ImageSet, load_pretraining_images, load_probe_images, load_test_images
+    from mae_hf.data.stream.notes import describe_notes, read_notes
+    from mae_hf.data.stream.reader import Stream, load_stream, open_stream
+    from mae_hf.evaluation.inference import held_out_loss
+    from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
+    from mae_hf.evaluation.reconstruction import save_reconstructions
+    from mae_hf.files import write_text
+    from mae_hf.leakage.record import audit_held_out, audit_pretraining, describe_audit, finish_stream_audit
+    from mae_hf.models.mae import build_mae, export_encoder
+    from mae_hf.models.positions import check_positions
+    from mae_hf.training.checkpoint import Checkpoints
+    from mae_hf.training.distributed import check_same, check_shared, prepare, start_accelerator
+    from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
+    from mae_hf.training.lock import RunLock
+    from mae_hf.training.loop import Sampler, batch_sampler, train
+    from mae_hf.training.losses import pretraining_loss
+    from mae_hf.training.optim import build_optimizer
+    from mae_hf.training.run_folder import RunLog, inspect_run, read_metrics
+
+    accelerator = start_accelerator(
+        timeout_minutes=config.train.timeout_minutes,
+        log_with=list(config.train.trackers) or None,
+        project_dir=folder / "trackers",
+    )
+    use_cpu_well(accelerator)
+    check_same(accelerator, dict(parse.flatten(config)), "type the same command for all of them")
+    check_shared(accelerator, folder)
+    if inspect_run(config) == "finished":
+        accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
+        if config.hub.push and accelerator.is_main_process:
+            accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
+        return
+    lock = RunLock(accelerator, folder)
+    if config.hub.push and accelerator.is_main_process:
+        hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
+
+    # ---- data ----
+    train_images: ImageSet | Stream
+    with accelerator.local_main_process_first():
+        tests = load_test_images(config.data, config.audit.sources, config.model.image_size)
+        if config.data.streaming:
+            train_images, held_out = load_stream(config.data, config.model.image_size)
+            held_out, audit = audit_held_out(held_out, tests, config.audit.leave_out)
+        else:
+            train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
+            train_images, held_out, audit = audit_pretraining(train_images, held_out, tests, config.audit.leave_out)
+    plan = config.train.plan(len(train_images), accelerator.num_processes)
+
+    # ---- model ----
+    set_seed(config.train.seed)
+    model = build_mae(config.model, attention_for(accelerator))
+    check_positions(model)
+    optimizer = build_optimizer(model, config.train)
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
+
+    # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches ----
+    streamed = None
+    sampler: Sampler
+    if isinstance(train_images, Stream):
+        streamed = open_stream(train_images, config, plan, accelerator.device, accelerator.process_index, tests)
+        sampler = streamed.sampler
+        loss_of = pretraining_loss(prepared, streamed, config)
+    else:
+        sampler = batch_sampler(accelerator, config.train, plan)
+        device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
+        loss_of = pretraining_loss(prepared, device_images, config)
+    first_rows = np.arange(plan.micro_batch_size)
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
+
+    # ---- go on where an unfinished run stopped ----
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+    state = checkpoints.resume(accelerator)
+
+    # ---- labelled images to probe the encoder on while it learns ----
+    labelled = None
+    if config.train.probe_every_epochs and not config.data.streaming:
+        with accelerator.local_main_process_first():
+            labelled = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
+
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = {
+        "num_train_images": len(train_images),
+        "num_held_out_images": len(held_out),
+        "num_copies_of_test_images": audit["num_copies"],
+        "copies_left_out": audit["left_out"],
+        "data_fingerprint": train_images.fingerprint,
+        "num_parameters": num_parameters,
+        "is_compiled": is_compiled,
+        "probe": ONLINE_NOTE if labelled else None,
+    }
+    log = RunLog(accelerator, config, state.step, facts, lock)
+    if accelerator.is_main_process:
+        write_text(folder / "audit.json", json.dumps(audit) + "\n")
+    accelerator.print(
+        f"run             {folder}, from step {state.step}\n"
+        f"images          {len(train_images)} to train on, {len(held_out)} held out\n"
+        f"audit           {describe_audit(audit)}\n"
+        f"model           {num_parameters / 1e6:.1f} M parameters, {config.model.num_visible} of "
+        f"{config.model.num_patches} patches visible\n"
+        f"device          {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        f"{', compiled layers' if is_compiled else ''}\n{plan.describe(config.train)}\n"
+        f"probe           {ONLINE_NOTE if labelled else 'none'}"
+    )
+
+    # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture and a probe ----
+    pictured = held_out.batch(range(min(8, len(held_out))))
+
+    def due(step: int, every_epochs: float) -> bool:
+        every = max(1, round(every_epochs * plan.steps_per_epoch))
+        return step // every > (step - plan.eval_every_steps) // every or step == plan.total_steps
+
+    def evaluate(step: int) -> dict[str, float]:
+        loss = held_out_loss(
+            accelerator, prepared, held_out, config.data, config.model.num_patches, plan.eval_batch_size
+        )
+        values = {"eval/loss": loss}
+        if due(step, config.train.figure_every_epochs):
+            complete = whole()  # by every process
+            if accelerator.is_main_process:
+                save_reconstructions(complete, pictured, config.data, folder / "figures", step)
+        if labelled and due(step, config.train.probe_every_epochs):
+            values |= online_probe(accelerator, whole(), *labelled, config.data, plan.eval_batch_size)
+        return values
+
+    with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
+        train(
+            accelerator,
+            prepared,
+            optimizer,
+            config=config.train,
+            plan=plan,
+            state=state,
+            sampler=sampler,
+            loss_of=loss_of,
+            evaluate=evaluate,
+            log=log,
+            checkpoints=checkpoints,
+        )
+
+    # ---- which of the images that came were copies of test images, or could not be decoded ----
+    if streamed:
+        accelerator.wait_for_everyone()
+        notes = read_notes(folder)
+        audit = finish_stream_audit(audit, notes)
+        accelerator.print(f"audit           {describe_audit(audit)}\n{describe_notes(notes)}")
+        if accelerator.is_main_process:
+            write_text(folder / "audit.json", json.dumps(audit) + "\n")
+
+    # ---- what is shared ----
+    last = read_metrics(folder)[-1]
+    metrics: dict[str, Any] = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss") if key in last}
+    metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
+    complete = whole()
+    if accelerator.is_main_process:
+        hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
+        if config.hub.push:
+            accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
+    log.finish(metrics)
+    accelerator.print(f"held-out loss {metrics['eval/loss']:.4f}; model and encoder are in {folder / 'model'}")

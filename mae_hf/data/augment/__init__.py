@@ -1,0 +1,1 @@
+"""How batches of images are cropped, flipped, distorted, erased and mixed."""

@@ -1,0 +1,192 @@
+"""From stored images to what the model sees: random resized crop, flip, RandAugment and normalisation, batched.
+
+Training: `normalize(augment(images, rows, config, seed, epoch), mean, std)`.
+Evaluation, without augmentation: `normalize(to_pixels(images), mean, std)`.
+
+B images, S side of the square images, rows np.int64 (B,). Images are uint8 (B, S, S, 3), pixels (B, 3, S, S) in 0..255.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae_hf.config.augment import AugmentConfig, CropConfig
+from mae_hf.data.augment.rand_augment import rand_augment
+from mae_hf.data.random import uniform
+from mae_hf.data.transfer import to_device
+
+BOX_TRIES = 10
+NUM_BOX_DRAWS = 2 * BOX_TRIES + 2  # area and aspect of each try, and the place
+LEAST_ASPECT, GREATEST_ASPECT = 3 / 4, 4 / 3
+
+
+def augment(
+    images: Tensor, rows: NDArray[np.int64], config: CropConfig | AugmentConfig, seed: int, epoch: int
+) -> Tensor:
+    """The images cropped, flipped and, with an `AugmentConfig`, put through RandAugment.
+
+    What happens to an image depends on (seed, epoch, row) alone: not on its batch, the process or the device.
+
+    Args:
+        images: uint8 (B, S, S, 3), on any device.
+        rows: int64 (B,), the rows that the images have in their `ImageSet`.
+        config: strength of the augmentation.
+        seed: seed of the run.
+        epoch: pass over the images.
+
+    Returns:
+        uint8 (B, 3, S, S), on the device of `images`.
+    """
+    boxes = crop_boxes(rows, images.shape[1], config.crop_scale, seed, epoch)
+    flip = uniform(seed, epoch, rows, 1, "flip")[:, 0] < (0.5 if config.flip else 0.0)
+    resize = crop_resize_each if images.device.type == "cpu" else crop_resize_batched
+    pixels = resize(images, boxes, flip)
+    if isinstance(config, AugmentConfig) and config.rand_augment_ops > 0:
+        pixels = rand_augment(pixels, rows, config.rand_augment_ops, config.rand_augment_magnitude, seed, epoch)
+    return pixels
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """The images with channels first, uint8 (B, S, S, 3) -> (B, 3, S, S): the road of evaluation, nothing is drawn."""
+    return images.permute(0, 3, 1, 2)
+
+
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """What the model takes: (pixels / 255 - mean) / std.
+
+    Args:
+        pixels: uint8 or float (B, 3, S, S) in 0..255.
+        mean: channel means for pixels in [0, 1], those of the image processor that is saved with the model.
+        std: channel standard deviations for pixels in [0, 1].
+
+    Returns:
+        float32 (B, 3, S, S), a new contiguous tensor.
+    """
+    factors = np.array([1 / (255 * np.asarray(std)), np.asarray(mean) / std], np.float32)
+    scale, shift = to_device(factors, pixels.device).view(2, 3, 1, 1)
+    values = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+    # bytes are brought into order faster than floats
+    return values.copy_(pixels.contiguous()).mul_(scale).sub_(shift)
+
+
+def crop_boxes(
+    rows: NDArray[np.int64], size: int, scale: tuple[float, float], seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """The random crop of each image: area uniform in `scale`, aspect log-uniform in 3/4..4/3, place uniform.
+
+    torchvision's `RandomResizedCrop` by rule: up to ten tries for a box that fits, then the whole image.
+
+    Args:
+        rows: int64 (B,).
+        size: side S of the square images.
+        scale: least and greatest part of the area.
+        seed: seed of the run.
+        epoch: pass over the images.
+
+    Returns:
+        int64 (B, 4): top, left, height, width.
+    """
+    draws = uniform(seed, epoch, rows, NUM_BOX_DRAWS, "crop")
+    return random_boxes(draws, size, scale, (LEAST_ASPECT, GREATEST_ASPECT), longest=size, otherwise=size)
+
+
+def random_boxes(
+    draws: NDArray[np.float64],
+    size: int,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+    longest: int,
+    otherwise: int,
+) -> NDArray[np.int64]:
+    """Boxes of a random area, aspect and place: the first of ten tries that fits.
+
+    Args:
+        draws: float64 (B, NUM_BOX_DRAWS), uniform in [0, 1).
+        size: side S of the square images.
+        scale: least and greatest part of the area.
+        aspect: least and greatest width / height.
+        longest: greatest side that fits, in pixels.
+        otherwise: both sides where none of the ten fits, in pixels.
+
+    Returns:
+        int64 (B, 4): top, left, height, width.
+    """
+    area = size**2 * (scale[0] + (scale[1] - scale[0]) * draws[:, :BOX_TRIES])
+    log_aspect = np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * draws[:, BOX_TRIES:-2]
+    width = np.rint(np.sqrt(area * np.exp(log_aspect)))
+    height = np.rint(np.sqrt(area / np.exp(log_aspect)))
+    fits = (width >= 1) & (width <= longest) & (height >= 1) & (height <= longest)
+    first = np.arange(len(draws)), fits.argmax(axis=1)
+    found = fits.any(axis=1)
+    width = np.where(found, width[first], otherwise)
+    height = np.where(found, height[first], otherwise)
+    top = np.floor(draws[:, -2] * (size - height + 1))
+    left = np.floor(draws[:, -1] * (size - width + 1))
+    return np.stack([top, left, height, width], axis=1).astype(np.int64)
+
+
+def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
+    """Crops, flips and resizes back to S x S, one image at a time: the fastest way on a CPU.
+
+    Within 2 grey levels of Pillow's `crop(box).resize((S, S), BICUBIC)`.
+
+    Args:
+        images: uint8 (B, S, S, 3).
+        boxes: int64 (B, 4): top, left, height, width.
+        flip: bool (B,), the images to mirror left to right.
+
+    Returns:
+        uint8 (B, 3, S, S), contiguous.
+    """
+    batch, size = images.shape[:2]
+    pixels = torch.empty(batch, 3, size, size, dtype=torch.uint8)
+    # Channels stay innermost in each image's memory: on such a view interpolate has its fast uint8 kernel.
+    places = zip(images.permute(0, 3, 1, 2).split(1), pixels.split(1), boxes.tolist(), flip.tolist(), strict=True)
+    for image, resized, (top, left, height, width), mirrored in places:
+        crop = image[:, :, top : top + height, left : left + width]
+        crop = crop.flip(-1) if mirrored else crop
+        resized.copy_(F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True))
+    return pixels
+
+
+def crop_resize_batched(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
+    """The same as `crop_resize_each` in two matrix products for the whole batch: the way for accelerators.
+
+    Within 2 grey levels of Pillow, too: as there, lines are resized first and rounded to whole levels in between.
+
+    Args:
+        images: uint8 (B, S, S, 3).
+        boxes: int64 (B, 4): top, left, height, width.
+        flip: bool (B,), the images to mirror left to right.
+
+    Returns:
+        uint8 (B, 3, S, S).
+    """
+    size = images.shape[1]
+    top, left, height, width = to_device(boxes.T.astype(np.float32), images.device)
+    horizontal = _bicubic_weights(left, width, size)
+    mirrored = to_device(flip, images.device).view(-1, 1, 1)
+    horizontal = torch.where(mirrored, horizontal.flip(1), horizontal)
+    vertical = _bicubic_weights(top, height, size)
+
+    lines = images.permute(0, 3, 1, 2).reshape(-1, 3 * size, size).float()
+    lines = torch.bmm(lines, horizontal.transpose(1, 2)).round_().clamp_(0, 255).view(-1, 3, size, size)
+    pixels = torch.matmul(vertical.unsqueeze(1), lines).round_().clamp_(0, 255)
+    return pixels.to(torch.uint8)
+
+
+def _bicubic_weights(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Weights (B, S, S) with which `size` outputs see the inputs start..start+length; antialiased, as in Pillow."""
+    places = torch.arange(size, device=start.device, dtype=torch.float32)
+    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+    scale = length / size
+    center = start + (places.view(1, -1, 1) + 0.5) * scale
+    x = ((places + 0.5 - center) / scale.clamp(min=1)).abs()
+    # Keys's cubic with a = -0.5, the kernel of Pillow and of interpolate(antialias=True).
+    weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+    weights = weights * ((x < 2) & (places >= start) & (places < start + length))
+    return weights / weights.sum(dim=2, keepdim=True)

@@ -1,0 +1,90 @@
+"""Mixup and CutMix: pairs of images become one, and labels become the soft targets that go with them.
+
+B images, C classes, S side.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae_hf.config.augment import AugmentConfig
+from mae_hf.config.train import Plan
+from mae_hf.data.random import uniform
+from mae_hf.errors import require
+
+
+def mix(
+    pixel_values: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    config: AugmentConfig,
+    seed: int,
+    batch_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Mixed images and their soft targets, label smoothing included.
+
+    Each image is paired with its mirror place in the batch (first with last), with one weight for the batch.
+    With both methods on, each batch draws one of them. `BatchSampler` keeps a pair in one micro-batch, in mirror
+    places, and the draws are those of the batch: the mix does not depend on how the batch is split.
+
+    Args:
+        pixel_values: float32 (B, 3, S, S); not changed.
+        labels: int64 (B,), on the same device.
+        num_classes: C.
+        config: alphas of mixup and cutmix (0 is off) and the label smoothing.
+        seed: seed of the run.
+        batch_index: number of the global batch that these images are a part of.
+
+    Returns:
+        pixel_values float32 (B, 3, S, S) and targets float32 (B, C); each target sums to 1.
+
+    Source: mixup arXiv 1710.09412, CutMix arXiv 1905.04899, paired per batch as in timm and MAE's fine-tuning.
+    """
+    off = config.label_smoothing / num_classes
+    targets = F.one_hot(labels, num_classes).float() * (1 - config.label_smoothing) + off
+    if config.mixup == 0 and config.cutmix == 0:
+        return pixel_values, targets
+
+    choice, beta_seed, center_y, center_x = uniform(seed, batch_index, [0], 4, "mix")[0]
+    use_cutmix = config.mixup == 0 or (config.cutmix > 0 and choice < 0.5)
+    alpha = config.cutmix if use_cutmix else config.mixup
+    weight = float(np.random.default_rng(int(beta_seed * 2**53)).beta(alpha, alpha))
+    partners = pixel_values.flip(0)
+    if use_cutmix:
+        top, bottom, left, right = cut_box(pixel_values.shape[-1], weight, center_y, center_x)
+        mixed = pixel_values.clone()
+        mixed[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
+        # The box is clipped at the border and has whole pixels: the labels follow the area that it really covers.
+        weight = 1 - (bottom - top) * (right - left) / pixel_values.shape[-1] ** 2
+    else:
+        mixed = torch.lerp(partners, pixel_values, weight)
+    return mixed, torch.lerp(targets.flip(0), targets, weight)
+
+
+def check_pairs(config: AugmentConfig, plan: Plan) -> None:
+    """Raises `ConfigError` where a split of the batch would tear the pairs of mixup and cutmix apart."""
+    is_split = plan.num_processes * plan.accumulation_steps > 1
+    require(
+        not (is_split and plan.micro_batch_size % 2 and (config.mixup or config.cutmix)),
+        f"{plan.micro_batch_size} images at a time per device is an odd number, and mixup and cutmix pair images: "
+        "choose a --train.batch_size and --train.per_device_batch_size that give an even one, or --augment.mixup 0 "
+        "--augment.cutmix 0",
+    )
+
+
+def cut_box(size: int, weight: float, center_y: float, center_x: float) -> tuple[int, int, int, int]:
+    """The box that CutMix takes from the partner: 1 - weight of the area around the centre, clipped to the image.
+
+    Args:
+        size: side S of the square image.
+        weight: part of the area that the image itself keeps before clipping.
+        center_y: vertical place of the centre, in [0, 1).
+        center_x: horizontal place of the centre, in [0, 1).
+
+    Returns:
+        top, bottom, left, right in pixels; bottom and right are the first ones outside.
+    """
+    half = int(size * (1 - weight) ** 0.5) // 2
+    y, x = int(center_y * size), int(center_x * size)
+    return max(y - half, 0), min(y + half, size), max(x - half, 0), min(x + half, size)

@@ -1,0 +1,233 @@
+"""RandAugment (arXiv 1909.13719) for whole batches, on any device, with the operations and strengths of MAE's recipe.
+
+The recipe is timm's `rand-m9-mstd0.5-inc1`: `num_ops` of 15 operations are drawn per image with replacement, each is
+skipped half of the time, its level is normal around the magnitude (std 0.5) within 0..10. Differences from timm:
+geometric operations are always bilinear, fill with mid grey and blend into it at the border; levels are rounded in
+float32; posterize keeps at least 1 bit, where timm's strongest level makes the image black.
+
+B images, S side. An operation takes pixels float32 (B, 3, S, S), whole numbers in 0..255, and amount float32
+(B, 1, 1, 1), its own unit per image, and gives pixels that are rounded and clipped to 0..255 afterwards.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae_hf.data.random import uniform
+from mae_hf.data.transfer import to_device
+
+APPLY_PROBABILITY = 0.5
+LEVEL_STD = 0.5
+GREATEST_LEVEL = 10.0
+FILL = 128.0
+Levels = NDArray[np.float64]
+
+
+def rand_augment(
+    pixels: Tensor, rows: NDArray[np.int64], num_ops: int, magnitude: float, seed: int, epoch: int
+) -> Tensor:
+    """The pixels after `num_ops` random operations each; what an image gets depends on (seed, epoch, row) alone.
+
+    Args:
+        pixels: uint8 (B, 3, S, S).
+        rows: int64 (B,), rows of the images in their `ImageSet`.
+        num_ops: operations drawn per image.
+        magnitude: mean strength, 0 to 10.
+        seed: seed of the run.
+        epoch: pass over the images.
+
+    Returns:
+        uint8 (B, 3, S, S).
+    """
+    pixels = pixels.clone()
+    for chosen, levels, signs in zip(*draw_operations(rows, num_ops, magnitude, seed, epoch), strict=True):
+        for number, (operation, to_amount) in enumerate(OPERATIONS):
+            members = np.flatnonzero(chosen == number)
+            if len(members) == 0:
+                continue
+            index = to_device(members, pixels.device)
+            amounts = to_amount(levels[members], signs[members]).astype(np.float32)
+            amount = to_device(amounts, pixels.device).view(-1, 1, 1, 1)
+            changed = operation(pixels[index].float(), amount)
+            pixels[index] = changed.round_().clamp_(0, 255).to(torch.uint8)
+    return pixels
+
+
+def draw_operations(
+    rows: NDArray[np.int64], num_ops: int, magnitude: float, seed: int, epoch: int
+) -> tuple[NDArray[np.int64], Levels, Levels]:
+    """Which operations each image gets and how strong they are; arguments as for `rand_augment`.
+
+    Returns:
+        Three arrays (num_ops, B): the place in `OPERATIONS` or -1 for none, the level in 0..10, and the sign.
+    """
+    draws = uniform(seed, epoch, rows, 5 * num_ops, "rand_augment").reshape(len(rows), num_ops, 5)
+    choice, apply, radius, angle, sign = np.moveaxis(draws, (2, 1), (0, 1))
+    chosen = np.where(apply < APPLY_PROBABILITY, np.floor(choice * len(OPERATIONS)), -1).astype(np.int64)
+    normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
+    levels = np.clip(magnitude + LEVEL_STD * normal, 0, GREATEST_LEVEL)
+    return chosen, levels, np.where(sign < 0.5, -1.0, 1.0)
+
+
+def auto_contrast(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Each channel stretched to 0..255; `amount` is not used."""
+    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
+    stretched = ((pixels - low) * (255 / (high - low).clamp(min=1))).floor()
+    return torch.where(high > low, stretched, pixels)
+
+
+def equalize(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Each channel's histogram made flat, with Pillow's integer arithmetic; `amount` is not used."""
+    values = pixels.flatten(2).long()
+    counts = torch.zeros(*values.shape[:2], 256, dtype=torch.long, device=pixels.device)
+    counts.scatter_add_(2, values, torch.ones_like(values))
+    in_last_bin = counts.gather(2, values.amax(2, keepdim=True))
+    step = (values.shape[2] - in_last_bin) // 255
+    below = counts.cumsum(2) - counts
+    table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
+    flat = table.gather(2, values).view_as(pixels).float()
+    return torch.where(step.unsqueeze(3) > 0, flat, pixels)
+
+
+def invert(pixels: Tensor, amount: Tensor) -> Tensor:
+    """The negative; `amount` is not used."""
+    return 255 - pixels
+
+
+def posterize(pixels: Tensor, amount: Tensor) -> Tensor:
+    """The upper `amount` bits of every value."""
+    step = torch.exp2(8 - amount)
+    return (pixels / step).floor() * step
+
+
+def solarize(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Values from `amount` on inverted."""
+    return torch.where(pixels < amount, pixels, 255 - pixels)
+
+
+def solarize_add(pixels: Tensor, amount: Tensor) -> Tensor:
+    """`amount` added to values below 128."""
+    return torch.where(pixels < 128, (pixels + amount).clamp(max=255), pixels)
+
+
+def color(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Saturation times `amount`."""
+    return _blend(_grey(pixels), pixels, amount)
+
+
+def contrast(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Distance from the image's mean grey times `amount`."""
+    return _blend((_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor(), pixels, amount)
+
+
+def brightness(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Values times `amount`."""
+    return _blend(torch.zeros_like(pixels), pixels, amount)
+
+
+def sharpness(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Distance from the smoothed image times `amount`; the outermost pixels stay, as in Pillow."""
+    kernel = torch.ones(3, 1, 3, 3, device=pixels.device)
+    kernel[:, :, 1, 1] = 5
+    smooth = pixels.clone()
+    smooth[:, :, 1:-1, 1:-1] = (F.conv2d(pixels, kernel, groups=3) / 13 + 0.5).floor()
+    return _blend(smooth, pixels, amount)
+
+
+def rotate(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Turned by `amount` degrees, counter-clockwise, about the centre."""
+    angle = amount.flatten() * (math.pi / 180)
+    return _affine(pixels, [[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0]])
+
+
+def shear_x(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Lines moved left by `amount` times their distance from the top."""
+    shear = amount.flatten()
+    return _affine(pixels, [[1, shear, shear], [0, 1, 0]])
+
+
+def shear_y(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Columns moved up by `amount` times their distance from the left."""
+    shear = amount.flatten()
+    return _affine(pixels, [[1, 0, 0], [shear, 1, shear]])
+
+
+def translate_x(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Moved left by `amount` times the width."""
+    return _affine(pixels, [[1, 0, 2 * amount.flatten()], [0, 1, 0]])
+
+
+def translate_y(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Moved up by `amount` times the height."""
+    return _affine(pixels, [[1, 0, 0], [0, 1, 2 * amount.flatten()]])
+
+
+def _blend(start: Tensor, end: Tensor, amount: Tensor) -> Tensor:
+    # Pillow's Image.blend cuts the fraction off instead of rounding.
+    return (start + amount * (end - start)).clamp(0, 255).floor()
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Luma (B, 1, S, S), whole numbers, as Pillow's convert("L")."""
+    red, green, blue = pixels[:, 0:1], pixels[:, 1:2], pixels[:, 2:3]
+    luma: Tensor = (19595 * red + 38470 * green + 7471 * blue + 32768) / 65536
+    return luma.floor()
+
+
+def _affine(pixels: Tensor, matrix: list[list[Tensor | float]]) -> Tensor:
+    """The output at (x, y) shows the input at matrix . (x, y, 1), in -1..1; bilinear, mid grey outside."""
+    theta = torch.empty(len(pixels), 2, 3, device=pixels.device)
+    for i, row in enumerate(matrix):
+        for j, entry in enumerate(row):
+            theta[:, i, j] = entry
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels - FILL, grid, padding_mode="zeros", align_corners=False) + FILL
+
+
+def _no_amount(levels: Levels, signs: Levels) -> Levels:
+    return levels
+
+
+def _kept_bits(levels: Levels, signs: Levels) -> Levels:
+    return (4 - np.floor(levels / GREATEST_LEVEL * 4)).clip(min=1)
+
+
+def _threshold(levels: Levels, signs: Levels) -> Levels:
+    return 256 - np.floor(levels / GREATEST_LEVEL * 256)
+
+
+def _added(levels: Levels, signs: Levels) -> Levels:
+    return np.floor(levels / GREATEST_LEVEL * 110)
+
+
+def _factor(levels: Levels, signs: Levels) -> Levels:
+    return 1 + signs * levels / GREATEST_LEVEL * 0.9
+
+
+def _up_to(greatest: float) -> Callable[[Levels, Levels], Levels]:
+    return lambda levels, signs: signs * levels / GREATEST_LEVEL * greatest
+
+
+# Each operation with the rule that turns level (0..10) and sign into its amount: timm's "increasing" set.
+OPERATIONS: tuple[tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Levels, Levels], Levels]], ...] = (
+    (auto_contrast, _no_amount),
+    (equalize, _no_amount),
+    (invert, _no_amount),
+    (rotate, _up_to(30.0)),
+    (posterize, _kept_bits),
+    (solarize, _threshold),
+    (solarize_add, _added),
+    (color, _factor),
+    (contrast, _factor),
+    (brightness, _factor),
+    (sharpness, _factor),
+    (shear_x, _up_to(0.3)),
+    (shear_y, _up_to(0.3)),
+    (translate_x, _up_to(0.45)),
+    (translate_y, _up_to(0.45)),
+)

@@ -1,0 +1,1 @@
+"""Images that are read from shards as they are needed."""

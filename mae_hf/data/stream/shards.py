@@ -1,0 +1,338 @@
+"""The shards of streamed images: parquet files or webdataset tars, here, at an address or on the Hub.
+
+The datasets library streams them; it asks again 20 times, every 5 seconds, where a server does not answer or answers
+with an error. On top of that a shard is opened anew and skipped to where it was: a tar whose connection breaks cannot
+be read on otherwise, and a server may be away for longer.
+"""
+
+import functools
+import glob
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import secrets
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
+from datasets.utils.file_utils import xopen
+from huggingface_hub import HfApi
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mae_hf.config.data import DataConfig
+from mae_hf.data.cache import cache_folder
+from mae_hf.data.locations import check_source, is_address
+from mae_hf.data.readers import ROLES, files_by_card, files_by_split
+from mae_hf.errors import ConfigError, RunError, require
+
+PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before a shard is opened anew; an image that arrives starts them over
+SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
+REFUSALS = (401, 403, 404, 410)  # statuses that another try does not change
+COUNTED_AT_ONCE = 16
+MAX_BYTES = 2**26  # of an encoded image
+ROWS_AT_ONCE = 64  # of a parquet file in memory
+SUFFIXES = (".parquet", ".tar")
+
+Encoded = bytes | str
+Result = TypeVar("Result")
+
+
+class _Tars(WebDataset):
+    """Webdataset tars of which images alone are read, and of each so much: others, which the library would decompress
+    and decode by their endings, are taken as empty."""
+
+    DECODERS: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _get_pipeline_from_tar(cls, tar_path: str, tar_iterator: Any) -> Any:
+        images = {f".{ending}" for ending in cls.IMAGE_EXTENSIONS}
+        members = (
+            (name, io.BytesIO(file.read(MAX_BYTES))) if Path(name).suffix.lower() in images
+            # another ending, since the library decompresses by it
+            else (f"{name}_", io.BytesIO())
+            for name, file in tar_iterator
+        )  # fmt: skip
+        return super()._get_pipeline_from_tar(tar_path, members)
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The files of one or several sources, in the order of their names.
+
+    Args:
+        files: paths or addresses (K,).
+        lengths: int64 (K,), images of each.
+        fingerprint: of the names, sizes and lengths of the files; not of where they lie.
+        openers: what reads each of them from an image on.
+    """
+
+    files: tuple[str, ...]
+    lengths: NDArray[np.int64]
+    fingerprint: str
+    openers: tuple[Callable[[int], Iterator[Encoded]], ...]
+
+    def where(self, row: int) -> str:
+        """Names an image, by its number over all shards, in a message."""
+        ends = np.cumsum(self.lengths)
+        shard = int(np.searchsorted(ends, row, side="right"))
+        return f"image {row - int(ends[shard] - self.lengths[shard])} of {self.files[shard]}"
+
+
+class ShardReader:
+    """Reads pieces of shards; a piece that goes on where the last one ended is read from the same connection.
+
+    Args:
+        shards: the files.
+        stopped: when it is set, no shard is waited for any more.
+    """
+
+    def __init__(self, shards: Shards, stopped: threading.Event) -> None:
+        self._shards = shards
+        self._stopped = stopped
+        self._place = (-1, 0)
+        self._images: Iterator[Encoded] = iter(())
+
+    def read(self, shard: int, first: int, num: int) -> list[Encoded]:
+        """`num` images of a shard from image `first` on, still encoded.
+
+        Raises:
+            RunError: the shard cannot be read, or has fewer images than were counted.
+        """
+        images: list[Encoded] = []
+        pauses = iter(PAUSES)
+        while len(images) < num:
+            place = (shard, first + len(images))
+            try:
+                if self._place != place:
+                    self._images = self._shards.openers[shard](place[1])
+                images.append(next(self._images))
+                self._place = (shard, place[1] + 1)
+                pauses = iter(PAUSES)
+            except StopIteration:
+                raise RunError(
+                    f"{self._shards.files[shard]} ends after {place[1]} images, {self._shards.lengths[shard]} were "
+                    "counted: bring the file back, or start anew in another --output_dir"
+                ) from None
+            except Exception as error:  # of the HTTP libraries, the Hub's, pyarrow's, tarfile's
+                self._place = (-1, 0)
+                pause = next(pauses, None)
+                if pause is None or self._stopped.wait(pause):
+                    raise RunError(
+                        f"{self._shards.files[shard]} cannot be read from image {place[1]} on ({_cause(error)}), asked "
+                        f"{len(PAUSES) + 1} times: the same command goes on from the last checkpoint when it can"
+                    ) from error
+        return images
+
+
+def open_shards(config: DataConfig) -> Shards:
+    """The shards of every source, counted; nothing is decoded.
+
+    Raises:
+        ConfigError: a source is not there, is not made of such files, or cannot be counted.
+    """
+    found = {source: _find_files(source, config.revision) for source in config.sources}
+    files = [file for source in config.sources for file in found[source]]
+    counted = _count_all(files, cache_folder(config))
+    names = [[Path(urlsplit(file).path).name, *counted[file]] for file in files]
+    fingerprint = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    lengths = np.array([counted[file][1] for file in files], np.int64)
+    openers = [opener for source in config.sources for opener in _openers(source, found[source])]
+    return Shards(tuple(files), lengths, fingerprint, tuple(openers))
+
+
+def _find_files(source: str, revision: str | None) -> list[str]:
+    """The files of the split to pre-train on: `unlabeled`, or `train` where there is none."""
+    check_source(source, streaming=True)
+    path = Path(source).expanduser()
+    groups: dict[str, list[str]] = {}
+    if is_address(source):
+        groups = {"unlabeled": _expand(source)}
+    elif path.is_file():
+        groups = {"unlabeled": [str(path)]}
+    elif path.is_dir():
+        found = [file for suffix in SUFFIXES for file in sorted(path.rglob(f"*{suffix}"))]
+        listed = {name: [f for p in paths for f in sorted(glob.glob(p))] for name, paths in files_by_card(path).items()}
+        groups = listed or files_by_split(found, path)
+    else:
+        try:  # without this question the datasets library tries for half a minute before it says so
+            HfApi().dataset_info(source, revision=revision, timeout=10)
+            groups = datasets.load_dataset_builder(source, revision=revision).config.data_files or {}
+        except Exception as error:  # of the HTTP library, the Hub, the datasets library
+            raise ConfigError(
+                f"{source} is not here and cannot be read from the Hub ({type(error).__name__}): check the name and "
+                "the revision (--data.source, --data.revision)"
+            ) from error
+    roles = {ROLES[name]: list(files) for name, files in groups.items() if name in ROLES}
+    files = roles.get("unlabeled") or roles.get("train") or []
+    suffixes = {Path(urlsplit(file).path).suffix for file in files}
+    require(
+        len(suffixes) == 1 and suffixes <= set(SUFFIXES),
+        f"{source} has {f'files of {sorted(suffixes)}' if files else 'no unlabeled or train split'}: streaming reads "
+        "parquet files or webdataset tars, one kind per source; others without --data.streaming (--data.source)",
+    )
+    return files
+
+
+def _expand(address: str) -> list[str]:
+    """`https://host/{00..12}.tar` as its 13 addresses."""
+    parts = re.split(r"\{(\d+)\.\.(\d+)\}", address)
+    fixed = parts[::3]
+    ranges = [
+        [str(number).zfill(len(start)) for number in range(int(start), int(stop) + 1)]
+        for start, stop in zip(parts[1::3], parts[2::3], strict=True)
+    ]
+    return ["".join(itertools.chain(*zip(fixed, (*choice, ""), strict=True))) for choice in itertools.product(*ranges)]
+
+
+def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator[Encoded]]]:
+    """For each file, the function that reads its images from a number on."""
+    from aiohttp import ClientTimeout  # it takes time to import
+
+    # its own limit, five minutes for a whole file, would cut off a tar that is read as slowly as a model learns
+    patience = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE)}}
+    options: dict[str, Any] = {"storage_options": {"http": patience, "https": patience}}
+    options["data_files"] = DataFilesDict(train=DataFilesList(list(files), [("",)] * len(files)))
+
+    def open_tars() -> tuple[Any, list[str]]:
+        # the library would ask a connection that is gone 20 times; ShardReader opens another
+        datasets.config.STREAMING_READ_MAX_RETRIES = 1
+        dataset = _Tars(**options).as_streaming_dataset("train")
+        return dataset, [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+
+    def open_parquet() -> tuple[Any, list[str]]:
+        with xopen(files[0], "rb") as file:
+            names = pyarrow.parquet.read_schema(file).names
+        columns = [name for name in ("image", "img") if name in names][:1]
+        # otherwise pyarrow holds all that it has read of a file until its end
+        scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+        read = {"columns": columns, "batch_size": ROWS_AT_ONCE, "fragment_scan_options": scan}
+        return Parquet(**options, **read).as_streaming_dataset("train") if columns else None, columns
+
+    try:
+        dataset, columns = _patiently(files[0], open_tars if _is_tar(files[0]) else open_parquet)
+    except Exception as error:
+        raise ConfigError(f"{files[0]} cannot be read as a shard: {_cause(error)} (--data.source)") from error
+    require(
+        len(columns) > 0,
+        f"{files[0]} of {source} holds no images: a parquet file has them in a column `image`, a tar as files with the "
+        "ending of an image (--data.source)",
+    )
+    images = dataset.decode(False).select_columns(columns)
+    assert images.num_shards == len(files)
+    return [functools.partial(_read, images, columns, index) for index in range(len(files))]
+
+
+def _read(images: datasets.IterableDataset, columns: Sequence[str], index: int, start: int) -> Iterator[Encoded]:
+    """The images of a file from number `start` on; no bytes where a row has none."""
+    for example in images.shard(images.num_shards, index).skip(start):
+        image = next((example[column] for column in columns if example[column] is not None), b"")
+        yield image["bytes"] or image["path"] or b"" if isinstance(image, dict) else image
+
+
+def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]:
+    """Bytes and images of each file; what was counted before is kept in the cache, until the file changes."""
+    cache = folder / f"stream-{hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()[:20]}.json"
+    try:
+        kept = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        kept = {}
+
+    def count(file: str) -> list[Any]:
+        state = _patiently(file, lambda: _state(file))
+        return kept[file] if kept.get(file, [None])[0] == state else [state, _patiently(file, lambda: _count(file))]
+
+    try:
+        with (
+            ThreadPoolExecutor(COUNTED_AT_ONCE) as pool,
+            tqdm(total=len(files), desc="counting images", unit="shard", disable=None) as progress,
+        ):
+            tasks = {file: pool.submit(count, file) for file in files}
+            for file, task in tasks.items():
+                try:
+                    kept[file] = task.result()
+                except Exception as error:
+                    pool.shutdown(cancel_futures=True)
+                    raise ConfigError(f"{file} cannot be counted: {_cause(error)} (--data.source)") from error
+                progress.update()
+    finally:
+        _write(cache, {file: kept[file] for file in files if file in kept})
+    return {file: (kept[file][0][0], kept[file][1]) for file in files}
+
+
+def _state(file: str) -> list[Any]:
+    """What changes with a file: its size first, then time or tag."""
+    # as the datasets library asks: with the password of ~/.netrc and through the environment's proxy
+    options = {"client_kwargs": {"trust_env": True}} if is_address(file) else {}
+    filesystem, path = fsspec.core.url_to_fs(file, **options)
+    info = filesystem.info(path)
+    return [info["size"], *(str(info.get(key, "")) for key in ("mtime", "ETag", "Last-Modified", "blob_id"))]
+
+
+def _count(file: str) -> int:
+    """Images of a shard: from a parquet file's footer; a tar has none and is looked through."""
+    with xopen(file, "rb") as stream:
+        if not _is_tar(file):
+            return int(pyarrow.parquet.read_metadata(stream).num_rows)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            # as the datasets library reads it: hidden files are none, neighbours of one key are one example
+            names = (member.name for member in tar if _is_whole(member))
+            keys = (base_plus_ext(name)[0] for name in names if not os.path.basename(name).startswith((".", "__")))
+            return sum(1 for _ in itertools.groupby(key for key in keys if key is not None))
+
+
+def _is_whole(member: tarfile.TarInfo) -> bool:
+    """Whether a member is a file; links, devices and folders are passed over, by the datasets library, too."""
+    if member.issparse():  # a few bytes that say that they are gigabytes
+        raise ValueError(f"its member {member.name} is a sparse file: pack the images anew, without --sparse")
+    return member.isreg()
+
+
+def _patiently(file: str, action: Callable[[], Result]) -> Result:
+    """What `action` gives, tried again where a server may have failed it."""
+    for pause in PAUSES:
+        try:
+            return action()
+        except Exception as error:  # of the HTTP libraries and the Hub's
+            cause = error.__cause__ or error
+            if "://" not in file or getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError):
+                raise
+            time.sleep(pause)
+    return action()
+
+
+def _is_tar(file: str) -> bool:
+    return urlsplit(file).path.endswith(".tar")
+
+
+def _write(cache: Path, content: dict[str, Any]) -> None:
+    temporary = cache.with_suffix(f".{secrets.token_hex(8)}.tmp")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content))
+        os.replace(temporary, cache)
+    except OSError as error:
+        raise ConfigError(f"{cache} cannot be written ({error}): choose another folder (--data.cache_dir)") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, in a line; the datasets library hides it behind its own `Server Disconnected`."""
+    error = error.__cause__ or error
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,135 @@
+"""Probes of frozen features on one label set after the other: features are computed once, and kept.
+
+Shapes: n images, D features.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+from transformers import ViTModel
+
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import ClassifierConfig
+from mae_hf.evaluation.few_labels.labelled import ProtocolImages
+from mae_hf.evaluation.few_labels.measurements import Results
+from mae_hf.evaluation.inference import extract_features
+from mae_hf.evaluation.probes import Labelled, Probe, knn_probe, linear_probe
+from mae_hf.evaluation.probing import POOLINGS
+from mae_hf.models.classifier import SHAPE_KEYS, build_classifier
+from mae_hf.models.locate import SCRATCH
+
+_PROBES: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe}
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """The features of every labelled train image and of all test images, by pooling.
+
+    Args:
+        train: pooling -> float (n, D).
+        rows: int (n,), the number of each train image in its split.
+        train_labels: int (n,).
+        test: pooling -> float (n_test, D).
+    """
+
+    train: dict[str, np.ndarray]
+    rows: np.ndarray
+    train_labels: np.ndarray
+    test: dict[str, np.ndarray]
+
+    def labelled(self, rows: np.ndarray, pooling: str) -> Labelled:
+        """The features and labels of these rows of the train split; an image that was left out is not there."""
+        here = np.isin(self.rows, rows)
+        return Labelled(self.train[pooling][here], self.train_labels[here])
+
+
+def shape_of(encoder: ViTModel) -> dict[str, Any]:
+    """The architecture of an encoder, as the fields of `EncoderConfig` have it."""
+    return {key: getattr(encoder.config, key) for key in SHAPE_KEYS}
+
+
+def random_encoder(encoder: ViTModel, class_names: Sequence[str], attn_implementation: str) -> ViTModel:
+    """The same network from random weights, those that fine-tuning from scratch starts from with seed 0; eval mode."""
+    config = ClassifierConfig(init=SCRATCH, **shape_of(encoder))
+    return build_classifier(config, class_names, attn_implementation, seed=0).vit.eval()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits that change when a weight does."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_features(
+    path: Path,
+    accelerator: Accelerator,
+    encoder: nn.Module,
+    images: ProtocolImages,
+    data: DataConfig,
+    batch_size: int,
+) -> FrozenFeatures:
+    """The features of all images, read from a file or computed and kept in it.
+
+    Args:
+        path: the .npz file; one that was made by other weights or from other images is made anew.
+        encoder: a `ViTModel` in eval mode.
+        images: the labelled train images and test.
+        batch_size: images at once.
+    """
+    key = " ".join([weights_digest(encoder), images.fingerprint])
+    names = [f"{part}-{pooling}" for part in ("train", "test") for pooling in POOLINGS]
+    arrays: dict[str, Any] = {}
+    if path.exists():
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in names} if str(file["key"]) == key else {}
+    if not arrays:
+        prepared = accelerator.prepare(encoder)
+        parts = (*images.train, images.test)
+        found = [extract_features(accelerator, prepared, part, data, batch_size) for part in parts]
+        for pooling in POOLINGS:
+            arrays[f"train-{pooling}"] = np.concatenate([of_part[pooling] for of_part in found[:-1]])
+            arrays[f"test-{pooling}"] = found[-1][pooling]
+        beside = path.with_suffix(".partial.npz")
+        np.savez(beside, key=np.array(key), **arrays)
+        os.replace(beside, path)
+    return FrozenFeatures(
+        train={pooling: arrays[f"train-{pooling}"] for pooling in POOLINGS},
+        rows=np.concatenate([part.rows for part in images.train]),
+        train_labels=np.concatenate([part.labels for part in images.train]),
+        test={pooling: arrays[f"test-{pooling}"] for pooling in POOLINGS},
+    )
+
+
+def measure_probe(
+    results: Results,
+    line: dict[str, Any],
+    features: FrozenFeatures,
+    rows: np.ndarray,
+    num_classes: int,
+) -> None:
+    """Adds a line for each pooling that `results` lacks: a probe that learns from these rows, on all test images.
+
+    The strength of `linear` is chosen by cross-validation among the labels of the set, and nothing else.
+
+    Args:
+        line: what is known of the measurement: `label_set`, `fraction`, `arm` and `method` among it.
+        rows: rows of the train split, the labels of this set.
+        num_classes: classes of the data; a set may lack some.
+    """
+    for pooling in POOLINGS:
+        if results.has(line["label_set"], line["arm"], line["method"], pooling):
+            continue
+        train = features.labelled(rows, pooling)
+        probe = _PROBES[line["method"]](train, None, features.test[pooling], num_classes)
+        measured = {"pooling": pooling, "num_labels": len(train.labels), "num_validation_labels": 0}
+        measured |= {"validation_accuracy": probe.validation_accuracy, "settings": probe.settings}
+        results.add({**line, **measured}, probe.probabilities)

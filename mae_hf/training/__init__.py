@@ -1,0 +1,1 @@
+"""From the rows of a batch to a finished run folder."""

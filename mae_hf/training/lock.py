@@ -1,0 +1,82 @@
+"""One run at a time in a run folder."""
+
+import contextlib
+import errno
+import os
+import platform
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from mae_hf.errors import require
+
+LOCK = ".lock"
+
+
+class RunLock:
+    """Keeps other runs out of a run folder until it is released, or the process ends, in whatever way.
+
+    The main process has the kernel lock the file `.lock` in the folder (`flock`; on NFS, for all hosts) and writes into
+    it who it is. The file alone locks nothing.
+
+    Args:
+        accelerator: all its processes must call it.
+        folder: the run folder; it is made.
+
+    Raises:
+        ConfigError: another process is at work there, which is named, or the folder cannot be written to.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._file: IO[str] | None = None
+        problems = broadcast_object_list([self._take() if accelerator.is_main_process else ""])
+        require(not problems[0], str(problems[0]))
+
+    def release(self) -> None:
+        """Lets others in, and removes the file."""
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+    def _take(self) -> str:
+        """Locks the file; returns why that cannot be, or an empty text."""
+        try:
+            import fcntl
+        except ImportError:
+            return ""  # Windows has no flock
+        file: IO[str] | None = None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                file = self._path.open("a+")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                        self._file = file
+                        break
+                file.close()  # its last holder has just released it, and removed the name of what is locked now
+        except BlockingIOError:
+            assert file is not None
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            return f"{self._path.parent} is in use by {holder}: wait until it is done, or choose another --output_dir"
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return f"{self._path.parent} cannot be written to ({error.strerror}): choose another --output_dir"
+            warnings.warn(
+                f"{self._path.parent} cannot be locked ({error.strerror}): see to it that no other run uses it",
+                stacklevel=2,
+            )
+            return ""
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}, since {started}\n")
+        self._file.flush()
+        return ""

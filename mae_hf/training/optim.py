@@ -1,0 +1,97 @@
+"""The optimizer: parameter groups with layer-wise decay, and the learning rate of every step.
+
+Only matrices of linear layers and the patch projection are decayed: not biases, norms, positions, nor the CLS and mask
+tokens (facebookresearch/mae `util/lr_decay.py`; He et al. 2022, appendix A).
+"""
+
+import copy
+import math
+import re
+
+import torch
+from torch import nn
+
+from mae_hf.config.train import FinetuneTrainConfig, Plan, TrainConfig
+
+_UNDECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "decoder_pos_embed")
+
+
+def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the model's trainable parameters.
+
+    Each group carries `lr_scale`, the factor that `set_learning_rate` puts on the schedule: 1, or with a fine-tuning
+    config `layer_decay ** distance`, where the distance is counted in layers down from the classifier.
+
+    Args:
+        model: a `MaskedAutoencoder` or a `ViTForImageClassification`.
+        train: its optimisation.
+    """
+    layer_decay = train.layer_decay if isinstance(train, FinetuneTrainConfig) else 1.0
+    num_layers: int = model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        weight_decay = 0.0 if parameter.ndim == 1 or name.split(".")[-1] in _UNDECAYED else train.weight_decay
+        lr_scale = layer_decay ** (num_layers + 1 - layer_index(name, num_layers))
+        groups.setdefault((weight_decay, lr_scale), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": weight_decay, "lr_scale": lr_scale, "lr": 0.0}
+            for (weight_decay, lr_scale), parameters in groups.items()
+        ],
+        betas=(0.9, train.adam_beta2),
+        fused=True,  # one kernel for all tensors: a third of the time on a CPU (docs/experiments.md)
+    )
+
+
+def layer_index(name: str, num_layers: int) -> int:
+    """Depth of a parameter: 0 the embeddings, 1 to `num_layers` the encoder layers, `num_layers` + 1 all above."""
+    if ".embeddings." in name:
+        return 0
+    layer = re.search(r"^vit\.layers\.(\d+)\.", name)
+    return int(layer.group(1)) + 1 if layer else num_layers + 1
+
+
+class WeightAverage:
+    """The exponential moving average of a model's weights, as a model of its own: often better than the last weights.
+
+    After step t the average takes 1 - d of the weights, d = min(decay, (1 + t) / (10 + t)), so that the first steps do
+    not stay in it for long.
+
+    Args:
+        model: whose weights are averaged; not wrapped, and whole on this process.
+        decay: the greatest d.
+        device: where the model trains.
+
+    Source: Polyak & Juditsky 1992; the warm-up of d is that of TensorFlow's `ExponentialMovingAverage`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
+        self.module = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        self._decay = decay
+        self._averages: list[torch.Tensor] = list(self.module.parameters())
+        self._weights: list[torch.Tensor] = list(model.parameters())
+
+    def update(self, step: int) -> None:
+        """Takes the weights in as they are after optimizer step `step`, counted from 0; a GPU is not waited for."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+
+
+def learning_rate_at(step: int, plan: Plan, peak: float) -> float:
+    """The learning rate of optimizer step `step` (0-based): linear warm-up to `peak`, then a cosine to 0.
+
+    Source: Loshchilov & Hutter, arXiv 1608.03983; per step, not per epoch.
+    """
+    if step < plan.warmup_steps:
+        return peak * (step + 1) / plan.warmup_steps
+    progress = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Gives every parameter group the learning rate times the group's `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]

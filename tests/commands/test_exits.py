@@ -1,0 +1,138 @@
+"""How a script ends, as a process: the exit code, and who says why."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _python(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"RANK": "0"} | environment
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, cwd=ROOT, timeout=300)
+
+
+SCRIPT = """
+import sys
+from mae_hf.commands import exits
+from mae_hf.errors import ConfigError, RunError, RunStopped
+ends = {"done": None, "failed": RunError("step 7"), "wrong": ConfigError("patch_size 10"), "bug": KeyError("a bug")}
+ends |= {"told": RunStopped("saved", 15), "Ctrl-C": KeyboardInterrupt()}
+ends |= {"unread": BrokenPipeError(32, "Broken pipe")}
+ends |= {"full": OSError(28, "No space left on device", "run.json"), "lost": OSError(110, "Connection timed out")}
+def main():
+    if ends[sys.argv[1]]:
+        raise ends[sys.argv[1]]
+exits.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "rank", "code", "stderr"),
+    [
+        ("done", "0", 0, ""),
+        ("failed", "0", 1, "error: step 7\n"),
+        ("failed", "1", 1, "process 1: error: step 7\n"),
+        ("wrong", "0", 2, "error: patch_size 10\n"),
+        ("wrong", "1", 2, "process 1: error: patch_size 10\n"),
+        ("told", "0", 143, "stopped: saved\n"),
+        ("told", "1", 143, ""),
+        ("unread", "0", 1, "error: [Errno 32] Broken pipe: once that is mended, the same command goes on\n"),
+        ("Ctrl-C", "1", 130, ""),
+        ("Ctrl-C", "0", 130, "stopped: by Ctrl-C, at once\n"),
+        (
+            *("full", "0", 1),
+            "error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command goes on\n",
+        ),
+        (
+            *("full", "3", 1),
+            "process 3: error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command "
+            "goes on\n",
+        ),
+    ],
+)
+def test_the_exit_code_says_how_it_ended_and_whoever_failed_says_why(end, rank, code, stderr):
+    done = _python("-c", SCRIPT, end, RANK=rank, LOCAL_RANK=rank)
+    assert (done.returncode, done.stderr, done.stdout) == (code, stderr, "")
+
+
+LAUNCHED = """
+import os, sys, time
+from mae_hf.commands import exits
+from mae_hf.errors import ConfigError
+def main():
+    if os.environ["RANK"] in sys.argv[1:]:
+        raise ConfigError("patch_size 10")
+    time.sleep(60)
+exits.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong_on", "line"),
+    [(["0", "1", "2"], "error: patch_size 10"), (["1", "2"], "process 1: error: patch_size 10")],
+    ids=["all processes", "all but the first"],
+)
+def test_a_config_that_is_wrong_is_told_once_whoever_sees_it(tmp_path, wrong_on, line):
+    script = tmp_path / "script.py"
+    script.write_text(LAUNCHED)
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "3", "--rdzv_backend", "c10d")
+    launcher += ("--rdzv_endpoint", "127.0.0.1:0")
+    done = _python(*launcher, str(script), *wrong_on, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert [found for found in done.stderr.splitlines() if "patch_size 10" in found] == [line]
+
+
+ONE_FAILS = """
+import atexit, os, time
+from mae_hf.commands import exits
+def main():
+    if os.environ["RANK"] == "0":
+        raise RuntimeError("gloo: Connection closed by peer")
+    atexit.register(time.sleep, 1)  # as long as torch takes
+    raise KeyError("a bug")
+exits.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_the_launcher_blames_the_process_that_failed_and_not_one_that_has_lost_it(tmp_path):
+    (tmp_path / "script.py").write_text(ONE_FAILS)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
+    done = _python(*words, PYTHONPATH=str(ROOT))
+    assert "process 0 has lost another one" in done.stderr
+    assert re.search(r"Root Cause[^\n]*\n\[\d\]:\n[^\n]*\n[^\n]*\n +rank +: 1 ", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("end", ["bug", "lost"])
+def test_a_bug_shows_its_traceback(end):
+    done = _python("-c", SCRIPT, end)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        ("RuntimeError('[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.77.0.2]:19273')", True),
+        ("RuntimeError('[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms for recv')", True),
+        ("torch.distributed.DistBackendError('NCCL communicator was aborted on rank 0.')", True),
+        ("RuntimeError('shape [2, 3] is invalid')", False),
+    ],
+)
+def test_a_process_that_loses_another_one_says_so_in_one_line_on_each_machine(error, is_lost):
+    imports = "import torch\n" if "torch." in error else ""
+    imports += "from mae_hf.commands import exits\n"
+    code = f"{imports}def main():\n    print('step 7')\n    raise {error}\nexits.run(main)\n"
+    environment = os.environ | {"RANK": "8", "LOCAL_RANK": "0", "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "step 7\n"), "what was said before is not lost"
+    assert ("error: process 8 has lost another one (" in done.stderr) == is_lost
+    assert ("Traceback" in done.stderr) != is_lost
+    if is_lost:
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,88 @@
+"""Random erasing: its boxes against the law of timm's rule, its noise against the normal law, the rest untouched."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mae_hf.data.augment.erase import erase, erased_boxes
+
+S = 24
+PIXEL = 100.0  # no normal number is as large: what differs from it was erased
+
+
+def erase_flat(rows, probability=0.25, seed=0, epoch=0):
+    """What erasing makes of images that are PIXEL all over: float (B, 3, S, S)."""
+    return erase(torch.full((len(rows), 3, S, S), PIXEL), rows, probability, seed, epoch).numpy()
+
+
+def timm_box(size, generator):
+    """The box of timm's RandomErasing, restated; None after ten tries."""
+    for _ in range(10):
+        area = generator.uniform(0.02, 1 / 3) * size * size
+        aspect = math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if width < size and height < size:
+            return generator.integers(0, size - height + 1), generator.integers(0, size - width + 1), height, width
+    return None
+
+
+def test_boxes_follow_the_law_of_timms_rule():
+    generator = np.random.default_rng(0)
+    expected = np.array([box for _ in range(4000) if (box := timm_box(96, generator))])
+    boxes = erased_boxes(np.arange(4000), 96, 1.0, seed=0, epoch=0)
+    for column, name in enumerate(("top", "left", "height", "width")):
+        assert stats.ks_2samp(boxes[:, column], expected[:, column], method="asymp").pvalue > 0.001, name
+    area, expected_area = boxes[:, 2:].prod(axis=1), expected[:, 2:].prod(axis=1)
+    assert stats.ks_2samp(area, expected_area, method="asymp").pvalue > 0.001
+    aspect, expected_aspect = boxes[:, 3] / boxes[:, 2], expected[:, 3] / expected[:, 2]
+    assert stats.ks_2samp(aspect, expected_aspect, method="asymp").pvalue > 0.001
+
+
+def test_boxes_stay_inside_the_image_and_reach_all_borders():
+    top, left, height, width = erased_boxes(np.arange(20_000), 12, 1.0, seed=3, epoch=1).T
+    assert min(top.min(), left.min()) == 0
+    assert min(height.min(), width.min()) >= 1
+    assert max(height.max(), width.max()) < 12
+    assert (top + height).max() == 12 == (left + width).max()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_the_probability_is_the_part_of_the_images_that_is_erased(probability):
+    num_erased = int((erase_flat(np.arange(2000), probability) != PIXEL).any(axis=(1, 2, 3)).sum())
+    assert stats.binomtest(num_erased, 2000, probability).pvalue > 0.001
+
+
+def test_one_box_of_all_channels_becomes_standard_normal_noise_and_the_rest_stays():
+    rows, noise = np.arange(50, 350), []
+    for values, (top, left, height, width) in zip(erase_flat(rows), erased_boxes(rows, S, 0.25, 0, 0), strict=True):
+        box = np.zeros((3, S, S), bool)
+        box[:, top : top + height, left : left + width] = True
+        np.testing.assert_array_equal(values != PIXEL, box)
+        noise.append(values[box])
+    assert stats.kstest(np.concatenate(noise), "norm").pvalue > 0.001
+    assert len(np.unique(np.concatenate(noise))) > 0.99 * sum(map(len, noise))  # not one draw for all pixels or images
+
+
+def test_an_image_alone_is_erased_as_within_any_batch():
+    rows = np.arange(100, 140)
+    together = erase_flat(rows)
+    np.testing.assert_array_equal(np.concatenate([erase_flat(rows[i : i + 1]) for i in range(40)]), together)
+    order = np.random.default_rng(1).permutation(40)
+    np.testing.assert_array_equal(erase_flat(rows[order]), together[order])
+
+
+def test_seed_epoch_and_row_each_change_the_box_and_the_noise():
+    base = erase_flat(np.array([5]), 1.0)
+    for row, seed, epoch in ((6, 0, 0), (5, 1, 0), (5, 0, 1)):
+        assert not np.array_equal(erase_flat(np.array([row]), 1.0, seed, epoch), base)
+
+
+def test_the_input_is_left_alone():
+    pixel_values = torch.zeros(8, 3, S, S)
+    erased = erase(pixel_values, np.arange(8), 1.0, 0, 0)
+    assert not pixel_values.any()
+    assert erased.any()
+    assert erased.dtype == torch.float32

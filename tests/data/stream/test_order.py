@@ -1,0 +1,120 @@
+"""The order of a stream: every image once an epoch, the same batches on any number of processes, read in sequence."""
+
+import numpy as np
+import pytest
+
+from mae_hf.data.stream.order import StreamSampler
+from mae_hf.errors import ConfigError
+
+LENGTHS = [7, 1, 30, 12, 25, 9]  # 84 images; 80 after those held out
+SETTINGS = {"first": 4, "batch_size": 8, "seed": 0, "num_readers": 4, "buffer_size": 24}
+
+
+def sampler_of(num_processes=1, process_index=0, accumulation_steps=1, **changes):
+    settings = SETTINGS | changes
+    return StreamSampler(
+        LENGTHS,
+        **settings,
+        num_processes=num_processes,
+        process_index=process_index,
+        accumulation_steps=accumulation_steps,
+    )
+
+
+def rows_of_step(step, num_processes=1, accumulation_steps=1, **changes):
+    """The global batch, process after process, each as its own sampler gives it."""
+    samplers = [sampler_of(num_processes, index, accumulation_steps, **changes) for index in range(num_processes)]
+    return np.concatenate([rows for sampler in samplers for rows in sampler.micro_batches(step)])
+
+
+def test_an_epoch_visits_each_image_but_those_held_out_once():
+    sampler = sampler_of()
+    assert (sampler.num_images, sampler.batches_per_epoch) == (80, 10)
+    for epoch in range(5):
+        seen = np.concatenate([rows for step in range(10) for rows in sampler.micro_batches(10 * epoch + step)])
+        assert sorted(seen) == list(range(4, 84))
+
+
+def test_what_fills_no_batch_is_left_out_and_not_the_same_in_every_epoch():
+    seen = [np.concatenate([rows_of_step(9 * e + s, first=5, num_readers=2) for s in range(9)]) for e in range(20)]
+    assert all(len(rows) == 72 == len(np.unique(rows)) and rows.min() >= 5 for rows in seen)
+    assert len(np.unique(np.concatenate(seen))) == 79
+
+
+@pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (4, 1), (2, 2), (1, 8)])
+def test_every_split_of_the_batch_sees_the_same_images_in_the_same_order(num_processes, accumulation_steps):
+    for step in (0, 5, 9, 10, 37):
+        np.testing.assert_array_equal(rows_of_step(step, num_processes, accumulation_steps), rows_of_step(step))
+
+
+def test_a_step_asked_alone_is_the_step_of_the_sequence():
+    running = sampler_of(seed=5)
+    sequence = [running.micro_batches(step)[0] for step in range(30)]
+    for step in reversed(range(30)):
+        np.testing.assert_array_equal(sampler_of(seed=5).micro_batches(step)[0], sequence[step])
+
+
+def test_epochs_and_seeds_have_their_own_order():
+    orders = {tuple(rows_of_step(10 * epoch, seed=seed)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+def test_every_window_is_shuffled_in_its_own_way():
+    sampler = sampler_of(num_readers=2, batch_size=2, buffer_size=20)
+    orders = {tuple(sampler.window(e, r, i).order) for e in range(3) for r in range(2) for i in range(4)}
+    assert len(orders) == 24
+
+
+def test_a_windows_pieces_name_the_images_of_its_rows():
+    starts = np.cumsum([0, *LENGTHS])
+    sampler = sampler_of()
+    for reader in range(4):
+        for index in range(sampler.windows_per_epoch):
+            window = sampler.window(1, reader, index)
+            read = [starts[shard] + first + i for shard, first, num in window.pieces for i in range(num)]
+            assert read == window.rows.tolist()
+            assert sorted(window.order) == list(range(len(window.rows)))
+
+
+def test_windows_that_follow_each_other_go_on_reading_where_the_last_one_ended():
+    sampler = sampler_of()
+    for reader in range(4):
+        ends = {}
+        for index in range(sampler.windows_per_epoch):
+            for shard, first, num in sampler.window(0, reader, index).pieces:
+                assert first == ends.get(shard, first)
+                ends[shard] = first + num
+
+
+def test_each_process_reads_its_own_part_and_a_window_is_as_large_as_its_share_of_the_buffer():
+    own = [sampler_of(2, index) for index in range(2)]
+    assert [list(sampler.readers) for sampler in own] == [[0, 1], [2, 3]]
+    assert len(own[0].window(0, 0, 0).rows) == 24 // 4
+    rows = [
+        np.concatenate([s.window(0, r, i).rows for r in s.readers for i in range(s.windows_per_epoch)]) for s in own
+    ]
+    assert not np.intersect1d(*rows).size
+
+
+def test_a_batch_mixes_as_many_places_as_there_are_readers():
+    sampler = sampler_of()
+    for step in range(10):
+        assert [reader for reader, _, _ in sampler.places(step)] == [0, 1, 2, 3] or len(sampler.places(step)) > 4
+
+
+def test_the_first_window_of_a_step_is_the_one_that_its_places_begin_in():
+    sampler = sampler_of(batch_size=12, buffer_size=20)
+    for step in range(20):
+        epoch, index = sampler.window_at(step)
+        assert (epoch, index) == (step // 6, sampler.places(step)[0][1])
+
+
+def test_a_shard_all_of_whose_images_are_held_out_is_not_read():
+    sampler = sampler_of(first=8, batch_size=4)
+    pieces = [p for r in range(4) for i in range(sampler.windows_per_epoch) for p in sampler.window(0, r, i).pieces]
+    assert {shard for shard, _, _ in pieces} == {2, 3, 4, 5}
+
+
+def test_readers_that_the_processes_cannot_share_are_refused_with_the_fix():
+    with pytest.raises(ConfigError, match=r"stream_readers 4 cannot be shared out to 3 .*--data\.stream_readers"):
+        sampler_of(num_processes=3, batch_size=12)

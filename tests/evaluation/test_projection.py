@@ -1,0 +1,74 @@
+"""t-SNE and UMAP: repeatable, right for small sets, and they keep groups together."""
+
+import numpy as np
+import pytest
+
+from mae_hf.evaluation.projection import trustworthiness, tsne, umap
+
+
+def groups(n_each: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Three well separated groups in 8 dimensions and their numbers."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), n_each)
+    return 10 * np.eye(3, 8)[labels] + rng.normal(size=(3 * n_each, 8)), labels
+
+
+def test_the_map_keeps_groups_together_and_is_the_same_for_the_same_seed():
+    features, labels = groups()
+    points = tsne(features, 0)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(len(points))
+    assert points.shape == (90, 2)
+    assert (labels[distances.argmin(axis=1)] == labels).all()
+    assert np.array_equal(points, tsne(features, 0))
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 20])
+def test_few_images_are_mapped_too(n):
+    features = np.random.default_rng(n).normal(size=(n, 6))
+    points = tsne(features, 0)
+    assert points.shape == (n, 2) and np.isfinite(points).all()
+    assert 0 <= trustworthiness(features, points) <= 1
+
+
+@pytest.mark.slow  # the library compiles itself for up to a minute
+def test_umap_keeps_groups_together_and_is_the_same_for_the_same_seed():
+    pytest.importorskip("umap", reason="umap-learn is optional (the extra umap)")
+    features, labels = groups()
+    points = umap(features, 0)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(len(points))
+    assert points.shape == (90, 2)
+    assert (labels[distances.argmin(axis=1)] == labels).all()
+    assert np.array_equal(points, umap(features, 0))
+    for n in (3, 5, 20):
+        assert np.isfinite(umap(features[:: 90 // n][:n], 0)).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (20, 2)])
+def test_too_little_to_map_is_said(shape):
+    with pytest.raises(ValueError, match="at least 3 images and 3 features"):
+        tsne(np.zeros(shape), 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_counted(bad):
+    features, _ = groups()
+    features[3, 4] = features[5, 6] = bad
+    with pytest.raises(ValueError, match=r"^2 of 720 features are not finite: the encoder's weights or its inputs are"):
+        tsne(features, 0)
+
+
+def test_an_encoder_that_tells_nothing_apart_is_said():
+    with pytest.raises(ValueError, match="the features of all images are the same"):
+        tsne(np.ones((20, 6)), 0)
+
+
+def test_trustworthiness_equals_its_definition_and_tells_a_map_from_noise():
+    features, _ = groups()
+    points, noise = features[:, :2], np.random.default_rng(1).normal(size=(90, 2))
+    # Venna and Kaski 2001: points that enter the k-neighbourhood, by how far they were.
+    n, k = len(features), 5
+    near = [np.linalg.norm(x[:, None] - x[None], axis=-1).argsort(axis=1, kind="stable") for x in (features, points)]
+    rank = near[0].argsort(axis=1)  # rank 0 is the image itself
+    penalty = sum(max(0, rank[i, j] - k) for i in range(n) for j in near[1][i, 1 : k + 1])
+    assert trustworthiness(features, points) == pytest.approx(1 - 2 / (n * k * (2 * n - 3 * k - 1)) * penalty)
+    assert trustworthiness(features, noise) < 0.6 < trustworthiness(features, features[:, :3])

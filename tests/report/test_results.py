@@ -1,0 +1,101 @@
+"""The numbers of two arms on runs small enough to count by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from run_folders import write_run
+
+from mae_hf.report.results import Results, measure
+from mae_hf.training.finished_runs import Run, read_run
+
+ALL, THREE, TWO, ONE = (True,) * 4, (True, True, True, False), (True, True, False, False), (True, False, False, False)
+
+
+def arm(folder: Path, init: str, *runs: tuple[int, tuple[bool, ...], tuple[float, ...]]) -> list[Run]:
+    """Runs of (seed, right, curve)."""
+    return [
+        read_run(write_run(folder / f"{init}-{seed}", init, right, curve=curve, seed=seed))
+        for seed, right, curve in runs
+    ]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """Two seeds each, one of them in both arms."""
+    ours = arm(tmp_path, "encoder", (0, ALL, (0.5, 0.7, 0.9)), (1, THREE, (0.4, 0.6, 0.8)))
+    return measure(ours, arm(tmp_path, "scratch", (1, TWO, (0.2, 0.4, 0.6)), (2, ONE, (0.1, 0.5, 0.4))))
+
+
+def test_means_and_spreads_are_over_seeds(results):
+    assert results.pretrained.accuracy.center == pytest.approx(0.875)
+    assert results.pretrained.accuracy.sd == pytest.approx(0.25 / math.sqrt(2))
+    assert results.scratch.accuracy.values == (0.5, 0.25)
+    assert results.gain == pytest.approx(0.875 - 0.375)
+    assert (results.pretrained.seeds, results.scratch.seeds) == ((0, 1), (1, 2))
+
+
+def test_the_interval_is_over_test_images_of_the_mean_over_seeds(results):
+    # Image by image the arms gain 0, 1/2, 1 and 1/2: resampled means lie between 0 and 1, and seldom at the ends.
+    assert results.gain_interval is not None
+    assert 0 < results.gain_interval.low < 0.5 < results.gain_interval.high < 1
+
+
+def test_runs_of_equal_seed_are_paired_and_others_are_not(results):
+    (pair,) = results.pairs
+    assert (Path(pair.pretrained).name, Path(pair.scratch).name, pair.seed) == ("encoder-1", "scratch-1", 1)
+    assert (pair.test.only_first, pair.test.only_second) == (1, 0)
+
+
+def test_without_equal_seeds_the_best_runs_by_validation_are_paired(tmp_path):
+    ours = arm(tmp_path, "encoder", (0, ALL, (0.9,)), (1, THREE, (0.8,)))
+    (pair,) = measure(ours, arm(tmp_path, "scratch", (5, TWO, (0.6,)))).pairs
+    assert (Path(pair.pretrained).name, Path(pair.scratch).name, pair.seed) == ("encoder-0", "scratch-5", None)
+
+
+def test_the_target_is_the_mean_of_the_scratch_runs_best_and_epochs_to_it_are_counted(results):
+    assert results.target == pytest.approx(0.55)
+    assert results.pretrained.epochs_to_target.values == (2, 2)
+    assert results.scratch.epochs_to_target.values == (3, math.inf)
+
+
+def test_the_area_under_the_curves_is_over_the_epochs_that_all_runs_have(tmp_path):
+    ours = arm(tmp_path, "encoder", (0, ALL, (0.5, 0.7, 0.9, 1.0)))
+    results = measure(ours, arm(tmp_path, "scratch", (0, TWO, (0.2, 0.4, 0.6))))
+    assert results.epochs == (1, 3)
+    assert results.pretrained.mean_validation_accuracy.center == pytest.approx(0.7)
+    assert results.scratch.mean_validation_accuracy.center == pytest.approx(0.4)
+    assert results.mean_validation_gain.center == pytest.approx(0.3)
+
+
+def test_the_gain_under_the_curve_is_that_of_pairs_or_of_means(tmp_path, results):
+    assert results.mean_validation_gain.values == pytest.approx([0.6 - 0.4])  # seed 1 alone is in both arms
+    ours = arm(tmp_path / "more", "encoder", (0, ALL, (0.5, 0.7)), (1, THREE, (0.7, 0.9)))
+    unpaired = measure(ours, arm(tmp_path / "more", "scratch", (5, TWO, (0.2, 0.4))))
+    assert unpaired.mean_validation_gain.values == pytest.approx([(0.6 + 0.8) / 2 - 0.3])
+
+
+def test_without_a_range_of_epochs_there_is_no_area(tmp_path):
+    results = measure(arm(tmp_path, "encoder", (0, ALL, (0.9,))), arm(tmp_path, "scratch", (0, TWO, (0.5, 0.6))))
+    assert results.epochs is results.pretrained.mean_validation_accuracy is results.mean_validation_gain is None
+
+
+def test_json_says_null_where_a_target_was_not_reached(results):
+    text = json.dumps(results.to_json(), allow_nan=False)
+    assert json.loads(text)["scratch"]["epochs_to_target"]["values"] == [3, None]
+
+
+def test_images_that_any_pre_training_has_seen_are_left_out_of_both_arms(tmp_path):
+    masks = [(True, False, False, False), (False, True, False, False)]
+    ours = [
+        read_run(write_run(tmp_path / f"ours {seed}", "encoder", right, seed=seed, seen=mask))
+        for seed, right, mask in zip((0, 1), (ALL, THREE), masks, strict=True)
+    ]
+    other = read_run(write_run(tmp_path / "other", "scratch", TWO, seen=(False,) * 4))
+    results = measure(ours, [other])
+    assert results.num_seen_test_images == 2 and results.unseen.num_images == 2
+    assert results.unseen.pretrained.values == (1.0, 0.5) and results.unseen.scratch.values == (0.0,)
+    assert results.unseen.gain == pytest.approx(0.75)
+    unknown = read_run(write_run(tmp_path / "unknown", "encoder", ALL, seed=2))
+    assert measure([*ours, unknown], [other]).num_seen_test_images is None

@@ -1,0 +1,50 @@
+"""A file or folder is whole under its name, or it is not there."""
+
+from pathlib import Path
+
+import pytest
+
+from mae_hf.errors import RunError
+from mae_hf.files import write_folder, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_is_filled_beside_and_then_renamed(tmp_path):
+    def write(folder: Path) -> None:
+        assert not (tmp_path / "model").exists()
+        (folder / "config.json").write_text("new")
+
+    write_folder(tmp_path / "model", write)
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "config.json").read_text() == "new"
+
+
+def test_a_writer_that_fails_leaves_the_old_folder_whole(tmp_path):
+    write_folder(tmp_path / "model", lambda folder: (folder / "config.json").write_text("old"))
+
+    def write(folder: Path) -> None:
+        (folder / "config.json").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(RunError, match=r"model cannot be written \(disk full\)"):
+        write_folder(tmp_path / "model", write)
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["config.json"]
+    assert (tmp_path / "model" / "config.json").read_text() == "old"
+
+    write_folder(tmp_path / "model", lambda folder: (folder / "README.md").write_text("later"))
+    assert names(tmp_path / "model") == ["README.md"], "nothing of the old folder, nor of the failed one"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_text_is_replaced_whole(tmp_path):
+    path = tmp_path / "run.json"
+    write_text(path, "old")
+    write_text(path, "new")
+    assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"])
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half\ud800")
+    assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"]), "what it took may be the room that is missing"

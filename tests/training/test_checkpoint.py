@@ -1,0 +1,460 @@
+"""Checkpoints are whole or not there, rotate, and give back what was saved."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed import checkpoint as torch_checkpoint
+
+from mae_hf.errors import ConfigError, RunError
+from mae_hf.training.checkpoint import Checkpoints, TrainState
+from mae_hf.training.optim import WeightAverage
+
+
+@pytest.fixture
+def training():
+    """An accelerator with a prepared model and AdamW that have made one step, so that the optimizer has a state."""
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(
+        [{"params": [model.weight], "weight_decay": 0.1, "lr_scale": 0.5}, {"params": [model.bias], "lr_scale": 1.0}]
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    step(model, optimizer)
+    return accelerator, model, optimizer
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.ones(4, 3)).square().sum().backward()
+    optimizer.step()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_saving_and_loading_gives_back_model_optimizer_and_state(training, tmp_path):
+    accelerator, model, optimizer = training
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    state = TrainState(step=7, best_step=5, best_value=0.25)
+    checkpoints.save(accelerator, state)
+    step(model, optimizer)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(9.0)
+    step(model, optimizer)
+    loaded = checkpoints.load(accelerator, checkpoints.latest())
+    assert loaded == state
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 1.0]
+    step(model, optimizer)  # the same only if the moments came back too
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_state_is_readable_json(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(training[0], TrainState(step=3))
+    content = json.loads((tmp_path / "step-00000003" / "train_state.json").read_text())
+    assert content == {
+        "step": 3,
+        "best_step": None,
+        "best_value": None,
+        "loss_sum": 0.0,
+        "loss_steps": 0,
+        "skipped": [],
+        "strategy": "whole weights (DDP)",
+        "mixed_precision": "no",
+    }
+
+
+def test_shards_are_not_read_into_whole_weights(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    folder = tmp_path / "step-00000001"
+    content = json.loads((folder / "train_state.json").read_text())
+    (folder / "train_state.json").write_text(json.dumps(content | {"strategy": "FSDP"}))
+    mend_digest(folder / "train_state.json")
+    with pytest.raises(ConfigError, match=r"step-00000001 was saved with strategy FSDP, .* whole weights \(DDP\)"):
+        checkpoints.resume(training[0])
+    del content["strategy"]  # as a version of mae_hf before has saved it
+    (folder / "train_state.json").write_text(json.dumps(content))
+    mend_digest(folder / "train_state.json")
+    assert checkpoints.resume(training[0]) == TrainState(step=1)
+
+
+def test_a_run_goes_on_in_its_own_precision_alone(training, tmp_path, monkeypatch):
+    """Another one would change its losses without a word, and fp16 would miss the state of its gradient scaler."""
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "bf16")
+    with pytest.raises(ConfigError, match=r"with mixed_precision no, .* with bf16: .*accelerate launch --mixed_prec"):
+        checkpoints.resume(training[0])
+    assert names(tmp_path) == ["step-00000001"], "it is not damaged"
+
+
+def test_rotation_keeps_the_newest(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number in (9, 10, 100, 1000):
+        checkpoints.save(training[0], TrainState(step=number))
+    assert names(tmp_path) == ["step-00000100", "step-00001000"]
+    assert checkpoints.latest() == tmp_path / "step-00001000" == checkpoints.path(1000)
+
+
+def test_rotation_keeps_the_best_however_old_until_another_one_is_best(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for number in (1, 2, 3):
+        checkpoints.save(training[0], TrainState(step=number, best_step=1, best_value=0.9))
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+    checkpoints.save(training[0], TrainState(step=4, best_step=4, best_value=0.95))
+    assert names(tmp_path) == ["step-00000004"]
+
+
+def test_a_new_best_does_not_take_that_of_the_checkpoint_before_it_away(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number, best in ((10, 10), (20, 10), (30, 30)):
+        checkpoints.save(training[0], TrainState(number, best_step=best, best_value=0.5))
+    flip_a_bit(tmp_path / "step-00000030" / "model.safetensors")
+    with pytest.warns(UserWarning, match="step-00000030 is damaged") as caught:
+        assert checkpoints.resume(training[0]).step == 20
+    assert len(caught) == 1
+    for number in (30, 40):
+        checkpoints.save(training[0], TrainState(number, best_step=30, best_value=0.6))
+    assert names(tmp_path) == ["step-00000030", "step-00000030.damaged", "step-00000040"]
+
+
+def test_a_damaged_checkpoint_does_not_keep_the_next_one_from_being_saved(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(training[0], TrainState(step=1))
+    (tmp_path / "step-00000001" / "train_state.json").write_text('["torn')
+    checkpoints.save(training[0], TrainState(step=2))
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_without_checkpoints_there_is_no_latest(tmp_path):
+    assert Checkpoints(tmp_path / "none", keep=1).latest() is None
+
+
+@pytest.mark.parametrize("name", ["step-9", "step-00000009.damaged", "notes"])
+def test_what_is_not_a_whole_checkpoint_is_neither_listed_nor_removed(training, tmp_path, name):
+    (tmp_path / name).mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.latest() is None
+    checkpoints.save(training[0], TrainState(step=1))
+    checkpoints.save(training[0], TrainState(step=2))
+    assert names(tmp_path) == sorted([name, "step-00000002"])
+
+
+def test_what_a_killed_save_left_is_swept_up_by_the_next_one(training, tmp_path):
+    (tmp_path / ".step-00000009.partial").mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.latest() is None
+    checkpoints.save(training[0], TrainState(step=10))
+    assert names(tmp_path) == ["step-00000010"]
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_path):
+    accelerator, model, _ = training
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(accelerator, TrainState(step=1))
+    weights = accelerator.unwrap_model(model).state_dict()
+
+    class Broken:
+        """Saved along with the rest, and fails once the weights are on the disk."""
+
+        def state_dict(self):
+            raise OSError("disk full")
+
+        def load_state_dict(self, state):
+            pass
+
+    broken = Broken()
+    accelerator.register_for_checkpointing(broken)
+    with pytest.raises(
+        RunError,
+        match=r"step-00000002 cannot be written \(disk full; \d+\.\d MiB were free\); .*step-00000001: make room",
+    ):
+        checkpoints.save(accelerator, TrainState(step=2))
+    assert names(tmp_path) == ["step-00000001"], "what the failed one took may be the room that is missing"
+
+    accelerator._custom_objects.remove(broken)
+    assert checkpoints.resume(accelerator) == TrainState(step=1)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    checkpoints.save(accelerator, TrainState(step=2))
+    assert names(tmp_path) == ["step-00000002"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shards_that_cannot_be_written_fail_like_any_other_file(training, tmp_path):
+    """torch's error has its text from the process that failed, and is no Exception."""
+
+    class InShards:
+        def state_dict(self):
+            torch_checkpoint.save(
+                {"weight": torch.ones(2)},
+                storage_writer=torch_checkpoint.FileSystemWriter("/dev/null/shards"),
+            )
+
+        def load_state_dict(self, state):
+            pass
+
+    in_shards = InShards()
+    training[0].register_for_checkpointing(in_shards)
+    try:
+        with pytest.raises(
+            RunError, match=r"step-00000001 cannot be written \(\[Errno 20\] Not a directory[^\n]*make room"
+        ):
+            Checkpoints(tmp_path, keep=1).save(training[0], TrainState(step=1))
+    finally:
+        training[0]._custom_objects.remove(in_shards)
+    assert names(tmp_path) == [], "what it took may be the room that is missing"
+
+
+# ---- damage ----
+
+FILES = ["model.safetensors", "optimizer.bin", "train_state.json", "digests.json"]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "a bit is flipped": flip_a_bit,
+    "the end is missing": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "nothing is left": lambda file: os.truncate(file, 0),
+    "it is gone": Path.unlink,
+}
+
+
+def save_steps(training, folder: Path, *states: TrainState) -> tuple[Checkpoints, list[dict[str, torch.Tensor]]]:
+    """Checkpoints of these states, with other weights in each."""
+    accelerator, model, optimizer = training
+    checkpoints, weights = Checkpoints(folder, keep=9), []
+    for state in states:
+        step(model, optimizer)
+        checkpoints.save(accelerator, state)
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+    return checkpoints, weights
+
+
+def test_a_checkpoint_is_tensors_and_json_and_no_pickle_of_random_states(training, tmp_path):
+    save_steps(training, tmp_path, TrainState(step=1))
+    assert names(tmp_path / "step-00000001") == sorted(FILES)
+    digests = json.loads((tmp_path / "step-00000001" / "digests.json").read_text())
+    for name in FILES[:3]:
+        assert digests.pop(name) == hashlib.sha256((tmp_path / "step-00000001" / name).read_bytes()).hexdigest()
+    assert not digests
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(training, tmp_path, name, damage):
+    accelerator, model, _ = training
+    checkpoints, weights = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
+    DAMAGE[damage](tmp_path / "step-00000002" / name)
+    with pytest.warns(
+        UserWarning, match=rf"step-00000002 is damaged \(.*{name}.*\): .*step-00000002.damaged"
+    ) as caught:
+        assert checkpoints.resume(accelerator) == TrainState(step=1)
+    assert len(caught) == 1
+    assert all(torch.equal(weights[0][key], value) for key, value in model.state_dict().items())
+    assert names(tmp_path) == ["step-00000001", "step-00000002.damaged"]
+    checkpoints.save(accelerator, TrainState(step=2))
+    assert checkpoints.resume(accelerator) == TrainState(step=2)
+
+
+def test_where_no_checkpoint_is_good_a_run_starts_anew_and_nothing_is_removed(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
+    for path in tmp_path.iterdir():
+        flip_a_bit(path / "optimizer.bin")
+    with pytest.warns(UserWarning, match="damaged") as caught:
+        assert checkpoints.resume(training[0]) == TrainState()
+    assert len(caught) == 2
+    assert names(tmp_path) == ["step-00000001.damaged", "step-00000002.damaged"]
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_cannot_end_the_run_and_is_not_gone_on_from(training, tmp_path):
+    states = [TrainState(step=1), TrainState(3, best_step=2, best_value=0.5)]
+    checkpoints, _ = save_steps(training, tmp_path, states[0], TrainState(2, best_step=2, best_value=0.5), states[1])
+    flip_a_bit(tmp_path / "step-00000002" / "model.safetensors")
+    with pytest.raises(
+        RunError, match=r"step-00000002 is damaged \(the sha256 of model.safetensors .* the same command"
+    ):
+        checkpoints.load(training[0], checkpoints.path(2))
+    with pytest.warns(UserWarning, match="is damaged") as caught:
+        assert checkpoints.resume(training[0]) == states[0]
+    assert "its best checkpoint, step-00000002: the sha256 of model.safetensors" in str(caught[0].message)
+    assert len(caught) == 2
+
+
+def mend_digest(file: Path, name: str = "") -> None:
+    """Writes down a file's digest as that of what was saved, as someone who tampers with it does."""
+    name = name or file.name
+    digests_file = file.parents[name.count("/")] / "digests.json"
+    digests = json.loads(digests_file.read_text())
+    digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    digests_file.write_text(json.dumps(digests))
+
+
+def change_state(folder: Path, **changed) -> None:
+    file = folder / "train_state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    mend_digest(file)
+
+
+def test_a_checkpoint_that_was_renamed_is_set_aside(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(1, best_step=1), TrainState(2, best_step=1))
+    (tmp_path / "step-00000002").rename(tmp_path / "step-00000040")
+    with pytest.warns(UserWarning, match=r"step-00000040 is damaged \(train_state.json says step 2\)"):
+        assert checkpoints.resume(training[0]).step == 1
+
+
+@pytest.mark.parametrize("step", ["2", 2.0, None, -2])
+def test_a_step_that_is_none_is_damage(training, tmp_path, step):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
+    change_state(tmp_path / "step-00000002", step=step)
+    with pytest.warns(UserWarning, match=r"step-00000002 is damaged \(.*train_state.json"):
+        assert checkpoints.resume(training[0]) == TrainState(step=1)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_stays(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    change_state(tmp_path / "step-00000001", moment_of_truth=0.5)
+    with pytest.raises(RunError, match=r"step-00000001 was saved by another version of mae_hf .*moment_of_truth"):
+        checkpoints.resume(training[0])
+    assert names(tmp_path) == ["step-00000001"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin"])
+def test_a_checkpoint_of_another_network_is_named_in_one_line(training, tmp_path, file):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    if file == "model.safetensors":
+        save_file({"weight": torch.ones(2, 4), "bias": torch.ones(2)}, tmp_path / "step-00000001" / file)
+    else:
+        torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "step-00000001" / file)
+    mend_digest(tmp_path / "step-00000001" / file)
+    with pytest.raises(RunError, match=r"step-00000001 is of another network \(.*--model.init"):
+        checkpoints.resume(training[0])
+
+
+def test_a_checkpoint_that_was_moved_and_linked_to_is_read_and_rotated(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path / "run", TrainState(step=1))
+    (tmp_path / "run" / "step-00000001").rename(tmp_path / "large disk")
+    (tmp_path / "run" / "step-00000001").symlink_to(tmp_path / "large disk")
+    assert checkpoints.resume(training[0]) == TrainState(step=1)
+    checkpoints.keep = 1
+    checkpoints.save(training[0], TrainState(step=2))
+    assert names(tmp_path / "run") == ["step-00000002"]
+    assert names(tmp_path / "large disk") == sorted(FILES)
+
+
+class Payload:
+    """What a pickle runs when it is opened by whoever trusts it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (Path.touch, (self.file,))
+
+
+def test_a_tampered_checkpoint_runs_no_code_even_with_the_right_digest(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    folder = tmp_path / "step-00000001"
+    torch.save({"state": {}, "param_groups": Payload(tmp_path / "it ran")}, folder / "optimizer.bin")
+    mend_digest(folder / "optimizer.bin")
+    with pytest.raises(RunError, match="step-00000001 holds a pickle that is not one of tensors"):
+        checkpoints.resume(training[0])
+    assert not (tmp_path / "it ran").exists()
+    torch.load(folder / "optimizer.bin", weights_only=False)
+    assert (tmp_path / "it ran").exists(), "it would have"
+
+
+def test_a_checkpoint_with_a_tampered_description_of_shards_is_refused(training, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    shards = tmp_path / "step-00000001" / "optimizer_0"
+    shards.mkdir()
+    (shards / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "it ran")))
+    mend_digest(shards / ".metadata", "optimizer_0/.metadata")
+    with pytest.raises(RunError, match=r"not one of tensors \(pathlib.* has no part"):
+        checkpoints.resume(training[0])
+
+
+def test_a_file_server_that_does_not_answer_is_not_taken_for_damage(training, tmp_path, monkeypatch):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+
+    def no_answer(*_):
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(hashlib, "file_digest", no_answer)
+    with pytest.raises(OSError, match="Connection timed out"):
+        checkpoints.resume(training[0])
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(training, tmp_path, monkeypatch):
+    calls: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def spy_fsync(descriptor: int) -> None:
+        calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def spy_replace(old: Path, new: Path) -> None:
+        calls.append(("replace", str(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    save_steps(training, tmp_path, TrainState(step=1))
+    beside = tmp_path / ".step-00000001.partial"
+    expected = {("fsync", str(path)) for path in (beside, *(beside / name for name in FILES))}
+    assert set(calls[:5]) == expected
+    assert calls[5:] == [("replace", str(tmp_path / "step-00000001")), ("fsync", str(tmp_path))]
+
+
+def test_a_checkpoint_does_not_make_a_run_folder_anew_that_was_moved_away(training, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "moved" / "checkpoints", keep=1)
+    with pytest.raises(RunError, match="No such file or directory"):
+        checkpoints.save(training[0], TrainState(step=1))
+    assert not (tmp_path / "moved").exists()
+
+
+def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_path):
+    accelerator, model, _ = training
+    average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
+    with torch.no_grad():
+        average.module.weight.fill_(3.0)
+    checkpoints = Checkpoints(tmp_path, keep=2, average=average)
+    checkpoints.save(accelerator, TrainState(step=1))
+    with torch.no_grad():
+        average.module.weight.fill_(7.0)
+    checkpoints.load(accelerator, checkpoints.path(1))
+    assert (average.module.weight == 3).all()
+    assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
+    assert not list(checkpoints.path(1).glob("custom_checkpoint*"))
+
+
+def test_an_average_that_one_of_checkpoint_and_run_does_not_have_is_refused(training, tmp_path):
+    accelerator, model, _ = training
+    average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
+    for name, saved, read, message in (
+        ("with", average, None, "step-00000001 has an average of the weights, and this run keeps none"),
+        ("without", None, average, "step-00000001 has no average of the weights, and this run keeps one"),
+    ):
+        Checkpoints(tmp_path / name, keep=2, average=saved).save(accelerator, TrainState(step=1))
+        with pytest.raises(ConfigError, match=rf"{message}: give --train\.ema_decay as before"):
+            Checkpoints(tmp_path / name, keep=2, average=read).resume(accelerator)

@@ -1,0 +1,220 @@
+"""A run takes what the machine has: the fastest attention, the cores, memory that is used again, compiled layers."""
+
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.errors import ConfigError
+from mae_hf.models.attention import register_cpu_attention
+from mae_hf.models.classifier import build_classifier, set_draws
+from mae_hf.models.mae import build_mae
+from mae_hf.training import hardware
+from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
+
+MODEL = MAEConfig(
+    image_size=16,
+    patch_size=4,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    decoder_hidden_size=8,
+    decoder_num_hidden_layers=1,
+    decoder_num_attention_heads=2,
+    intermediate_size=32,
+    decoder_intermediate_size=16,
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "attention"),
+    [
+        ("cpu", "no", "sdpa"),
+        ("cpu", "bf16", "mae_hf_cpu"),
+        ("cuda", "fp16", "sdpa"),
+        ("cuda", "no", "sdpa"),
+        ("cuda", "bf16", "sdpa"),
+        ("mps", "bf16", "sdpa"),
+    ],
+)
+def test_attention_is_the_fastest_kind_for_device_and_precision(device, precision, attention):
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
+    assert attention_for(accelerator) == attention
+
+
+def test_fp16_without_a_gpu_is_refused():
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision="fp16")
+    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.*bf16"):
+        attention_for(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "processes", "share"),
+    [("cpu", 1, None, 1), ("cpu", 1, "2", 2), ("cpu", 3, None, None), ("cuda", 1, None, None)],
+)
+def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
+    monkeypatch, device, threads, processes, share
+):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))  # this process's memory stays as it is
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        use_cpu_well(SimpleNamespace(device=torch.device(device)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        assert torch.get_num_threads() == (max(1, cores // share) if share else threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_memory_that_is_freed_stays_with_the_process():
+    code = """if True:
+        import ctypes, torch
+        from types import SimpleNamespace
+        from mae_hf.training.hardware import use_cpu_well
+        use_cpu_well(SimpleNamespace(device=torch.device("cpu")))
+        libc = ctypes.CDLL(None)
+        libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+        before = libc.sbrk(0)
+        torch.empty(3 << 30, dtype=torch.uint8)  # not touched: it takes no memory
+        print((libc.sbrk(0) - before) >> 30)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_a_large_tensor_takes_its_memory_from_the_kernel_once():
+    """Page faults tell: 64 MiB are 16,384 pages, and without `use_cpu_well` every new tensor brings them all again."""
+    code = """if True:
+        import resource, torch
+        from types import SimpleNamespace
+        from mae_hf.training.hardware import use_cpu_well
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(4):
+                torch.ones(2**24)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        before = faults()
+        use_cpu_well(SimpleNamespace(device=torch.device("cpu")))
+        faults()
+        print(before, faults())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 20
+
+
+def loss_of(model: nn.Module):
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
+    return lambda: model(images, noise=noise, loss_only=True).loss
+
+
+def compiled_layers(model: nn.Module) -> list[bool]:
+    layers = [*model.vit.layers, *model.decoder.decoder_layers]
+    return [layer._compiled_call_impl is not None for layer in layers]
+
+
+@pytest.mark.parametrize("mode", ["auto", "never"])
+def test_a_cpu_compiles_only_when_told_to(mode):
+    model = build_mae(MODEL, "sdpa")
+    assert not compile_layers(Accelerator(cpu=True), model, mode, lambda: pytest.fail("nothing is tried"))
+    assert compiled_layers(model) == [False] * 3
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_loss_and_gradients_under_the_same_names():
+    model = build_mae(MODEL, register_cpu_attention())
+    names, loss = list(model.state_dict()), loss_of(model)
+    expected = loss()
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    assert compile_layers(Accelerator(cpu=True), model, "always", loss)
+    assert compiled_layers(model) == [True] * 3
+    found = loss()
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == set(gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(("eager", "compiled", "kept"), [(3.0, 1.0, True), (1.0, 3.0, False)])
+def test_auto_keeps_what_is_faster(monkeypatch, eager, compiled, kept):
+    """The choice alone: a device that is not a CPU, and layers that take as long as they are told to."""
+    model = build_mae(MODEL, "sdpa")
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    stand_in = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"), backward=lambda loss: loss.backward(), reduce=accelerator.reduce
+    )
+    monkeypatch.setattr(hardware.torch, "tensor", lambda value, device: torch.full((), value))
+    monkeypatch.setattr(nn.Module, "compile", lambda module: setattr(module, "_compiled_call_impl", module._call_impl))
+    loss, now = loss_of(model), 0.0
+
+    def timed_loss() -> torch.Tensor:
+        nonlocal now
+        now += compiled if compiled_layers(model)[0] else eager
+        return loss()
+
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: now)
+
+    assert compile_layers(stand_in, model, "auto", timed_loss) is kept
+    assert compiled_layers(model) == [kept] * 3
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_layers_that_cannot_be_compiled_stay_eager_with_a_warning(monkeypatch):
+    model = build_mae(MODEL, "sdpa")
+    stand_in = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"), backward=lambda loss: loss.backward(), reduce=Accelerator(cpu=True).reduce
+    )
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    monkeypatch.setattr(hardware.torch, "tensor", lambda value, device: torch.full((), value))
+    compile_really = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_really(module, backend=refuse))
+    loss = loss_of(model)
+
+    def loss_that_leaves_a_gradient() -> torch.Tensor:
+        model.decoder.mask_token.sum().backward()
+        return loss()
+
+    with pytest.warns(UserWarning, match=r"layers cannot be compiled here .*--train.compile never"):
+        assert not compile_layers(stand_in, model, "auto", loss_that_leaves_a_gradient)
+    assert compiled_layers(model) == [False] * 3
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def refuse(graph, inputs):
+    raise RuntimeError("no compiler on this machine")
+
+
+def test_layers_of_one_shape_are_compiled_once_whatever_their_drop_path():
+    shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2}
+    config = ClassifierConfig(**shape, intermediate_size=32, init="scratch", drop_path=0.1)
+    model = build_classifier(config, ("cat", "dog"), register_cpu_attention(), seed=0)
+    counter = CompileCounter()
+    for layer in model.vit.layers:
+        layer.compile(backend=counter)
+    images = torch.randn(2, 3, 16, 16)
+    set_draws([layer.dropout for layer in model.vit.layers[1:]], torch.rand(2, 22))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images).logits.sum().backward()
+    assert 1 <= counter.frame_count <= 2, "the first layer has no drop path"
+    with torch.compiler.set_stance("force_eager"):
+        model.eval()(images[:1])
+    assert counter.frame_count <= 2

@@ -1,0 +1,374 @@
+"""A run's files: which folder may be used, what is written when, and trackers that really receive it."""
+
+import dataclasses
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import MAEConfig
+from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
+from mae_hf.errors import ConfigError, RunError
+from mae_hf.training import run_folder
+from mae_hf.training.lock import RunLock
+from mae_hf.training.run_folder import RunLog, inspect_run, read_metrics
+
+FACTS = {"num_train_images": 1240, "data_fingerprint": "abc"}
+
+
+def config_for(folder: Path, **train) -> PretrainConfig:
+    return PretrainConfig(output_dir=str(folder), train=PretrainTrainConfig(**train))
+
+
+def start(config: PretrainConfig, step: int = 0, facts: dict | None = None) -> RunLog:
+    accelerator = Accelerator(cpu=True, log_with=list(config.train.trackers) or None, project_dir=config.output_dir)
+    return RunLog(accelerator, config, step, FACTS if facts is None else facts)
+
+
+def refusal(config) -> str:
+    with pytest.raises(ConfigError) as caught:
+        inspect_run(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- which folder may be used ----
+
+
+def test_a_folder_that_is_missing_or_empty_is_new(tmp_path):
+    assert inspect_run(config_for(tmp_path / "run")) == "new"
+    assert not (tmp_path / "run").exists(), "looking writes nothing"
+    assert inspect_run(config_for(tmp_path)) == "new"
+
+
+def test_a_run_is_unfinished_until_its_final_metrics_are_there(tmp_path):
+    config = config_for(tmp_path / "run")
+    log = start(config)
+    assert inspect_run(config) == "unfinished"
+    log.finish({"eval/loss": 0.5})
+    assert inspect_run(config) == "finished"
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config)
+    with pytest.raises(ConfigError, match=r"run began with other training images \(data_fingerprint abc, now xyz\)"):
+        start(config, step=3, facts=FACTS | {"data_fingerprint": "xyz"})
+    start(config, step=0, facts=FACTS | {"data_fingerprint": "xyz"})  # nothing was trained: it starts anew
+
+
+def test_another_config_is_refused_with_every_difference(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config).finish({})
+    other = dataclasses.replace(config_for(tmp_path / "run", seed=3), data=DataConfig(source="digits"))
+    message = refusal(other)
+    assert "data.source: jxie/stl10 -> digits; train.seed: 0 -> 3)" in message
+    assert str(tmp_path / "run") in message
+    assert "--output_dir" in message
+
+
+def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
+    start(config_for(tmp_path / "run"))
+    elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
+    machine = {"compile": "never", "max_skipped_windows": 2, "per_device_batch_size": 16}
+    other = dataclasses.replace(config_for(tmp_path / "run", **machine), data=elsewhere)
+    assert inspect_run(other) == "unfinished"
+    averaged = FinetuneConfig(output_dir=str(tmp_path / "averaged"), train=FinetuneTrainConfig(ema_decay=0.9))
+    start(FinetuneConfig(output_dir=averaged.output_dir))
+    assert "(train.ema_decay: 0.0 -> 0.9)" in refusal(averaged)
+    half = dataclasses.replace(other, model=MAEConfig(decode_ratio=0.5))
+    assert "(model.decode_ratio: 1.0 -> 0.5)" in refusal(half)
+
+
+def test_a_run_of_the_other_stage_is_refused(tmp_path):
+    start(config_for(tmp_path / "run"))
+    message = refusal(FinetuneConfig(output_dir=str(tmp_path / "run")))
+    assert f"{tmp_path / 'run'} holds a run of another kind or a damaged config.yaml: " in message
+    assert message.endswith("choose another --output_dir")
+
+
+def test_the_same_folder_under_another_name_is_the_same_run(tmp_path, monkeypatch):
+    start(config_for(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    assert inspect_run(config_for("run/")) == "unfinished"
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert inspect_run(config_for(tmp_path / "moved")) == "unfinished"
+
+
+def test_a_folder_with_other_files_is_refused_and_they_are_named(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    message = refusal(config_for(tmp_path))
+    assert f"{tmp_path} is not a run folder but holds thesis.tex: choose another --output_dir" == message
+
+
+def test_what_a_run_was_writing_first_when_it_was_killed_is_no_stranger(tmp_path):
+    (tmp_path / ".config.yaml.partial").write_text("model: {ima")
+    assert inspect_run(config_for(tmp_path)) == "new"
+    start(config_for(tmp_path))
+    assert not (tmp_path / ".config.yaml.partial").exists()
+    assert inspect_run(config_for(tmp_path)) == "unfinished"
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_installation(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)  # Python's own way of saying that a module is not there
+    message = refusal(config_for(tmp_path, trackers=("trackio",)))
+    assert message == "tracker trackio is not installed: pip install trackio, or leave it out (--train.trackers)"
+
+
+# ---- what is written ----
+
+
+def test_the_config_that_is_written_is_the_config_of_the_run(tmp_path):
+    config = config_for(tmp_path / "run", seed=4)
+    start(config)
+    assert parse.load(PretrainConfig, tmp_path / "run" / "config.yaml") == config
+
+
+def test_run_json_says_what_ran_where_with_which_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/pretrain.py", "--output_dir", "a b"])
+    log = start(config_for(tmp_path / "run"))
+    path = tmp_path / "run" / "run.json"
+    run = json.loads(path.read_text())
+    assert run.keys() == {
+        *(
+            "command",
+            "git_commit",
+            "versions",
+            "device",
+            "num_processes",
+            "num_machines",
+            "strategy",
+            "mixed_precision",
+        ),
+        *("start", "end", *FACTS),
+    }
+    assert run["command"] == "scripts/pretrain.py --output_dir 'a b'"
+    assert run["versions"]["transformers"] == version("transformers")
+    assert run["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert run["device"].startswith("cpu: ")
+    assert (run["num_processes"], run["mixed_precision"], run["end"]) == (1, "no", None)
+    assert {key: run[key] for key in FACTS} == FACTS
+
+    log.finish({"eval/loss": 0.5})
+    finished = json.loads(path.read_text())
+    assert datetime.fromisoformat(finished["end"]) >= datetime.fromisoformat(finished["start"])
+    assert {**finished, "end": None} == run
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {"eval/loss": 0.5}
+
+
+def test_the_git_commit_is_that_of_the_code(tmp_path):
+    start(config_for(tmp_path / "run"))
+    folder = Path(run_folder.__file__).parent
+    head = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = json.loads((tmp_path / "run" / "run.json").read_text())["git_commit"]
+    if head.returncode == 0:
+        assert commit.removesuffix("-dirty") == head.stdout.strip()
+    else:
+        assert commit is None
+
+
+def test_metrics_are_a_line_each(tmp_path):
+    log = start(config_for(tmp_path / "run"))
+    log.metrics(20, 1.23456, {"train/loss": 0.5})
+    log.metrics(40, 2.5, {"train/loss": 0.25, "eval/loss": 0.3})
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() == [
+        '{"step": 20, "epoch": 1.2346, "train/loss": 0.5}',
+        '{"step": 40, "epoch": 2.5, "train/loss": 0.25, "eval/loss": 0.3}',
+    ]
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40]
+
+
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_its_start(tmp_path):
+    config = config_for(tmp_path / "run")
+    log = start(config)
+    for step in (10, 20, 30):
+        log.metrics(step, step / 10, {"train/loss": 1 / step})
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "start": "2020-01-01T00:00:00+00:00"}))
+
+    log = start(config, step=20)
+    log.metrics(30, 3.0, {"train/loss": 0.5})
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path / "run")] == [
+        *((10, 0.1), (20, 0.05), (30, 0.5))
+    ]
+    assert json.loads(path.read_text())["start"] == "2020-01-01T00:00:00+00:00"
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config).metrics(10, 1.0, {"train/loss": 0.5})
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "epo')
+    log = start(config, step=20)
+    log.metrics(30, 3.0, {"train/loss": 0.25})
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10, 30]
+
+
+def test_damaged_lines_are_left_out_with_a_warning(tmp_path):
+    config = config_for(tmp_path / "run")
+    start(config).metrics(10, 1.0, {"train/loss": 0.5})
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0\0\xff\n[]\n")  # as a power cut may leave it
+    with pytest.warns(UserWarning, match=r"2 lines of .*metrics.jsonl are damaged and left out"):
+        start(config, step=20)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10]
+
+
+@pytest.mark.parametrize("content", ["", '{"start": "2020', "[1]"])
+def test_a_damaged_run_json_is_written_anew_with_a_warning(tmp_path, content):
+    config = config_for(tmp_path / "run")
+    start(config)
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"run.json is damaged: .* is unknown"):
+        start(config, step=20)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_train_images"] == 1240
+
+
+@pytest.mark.parametrize("content", ["", "data: [unclosed"])
+def test_a_damaged_config_is_refused(tmp_path, content):
+    config = config_for(tmp_path / "run")
+    start(config)
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    assert f"{tmp_path / 'run'} holds a run of another kind or a damaged config.yaml: " in refusal(config)
+
+
+def test_what_a_run_notes_later_stays_in_run_json(tmp_path):
+    log = start(config_for(tmp_path / "run"))
+    log.note(skipped_batches=[[7, 9]])
+    log.finish({})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_batches"] == [[7, 9]]
+
+
+def test_a_folder_that_is_moved_under_a_run_ends_it_and_goes_on_in_its_new_place(tmp_path):
+    log = start(config_for(tmp_path / "run"))
+    log.metrics(10, 1.0, {"train/loss": 0.5})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run" / "figures").mkdir(parents=True)  # as a picture that was about to be drawn makes it
+    with pytest.raises(RunError, match=r"run is gone: where it was moved, the same command with its new --output_dir"):
+        log.metrics(20, 2.0, {"train/loss": 0.25})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    start(config_for(tmp_path / "moved"), step=10)
+    assert [line["step"] for line in read_metrics(tmp_path / "moved")] == [10]
+
+
+def test_a_finished_run_releases_its_lock_and_a_lock_file_is_no_stranger(tmp_path):
+    accelerator, config = Accelerator(cpu=True), config_for(tmp_path / "run")
+    lock = RunLock(accelerator, tmp_path / "run")
+    assert inspect_run(config) == "new", "as a run leaves it that is killed before it has written anything"
+    RunLog(accelerator, config, 0, {}, lock).finish({})
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+# ---- trackers ----
+
+
+def test_tensorboard_gets_the_values_and_the_config(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = start(config_for(tmp_path / "run", trackers=("tensorboard",), seed=4))
+    log.metrics(20, 1.0, {"train/loss": 0.5, "train/learning_rate": 1e-3})
+    log.metrics(40, 2.0, {"train/loss": 0.25, "eval/loss": 0.125})
+    log.finish({})
+
+    files = sorted((tmp_path / "run").rglob("events.out.tfevents*"))
+    scalars: dict[str, list[tuple[int, float]]] = {}
+    for file in files:
+        events = event_accumulator.EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
+    assert scalars["train/loss"] == [(20, 0.5), (40, 0.25)]
+    assert scalars["train/learning_rate"] == [(20, pytest.approx(1e-3))]
+    assert scalars["eval/loss"] == [(40, 0.125)]
+    assert any("train.seed: '4'" in path.read_text() for path in (tmp_path / "run").rglob("hparams.yml"))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40]
+
+
+def test_tensorboard_takes_back_what_came_after_the_step_that_a_run_goes_on_from(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = config_for(tmp_path / "run", trackers=("tensorboard",))
+    log = start(config)
+    for step in (20, 40, 60):
+        log.metrics(step, 1.0, {"train/loss": step / 100})
+    log.rewind(40)  # a window is skipped
+    log.metrics(60, 1.5, {"train/loss": 0.125})
+    log = start(config, step=20)  # a new start
+    log.metrics(40, 1.0, {"train/loss": 0.25})
+    log.finish({})
+    (folder,) = {file.parent for file in (tmp_path / "run" / "run").glob("events.out.tfevents*")}
+    events = event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(20, pytest.approx(0.2)), (40, 0.25)]
+
+
+def test_a_tracker_that_fails_in_the_middle_is_left_out_and_the_run_goes_on(tmp_path):
+    log = start(config_for(tmp_path / "run", trackers=("tensorboard",)))
+    log.metrics(20, 1.0, {"train/loss": 0.5})
+    writer = log._accelerator.get_tracker("tensorboard", unwrap=True)
+    writer.add_scalar = writer.add_scalars = lambda *_, **__: os.stat(tmp_path / "gone")
+    with pytest.warns(UserWarning, match=r"FileNotFoundError: .*gone.* told no more; .*metrics.jsonl has"):
+        log.metrics(40, 2.0, {"train/loss": 0.25})
+    log.metrics(60, 3.0, {"train/loss": 0.125})  # without another warning
+    log.finish({})
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40, 60]
+    assert inspect_run(config_for(tmp_path / "run")) == "finished"
+
+
+def test_a_tracker_that_cannot_be_closed_leaves_the_run_finished(tmp_path):
+    log = start(config_for(tmp_path / "run", trackers=("tensorboard",)))
+    writer = log._accelerator.get_tracker("tensorboard", unwrap=True)
+    writer.close = lambda: os.stat(tmp_path / "gone")
+    with pytest.warns(UserWarning, match="the trackers have failed"):
+        log.finish({})
+    assert inspect_run(config_for(tmp_path / "run")) == "finished"
+
+
+def test_an_unfinished_run_may_leave_its_tracker_out(tmp_path):
+    start(config_for(tmp_path / "run", trackers=("tensorboard",)))
+    assert inspect_run(config_for(tmp_path / "run")) == "unfinished"
+
+
+TRACKIO_RUN = """
+import sys
+from accelerate import Accelerator
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.train import PretrainTrainConfig
+from mae_hf.training.lock import RunLock
+from mae_hf.training.run_folder import RunLog
+
+config = PretrainConfig(output_dir=sys.argv[1], train=PretrainTrainConfig(trackers=("trackio",)))
+log = RunLog(Accelerator(cpu=True, log_with=["trackio"]), config, 0, {})
+log.metrics(20, 1.0, {"train/loss": 0.5})
+log.metrics(40, 2.0, {"train/loss": 0.25, "eval/loss": 0.125})
+log.rewind(20)
+log.metrics(40, 2.0, {"train/loss": 0.375})
+log.finish({})
+"""
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed: pip install mae_hf[trackio]")
+def test_trackio_gets_the_values_into_its_local_database_and_another_run_where_it_goes_on(tmp_path):
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", TRACKIO_RUN, str(tmp_path / "my-run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (database,) = (tmp_path / "trackio").glob("my-run*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    names = list(dict.fromkeys(name for name, *_ in rows))
+    assert [(names.index(name), step, json.loads(metrics)) for name, step, metrics in rows] == [
+        (0, 20, {"train/loss": 0.5}),
+        (0, 40, {"train/loss": 0.25, "eval/loss": 0.125}),
+        (1, 40, {"train/loss": 0.375}),
+    ]

@@ -1,0 +1,65 @@
+"""SIGTERM and Ctrl-C, sent to this process for real."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from mae_hf.training import signals
+from mae_hf.training.signals import StopSignals
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_told_once_and_the_handlers_are_given_back(number, capfd):
+    before = signal.getsignal(number)
+    with StopSignals(is_main_process=True) as stop:
+        assert stop.received == 0
+        send(number)
+        assert stop.received == number
+    assert signal.getsignal(number) is before
+    name = signal.Signals(number).name
+    assert capfd.readouterr().err == f"\n{name}: saving after this step; Ctrl-C from now on stops at once\n"
+
+
+def test_other_processes_say_nothing(capfd):
+    with StopSignals(is_main_process=False):
+        send(signal.SIGTERM)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_ctrl_c_stops_at_once_but_not_the_copy_that_a_launcher_passes_on(monkeypatch):
+    with StopSignals(is_main_process=False) as stop:
+        send(signal.SIGINT)
+        send(signal.SIGINT)  # at the same moment: the terminal's and the launcher's
+        monkeypatch.setattr(signals, "_SECONDS_BETWEEN_TWO", 0.01)
+        time.sleep(0.02)
+        send(signal.SIGTERM)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_after_a_sigterm_ctrl_c_still_stops_at_once_and_further_sigterms_do_nothing(monkeypatch):
+    monkeypatch.setattr(signals, "_SECONDS_BETWEEN_TWO", 0.0)
+    with StopSignals(is_main_process=False) as stop:
+        for _ in range(3):
+            send(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_what_is_ignored_stays_ignored():
+    """As a shell has it for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals(is_main_process=False) as stop:
+            send(signal.SIGINT)
+            assert stop.received == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
