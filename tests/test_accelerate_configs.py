@@ -12,6 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 
 FOLDER = Path(__file__).parents[1] / "configs" / "accelerate"
 EXPECTED = {  # file: (distributed_type, num_processes, num_machines, mixed_precision, use_cpu)
+    "one_process.yaml": ("NO", 1, 1, "no", False),
     "cpu.yaml": ("NO", 1, 1, "no", True),
     "two_cpus.yaml": ("MULTI_GPU", 2, 1, "no", False),
     "one_gpu.yaml": ("NO", 1, 1, "bf16", False),
@@ -42,7 +43,8 @@ def test_every_key_of_a_section_is_one_that_accelerate_launch_knows():
         assert set(sections) <= known.keys()
 
 
-def test_launching_with_the_cpu_file_gives_one_process_in_full_precision(tmp_path):
+@pytest.mark.parametrize(("name", "seen"), [("cpu.yaml", "seen 1 no cpu"), ("one_process.yaml", "seen 1 no ")])
+def test_launching_with_these_files_gives_one_process_in_full_precision(name, seen, tmp_path):
     script = tmp_path / "show.py"
     script.write_text(
         "from accelerate import Accelerator\n"
@@ -54,12 +56,13 @@ def test_launching_with_the_cpu_file_gives_one_process_in_full_precision(tmp_pat
         "-m",
         "accelerate.commands.launch",
         "--config_file",
-        str(FOLDER / "cpu.yaml"),
+        str(FOLDER / name),
         str(script),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "seen 1 no cpu" in done.stdout
+    assert seen in done.stdout
+    assert name == "cpu.yaml" or "were not passed" not in done.stderr
 
 
 @pytest.fixture
