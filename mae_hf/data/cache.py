@@ -29,6 +29,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from mae_hf.config.data import DataConfig
+from mae_hf.data.cores import num_cores
 from mae_hf.data.sources import Split
 from mae_hf.errors import ConfigError, clean, require
 
@@ -154,11 +155,6 @@ def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
         what = f"left out {num_skipped} of {len(split)} images of {split.source}: {first}"
         warnings.warn(clean(what), stacklevel=2)
     return store
-
-
-def num_cores() -> int:
-    """Cores that this process may use, and so threads that decode."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_folder(config: DataConfig) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mae_hf.config.checks import Choice
-from mae_hf.data.cache import num_cores
+from mae_hf.data.cores import num_cores
 from mae_hf.errors import require
 from mae_hf.models.attention import register_cpu_attention
 

@@ -1,6 +1,5 @@
 """A run takes what the machine has: the fastest attention, the cores, memory that is used again, compiled layers."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.data.cores import num_cores
 from mae_hf.errors import ConfigError
 from mae_hf.models.attention import register_cpu_attention
 from mae_hf.models.classifier import build_classifier, set_draws
@@ -71,8 +71,7 @@ def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
     try:
         torch.set_num_threads(threads)
         use_cpu_well(SimpleNamespace(device=torch.device(device)))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        assert torch.get_num_threads() == (max(1, cores // share) if share else threads)
+        assert torch.get_num_threads() == (max(1, num_cores() // share) if share else threads)
     finally:
         torch.set_num_threads(before)
 

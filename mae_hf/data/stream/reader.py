@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.train import Plan
-from mae_hf.data.cache import FIX, decode, num_cores, open_store
+from mae_hf.data.cache import FIX, decode, open_store
+from mae_hf.data.cores import num_cores
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.sources import Split
 from mae_hf.data.stream.notes import StreamNotes
