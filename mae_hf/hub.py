@@ -126,7 +126,7 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
             "## Recipe",
             f"Images of {model.image_size} px in patches of {model.patch_size} px; {recipe}; AdamW, {train.epochs:g} "
             f"epochs of batch {train.batch_size}, peak learning rate {train.learning_rate:.3g} after "
-            f"{train.warmup_epochs:g} epochs of warm-up, then cosine; seed {train.seed}.",
+            f"{100 * train.warmup_ratio:g} % of the steps as warm-up, then cosine; seed {train.seed}.",
             "",
         ]
     )

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 SHAPE = "--model.hidden_size 24 --model.num_hidden_layers 1 --model.num_attention_heads 2 --model.intermediate_size 48"
 DECODER = "--model.decoder_hidden_size 16 --model.decoder_num_hidden_layers 1 --model.decoder_intermediate_size 32"
 # 54 or 57 steps, two micro-batches each; lines, saves and evaluations every 5, 6 or 7 and 13 or 18 or 19 steps
-OFTEN = "--train.warmup_epochs 1 --train.log_every_steps 5 --train.per_device_batch_size 16"
+OFTEN = "--train.warmup_ratio 0.25 --train.log_every_steps 5 --train.per_device_batch_size 16"
 COMMANDS = {
     "pretrain": f"scripts/pretrain.py --config configs/pretrain/digits.yaml {SHAPE} {DECODER} {OFTEN} --train.epochs 3 "
     "--train.save_every_epochs 0.35 --train.eval_every_epochs 1 --train.figure_every_epochs 2",
@@ -417,7 +417,7 @@ class Chaos:
         row = Row("loss or gradient not finite")
         for stage in self.stages:
             folder = self.new(stage)
-            life = Life(stage, folder, "--train.base_lr", "1e30", "--train.warmup_epochs", "0.5")
+            life = Life(stage, folder, "--train.base_lr", "1e30", "--train.warmup_ratio", "0.1")
             code = life.wait()
             row.tried += 1
             row.went_on += code == 1 and "is not finite; the last good checkpoint is" in life.text

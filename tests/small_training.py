@@ -27,7 +27,7 @@ from mae_hf.training.run_folder import RunLog
 
 NUM_IMAGES = 32
 # 4 steps an epoch; lines of the log, evaluations and checkpoints every 3, 6 and 7 of 20 steps: they rarely coincide.
-DEFAULTS = {"batch_size": 8, "epochs": 5, "warmup_epochs": 1, "base_lr": 0.6, "log_every_steps": 3}
+DEFAULTS = {"batch_size": 8, "epochs": 5, "warmup_ratio": 0.2, "base_lr": 0.6, "log_every_steps": 3}
 DEFAULTS |= {"eval_every_epochs": 1.5, "save_every_epochs": 1.75}
 
 Change = Callable[[int, Tensor], Tensor]

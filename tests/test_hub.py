@@ -43,7 +43,7 @@ PRETRAIN = PretrainConfig(
 FINETUNE = FinetuneConfig(
     data=DataConfig(source="jxie/stl10", revision="c0ffee"),
     model=ClassifierConfig(**SHAPE, init="me/mae"),
-    train=FinetuneTrainConfig(epochs=7, warmup_epochs=1),
+    train=FinetuneTrainConfig(epochs=7, warmup_ratio=0.125),
     hub=HubConfig(push=True, repo_id="me/classifier", private=True),
     output_dir="runs/finetune/tiny",
 )

@@ -14,7 +14,7 @@ MODEL = ("--model.image_size", SIZE, "--model.patch_size", 4, "--model.hidden_si
 MODEL = (*MODEL, "--model.num_hidden_layers", 1, "--model.num_attention_heads", 2, "--model.intermediate_size", 16)
 DECODER = ("--model.decoder_hidden_size", 16, "--model.decoder_num_hidden_layers", 1)
 DECODER = (*DECODER, "--model.decoder_num_attention_heads", 2, "--model.decoder_intermediate_size", 16)
-TRAIN = ("--train.batch_size", 16, "--train.epochs", 1, "--train.warmup_epochs", 0)
+TRAIN = ("--train.batch_size", 16, "--train.epochs", 1, "--train.warmup_ratio", 0)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.s
     --model.image_size 8 --model.patch_size 4 --model.hidden_size 16 --model.num_hidden_layers 1
     --model.num_attention_heads 2 --model.intermediate_size 16 --model.decoder_hidden_size 16
     --model.decoder_num_hidden_layers 1 --model.decoder_num_attention_heads 2 --model.decoder_intermediate_size 16
-    --train.batch_size 10 --train.epochs 6 --train.warmup_epochs 1 --train.save_every_epochs 0.4
+    --train.batch_size 10 --train.epochs 6 --train.warmup_ratio 0.2 --train.save_every_epochs 0.4
     --train.log_every_steps 5""")
 # The script with less patience, so that a server that is gone is given up after a second.
 IMPATIENT = """if True:

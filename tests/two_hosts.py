@@ -22,7 +22,7 @@ HOSTS = {"mae-hf-a": "10.77.0.1", "mae-hf-b": "10.77.0.2"}
 CABLE = ("mae-hf-veth-a", "mae-hf-veth-b")
 TINY = "--model.hidden_size 24 --model.num_hidden_layers 2 --model.num_attention_heads 2 --model.intermediate_size 48"
 RUN = f"--config configs/pretrain/digits.yaml {TINY} --model.decoder_hidden_size 16 --model.decoder_num_hidden_layers 1"
-RUN += " --model.decoder_intermediate_size 32 --train.warmup_epochs 0 --train.log_every_steps 1"
+RUN += " --model.decoder_intermediate_size 32 --train.warmup_ratio 0 --train.log_every_steps 1"
 RUN += " --train.save_every_epochs 0.2 --train.eval_every_epochs 100 --train.figure_every_epochs 100"
 RUN += " --train.probe_every_epochs 0"
 

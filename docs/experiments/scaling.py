@@ -60,7 +60,7 @@ def train(preset: str, num_processes: int) -> float:
     command = ["taskset", "-c", "0", sys.executable] if num_processes == 1 else launch
     with tempfile.TemporaryDirectory() as folder:
         options = {"data.source": "digits", "data.test_fraction": 0.2, "output_dir": folder, "train.epochs": epochs}
-        options |= {"train.warmup_epochs": 0, "train.log_every_steps": 1, "train.eval_every_epochs": 1000}
+        options |= {"train.warmup_ratio": 0, "train.log_every_steps": 1, "train.eval_every_epochs": 1000}
         options |= {"train.save_every_epochs": 1000, "train.probe_every_epochs": 0, "train.figure_every_epochs": 1000}
         command += ["scripts/pretrain.py", "--config", preset, *(f"--{key}={value}" for key, value in options.items())]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "bf16"}

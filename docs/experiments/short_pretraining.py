@@ -54,7 +54,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     config = parse.parse(PretrainConfig, words, prog="experiment")
     images, held_out = load_pretraining_images(config.data, config.model.image_size)
     epochs = steps / (len(images) // config.train.batch_size)
-    words += [f"--train.epochs={epochs}", f"--train.warmup_epochs={epochs / 10}", f"--train.save_every_epochs={steps}"]
+    words += [f"--train.epochs={epochs}", "--train.warmup_ratio=0.1", f"--train.save_every_epochs={steps}"]
     config = parse.parse(PretrainConfig, words, prog="experiment")
     plan = config.train.plan(len(images), accelerator.num_processes)
 

@@ -18,7 +18,7 @@ from mae_hf.training.loop import batch_sampler, gradients, update
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 
-WORDS = ["--config", "configs/pretrain/digits.yaml", "--train.epochs=10", "--train.warmup_epochs=2"]
+WORDS = ["--config", "configs/pretrain/digits.yaml", "--train.epochs=10", "--train.warmup_ratio=0.2"]
 
 
 def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:

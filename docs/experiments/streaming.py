@@ -43,7 +43,7 @@ def open_source(source: str, folder: Path) -> StreamedImages:
     data = DataConfig(
         source=source, streaming=True, cache_dir=str(folder / "cache"), stream_held_out=256, stream_buffer=2048
     )
-    config = PretrainConfig(data=data, train=PretrainTrainConfig(batch_size=BATCH, warmup_epochs=1))
+    config = PretrainConfig(data=data, train=PretrainTrainConfig(batch_size=BATCH))
     stream, _ = load_stream(data, SIZE)
     return open_stream(stream, config, config.train.plan(len(stream), 1), CPU, 0, ())
 

@@ -17,7 +17,7 @@ class TrainConfig:
         per_device_batch_size: most images a device holds at once; the rest is accumulated. Null: no accumulation.
         epochs: passes over the training images.
         base_lr: learning rate per 256 images; the optimizer gets `base_lr * batch_size / 256`.
-        warmup_epochs: epochs of linear warm-up; a cosine to 0 follows.
+        warmup_ratio: part of the steps with a linear warm-up; a cosine decay to 0 follows.
         weight_decay: AdamW's weight decay, on matrices only.
         adam_beta2: AdamW's second beta; the first is 0.9.
         max_grad_norm: gradients are clipped to this norm.
@@ -40,7 +40,7 @@ class TrainConfig:
     per_device_batch_size: int | None = None
     epochs: float = 200.0
     base_lr: float = 1.5e-4
-    warmup_epochs: float = 20.0
+    warmup_ratio: float = 0.1
     weight_decay: float = 0.05
     adam_beta2: float = 0.95
     max_grad_norm: float = 1.0
@@ -73,9 +73,9 @@ class TrainConfig:
             check_above_zero("train.per_device_batch_size", self.per_device_batch_size)
         check_seed("train.seed", self.seed)
         require(
-            0 <= self.warmup_epochs <= self.epochs,
-            f"warmup_epochs {self.warmup_epochs} is not within the {self.epochs} epochs of the run: choose a smaller "
-            "value (--train.warmup_epochs)",
+            0 <= self.warmup_ratio < 1,
+            f"warmup_ratio {self.warmup_ratio} is not a part of the run: choose 0 (no warm-up) or a value below 1, "
+            "such as 0.1 (--train.warmup_ratio)",
         )
         require(
             0 < self.adam_beta2 < 1,
@@ -104,13 +104,14 @@ class TrainConfig:
             "(--train.batch_size)",
         )
         steps_per_epoch = num_images // self.batch_size
+        total_steps = max(1, round(self.epochs * steps_per_epoch))
         accumulation_steps = self._accumulation_steps(num_processes)
         return Plan(
             num_images=num_images,
             num_processes=num_processes,
             steps_per_epoch=steps_per_epoch,
-            total_steps=max(1, round(self.epochs * steps_per_epoch)),
-            warmup_steps=round(self.warmup_epochs * steps_per_epoch),
+            total_steps=total_steps,
+            warmup_steps=round(self.warmup_ratio * total_steps),
             eval_every_steps=max(1, round(self.eval_every_epochs * steps_per_epoch)),
             save_every_steps=max(1, round(self.save_every_epochs * steps_per_epoch)),
             accumulation_steps=accumulation_steps,
@@ -161,7 +162,7 @@ class Plan:
                 f"accumulation steps x {self.micro_batch_size} images",
                 f"steps per epoch {self.steps_per_epoch} = {self.num_images} images // {train.batch_size}",
                 f"total steps     {self.total_steps} = {train.epochs:g} epochs x {self.steps_per_epoch}",
-                f"warm-up steps   {self.warmup_steps} = {train.warmup_epochs:g} epochs x {self.steps_per_epoch}",
+                f"warm-up steps   {self.warmup_steps} = {train.warmup_ratio:g} x {self.total_steps} total steps",
                 f"learning rate   {train.learning_rate:.3g} = base_lr {train.base_lr:g} x {train.batch_size} / 256, "
                 "cosine to 0 after the warm-up",
             ]
@@ -204,7 +205,7 @@ class FinetuneTrainConfig(TrainConfig):
     batch_size: int = 256
     epochs: float = 100.0
     base_lr: float = 5e-4
-    warmup_epochs: float = 5.0
+    warmup_ratio: float = 0.05
     adam_beta2: float = 0.999
     layer_decay: float = 0.65
     ema_decay: float = 0.0

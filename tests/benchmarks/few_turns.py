@@ -53,6 +53,6 @@ def small_run(folder: Path, **train: object) -> PretrainConfig:
         data=DataConfig(image_mean=(0.5, 0.4, 0.3), image_std=(0.3, 0.2, 0.1)),
         model=MODEL,
         augment=CropConfig(crop_scale=(1.0, 1.0), flip=False),
-        train=PretrainTrainConfig(**({"batch_size": 8, "log_every_steps": 1, "warmup_epochs": 0} | train)),
+        train=PretrainTrainConfig(**({"batch_size": 8, "log_every_steps": 1, "warmup_ratio": 0} | train)),
         output_dir=str(folder),
     )

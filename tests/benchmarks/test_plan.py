@@ -27,7 +27,7 @@ MODELS = {
     "half decoded": HALF,
     "one decoder layer": dataclasses.replace(SMALL, decoder_num_hidden_layers=1),
 }
-TRAIN = PretrainTrainConfig(batch_size=64, epochs=10, warmup_epochs=0)
+TRAIN = PretrainTrainConfig(batch_size=64, epochs=10, warmup_ratio=0)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())

@@ -167,8 +167,8 @@ WRONG = [  # class, what is wrong, and what the message says: value seen, what i
     ),
     (TrainConfig, {"keep_checkpoints": 1}, "keep_checkpoints 1 .*choose 2 or more (--train.keep_checkpoints)"),
     (TrainConfig, {"base_lr": math.nan}, "base_lr nan is not above 0"),
-    (TrainConfig, {"epochs": 5.0, "warmup_epochs": 6.0}, "warmup_epochs 6.0 .*the 5.0 epochs.*--train.warmup_epochs"),
-    (TrainConfig, {"warmup_epochs": -1.0}, "warmup_epochs -1.0 .*--train.warmup_epochs"),
+    (TrainConfig, {"warmup_ratio": 1.0}, "warmup_ratio 1.0 .*choose 0 .*below 1.*--train.warmup_ratio"),
+    (TrainConfig, {"warmup_ratio": -0.1}, "warmup_ratio -0.1 .*--train.warmup_ratio"),
     (TrainConfig, {"adam_beta2": 1.0}, "adam_beta2 1.0 .*0.95 .*0.999 .*--train.adam_beta2"),
     (TrainConfig, {"weight_decay": -0.1}, "weight_decay -0.1 is negative: choose 0 or more (--train.weight_decay)"),
     (TrainConfig, {"seed": -1}, "seed -1 .*from 0 to 4294967295 (--train.seed)"),
@@ -260,7 +260,7 @@ def test_the_learning_rate_grows_with_the_global_batch(base_lr, batch_size, lear
     assert train.learning_rate == pytest.approx(learning_rate)
 
 
-PLANS = [  # batch, per device, images, processes -> steps an epoch, accumulation, micro-batch; 10 epochs, 1.5 warm-up
+PLANS = [  # batch, per device, images, processes -> steps an epoch, accumulation, micro-batch; 10 epochs, 15 % warm-up
     (128, None, 1240, 1, 9, 1, 128),
     (128, 32, 1240, 1, 9, 4, 32),
     (128, None, 1240, 4, 9, 1, 32),
@@ -276,7 +276,7 @@ def test_a_plan_counts_in_optimizer_steps(batch, device, images, processes, step
         batch_size=batch,
         per_device_batch_size=device,
         epochs=10,
-        warmup_epochs=1.5,
+        warmup_ratio=0.15,
         eval_every_epochs=0.5,
         save_every_epochs=2,
     )
@@ -294,7 +294,7 @@ def test_a_plan_counts_in_optimizer_steps(batch, device, images, processes, step
 
 
 def test_a_plan_has_at_least_one_step_between_events():
-    train = TrainConfig(batch_size=4, epochs=0.01, warmup_epochs=0, eval_every_epochs=0.01, save_every_epochs=0.01)
+    train = TrainConfig(batch_size=4, epochs=0.01, warmup_ratio=0, eval_every_epochs=0.01, save_every_epochs=0.01)
     plan = train.plan(8, 1)
     assert (plan.total_steps, plan.warmup_steps, plan.eval_every_steps, plan.save_every_steps) == (1, 0, 1, 1)
 
@@ -320,12 +320,12 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_fix(fields, images, proce
 
 
 def test_the_plan_shows_its_arithmetic():
-    train = TrainConfig(batch_size=128, per_device_batch_size=16, epochs=10, warmup_epochs=1, base_lr=1e-3)
+    train = TrainConfig(batch_size=128, per_device_batch_size=16, epochs=10, warmup_ratio=0.1, base_lr=1e-3)
     assert train.plan(1240, 4).describe(train).splitlines() == [
         "batch           128 = 4 processes x 2 accumulation steps x 16 images",
         "steps per epoch 9 = 1240 images // 128",
         "total steps     90 = 10 epochs x 9",
-        "warm-up steps   9 = 1 epochs x 9",
+        "warm-up steps   9 = 0.1 x 90 total steps",
         "learning rate   0.0005 = base_lr 0.001 x 128 / 256, cosine to 0 after the warm-up",
     ]
 

@@ -122,14 +122,14 @@ def test_a_folder_that_several_machines_cannot_write_to_is_refused_as_on_one(tmp
 # ---- real launches, of the real scripts ----
 
 TINY = "--model.hidden_size 24 --model.num_hidden_layers 2 --model.num_attention_heads 2 --model.intermediate_size 48"
-PRETRAIN = f"--config configs/pretrain/digits.yaml {TINY} --model.decoder_hidden_size 16 --train.warmup_epochs 0"
+PRETRAIN = f"--config configs/pretrain/digits.yaml {TINY} --model.decoder_hidden_size 16 --train.warmup_ratio 0"
 PRETRAIN += " --model.decoder_num_hidden_layers 1 --model.decoder_intermediate_size 32 --train.per_device_batch_size 16"
 PRETRAIN += (
     " --train.epochs 0.32 --train.save_every_epochs 0.16 --train.log_every_steps 1 --train.figure_every_epochs 1"
 )
 FINETUNE = f"--config configs/finetune/digits.yaml {TINY} --model.init scratch --model.drop_path 0.3"
 FINETUNE += " --augment.mixup 0.8 --augment.cutmix 1.0 --augment.erase_probability 0.25 --augment.rand_augment_ops 2"
-FINETUNE += " --train.epochs 2 --train.warmup_epochs 0 --train.log_every_steps 1 --train.eval_every_epochs 1"
+FINETUNE += " --train.epochs 2 --train.warmup_ratio 0 --train.log_every_steps 1 --train.eval_every_epochs 1"
 FINETUNE += " --train.per_device_batch_size 12"
 
 

@@ -154,7 +154,7 @@ def test_encoders_of_several_pre_training_seeds_are_one_recipe(tmp_path):
     inits = []
     pretrainings = [("one", 0, 5.0, "a"), ("two", 1, 5.0, "a"), ("longer", 2, 9.0, "a"), ("others", 3, 5.0, "b")]
     for name, seed, epochs, images in pretrainings:
-        config = PretrainConfig(train=PretrainTrainConfig(seed=seed, epochs=epochs, warmup_epochs=0), output_dir=name)
+        config = PretrainConfig(train=PretrainTrainConfig(seed=seed, epochs=epochs, warmup_ratio=0), output_dir=name)
         (tmp_path / name / "model").mkdir(parents=True)
         (tmp_path / name / "run.json").write_text(json.dumps({"data_fingerprint": images}))
         (tmp_path / name / "config.yaml").write_text(parse.dump(config))

@@ -34,7 +34,7 @@ def finetune_config(
 ) -> FinetuneConfig:
     """The recipe for one label set: its data, a batch that it can fill, and enough optimizer steps.
 
-    Where the labels would give fewer than `min_steps` steps, epochs, warm-up and the intervals between evaluations and
+    Where the labels would give fewer than `min_steps` steps, epochs and the intervals between evaluations and
     checkpoints grow alike. The seed is the recipe's plus the number of the draw.
 
     Args:
@@ -47,7 +47,7 @@ def finetune_config(
     batch_size = min(recipe.train.batch_size, num_train_images)
     planned = recipe.train.epochs * (num_train_images // batch_size)
     factor = max(1.0, min_steps / planned)
-    durations = ("epochs", "warmup_epochs", "eval_every_epochs", "save_every_epochs")
+    durations = ("epochs", "eval_every_epochs", "save_every_epochs")
     train = dataclasses.replace(
         recipe.train,
         batch_size=batch_size,

@@ -48,7 +48,7 @@ def config_of(tmp_path: Path, source, batch_size=8, per_device_batch_size=None, 
     settings = {"stream_readers": 4, "stream_buffer": 16, "stream_held_out": 6, "cache_dir": str(tmp_path / "cache")}
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     train = PretrainTrainConfig(
-        batch_size=batch_size, per_device_batch_size=per_device_batch_size, epochs=4, warmup_epochs=1
+        batch_size=batch_size, per_device_batch_size=per_device_batch_size, epochs=4, warmup_ratio=0.25
     )
     return PretrainConfig(
         data=DataConfig(source=source, streaming=True, **(settings | data)),

@@ -28,7 +28,7 @@ from mae_hf.evaluation.few_labels.protocol import LabelSet, label_sets
 
 SHAPE = {"image_size": 32, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3}
 SHAPE |= {"intermediate_size": 96}
-TRAIN = {"batch_size": 48, "epochs": 40.0, "warmup_epochs": 5.0, "eval_every_epochs": 2.0, "save_every_epochs": 20.0}
+TRAIN = {"batch_size": 48, "epochs": 40.0, "warmup_ratio": 0.125, "eval_every_epochs": 2.0, "save_every_epochs": 20.0}
 RECIPE = FinetuneConfig(train=FinetuneTrainConfig(**TRAIN, per_device_batch_size=24, trackers=("tensorboard",), seed=7))
 SET = LabelSet("budget-0.1-draw-2", 0.1, 2, DataConfig(source="digits", label_fraction=0.1, label_seed=2))
 
@@ -37,9 +37,9 @@ def test_few_images_make_a_smaller_batch_and_longer_epochs_alike(tmp_path: Path)
     config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "run")
     # 20 images: a batch of 20, one step an epoch, 40 steps planned, so five times as long
     assert (config.train.batch_size, config.train.per_device_batch_size) == (20, None)
-    durations = (config.train.epochs, config.train.warmup_epochs, config.train.eval_every_epochs)
-    assert (*durations, config.train.save_every_epochs) == (200, 25, 10, 100)
-    assert config.train.plan(20, 1).total_steps == 200
+    durations = (config.train.epochs, config.train.eval_every_epochs)
+    assert (*durations, config.train.save_every_epochs) == (200, 10, 100)
+    assert (config.train.plan(20, 1).total_steps, config.train.plan(20, 1).warmup_steps) == (200, 25)
     assert config.train.seed == 9
     assert config.data == SET.data
     assert config.train.trackers == () and not config.hub.push
