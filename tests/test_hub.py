@@ -62,12 +62,14 @@ def publish(folder: Path) -> dict[str, Any]:
 
     from mae_hf.models.classifier import build_classifier
     from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder
+    from mae_hf.models.pretrained import hub_revision
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
     mae = build_mae(PRETRAIN.model, "sdpa").eval()
     sharing.save_model(folder / "mae", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, encoder=export_encoder(mae))
     seen: dict[str, Any] = {"created": [sharing.create_repository(PRETRAIN.hub) for _ in range(2)]}
     seen["mae"] = sharing.push(folder / "mae", PRETRAIN.hub)
+    seen["revision"] = hub_revision("me/mae")
     seen["features"] = encode(mae, pixel_values)[0, 0].tolist()
     again = MaskedAutoencoder.from_pretrained("me/mae")
     seen["same weights"] = all(
@@ -184,6 +186,10 @@ def test_the_repository_is_made_once_and_as_private_as_asked(world):
 
 def test_a_masked_autoencoder_from_the_hub_has_the_weights_that_were_saved(world):
     assert world["here"]["same weights"] is True
+
+
+def test_the_revision_of_a_model_on_the_hub_is_its_commit(world):
+    assert world["here"]["revision"] == world["hub"].find("models/me/mae", "main")[0]
 
 
 def test_a_classifier_starts_from_an_encoder_on_the_hub(world):

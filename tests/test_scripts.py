@@ -19,6 +19,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import load_pretraining_images
+from mae_hf.models.pretrained import open_encoder, weights_digest
 
 LAUNCH = ("accelerate", "launch", "--quiet")
 SMALL = ("--train.warmup_ratio", "0", "--train.epochs", "2", "--train.eval_every_epochs", "1")
@@ -53,7 +54,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_folder_holds_what_the_contract_says(runs: Path):
     common = {"config.yaml", "run.json", "metrics.jsonl", "metrics.json", "checkpoints", "figures", "model"}
     assert {path.name for path in (runs / "pretrain").iterdir()} == common | {"trackers", "audit.json"}
-    assert {path.name for path in (runs / "finetune").iterdir()} == common | {"predictions.parquet"}
+    assert {path.name for path in (runs / "finetune").iterdir()} == common | {
+        "predictions.parquet",
+        "validation_predictions.parquet",
+    }
     model = {"config.json", "model.safetensors", "preprocessor_config.json", "audit.json"}
     assert {path.name for path in (runs / "pretrain" / "model").iterdir()} == model | {"README.md", "encoder"}
     assert {path.name for path in (runs / "pretrain" / "model" / "encoder").iterdir()} == model
@@ -77,12 +81,18 @@ def test_metrics_have_a_line_per_logging_step_and_a_final_summary(runs: Path):
     record = json.loads((runs / "finetune" / "run.json").read_text())
     assert record["num_train_images"] == 240
     assert record["start"] <= record["end"]
+    encoder = open_encoder(str(runs / "pretrain"), "sdpa")
+    assert record["init_digest"] == weights_digest(encoder) and record["init_revision"] is None
+    assert json.loads((runs / "scratch" / "run.json").read_text())["init_digest"] is None
 
 
 def test_predictions_give_the_reported_scores_again(runs: Path):
     table = pq.read_table(runs / "finetune" / "predictions.parquet").to_pydict()
     final = json.loads((runs / "finetune" / "metrics.json").read_text())
     assert table["index"] == list(range(497))
+    chosen_on = pq.read_table(runs / "finetune" / "validation_predictions.parquet").to_pydict()
+    assert chosen_on.keys() == table.keys() and chosen_on["index"] == list(range(60))
+    assert np.mean(np.equal(chosen_on["label"], chosen_on["prediction"])) == pytest.approx(final["eval/accuracy"])
     assert np.mean(np.equal(table["label"], table["prediction"])) == pytest.approx(final["test/accuracy"])
     probabilities = np.array(table["probabilities"])
     assert probabilities.argmax(axis=1).tolist() == table["prediction"]

@@ -37,14 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure_probe,
         random_encoder,
         shape_of,
-        weights_digest,
     )
     from mae_hf.evaluation.few_labels.labelled import load_protocol_images
     from mae_hf.evaluation.few_labels.measurements import Results, check_inputs
     from mae_hf.evaluation.few_labels.protocol import describe_protocol, describe_set, is_official, label_sets
     from mae_hf.evaluation.few_labels.summary import write_summary
     from mae_hf.evaluation.unseen import describe_seen
-    from mae_hf.models.pretrained import image_size_of, open_encoder, read_audit, read_normalization
+    from mae_hf.models.pretrained import image_size_of, open_encoder, read_audit, read_normalization, weights_digest
     from mae_hf.training.distributed import start_accelerator
     from mae_hf.training.hardware import attention_for, use_cpu_well
     from mae_hf.training.run_folder import environment

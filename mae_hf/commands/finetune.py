@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.figures import charts
     from mae_hf.leakage.record import NOT_PRETRAINED, seen_test_images
     from mae_hf.models.classifier import build_classifier
-    from mae_hf.models.pretrained import check_init, read_audit
+    from mae_hf.models.pretrained import check_init, hub_revision, read_audit, weights_digest
     from mae_hf.training.checkpoint import Checkpoints
     from mae_hf.training.distributed import check_same, check_shared, prepare, start_accelerator
     from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- model ----
     set_seed(config.train.seed)
     model = build_classifier(config.model, class_names, attention_for(accelerator), config.train.seed)
+    is_pretrained = config.model.init != SCRATCH
+    origin = {
+        "init_digest": weights_digest(model.vit) if is_pretrained else None,
+        "init_revision": hub_revision(config.model.init) if is_pretrained else None,
+    }
     optimizer = build_optimizer(model, config.train)
     average = WeightAverage(model, config.train.ema_decay, accelerator.device) if config.train.ema_decay else None
     prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
@@ -103,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,
+        **origin,
     }
     log = RunLog(accelerator, config, state.step, facts, lock)
     accelerator.print(
@@ -146,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert state.best_step is not None
     checkpoints.load(accelerator, checkpoints.path(state.best_step))
     prepared.eval()
-    validation, _ = score("validation")
+    validation, validation_probabilities = score("validation")
     test, probabilities = score("test")
     seen = seen_test_images(audit, images["test"])
     unseen = unseen_metrics(probabilities, images["test"].labels, class_names, seen)
@@ -161,6 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     complete: Any = average.module if average else whole()
     if accelerator.is_main_process:
         write_predictions(folder / "predictions.parquet", images["test"].labels, probabilities, seen)
+        write_predictions(
+            folder / "validation_predictions.parquet", images["validation"].labels, validation_probabilities, None
+        )
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
         hub.save_model(folder / "model", complete, config, metrics, audit=audit)

@@ -1,13 +1,16 @@
 """Opening finished models to evaluate them: a classifier, the plain encoder of any of our models, its normalisation."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import ViTForImageClassification, ViTModel
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from mae_hf.config.data import DataConfig, Triple
 from mae_hf.errors import ConfigError, require
@@ -70,6 +73,24 @@ def open_encoder(name: str, attn_implementation: str) -> ViTModel:
 def image_size_of(model: ViTForImageClassification | ViTModel) -> int:
     """Side of the square images that the model takes."""
     return int((model.vit if isinstance(model, ViTForImageClassification) else model).embeddings.image_size[0])
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return 16 hexadecimal digits that change whenever a weight of the model does; a pooler does not count."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith("pooler."):  # an exported encoder has one that nothing here uses
+            continue
+        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hub_revision(name: str) -> str | None:
+    """Return the commit of the Hub repository that this model was read from, or None for a local folder."""
+    path = find_model(name, FIX_MODEL)
+    with opening(name, FIX_MODEL):
+        file = cached_file(path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+    return extract_commit_hash(file, None)
 
 
 def check_init(init: str, data: DataConfig) -> None:

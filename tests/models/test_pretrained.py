@@ -7,11 +7,19 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from mae_hf.config.commands import PretrainConfig
-from mae_hf.config.model import MAEConfig
+from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
+from mae_hf.models.classifier import build_classifier
 from mae_hf.models.mae import build_mae, encode, export_encoder
-from mae_hf.models.pretrained import open_classifier, open_encoder, read_audit, read_normalization
+from mae_hf.models.pretrained import (
+    hub_revision,
+    open_classifier,
+    open_encoder,
+    read_audit,
+    read_normalization,
+    weights_digest,
+)
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -32,6 +40,21 @@ def test_the_encoder_of_every_kind_of_model_gives_unmasked_features(tmp_path: Pa
         torch.testing.assert_close(features, classifier.vit(pixel_values).last_hidden_state)
         logits = open_classifier(str(tmp_path / "classifier"), "sdpa")(pixel_values).logits
         torch.testing.assert_close(logits, classifier(pixel_values).logits)
+
+
+def test_the_digest_of_an_encoder_stays_when_a_classifier_takes_it_and_changes_with_any_weight(tmp_path: Path):
+    mae = build_mae(CONFIG, "sdpa")
+    save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {}, encoder=export_encoder(mae))
+    shape = {**SHAPE, "intermediate_size": 32}
+    classifier = build_classifier(ClassifierConfig(init=str(tmp_path), **shape), ("a", "b"), "sdpa", seed=3)
+    digest = weights_digest(classifier.vit)
+    assert len(digest) == 16
+    for name in (tmp_path, tmp_path / "model" / "encoder"):
+        assert weights_digest(open_encoder(str(name), "sdpa")) == digest
+    with torch.no_grad():
+        classifier.vit.layernorm.bias[3] += 1e-6
+    assert weights_digest(classifier.vit) != digest
+    assert hub_revision(str(tmp_path)) is None, "a local folder has no revision"
 
 
 def test_the_normalisation_is_the_one_saved_with_the_model(tmp_path: Path):

@@ -3,7 +3,6 @@
 Shapes: n images, D features.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from mae_hf.evaluation.probes import Labelled, Probe, knn_probe, linear_probe
 from mae_hf.evaluation.probing import POOLINGS
 from mae_hf.models.classifier import SHAPE_KEYS, build_classifier
 from mae_hf.models.locate import SCRATCH
+from mae_hf.models.pretrained import weights_digest
 
 _PROBES: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe}
 
@@ -59,14 +59,6 @@ def random_encoder(encoder: ViTModel, class_names: Sequence[str], attn_implement
     """The same network from random weights, those that fine-tuning from scratch starts from with seed 0; eval mode."""
     config = ClassifierConfig(init=SCRATCH, **shape_of(encoder))
     return build_classifier(config, class_names, attn_implementation, seed=0).vit.eval()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """16 hexadecimal digits that change when a weight does."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def load_features(
