@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ViTModel
 
@@ -22,6 +21,7 @@ from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.model import ClassifierConfig, EncoderConfig
 from mae_hf.config.train import FinetuneTrainConfig, TrainConfig
 from mae_hf.data.dataset import DeviceImages, ImageSet
+from mae_hf.data.random import Draws
 from mae_hf.evaluation import inference
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.mae import build_mae, encoder_config, mae_config
@@ -51,7 +51,7 @@ def step_alone(turns: Turns, config: PretrainConfig, precision: str, open_images
     images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
     kept = _Keep()
     num_rows = config.train.plan(len(images.labels), 1).micro_batch_size
-    pretraining_loss(kept, images, config)(np.arange(num_rows), 0, 0)
+    pretraining_loss(kept, images, config)(Draws(0, 0, np.arange(num_rows)))
     model = build_mae(config.model, attention_for(accelerator))
     _train(turns, accelerator, model, config, images, lambda model: lambda *_: model(**kept.batch).loss)
 
@@ -66,7 +66,7 @@ def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenIma
     turns.begin()
     for batch_index in itertools.count():
         for rows in sampler.micro_batches(batch_index):
-            prepare(rows, sampler.epoch(batch_index), batch_index)
+            prepare(Draws(config.train.seed, sampler.epoch(batch_index), rows, batch_index))
             turns.done(len(rows))
 
 
@@ -143,15 +143,15 @@ def _train(
     plan = train.plan(len(images.labels), accelerator.num_processes)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, train))
     loss_of = loss_for(model)
-    compile_layers(accelerator, model, train.compile, lambda: loss_of(np.arange(plan.micro_batch_size), 0, 0))
+    compile_layers(accelerator, model, train.compile, lambda: loss_of(Draws(0, 0, np.arange(plan.micro_batch_size))))
     before = 0
 
-    def loss_in_turn(rows: NDArray[np.int64], epoch: int, batch_index: int) -> Tensor:
+    def loss_in_turn(draws: Draws) -> Tensor:
         nonlocal before
         if before:
             turns.done(before)
-        before = len(rows)
-        return loss_of(rows, epoch, batch_index)
+        before = len(draws.rows)
+        return loss_of(draws)
 
     turns.begin()
     loop.train(

@@ -15,7 +15,7 @@ from transformers import ViTForImageClassification
 from mae_hf.config.data import Triple
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.cache import to_rgb_square
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.errors import require
 from mae_hf.figures import sheets
 from mae_hf.models.loading import read_config
@@ -57,7 +57,7 @@ def hide_and_reconstruct(
     """
     patch_embeddings = model.vit.embeddings.patch_embeddings
     images = _prepare(image, patch_embeddings.image_size[0])
-    noise = torch.from_numpy(uniform(seed, 0, [0], patch_embeddings.num_patches, "demo mask"))
+    noise = torch.from_numpy(Draws(seed, 0, np.zeros(1, np.int64)).uniform("demo mask", patch_embeddings.num_patches))
     predicted, mask = reconstruct(model, normalize(to_pixels(images), *normalization), noise)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
     pixels = ((predicted * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.training.checkpoint import Checkpoints, TrainState
@@ -45,7 +45,7 @@ def network(dropout: float = 0.0) -> nn.Module:
 
 def batch(rows: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
     """Inputs (B, 4), another draw for every epoch, and targets (B, 1)."""
-    inputs = torch.from_numpy(uniform(0, epoch, rows, 4, "inputs")).float() / 10
+    inputs = torch.from_numpy(Draws(0, epoch, rows).uniform("inputs", 4)).float() / 10
     position = torch.from_numpy(rows)[:, None] / NUM_IMAGES
     return inputs + position, 4 * position - 2
 
@@ -83,10 +83,10 @@ def run(
     state = checkpoints.resume(accelerator)
     log = RunLog(accelerator, config, state.step, {})
 
-    def loss_of(rows: np.ndarray, epoch: int, _batch_index: int) -> Tensor:
+    def loss_of(draws: Draws) -> Tensor:
         if state.step == stop_at:
             raise Interrupted
-        inputs, targets = batch(rows, epoch)
+        inputs, targets = batch(draws.rows, draws.epoch)
         return change(state.step + state.num_skipped_batches, nn.functional.mse_loss(model(inputs), targets))
 
     try:

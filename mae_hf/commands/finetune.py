@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf import figures, hub
     from mae_hf.data.augment.mix import check_pairs
     from mae_hf.data.dataset import DeviceImages, load_labelled_images
+    from mae_hf.data.random import Draws
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     loss_of = finetuning_loss(prepared, device_images, len(class_names), config)
-    first_rows = np.arange(plan.micro_batch_size)
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
+    first_draws = Draws(config.train.seed, 0, np.arange(plan.micro_batch_size))
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_draws))
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, average)

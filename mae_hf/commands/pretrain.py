@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mae_hf import hub
     from mae_hf.data.dataset import DeviceImages, ImageSet, load_pretraining_images, load_probe_images, load_test_images
+    from mae_hf.data.random import Draws
     from mae_hf.data.stream.notes import describe_notes, read_notes
     from mae_hf.data.stream.reader import Stream, load_stream, open_stream
     from mae_hf.evaluation.inference import held_out_loss
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampler = batch_sampler(accelerator, config.train, plan)
         device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
         loss_of = pretraining_loss(prepared, device_images, config)
-    first_rows = np.arange(plan.micro_batch_size)
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_rows, 0, 0))
+    first_draws = Draws(config.train.seed, 0, np.arange(plan.micro_batch_size))
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_draws))
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)

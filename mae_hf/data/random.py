@@ -1,55 +1,77 @@
-"""Random numbers that belong to an image: pure functions of (seed, epoch, row), the same on every machine and split.
+"""Random numbers as pure functions of where they are used: the same on every machine and any number of processes.
 
-A stateful generator would tie what an image gets to the batches before it and to the number of processes. Here each
-number is a hash of where it is used, so a run can be resumed, accumulated or spread over processes without a change.
+A stateful generator would tie the numbers of an image to the batches before it and to the number of processes. Here
+each number is a hash of its address, so a run can be resumed, accumulated or spread over processes without a change.
 """
 
 import zlib
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniform(seed: int, epoch: int, rows: ArrayLike, num: int, stream: str) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) for each row, whatever batch the row is in.
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The random numbers of the images of a micro-batch, and those of the batch that it belongs to.
+
+    An image's numbers depend on (seed, epoch, row) alone, whatever batch the row is in. The numbers of a whole batch
+    depend on (seed, step). Each purpose ("crop", "mask") has its own numbers, independent of all others.
 
     Args:
         seed: seed of the run.
-        epoch: pass over the images; each has its own numbers.
-        rows: int64 (B,), row numbers of an `ImageSet`.
-        num: numbers per row.
-        stream: what they are for ("crop", "mask"); streams are independent of each other.
+        epoch: pass over the images, from 0.
+        rows: int64 (B,), the rows of the images in their `ImageSet` or stream.
+        step: optimizer step that the batch is for, from 0.
+    """
 
-    Returns:
-        float64 (B, num).
+    seed: int
+    epoch: int
+    rows: NDArray[np.int64]
+    step: int = 0
 
-    Source: SplitMix64 (Steele, Lea and Flood 2014), one generator per row, started at a hash of where it is used.
+    def __getitem__(self, places: slice | NDArray[np.int64]) -> "Draws":
+        """The draws of some of the images, by their places in the micro-batch."""
+        return replace(self, rows=self.rows[places])
+
+    def uniform(self, purpose: str, num: int) -> NDArray[np.float64]:
+        """`num` uniform numbers in [0, 1) for each image: float64 (B, num)."""
+        return _uniform(self.seed, self.epoch, self.rows, purpose, num)
+
+    def normal(self, purpose: str, num: int) -> NDArray[np.float32]:
+        """`num` standard normal numbers for each image: float32 (B, num).
+
+        Source: Box and Muller 1958.
+        """
+        draws = self.uniform(purpose, num + num % 2)
+        radius = np.sqrt(-2 * np.log((1 - draws[:, ::2]).astype(np.float32)))  # 1 - u is above 0, also once rounded
+        angle = (2 * np.pi * draws[:, 1::2]).astype(np.float32)
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(len(draws), -1)[:, :num]
+
+    def uniform_of_batch(self, purpose: str, num: int) -> NDArray[np.float64]:
+        """`num` uniform numbers in [0, 1) that all images of the batch share: float64 (num,)."""
+        return _uniform(self.seed, self.step, np.zeros(1, np.int64), purpose, num)[0]
+
+
+def integer_seed(seed: int, epoch: int, purpose: str) -> int:
+    """A seed for a library's own generator, different for every (seed, epoch, purpose)."""
+    return int(_uniform(seed, epoch, np.zeros(1, np.int64), purpose, 1)[0, 0] * 2**53)
+
+
+def _uniform(seed: int, epoch: int, rows: NDArray[np.int64], purpose: str, num: int) -> NDArray[np.float64]:
+    """Uniform numbers, float64 (B, num): one SplitMix64 generator (Steele, Lea and Flood 2014) per row.
+
+    Each generator starts at a hash of its address.
     """
     state = np.zeros(1, dtype=np.uint64)
-    for part in (seed, epoch, zlib.crc32(stream.encode())):
+    for part in (seed, epoch, zlib.crc32(purpose.encode())):
         state = _scramble(state + _GOLDEN + np.uint64(part % 2**64))
-    state = _scramble(state + _GOLDEN + np.asarray(rows, dtype=np.int64).astype(np.uint64))
+    state = _scramble(state + _GOLDEN + rows.astype(np.uint64))
     counter = np.arange(1, num + 1, dtype=np.uint64) * _GOLDEN
     bits = _scramble(state[:, None] + counter)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def normal(seed: int, epoch: int, rows: ArrayLike, num: int, stream: str) -> NDArray[np.float32]:
-    """Standard normal numbers for each row, float32 (B, num); arguments as for `uniform`.
-
-    Source: Box and Muller 1958.
-    """
-    draws = uniform(seed, epoch, rows, num + num % 2, stream)
-    radius = np.sqrt(-2 * np.log((1 - draws[:, ::2]).astype(np.float32)))  # 1 - u is above 0, also once rounded
-    angle = (2 * np.pi * draws[:, 1::2]).astype(np.float32)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(len(draws), -1)[:, :num]
-
-
-def integer_seed(seed: int, epoch: int, stream: str) -> int:
-    """A seed for a library's own generator, another one for every (seed, epoch, stream)."""
-    return int(uniform(seed, epoch, [0], 1, stream)[0, 0] * 2**53)
 
 
 def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mae_hf.config.data import DataConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.data.transfer import to_device
 
 
@@ -26,7 +26,7 @@ def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig,
 
 def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device) -> Tensor:
     """The masks of held-out images, (B, N): the same in every run, so that losses can be compared."""
-    return to_device(uniform(0, 0, rows, num_patches, "held-out mask").astype(np.float32), device)
+    return to_device(Draws(0, 0, rows).uniform("held-out mask", num_patches).astype(np.float32), device)
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 Shapes: B images, N patches of an image, D width, C channels, S image side.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -143,26 +144,26 @@ def _features(encoder: ViTMAEModel | ViTModel, pixel_values: Tensor) -> Tensor:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, leaves out a residual branch for a random part of the images.
+    """Stochastic depth: in training, drop a residual branch for some of the images.
 
-    What is left out is decided by `set_draws`, before each forward pass in training, so that it belongs to the image
-    and not to the process and micro-batch that the image is in.
+    A forward pass in training takes its random numbers from `dropping_paths`, so that they belong to the image and not
+    to the process or micro-batch.
 
     Args:
-        rate: probability that an image's branch is left out; the others are scaled up by `1 / (1 - rate)`.
+        rate: probability that the branch of an image is dropped; the others are scaled up by `1 / (1 - rate)`.
 
     Source: arXiv 1603.09382.
     """
 
     keep_rate: Tensor
-    draws: Tensor  # (2, B) in [0, 1): of the attention's and of the MLP's branch, which pass here in turn
+    draws: Tensor  # (2, B) in [0, 1): of the attention branch and of the MLP branch, which pass here in turn
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
         self.draws = torch.empty(2, 0)
         self.branch = 0
-        # a tensor: a compiled layer would be compiled anew for every layer's number
+        # A tensor, because a number would make torch.compile compile every layer anew.
         self.register_buffer("keep_rate", torch.tensor(1 - rate), persistent=False)
 
     def forward(self, branch: Tensor) -> Tensor:
@@ -178,16 +179,24 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def set_draws(drop_paths: Sequence[DropPath], draws: Tensor) -> None:
-    """Decides which branches the next forward pass in training leaves out.
+@contextlib.contextmanager
+def dropping_paths(drop_paths: Sequence[DropPath], draws: Tensor) -> Iterator[None]:
+    """Give one forward pass in training the random numbers that decide which branches it drops.
+
+    Stock layers call their dropout without arguments, so the numbers cannot travel through `forward`.
 
     Args:
-        drop_paths: those of the model, L of them, in the order of its layers.
-        draws: float32 (B, 2L) uniform in [0, 1), for each image two for each layer.
+        drop_paths: all L of the model, in the order of its layers.
+        draws: float32 (B, 2L) uniform in [0, 1): for each image, two per layer.
     """
     by_layer = draws.T.reshape(len(drop_paths), 2, len(draws))
     for drop_path, of_layer in zip(drop_paths, by_layer, strict=True):
         drop_path.draws, drop_path.branch = of_layer, 0
+    try:
+        yield
+    finally:
+        for drop_path in drop_paths:  # a pass without draws is an error, not a repetition
+            drop_path.draws = torch.empty(2, 0)
 
 
 def set_drop_path(model: ViTForImageClassification, rate: float) -> None:

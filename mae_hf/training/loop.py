@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from mae_hf.config.train import Plan, TrainConfig
-from mae_hf.data.random import integer_seed
+from mae_hf.data.random import Draws, integer_seed
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.stream.order import StreamSampler
 from mae_hf.errors import RunError, RunStopped
@@ -164,7 +164,7 @@ def gradients(
     for index, rows in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = loss_of(rows, sampler.epoch(batch_index), batch_index) / len(micro_batches)
+            loss = loss_of(Draws(config.seed, sampler.epoch(batch_index), rows, batch_index)) / len(micro_batches)
             accelerator.backward(loss)
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

@@ -1,12 +1,11 @@
-"""What a training step minimises, from the rows of a batch to the loss: here a batch's whole way is seen.
+"""What a training step minimises: the whole way of a batch, from the rows of its images to the loss.
 
-Shapes: B images of a micro-batch, N patches of an image, S side of the image.
+Shapes: B images of a micro-batch, N patches of an image, S side of the image, L layers with stochastic depth.
 """
 
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,30 +14,28 @@ from mae_hf.data.augment.crop_flip import augment, normalize
 from mae_hf.data.augment.erase import erase
 from mae_hf.data.augment.mix import mix
 from mae_hf.data.dataset import DeviceImages
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.data.stream.reader import StreamedImages
 from mae_hf.data.transfer import to_device
-from mae_hf.models.classifier import DropPath, set_draws
+from mae_hf.models.classifier import DropPath, dropping_paths
 
-LossOf = Callable[[NDArray[np.int64], int, int], Tensor]
-"""Mean loss () of the images of these rows, int64 (B,), as they are augmented in this epoch and mixed in this batch: by
-its number, which is that of the optimizer step where no batch was skipped."""
+LossOf = Callable[[Draws], Tensor]
+"""The mean loss () of a micro-batch: of the images whose rows the draws name, augmented by these draws."""
 
 
 def pretraining_loss(model: nn.Module, images: DeviceImages | StreamedImages, config: PretrainConfig) -> LossOf:
-    """Rows -> images -> crop, flip -> normalise -> mask -> loss over the hidden patches.
+    """Rows -> images -> crop, flip -> normalise -> mask -> loss over the masked patches.
 
     Args:
         model: a `MaskedAutoencoder`, prepared.
         images: the training images, on the model's device.
-        config: augmentation, normalisation, seed and number of patches.
+        config: augmentation, normalisation and number of patches.
     """
-    seed = config.train.seed
 
-    def loss_of(rows: NDArray[np.int64], epoch: int, batch_index: int) -> Tensor:
-        pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
+    def loss_of(draws: Draws) -> Tensor:
+        pixels = augment(images.batch(draws.rows), config.augment, draws)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
-        noise = uniform(seed, epoch, rows, config.model.num_patches, "mask").astype(np.float32)
+        noise = draws.uniform("mask", config.model.num_patches).astype(np.float32)
         loss: Tensor = model(pixel_values, noise=to_device(noise, images.device), loss_only=True).loss
         return loss
 
@@ -46,27 +43,27 @@ def pretraining_loss(model: nn.Module, images: DeviceImages | StreamedImages, co
 
 
 def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, config: FinetuneConfig) -> LossOf:
-    """Rows -> images -> crop, flip, RandAugment -> normalise -> erase -> mixup or cutmix -> drop-path -> loss
+    """Rows -> images -> crop, flip, RandAugment -> normalise -> erase -> mixup or cutmix -> drop path -> loss
     with soft targets.
 
     Args:
         model: a `ViTForImageClassification`, prepared.
         images: the training images, on the model's device.
         num_classes: classes of the labels.
-        config: augmentation, normalisation and seed.
+        config: augmentation and normalisation.
     """
-    seed = config.train.seed
     drop_paths = [module for module in model.modules() if isinstance(module, DropPath)]
 
-    def loss_of(rows: NDArray[np.int64], epoch: int, batch_index: int) -> Tensor:
-        pixels = augment(images.batch(rows), rows, config.augment, seed, epoch)
+    def loss_of(draws: Draws) -> Tensor:
+        pixels = augment(images.batch(draws.rows), config.augment, draws)
         pixel_values = normalize(pixels, config.data.image_mean, config.data.image_std)
-        pixel_values = erase(pixel_values, rows, config.augment.erase_probability, seed, epoch)
-        labels = to_device(images.labels[rows], images.device)
-        pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, seed, batch_index)
-        draws = uniform(seed, epoch, rows, 2 * len(drop_paths), "drop path").astype(np.float32)
-        set_draws(drop_paths, to_device(draws, images.device))
-        # the loss is computed here: float labels passed to the model would turn its config into multi-label
-        return F.cross_entropy(model(pixel_values).logits.float(), targets)
+        pixel_values = erase(pixel_values, config.augment.erase_probability, draws)
+        labels = to_device(images.labels[draws.rows], images.device)
+        pixel_values, targets = mix(pixel_values, labels, num_classes, config.augment, draws)
+        depth = draws.uniform("drop path", 2 * len(drop_paths)).astype(np.float32)
+        with dropping_paths(drop_paths, to_device(depth, images.device)):
+            logits = model(pixel_values).logits
+        # The loss is computed here: float labels passed to the model would turn its config into multi-label.
+        return F.cross_entropy(logits.float(), targets)
 
     return loss_of

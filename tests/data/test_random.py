@@ -1,4 +1,4 @@
-"""The draws are pure, uniform, and independent between rows, epochs and streams."""
+"""The draws are pure, uniform, and independent between rows, epochs and purposes."""
 
 import zlib
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mae_hf.data.random import integer_seed, normal, uniform
+from mae_hf.data.random import Draws, integer_seed
 
 MASK_64 = 2**64 - 1
 
@@ -27,18 +27,29 @@ def test_each_row_is_a_splitmix64_generator_started_at_a_hash_of_its_address():
     for _ in range(4):
         state, bits = splitmix64(state)
         expected.append((bits >> 11) / 2**53)
-    np.testing.assert_array_equal(uniform(5, 7, [11], 4, "crop")[0], expected)
+    np.testing.assert_array_equal(Draws(5, 7, np.array([11])).uniform("crop", 4)[0], expected)
 
 
-def test_the_values_of_one_address_never_change():
+def test_the_values_of_an_address_never_change():
     expected = [[0.58101277, 0.56798513, 0.10756782], [0.68512736, 0.88865391, 0.14789867]]
-    np.testing.assert_allclose(uniform(0, 0, [0, 1], 3, "crop"), expected, rtol=0, atol=5e-9)
+    np.testing.assert_allclose(Draws(0, 0, np.array([0, 1])).uniform("crop", 3), expected, rtol=0, atol=5e-9)
+    draws = Draws(7, 3, np.array([5]), step=11)
+    assert draws.uniform("mask", 2).tolist() == [[0.6870682261714143, 0.2610425785640046]]
+    np.testing.assert_allclose(draws.normal("x", 2), [[1.7782684564590454, 0.029503757134079933]], rtol=1e-6)
+    assert draws.uniform_of_batch("mix", 2).tolist() == [0.43324915057449853, 0.7451985100727173]
+    assert integer_seed(7, 3, "order") == 6551327626612572
+
+
+def test_the_numbers_of_a_batch_depend_on_the_step_and_not_on_rows_and_epoch():
+    of_batch = Draws(1, 0, np.arange(3), step=5).uniform_of_batch("mix", 4)
+    np.testing.assert_array_equal(Draws(1, 2, np.arange(7), step=5).uniform_of_batch("mix", 4), of_batch)
+    assert not np.isin(Draws(1, 0, np.arange(3), step=6).uniform_of_batch("mix", 4), of_batch).any()
 
 
 def test_a_row_gets_the_same_numbers_in_any_batch_and_at_any_length():
-    whole = uniform(3, 2, np.arange(100), 6, "crop")
-    np.testing.assert_array_equal(uniform(3, 2, np.array([70, 4]), 6, "crop"), whole[[70, 4]])
-    np.testing.assert_array_equal(uniform(3, 2, np.arange(100), 2, "crop"), whole[:, :2])
+    whole = Draws(3, 2, np.arange(100)).uniform("crop", 6)
+    np.testing.assert_array_equal(Draws(3, 2, np.array([70, 4])).uniform("crop", 6), whole[[70, 4]])
+    np.testing.assert_array_equal(Draws(3, 2, np.arange(100)).uniform("crop", 2), whole[:, :2])
     assert whole.shape == (100, 6)
     assert whole.dtype == np.float64
     assert whole.min() >= 0
@@ -46,20 +57,23 @@ def test_a_row_gets_the_same_numbers_in_any_batch_and_at_any_length():
 
 
 def test_the_numbers_are_uniform_along_rows_and_along_the_counter():
-    for numbers in (uniform(0, 0, np.arange(100_000), 1, "mask"), uniform(0, 0, [0], 100_000, "mask")):
+    for numbers in (
+        Draws(0, 0, np.arange(100_000)).uniform("mask", 1),
+        Draws(0, 0, np.array([0])).uniform("mask", 100_000),
+    ):
         assert stats.kstest(numbers.ravel(), "uniform").pvalue > 0.001
         counts = np.histogram(numbers, bins=256, range=(0, 1))[0]
         assert stats.chisquare(counts).pvalue > 0.001
 
 
-def test_neighbouring_rows_epochs_seeds_streams_and_counters_are_uncorrelated():
+def test_neighbouring_rows_epochs_seeds_purposes_and_counters_are_uncorrelated():
     rows = np.arange(50_000)
-    base = uniform(1, 1, rows, 2, "crop")
+    base = Draws(1, 1, rows).uniform("crop", 2)
     others = {
-        "row": uniform(1, 1, rows + 1, 1, "crop"),
-        "epoch": uniform(1, 2, rows, 1, "crop"),
-        "seed": uniform(2, 1, rows, 1, "crop"),
-        "stream": uniform(1, 1, rows, 1, "flip"),
+        "row": Draws(1, 1, rows + 1).uniform("crop", 1),
+        "epoch": Draws(1, 2, rows).uniform("crop", 1),
+        "seed": Draws(2, 1, rows).uniform("crop", 1),
+        "purpose": Draws(1, 1, rows).uniform("flip", 1),
         "counter": base[:, 1:],
     }
     for name, other in others.items():
@@ -69,17 +83,19 @@ def test_neighbouring_rows_epochs_seeds_streams_and_counters_are_uncorrelated():
 
 
 def test_no_row_of_many_epochs_repeats_another():
-    first = np.concatenate([uniform(seed, epoch, np.arange(20_000), 1, "a") for seed in (0, 1) for epoch in range(5)])
+    first = np.concatenate(
+        [Draws(seed, epoch, np.arange(20_000)).uniform("a", 1) for seed in (0, 1) for epoch in range(5)]
+    )
     assert len(np.unique(first)) == len(first)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**40])
 def test_any_integer_is_a_seed(seed):
-    assert not np.array_equal(uniform(seed, 0, [0], 4, "a"), uniform(0, 0, [0], 4, "a"))
+    assert not np.array_equal(Draws(seed, 0, np.array([0])).uniform("a", 4), Draws(0, 0, np.array([0])).uniform("a", 4))
 
 
 def test_normal_numbers_are_standard_normal_and_uncorrelated_with_their_neighbours():
-    numbers = normal(0, 0, np.arange(2000), 50, "noise")
+    numbers = Draws(0, 0, np.arange(2000)).normal("noise", 50)
     assert numbers.dtype == np.float32
     assert stats.kstest(numbers.ravel(), "norm").pvalue > 0.001
     for one, other in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
@@ -87,12 +103,12 @@ def test_normal_numbers_are_standard_normal_and_uncorrelated_with_their_neighbou
 
 
 def test_a_row_gets_the_same_normal_numbers_in_any_batch_and_at_any_length():
-    whole = normal(3, 2, np.arange(40), 7, "noise")
+    whole = Draws(3, 2, np.arange(40)).normal("noise", 7)
     assert whole.shape == (40, 7)
-    np.testing.assert_array_equal(normal(3, 2, [31, 4], 4, "noise"), whole[[31, 4], :4])
+    np.testing.assert_array_equal(Draws(3, 2, np.array([31, 4])).normal("noise", 4), whole[[31, 4], :4])
 
 
-def test_integer_seeds_differ_by_seed_epoch_and_stream():
+def test_integer_seeds_differ_by_seed_epoch_and_purpose():
     seeds = {integer_seed(s, e, name) for s in range(20) for e in range(20) for name in ("order", "weights")}
     assert len(seeds) == 800
     assert all(0 <= value < 2**53 for value in seeds)

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
-from mae_hf.models.classifier import DropPath, _transfer, build_classifier, set_draws, set_drop_path
+from mae_hf.models.classifier import DropPath, _transfer, build_classifier, dropping_paths, set_drop_path
 from mae_hf.models.mae import build_mae, encoder_config, export_encoder
 
 ENCODER = {
@@ -218,26 +218,28 @@ def test_drop_path_rises_linearly_and_leaves_the_weights_alone():
 def test_drop_path_drops_whole_branches_of_images_and_keeps_the_mean():
     drop_path = DropPath(0.25)
     draws = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0))
-    set_draws([drop_path], draws)
-    branch = drop_path(torch.ones(4000, 3, 2))
+    with dropping_paths([drop_path], draws):
+        branch = drop_path(torch.ones(4000, 3, 2))
+        second = drop_path(torch.ones(4000, 3, 2))
     assert branch.unique().tolist() == [0, pytest.approx(4 / 3)]
     assert (branch.flatten(1).std(dim=1) == 0).all()
     assert branch.mean().item() == pytest.approx(1, abs=0.03)
     assert (branch[:, 0, 0] > 0).equal(draws[:, 0] < 0.75)
-    assert (drop_path(torch.ones(4000, 3, 2))[:, 0, 0] > 0).equal(draws[:, 1] < 0.75), "the second branch has its own"
-    set_draws([drop_path], draws[:2])
-    assert drop_path(torch.ones(2, 3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert (second[:, 0, 0] > 0).equal(draws[:, 1] < 0.75), "the second branch has draws of its own"
+    with dropping_paths([drop_path], draws[:2]):
+        assert drop_path(torch.ones(2, 3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_draws_are_dealt_out_layer_by_layer_and_must_be_there_in_training():
+def test_each_layer_gets_its_own_draws_and_training_without_draws_fails():
     drop_paths = [DropPath(0.5), DropPath(0.5)]
-    set_draws(drop_paths, torch.arange(12).reshape(3, 4) / 12)
-    assert [(12 * drop_path.draws).round().tolist() for drop_path in drop_paths] == [
-        [[0, 4, 8], [1, 5, 9]],
-        [[2, 6, 10], [3, 7, 11]],
-    ]
-    with pytest.raises(RuntimeError, match="size"):
-        DropPath(0.5)(torch.ones(2, 3, 2))
+    with dropping_paths(drop_paths, torch.arange(12).reshape(3, 4) / 12):
+        assert [(12 * drop_path.draws).round().tolist() for drop_path in drop_paths] == [
+            [[0, 4, 8], [1, 5, 9]],
+            [[2, 6, 10], [3, 7, 11]],
+        ]
+    for drop_path in (DropPath(0.5), *drop_paths):
+        with pytest.raises(RuntimeError, match="size"):
+            drop_path(torch.ones(3, 3, 2))
 
 
 def test_a_layer_whose_branches_are_dropped_passes_its_input_on():
@@ -247,8 +249,8 @@ def test_a_layer_whose_branches_are_dropped_passes_its_input_on():
     set_drop_path(model, 0.9)
     layer = model.vit.layers[2]
     torch.testing.assert_close(layer.eval()(images), plain)
-    set_draws([layer.dropout], torch.rand(64, 2, generator=torch.Generator().manual_seed(0)))
-    unchanged = (layer.train()(images) == images).flatten(1).all(dim=1).float().mean().item()
+    with dropping_paths([layer.dropout], torch.rand(64, 2, generator=torch.Generator().manual_seed(0))):
+        unchanged = (layer.train()(images) == images).flatten(1).all(dim=1).float().mean().item()
     assert 0.65 < unchanged < 0.95  # both branches of an image are left out with probability 0.81
 
 

@@ -15,7 +15,7 @@ from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.data.cores import num_cores
 from mae_hf.errors import ConfigError
 from mae_hf.models.attention import register_cpu_attention
-from mae_hf.models.classifier import build_classifier, set_draws
+from mae_hf.models.classifier import build_classifier, dropping_paths
 from mae_hf.models.mae import build_mae
 from mae_hf.training import hardware
 from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
@@ -210,8 +210,8 @@ def test_layers_of_one_shape_are_compiled_once_whatever_their_drop_path():
     for layer in model.vit.layers:
         layer.compile(backend=counter)
     images = torch.randn(2, 3, 16, 16)
-    set_draws([layer.dropout for layer in model.vit.layers[1:]], torch.rand(2, 22))
-    with torch.autocast("cpu", torch.bfloat16):
+    drop_paths = [layer.dropout for layer in model.vit.layers[1:]]
+    with dropping_paths(drop_paths, torch.rand(2, 22)), torch.autocast("cpu", torch.bfloat16):
         model(images).logits.sum().backward()
     assert 1 <= counter.frame_count <= 2, "the first layer has no drop path"
     with torch.compiler.set_stance("force_eager"):

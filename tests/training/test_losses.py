@@ -11,7 +11,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.dataset import DeviceImages, ImageSet, load_labelled_images
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.mae import build_mae
@@ -45,18 +45,18 @@ def test_the_loss_of_pre_training_is_stocks_over_the_images_and_masks_of_these_r
     model = build_mae(shape, "sdpa")
     stock = ViTMAEForPreTraining(model.config)
     stock.load_state_dict(model.state_dict())
-    noise = torch.from_numpy(uniform(config.train.seed, EPOCH, ROWS, 16, "mask")).float()
+    noise = torch.from_numpy(Draws(config.train.seed, EPOCH, ROWS).uniform("mask", 16)).float()
     expected = stock(normalised(images), noise=noise).loss
     loss_of = pretraining_loss(model, on_cpu, config)
-    torch.testing.assert_close(loss_of(ROWS, EPOCH, 0), expected)
-    assert not torch.isclose(loss_of(ROWS, EPOCH + 1, 0), expected)  # other masks
+    torch.testing.assert_close(loss_of(Draws(0, EPOCH, ROWS)), expected)
+    assert not torch.isclose(loss_of(Draws(0, EPOCH + 1, ROWS)), expected)  # other masks
 
 
 def test_the_loss_of_fine_tuning_is_the_cross_entropy_with_smoothed_labels(images, on_cpu):
     plain = {"rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "erase_probability": 0.0}
     config = FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain))
     model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
-    found = finetuning_loss(model, on_cpu, 10, config)(ROWS, EPOCH, 0)
+    found = finetuning_loss(model, on_cpu, 10, config)(Draws(0, EPOCH, ROWS))
     labels = torch.from_numpy(images.labels[ROWS])
     expected = torch.nn.functional.cross_entropy(model(normalised(images)).logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(found, expected)
@@ -69,7 +69,7 @@ def test_mixing_erasing_and_rand_augment_each_change_the_loss_of_fine_tuning(on_
         finetuning_loss(model, on_cpu, 10, FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain | change)))
         for change in ({}, {"mixup": 0.8}, {"cutmix": 1.0}, {"erase_probability": 1.0}, {"rand_augment_ops": 2})
     ]
-    assert len({loss_of(ROWS, 0, 0).item() for loss_of in losses}) == 5
+    assert len({loss_of(Draws(0, 0, ROWS)).item() for loss_of in losses}) == 5
 
 
 @pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (2, 2), (1, 4)])
@@ -100,9 +100,9 @@ def test_a_split_batch_has_the_loss_and_the_gradients_of_the_whole_one_to_twelve
     whole = BatchSampler(len(images), 8, seed=0)
     for step in range(6):
         (rows,) = whole.micro_batches(step)
-        expected = loss_of(rows, whole.epoch(step), step)
+        expected = loss_of(Draws(0, whole.epoch(step), rows, step))
         parts = [
-            loss_of(rows, whole.epoch(step), step)
+            loss_of(Draws(0, whole.epoch(step), rows, step))
             for index in range(num_processes)
             for rows in BatchSampler(len(images), 8, 0, num_processes, index, accumulation_steps).micro_batches(step)
         ]

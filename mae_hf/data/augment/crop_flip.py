@@ -1,9 +1,9 @@
-"""From stored images to what the model sees: random resized crop, flip, RandAugment and normalisation, batched.
+"""From decoded images to the input of the model: random resized crop, flip, RandAugment and normalisation of a batch.
 
-Training: `normalize(augment(images, rows, config, seed, epoch), mean, std)`.
+Training: `normalize(augment(images, config, draws), mean, std)`.
 Evaluation, without augmentation: `normalize(to_pixels(images), mean, std)`.
 
-B images, S side of the square images, rows np.int64 (B,). Images are uint8 (B, S, S, 3), pixels (B, 3, S, S) in 0..255.
+B images, S side of the square images. Images are uint8 (B, S, S, 3), pixels uint8 (B, 3, S, S).
 """
 
 from collections.abc import Sequence
@@ -16,37 +16,31 @@ from torch.nn import functional as F
 
 from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.data.augment.rand_augment import rand_augment
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.data.transfer import to_device
 
 BOX_TRIES = 10
-NUM_BOX_DRAWS = 2 * BOX_TRIES + 2  # area and aspect of each try, and the place
-LEAST_ASPECT, GREATEST_ASPECT = 3 / 4, 4 / 3
+NUM_BOX_DRAWS = 2 * BOX_TRIES + 2  # area and aspect ratio of each try, then the position
+ASPECT = (3 / 4, 4 / 3)
 
 
-def augment(
-    images: Tensor, rows: NDArray[np.int64], config: CropConfig | AugmentConfig, seed: int, epoch: int
-) -> Tensor:
-    """The images cropped, flipped and, with an `AugmentConfig`, put through RandAugment.
-
-    What happens to an image depends on (seed, epoch, row) alone: not on its batch, the process or the device.
+def augment(images: Tensor, config: CropConfig | AugmentConfig, draws: Draws) -> Tensor:
+    """Crop, flip and, with an `AugmentConfig`, RandAugment the images of a batch.
 
     Args:
         images: uint8 (B, S, S, 3), on any device.
-        rows: int64 (B,), the rows that the images have in their `ImageSet`.
         config: strength of the augmentation.
-        seed: seed of the run.
-        epoch: pass over the images.
+        draws: of these images.
 
     Returns:
         uint8 (B, 3, S, S), on the device of `images`.
     """
-    boxes = crop_boxes(rows, images.shape[1], config.crop_scale, seed, epoch)
-    flip = uniform(seed, epoch, rows, 1, "flip")[:, 0] < (0.5 if config.flip else 0.0)
+    boxes = crop_boxes(images.shape[1], config.crop_scale, draws)
+    flip = draws.uniform("flip", 1)[:, 0] < (0.5 if config.flip else 0.0)
     resize = crop_resize_each if images.device.type == "cpu" else crop_resize_batched
     pixels = resize(images, boxes, flip)
     if isinstance(config, AugmentConfig) and config.rand_augment_ops > 0:
-        pixels = rand_augment(pixels, rows, config.rand_augment_ops, config.rand_augment_magnitude, seed, epoch)
+        pixels = rand_augment(pixels, config.rand_augment_ops, config.rand_augment_magnitude, draws)
     return pixels
 
 
@@ -73,59 +67,55 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return values.copy_(pixels.contiguous()).mul_(scale).sub_(shift)
 
 
-def crop_boxes(
-    rows: NDArray[np.int64], size: int, scale: tuple[float, float], seed: int, epoch: int
-) -> NDArray[np.int64]:
-    """The random crop of each image: area uniform in `scale`, aspect log-uniform in 3/4..4/3, place uniform.
+def crop_boxes(size: int, scale: tuple[float, float], draws: Draws) -> NDArray[np.int64]:
+    """The random crop of each image: area uniform in `scale`, aspect log-uniform in 3/4..4/3, position uniform.
 
-    torchvision's `RandomResizedCrop` by rule: up to ten tries for a box that fits, then the whole image.
+    The rule is that of torchvision's `RandomResizedCrop`: up to ten tries for a box that fits, then the whole image.
 
     Args:
-        rows: int64 (B,).
         size: side S of the square images.
-        scale: least and greatest part of the area.
-        seed: seed of the run.
-        epoch: pass over the images.
+        scale: smallest and largest fraction of the area.
+        draws: of these images.
 
     Returns:
         int64 (B, 4): top, left, height, width.
     """
-    draws = uniform(seed, epoch, rows, NUM_BOX_DRAWS, "crop")
-    return random_boxes(draws, size, scale, (LEAST_ASPECT, GREATEST_ASPECT), longest=size, otherwise=size)
+    numbers = draws.uniform("crop", NUM_BOX_DRAWS)
+    return random_boxes(numbers, size, scale, ASPECT, longest=size, otherwise=size)
 
 
 def random_boxes(
-    draws: NDArray[np.float64],
+    numbers: NDArray[np.float64],
     size: int,
     scale: tuple[float, float],
     aspect: tuple[float, float],
     longest: int,
     otherwise: int,
 ) -> NDArray[np.int64]:
-    """Boxes of a random area, aspect and place: the first of ten tries that fits.
+    """Boxes of random area, aspect ratio and position: of ten tries, the first that fits.
 
     Args:
-        draws: float64 (B, NUM_BOX_DRAWS), uniform in [0, 1).
+        numbers: float64 (B, NUM_BOX_DRAWS), uniform in [0, 1).
         size: side S of the square images.
-        scale: least and greatest part of the area.
-        aspect: least and greatest width / height.
-        longest: greatest side that fits, in pixels.
-        otherwise: both sides where none of the ten fits, in pixels.
+        scale: smallest and largest fraction of the area.
+        aspect: smallest and largest width / height.
+        longest: longest side that fits, in pixels.
+        otherwise: both sides if none of the ten tries fits, in pixels.
 
     Returns:
         int64 (B, 4): top, left, height, width.
     """
-    area = size**2 * (scale[0] + (scale[1] - scale[0]) * draws[:, :BOX_TRIES])
-    log_aspect = np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * draws[:, BOX_TRIES:-2]
+    area = size**2 * (scale[0] + (scale[1] - scale[0]) * numbers[:, :BOX_TRIES])
+    log_aspect = np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * numbers[:, BOX_TRIES:-2]
     width = np.rint(np.sqrt(area * np.exp(log_aspect)))
     height = np.rint(np.sqrt(area / np.exp(log_aspect)))
     fits = (width >= 1) & (width <= longest) & (height >= 1) & (height <= longest)
-    first = np.arange(len(draws)), fits.argmax(axis=1)
+    first = np.arange(len(numbers)), fits.argmax(axis=1)
     found = fits.any(axis=1)
     width = np.where(found, width[first], otherwise)
     height = np.where(found, height[first], otherwise)
-    top = np.floor(draws[:, -2] * (size - height + 1))
-    left = np.floor(draws[:, -1] * (size - width + 1))
+    top = np.floor(numbers[:, -2] * (size - height + 1))
+    left = np.floor(numbers[:, -1] * (size - width + 1))
     return np.stack([top, left, height, width], axis=1).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Random erasing (arXiv 1708.04896): a box of some images becomes noise, with the numbers of MAE's fine-tuning.
+"""Random erasing (arXiv 1708.04896): noise replaces one box in some of the images, as in MAE's fine-tuning.
 
 B images, S side.
 """
@@ -9,34 +9,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae_hf.data.augment.crop_flip import NUM_BOX_DRAWS, random_boxes
-from mae_hf.data.random import normal, uniform
+from mae_hf.data.random import Draws
 from mae_hf.data.transfer import to_device
 
 SCALE = (0.02, 1 / 3)
 ASPECT = (0.3, 1 / 0.3)
 
 
-def erase(pixel_values: Tensor, rows: NDArray[np.int64], probability: float, seed: int, epoch: int) -> Tensor:
-    """The images, some of them with one box of standard normal noise, another number for every pixel and channel.
-
-    What happens to an image depends on (seed, epoch, row) alone.
+def erase(pixel_values: Tensor, probability: float, draws: Draws) -> Tensor:
+    """Fill one box of some images with standard normal noise, a number for every pixel and channel.
 
     Args:
         pixel_values: float32 (B, 3, S, S), normalised; not changed.
-        rows: int64 (B,), rows of the images in their `ImageSet`.
-        probability: part of the images that are erased.
-        seed: seed of the run.
-        epoch: pass over the images.
+        probability: of an image to get a box.
+        draws: of these images.
 
     Returns:
         float32 (B, 3, S, S), on the device of `pixel_values`.
 
     Source: Zhong et al. 2017, as in timm's `RandomErasing(probability, mode="pixel")`.
     """
-    boxes = erased_boxes(rows, pixel_values.shape[-1], probability, seed, epoch)
+    boxes = erased_boxes(pixel_values.shape[-1], probability, draws)
     noise = [
-        normal(seed, epoch, [row], 3 * height * width, "erase noise")[0]
-        for row, (_, _, height, width) in zip(rows, boxes.tolist(), strict=True)
+        draws[i : i + 1].normal("erase noise", 3 * height * width)[0]
+        for i, (_, _, height, width) in enumerate(boxes.tolist())
         if height > 0
     ]
     if not noise:
@@ -48,19 +44,17 @@ def erase(pixel_values: Tensor, rows: NDArray[np.int64], probability: float, see
     return pixel_values.masked_scatter(lines & columns, to_device(np.concatenate(noise), pixel_values.device))
 
 
-def erased_boxes(rows: NDArray[np.int64], size: int, probability: float, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The box of each image: area uniform in 2 % to a third, aspect log-uniform in 0.3 to 1 / 0.3, place uniform.
+def erased_boxes(size: int, probability: float, draws: Draws) -> NDArray[np.int64]:
+    """The box of each image: area uniform in 2 % to a third, aspect log-uniform in 0.3 to 1 / 0.3, position uniform.
 
     Args:
-        rows: int64 (B,).
         size: side S of the square images.
-        probability: part of the images that have a box.
-        seed: seed of the run.
-        epoch: pass over the images.
+        probability: of an image to get a box.
+        draws: of these images.
 
     Returns:
-        int64 (B, 4): top, left, height, width; height and width are 0 where nothing is erased.
+        int64 (B, 4): top, left, height, width; height and width are 0 for an image without a box.
     """
-    draws = uniform(seed, epoch, rows, 1 + NUM_BOX_DRAWS, "erase")
-    boxes = random_boxes(draws[:, 1:], size, SCALE, ASPECT, longest=size - 1, otherwise=0)
-    return np.where(draws[:, :1] < probability, boxes, 0)
+    numbers = draws.uniform("erase", 1 + NUM_BOX_DRAWS)
+    boxes = random_boxes(numbers[:, 1:], size, SCALE, ASPECT, longest=size - 1, otherwise=0)
+    return np.where(numbers[:, :1] < probability, boxes, 0)

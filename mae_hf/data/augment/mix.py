@@ -1,4 +1,4 @@
-"""Mixup and CutMix: pairs of images become one, and labels become the soft targets that go with them.
+"""Mixup and CutMix: blend each image with a partner, and their labels into soft targets.
 
 B images, C classes, S side.
 """
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mae_hf.config.augment import AugmentConfig
 from mae_hf.config.train import Plan
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.errors import require
 
 
@@ -19,22 +19,20 @@ def mix(
     labels: Tensor,
     num_classes: int,
     config: AugmentConfig,
-    seed: int,
-    batch_index: int,
+    draws: Draws,
 ) -> tuple[Tensor, Tensor]:
-    """Mixed images and their soft targets, label smoothing included.
+    """Mix the images of a batch; return them with their soft targets, label smoothing included.
 
-    Each image is paired with its mirror place in the batch (first with last), with one weight for the batch.
-    With both methods on, each batch draws one of them. `BatchSampler` keeps a pair in one micro-batch, in mirror
-    places, and the draws are those of the batch: the mix does not depend on how the batch is split.
+    The batch has one weight, and its first image is paired with its last, the second with the last but one. If both
+    methods are on, each batch draws one of them. `BatchSampler` keeps pairs together, and the weight belongs to the
+    whole batch. So the result does not depend on how the batch is split.
 
     Args:
         pixel_values: float32 (B, 3, S, S); not changed.
         labels: int64 (B,), on the same device.
         num_classes: C.
-        config: alphas of mixup and cutmix (0 is off) and the label smoothing.
-        seed: seed of the run.
-        batch_index: number of the global batch that these images are a part of.
+        config: alphas of mixup and cutmix (0 switches a method off) and the label smoothing.
+        draws: of the batch that these images are a part of.
 
     Returns:
         pixel_values float32 (B, 3, S, S) and targets float32 (B, C); each target sums to 1.
@@ -46,7 +44,7 @@ def mix(
     if config.mixup == 0 and config.cutmix == 0:
         return pixel_values, targets
 
-    choice, beta_seed, center_y, center_x = uniform(seed, batch_index, [0], 4, "mix")[0]
+    choice, beta_seed, center_y, center_x = draws.uniform_of_batch("mix", 4)
     use_cutmix = config.mixup == 0 or (config.cutmix > 0 and choice < 0.5)
     alpha = config.cutmix if use_cutmix else config.mixup
     weight = float(np.random.default_rng(int(beta_seed * 2**53)).beta(alpha, alpha))

@@ -1,9 +1,9 @@
 """RandAugment (arXiv 1909.13719) for whole batches, on any device, with the operations and strengths of MAE's recipe.
 
-The recipe is timm's `rand-m9-mstd0.5-inc1`: `num_ops` of 15 operations are drawn per image with replacement, each is
-skipped half of the time, its level is normal around the magnitude (std 0.5) within 0..10. Differences from timm:
-geometric operations are always bilinear, fill with mid grey and blend into it at the border; levels are rounded in
-float32; posterize keeps at least 1 bit, where timm's strongest level makes the image black.
+The recipe is timm's `rand-m9-mstd0.5-inc1`. It draws `num_ops` of 15 operations per image, with replacement, and skips
+each with probability 0.5. An operation's level is normal around the magnitude (std 0.5), clipped to 0..10. Differences
+from timm: geometric operations are always bilinear, fill with mid grey and blend into it at the border. Levels are
+rounded in float32. Posterize keeps at least 1 bit, where timm's strongest level makes the image black.
 
 B images, S side. An operation takes pixels float32 (B, 3, S, S), whole numbers in 0..255, and amount float32
 (B, 1, 1, 1), its own unit per image, and gives pixels that are rounded and clipped to 0..255 afterwards.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_hf.data.random import uniform
+from mae_hf.data.random import Draws
 from mae_hf.data.transfer import to_device
 
 APPLY_PROBABILITY = 0.5
@@ -28,24 +28,20 @@ FILL = 128.0
 Levels = NDArray[np.float64]
 
 
-def rand_augment(
-    pixels: Tensor, rows: NDArray[np.int64], num_ops: int, magnitude: float, seed: int, epoch: int
-) -> Tensor:
-    """The pixels after `num_ops` random operations each; what an image gets depends on (seed, epoch, row) alone.
+def rand_augment(pixels: Tensor, num_ops: int, magnitude: float, draws: Draws) -> Tensor:
+    """Apply `num_ops` random operations to each image.
 
     Args:
-        pixels: uint8 (B, 3, S, S).
-        rows: int64 (B,), rows of the images in their `ImageSet`.
+        pixels: uint8 (B, 3, S, S); not changed.
         num_ops: operations drawn per image.
         magnitude: mean strength, 0 to 10.
-        seed: seed of the run.
-        epoch: pass over the images.
+        draws: of these images.
 
     Returns:
         uint8 (B, 3, S, S).
     """
     pixels = pixels.clone()
-    for chosen, levels, signs in zip(*draw_operations(rows, num_ops, magnitude, seed, epoch), strict=True):
+    for chosen, levels, signs in zip(*draw_operations(num_ops, magnitude, draws), strict=True):
         for number, (operation, to_amount) in enumerate(OPERATIONS):
             members = np.flatnonzero(chosen == number)
             if len(members) == 0:
@@ -58,16 +54,14 @@ def rand_augment(
     return pixels
 
 
-def draw_operations(
-    rows: NDArray[np.int64], num_ops: int, magnitude: float, seed: int, epoch: int
-) -> tuple[NDArray[np.int64], Levels, Levels]:
-    """Which operations each image gets and how strong they are; arguments as for `rand_augment`.
+def draw_operations(num_ops: int, magnitude: float, draws: Draws) -> tuple[NDArray[np.int64], Levels, Levels]:
+    """Draw the operations of each image and their strengths; arguments as for `rand_augment`.
 
     Returns:
-        Three arrays (num_ops, B): the place in `OPERATIONS` or -1 for none, the level in 0..10, and the sign.
+        Three arrays (num_ops, B): the index into `OPERATIONS` or -1 for none, the level in 0..10, and the sign.
     """
-    draws = uniform(seed, epoch, rows, 5 * num_ops, "rand_augment").reshape(len(rows), num_ops, 5)
-    choice, apply, radius, angle, sign = np.moveaxis(draws, (2, 1), (0, 1))
+    numbers = draws.uniform("rand_augment", 5 * num_ops).reshape(-1, num_ops, 5)
+    choice, apply, radius, angle, sign = np.moveaxis(numbers, (2, 1), (0, 1))
     chosen = np.where(apply < APPLY_PROBABILITY, np.floor(choice * len(OPERATIONS)), -1).astype(np.int64)
     normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
     levels = np.clip(magnitude + LEVEL_STD * normal, 0, GREATEST_LEVEL)

@@ -19,6 +19,7 @@ from mae_hf.data.augment.crop_flip import (
 )
 from mae_hf.data.augment.erase import erase
 from mae_hf.data.augment.mix import mix
+from mae_hf.data.random import Draws
 
 S = 48
 MEAN, STD = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
@@ -50,7 +51,7 @@ def pillow_crop(image, box, flip):
 @pytest.mark.parametrize("make_images", [noise_images, drawn_images])
 def test_crop_resize_and_flip_are_within_two_grey_levels_of_pillow(crop_resize, make_images):
     images = make_images(64)
-    boxes = crop_boxes(np.arange(64), S, (0.05, 1.0), seed=1, epoch=0)
+    boxes = crop_boxes(S, (0.05, 1.0), Draws(1, 0, np.arange(64)))
     boxes[0] = [0, 0, S, S]
     boxes[1] = [7, S - 1, 9, 1]
     flip = np.arange(64) % 2 == 0
@@ -78,15 +79,20 @@ def torchvision_box(size, scale, generator):
 def test_crop_boxes_follow_the_law_of_torchvisions_rule(scale):
     generator = np.random.default_rng(0)
     expected = np.array([torchvision_box(96, scale, generator) for _ in range(4000)])
-    boxes = crop_boxes(np.arange(4000), 96, scale, seed=0, epoch=0)
+    boxes = crop_boxes(96, scale, Draws(0, 0, np.arange(4000)))
     for column, name in enumerate(("top", "left", "height", "width")):
         assert stats.ks_2samp(boxes[:, column], expected[:, column], method="asymp").pvalue > 0.001, name
     aspect, expected_aspect = boxes[:, 3] / boxes[:, 2], expected[:, 3] / expected[:, 2]
     assert stats.ks_2samp(aspect, expected_aspect, method="asymp").pvalue > 0.001
 
 
+def test_the_crops_of_three_images_never_change():
+    boxes = crop_boxes(96, (0.2, 1.0), Draws(7, 3, np.arange(3)))
+    assert boxes.tolist() == [[29, 23, 58, 58], [3, 6, 93, 86], [23, 14, 67, 76]]
+
+
 def test_boxes_stay_inside_the_image_and_reach_all_borders():
-    boxes = crop_boxes(np.arange(20_000), 12, (0.05, 1.0), seed=3, epoch=1)
+    boxes = crop_boxes(12, (0.05, 1.0), Draws(3, 1, np.arange(20_000)))
     top, left, height, width = boxes.T
     assert min(top.min(), left.min()) == 0
     assert min(height.min(), width.min()) >= 1
@@ -94,63 +100,64 @@ def test_boxes_stay_inside_the_image_and_reach_all_borders():
 
 
 def test_an_image_alone_is_augmented_as_within_any_batch():
-    images, rows, config = drawn_images(16), np.arange(100, 116), AugmentConfig()
-    together = augment(images, rows, config, seed=4, epoch=2)
-    alone = torch.cat([augment(images[i : i + 1], rows[i : i + 1], config, seed=4, epoch=2) for i in range(16)])
+    images, config, draws = drawn_images(16), AugmentConfig(), Draws(4, 2, np.arange(100, 116))
+    together = augment(images, config, draws)
+    alone = torch.cat([augment(images[i : i + 1], config, draws[i : i + 1]) for i in range(16)])
     assert torch.equal(together, alone)
     order = np.random.default_rng(1).permutation(16)
-    assert torch.equal(augment(images[order], rows[order], config, seed=4, epoch=2), together[order])
+    assert torch.equal(augment(images[order], config, draws[order]), together[order])
 
 
 def test_seed_epoch_and_row_each_change_the_crop():
     images, config = noise_images(1), CropConfig(flip=False)
-    base = augment(images, np.array([5]), config, seed=0, epoch=0)
-    for row, seed, epoch in ((6, 0, 0), (5, 1, 0), (5, 0, 1)):
-        assert not torch.equal(augment(images, np.array([row]), config, seed, epoch), base)
+    base = augment(images, config, Draws(0, 0, np.array([5])))
+    for seed, epoch, row in ((0, 0, 6), (1, 0, 5), (0, 1, 5)):
+        assert not torch.equal(augment(images, config, Draws(seed, epoch, np.array([row]))), base)
 
 
 def test_half_of_the_images_are_mirrored_unless_flip_is_off():
-    images, rows = drawn_images(1).expand(400, -1, -1, -1), np.arange(400)
-    mirrored = augment(images, rows, CropConfig(crop_scale=(1.0, 1.0)), 0, 0).eq(to_pixels(images).flip(-1))
+    images, draws = drawn_images(1).expand(400, -1, -1, -1), Draws(0, 0, np.arange(400))
+    mirrored = augment(images, CropConfig(crop_scale=(1.0, 1.0)), draws).eq(to_pixels(images).flip(-1))
     assert 150 < mirrored.flatten(1).all(1).sum() < 250
-    unflipped = augment(images, rows, CropConfig(crop_scale=(1.0, 1.0), flip=False), 0, 0)
+    unflipped = augment(images, CropConfig(crop_scale=(1.0, 1.0), flip=False), draws)
     assert torch.equal(unflipped, to_pixels(images))
 
 
 def test_pretraining_draws_no_randaugment_and_zero_ops_switch_it_off():
-    images, rows = drawn_images(8), np.arange(8)
-    crops = augment(images, rows, CropConfig(), 0, 0)
-    assert torch.equal(augment(images, rows, AugmentConfig(rand_augment_ops=0), 0, 0), crops)
-    assert not torch.equal(augment(images, rows, AugmentConfig(rand_augment_ops=2), 0, 0), crops)
+    images, draws = drawn_images(8), Draws(0, 0, np.arange(8))
+    crops = augment(images, CropConfig(), draws)
+    assert torch.equal(augment(images, AugmentConfig(rand_augment_ops=0), draws), crops)
+    assert not torch.equal(augment(images, AugmentConfig(rand_augment_ops=2), draws), crops)
 
 
-def test_the_road_of_an_accelerator_never_waits_for_a_value():
+def test_augmenting_on_an_accelerator_never_reads_a_value_back():
     # A meta tensor has no values: reading one on the host, or mixing in a CPU tensor, raises.
-    images = drawn_images(40).to("meta")
-    pixels = augment(images, np.arange(40), AugmentConfig(), 0, 0)
+    images, draws = drawn_images(40).to("meta"), Draws(0, 0, np.arange(40))
+    pixels = augment(images, AugmentConfig(), draws)
     assert pixels.shape == (40, 3, S, S)
     assert pixels.dtype == torch.uint8
     pixel_values = normalize(pixels, MEAN, STD)
-    assert erase(pixel_values, np.arange(40), 0.25, 0, 0).device.type == "meta"
+    assert erase(pixel_values, 0.25, draws).device.type == "meta"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nothing_from_the_images_to_the_targets_makes_the_host_wait_for_the_gpu():
-    images, labels, rows, config = drawn_images(64).cuda(), torch.arange(64).cuda() % 10, np.arange(64), AugmentConfig()
+    images, labels, config = drawn_images(64).cuda(), torch.arange(64).cuda() % 10, AugmentConfig()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for epoch in range(4):  # of mixup and CutMix, each batch draws one
-            pixel_values = normalize(augment(images, rows, config, 0, epoch), MEAN, STD)
-            pixel_values = erase(pixel_values, rows, config.erase_probability, 0, epoch)
-            mix(pixel_values, labels, 10, config, 0, epoch)
+        for step in range(4):  # each batch draws one of mixup and CutMix
+            draws = Draws(0, step, np.arange(64), step)
+            pixel_values = normalize(augment(images, config, draws), MEAN, STD)
+            pixel_values = erase(pixel_values, config.erase_probability, draws)
+            mix(pixel_values, labels, 10, config, draws)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_stored_images_are_not_changed():
+def test_the_decoded_images_are_not_changed():
     images = drawn_images(8)
     before = images.clone()
-    normalize(augment(images, np.arange(8), AugmentConfig(), 0, 0), MEAN, STD)
+    normalize(augment(images, AugmentConfig(), Draws(0, 0, np.arange(8))), MEAN, STD)
     normalize(to_pixels(images), MEAN, STD)
     assert torch.equal(images, before)
 

@@ -8,14 +8,15 @@ import torch
 from scipy import stats
 
 from mae_hf.data.augment.erase import erase, erased_boxes
+from mae_hf.data.random import Draws
 
 S = 24
-PIXEL = 100.0  # no normal number is as large: what differs from it was erased
+PIXEL = 100.0  # no normal number is that large: a value that differs from it was erased
 
 
 def erase_flat(rows, probability=0.25, seed=0, epoch=0):
-    """What erasing makes of images that are PIXEL all over: float (B, 3, S, S)."""
-    return erase(torch.full((len(rows), 3, S, S), PIXEL), rows, probability, seed, epoch).numpy()
+    """Images with the value PIXEL everywhere, after erasing: float (B, 3, S, S)."""
+    return erase(torch.full((len(rows), 3, S, S), PIXEL), probability, Draws(seed, epoch, rows)).numpy()
 
 
 def timm_box(size, generator):
@@ -32,7 +33,7 @@ def timm_box(size, generator):
 def test_boxes_follow_the_law_of_timms_rule():
     generator = np.random.default_rng(0)
     expected = np.array([box for _ in range(4000) if (box := timm_box(96, generator))])
-    boxes = erased_boxes(np.arange(4000), 96, 1.0, seed=0, epoch=0)
+    boxes = erased_boxes(96, 1.0, Draws(0, 0, np.arange(4000)))
     for column, name in enumerate(("top", "left", "height", "width")):
         assert stats.ks_2samp(boxes[:, column], expected[:, column], method="asymp").pvalue > 0.001, name
     area, expected_area = boxes[:, 2:].prod(axis=1), expected[:, 2:].prod(axis=1)
@@ -41,8 +42,13 @@ def test_boxes_follow_the_law_of_timms_rule():
     assert stats.ks_2samp(aspect, expected_aspect, method="asymp").pvalue > 0.001
 
 
+def test_the_boxes_of_three_images_never_change():
+    boxes = erased_boxes(96, 1.0, Draws(7, 3, np.arange(3)))
+    assert boxes.tolist() == [[4, 3, 16, 17], [39, 12, 32, 66], [46, 55, 24, 21]]
+
+
 def test_boxes_stay_inside_the_image_and_reach_all_borders():
-    top, left, height, width = erased_boxes(np.arange(20_000), 12, 1.0, seed=3, epoch=1).T
+    top, left, height, width = erased_boxes(12, 1.0, Draws(3, 1, np.arange(20_000))).T
     assert min(top.min(), left.min()) == 0
     assert min(height.min(), width.min()) >= 1
     assert max(height.max(), width.max()) < 12
@@ -57,7 +63,8 @@ def test_the_probability_is_the_part_of_the_images_that_is_erased(probability):
 
 def test_one_box_of_all_channels_becomes_standard_normal_noise_and_the_rest_stays():
     rows, noise = np.arange(50, 350), []
-    for values, (top, left, height, width) in zip(erase_flat(rows), erased_boxes(rows, S, 0.25, 0, 0), strict=True):
+    boxes = erased_boxes(S, 0.25, Draws(0, 0, rows))
+    for values, (top, left, height, width) in zip(erase_flat(rows), boxes, strict=True):
         box = np.zeros((3, S, S), bool)
         box[:, top : top + height, left : left + width] = True
         np.testing.assert_array_equal(values != PIXEL, box)
@@ -82,7 +89,7 @@ def test_seed_epoch_and_row_each_change_the_box_and_the_noise():
 
 def test_the_input_is_left_alone():
     pixel_values = torch.zeros(8, 3, S, S)
-    erased = erase(pixel_values, np.arange(8), 1.0, 0, 0)
+    erased = erase(pixel_values, 1.0, Draws(0, 0, np.arange(8)))
     assert not pixel_values.any()
     assert erased.any()
     assert erased.dtype == torch.float32

@@ -10,9 +10,15 @@ from scipy import stats
 from mae_hf.config.augment import AugmentConfig
 from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.augment.mix import check_pairs, cut_box, mix
+from mae_hf.data.random import Draws
 from mae_hf.errors import ConfigError
 
 C, S = 5, 12
+
+
+def of_batch(step, seed=0):
+    """Draws of which mixing uses only those of the batch."""
+    return Draws(seed, 0, np.arange(1), step)
 
 
 def make_batch(num=6):
@@ -24,7 +30,7 @@ def make_batch(num=6):
 
 def run(config, step, num=6):
     pixel_values, labels = make_batch(num)
-    mixed, targets = mix(pixel_values, labels, C, config, seed=0, batch_index=step)
+    mixed, targets = mix(pixel_values, labels, C, config, of_batch(step))
     assert mixed.shape == pixel_values.shape
     assert mixed.dtype == torch.float32
     assert targets.shape == (num, C)
@@ -119,26 +125,26 @@ def test_with_both_on_each_batch_draws_one_of_the_two_evenly():
 def test_mixing_is_a_function_of_seed_and_step_and_leaves_the_input_alone():
     pixel_values, labels = make_batch()
     before = pixel_values.clone()
-    first = mix(pixel_values, labels, C, AugmentConfig(), 1, 2)
-    again = mix(pixel_values, labels, C, AugmentConfig(), 1, 2)
+    first = mix(pixel_values, labels, C, AugmentConfig(), of_batch(2, seed=1))
+    again = mix(pixel_values, labels, C, AugmentConfig(), of_batch(2, seed=1))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert torch.equal(pixel_values, before)
     for seed, step in ((2, 2), (1, 3)):
-        assert not torch.equal(mix(pixel_values, labels, C, AugmentConfig(), seed, step)[0], first[0])
+        assert not torch.equal(mix(pixel_values, labels, C, AugmentConfig(), of_batch(step, seed))[0], first[0])
 
 
 def test_a_part_of_the_batch_is_mixed_as_it_is_in_the_whole_batch():
     pixel_values, labels = make_batch(8)
     for step in range(8):  # both methods
-        whole, targets = mix(pixel_values, labels, C, AugmentConfig(), 0, step)
+        whole, targets = mix(pixel_values, labels, C, AugmentConfig(), of_batch(step))
         for places in ([0, 7], [1, 2, 5, 6], [3, 4]):
-            part, part_targets = mix(pixel_values[places], labels[places], C, AugmentConfig(), 0, step)
+            part, part_targets = mix(pixel_values[places], labels[places], C, AugmentConfig(), of_batch(step))
             assert torch.equal(part, whole[places])
             assert torch.equal(part_targets, targets[places])
 
 
-def test_a_split_that_would_tear_pairs_apart_is_refused_with_the_fix():
+def test_micro_batches_of_odd_size_are_refused_because_they_would_separate_pairs():
     split = {"batch_size": 12, "per_device_batch_size": 3}
     for num_processes in (1, 2):
         plan = FinetuneTrainConfig(**split).plan(24, num_processes)

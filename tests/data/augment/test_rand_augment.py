@@ -7,6 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage, stats
 
 from mae_hf.data.augment import rand_augment as ra
+from mae_hf.data.random import Draws
 
 S = 48
 GREY = (128, 128, 128)
@@ -137,7 +138,7 @@ def test_posterize_never_blackens_an_image():
 
 
 def test_half_of_the_draws_are_none_and_all_operations_come_equally_often_in_every_slot():
-    chosen, _, _ = ra.draw_operations(np.arange(20_000), 2, 9.0, seed=0, epoch=0)
+    chosen, _, _ = ra.draw_operations(2, 9.0, Draws(0, 0, np.arange(20_000)))
     assert chosen.shape == (2, 20_000)
     for slot in chosen:
         counts = np.bincount(slot + 1, minlength=16)
@@ -148,20 +149,28 @@ def test_half_of_the_draws_are_none_and_all_operations_come_equally_often_in_eve
 
 
 def test_levels_are_normal_around_the_magnitude_within_0_to_10_and_signs_are_even():
-    _, levels, signs = ra.draw_operations(np.arange(10_000), 1, 5.0, seed=0, epoch=0)
+    _, levels, signs = ra.draw_operations(1, 5.0, Draws(0, 0, np.arange(10_000)))
     assert stats.kstest(levels[0], "norm", args=(5.0, 0.5)).pvalue > 0.001
     assert set(signs[0]) == {-1.0, 1.0}
     assert abs(signs.mean()) < 0.04
-    _, levels, _ = ra.draw_operations(np.arange(10_000), 1, 10.0, seed=0, epoch=0)
+    _, levels, _ = ra.draw_operations(1, 10.0, Draws(0, 0, np.arange(10_000)))
     assert levels.max() == 10
     assert levels.min() > 7
+
+
+def test_the_operations_of_three_images_never_change():
+    chosen, levels, signs = ra.draw_operations(2, 9.0, Draws(7, 3, np.arange(3)))
+    assert chosen.tolist() == [[-1, 6, -1], [5, -1, 11]]
+    np.testing.assert_allclose(levels[0], [9.506700318932861, 9.46895738526351, 8.800182987373235], rtol=1e-14)
+    assert signs.tolist() == [[-1, 1, 1], [1, -1, -1]]
 
 
 def test_each_image_gets_its_drawn_operations_in_order():
     images = np.repeat(make_images()[3:4], 300, axis=0)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    result = ra.rand_augment(pixels, np.arange(300), 2, 9.0, seed=0, epoch=0)
-    chosen, levels, signs = ra.draw_operations(np.arange(300), 2, 9.0, seed=0, epoch=0)
+    draws = Draws(0, 0, np.arange(300))
+    result = ra.rand_augment(pixels, 2, 9.0, draws)
+    chosen, levels, signs = ra.draw_operations(2, 9.0, draws)
     for i in range(300):
         expected = images[i : i + 1]
         for slot in range(2):
@@ -175,7 +184,7 @@ def test_each_image_gets_its_drawn_operations_in_order():
 def test_the_input_is_left_alone():
     pixels = torch.from_numpy(make_images()).permute(0, 3, 1, 2)
     before = pixels.clone()
-    result = ra.rand_augment(pixels, np.arange(len(pixels)), 2, 9.0, seed=0, epoch=0)
+    result = ra.rand_augment(pixels, 2, 9.0, Draws(0, 0, np.arange(len(pixels))))
     assert torch.equal(pixels, before)
     assert not torch.equal(result, before)
     assert result.dtype == torch.uint8
