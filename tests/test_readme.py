@@ -1,11 +1,13 @@
-"""Every command in the README is one that exists: its script parses it; test_scripts runs the offline ones."""
+"""Every command in README.md, CONTRIBUTING.md and docs is parsed by its script, and every link leads to a file."""
 
 import importlib
+import itertools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from benchmarks.config import BenchmarkConfig
 from mae_hf.config import parse
@@ -21,7 +23,10 @@ from mae_hf.config.commands import (
 from mae_hf.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 CONFIGS = {
     "scripts/pretrain.py": PretrainConfig,
     "scripts/finetune.py": FinetuneConfig,
@@ -32,24 +37,38 @@ CONFIGS = {
     "scripts/demo.py": DemoConfig,
     "benchmarks.speed": BenchmarkConfig,
 }
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
 
 
-def test_the_readme_has_commands_for_every_script():
-    named = {word for command in COMMANDS for word in shlex.split(command) if word.startswith("scripts/")}
+def _commands(page: str) -> list[str]:
+    """The lines of a page's bash blocks; a backslash at the end of a line joins it with the next."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGES[page], re.S | re.M)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = {f"{page}: {command}": command for page in PAGES for command in _commands(page)}
+
+
+def test_readme_stays_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+def test_the_reference_has_a_command_for_every_script():
+    named = {word for command in _commands("docs/reference.md") for word in command.split() if "scripts/" in word}
     assert named == {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")}
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r"scripts/|benchmarks\.", command)])
-def test_a_script_understands_its_command(command: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if re.search(r"scripts/|speed", command)])
+def test_a_script_parses_its_command(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    launcher, words = _split(command)
-    if launcher[0] == "accelerate":
-        from accelerate.commands.launch import launch_command_parser
-
-        launch_command_parser().parse_args([*launcher[2:], *words])  # exits on an unknown option
+    launcher, words = _split(COMMANDS[name])
+    if "launch" in launcher:
+        options = launcher[launcher.index("launch") + 1 :]
+        launch_command_parser().parse_args([*options, *words])  # exits on an unknown option
+        files = [option for before, option in itertools.pairwise(options) if before == "--config_file"]
+        assert all(Path(file).is_file() for file in files)
     if words[0] == "scripts/compare.py":
-        with pytest.raises(ConfigError, match="is not a folder"):  # it got as far as looking for the runs
+        with pytest.raises(ConfigError, match="is not a folder"):  # the words are right, the runs are missing
             importlib.import_module("mae_hf.commands.compare").main(words[1:])
     elif "--print_config" in words:
         with pytest.raises(SystemExit, match="0"):
@@ -58,36 +77,40 @@ def test_a_script_understands_its_command(command: str, monkeypatch: pytest.Monk
         parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
-def test_make_has_the_target(command: str):
-    assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.startswith("make ")])
+def test_make_has_the_target(name: str):
+    target = COMMANDS[name].split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-def test_the_quickstart_of_the_makefile_parses_too(monkeypatch: pytest.MonkeyPatch):
+def test_the_quickstart_of_the_makefile_is_parsed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    lines = re.findall(r"^\t(accelerate launch scripts/.*)$", (ROOT / "Makefile").read_text(), re.M)
+    lines = re.findall(r"^\t(accelerate launch .*scripts/.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert len(lines) == 4
     for line in lines:
         _, words = _split(line)
         parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
 
 
-def test_files_and_pictures_that_the_readme_names_are_there():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    files = [name for row in re.findall(r"^\| (`.*?) \|", README, re.M) for name in re.findall(r"`([^`]+)`", row)]
-    assert links
-    assert files
-    missing = [link for link in links if not (ROOT / link).exists()]
-    folder = Path()
-    for name in files:  # a bare name is in the folder of the name before it
-        path = Path(name) if "/" in name else folder / name
-        folder = path.parent if "/" in name else folder
-        missing += [] if (ROOT / path).exists() else [str(path)]
-    assert not missing
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str):
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[page]) if not link.startswith("http")]
+    assert not [link for link in links if not ((ROOT / page).parent / link).exists()]
+
+
+def test_files_that_contributing_names_exist():
+    names = re.findall(r"`((?:mae_hf|benchmarks|scripts|tests|configs|docs)/[\w/.]*)`", PAGES["CONTRIBUTING.md"])
+    assert names
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+def test_the_index_of_the_documentation_names_every_page():
+    pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}
+    assert not [page for page in pages if f"({page})" not in PAGES["docs/README.md"]]
 
 
 def _split(command: str) -> tuple[list[str], list[str]]:
-    """The launcher's words, and those from the script's name on."""
-    words = shlex.split(command)
+    """The words of the launcher, and those from the name of the script on."""
+    words = shlex.split(command, comments=True)
     start = next(i for i, word in enumerate(words) if word.startswith(("scripts/", "benchmarks.")))
     return words[:start], words[start:]
