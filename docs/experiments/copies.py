@@ -1,7 +1,7 @@
-"""Experiment: how many planted copies the audit finds, what else it calls a copy, and what it costs.
+"""Experiment: how many planted duplicates the audit finds, what else it calls a duplicate, and what it costs.
 
-python docs/experiments/copies.py recall UNLABELED STL10 FIGURE.png   # by kind, and what was not planted
-python docs/experiments/copies.py cost UNLABELED STL10 100000         # time and memory at so many
+python docs/experiments/copies.py recall UNLABELED STL10 FIGURE.png   # by kind, and pairs that were not planted
+python docs/experiments/copies.py cost UNLABELED STL10 100000         # time and memory for that many images
 
 UNLABELED and STL10 are sources as in `--data.source`.
 """
@@ -26,18 +26,18 @@ from mae_hf.data.sources import load_splits
 from mae_hf.leakage.near_copies import find_copies
 from mae_hf.leakage.picture import pairs_figure
 
-NUM_PLANTED = 100  # originals, each planted once in every kind
+NUM_PLANTED = 100  # originals; each is planted once in every kind
 BICUBIC = Image.Resampling.BICUBIC
 
 
 def compress(image: Image.Image, kind: str) -> Image.Image:
-    """As a file of quality 75."""
+    """The image, saved and opened as a file of quality 75."""
     image.save(file := io.BytesIO(), kind, quality=75)
     return Image.open(file).convert("RGB")
 
 
 def crop(image: Image.Image, part: float, x: float, y: float) -> Image.Image:
-    """The part of the side at (x, y), each 0 to 1, at the image's own size."""
+    """A crop with `part` of the side at position (x, y), each 0 to 1, resized to the image's size."""
     side = image.size[0]
     kept = round(side * part)
     left, top = round((side - kept) * x), round((side - kept) * y)
@@ -45,7 +45,7 @@ def crop(image: Image.Image, part: float, x: float, y: float) -> Image.Image:
 
 
 def kinds(random: np.random.Generator) -> dict[str, Callable[[Image.Image], Image.Image]]:
-    """What is done to an image, by name."""
+    """The changes of an image, by name."""
 
     def off_centre(image: Image.Image) -> Image.Image:
         return crop(image, 0.9, random.uniform(), random.choice([0, 1]))
@@ -69,13 +69,13 @@ def kinds(random: np.random.Generator) -> dict[str, Callable[[Image.Image], Imag
 
 
 def load(source: str, roles: tuple[str, ...]) -> np.ndarray:
-    """The images of some splits, in memory."""
+    """The images of these splits, in memory."""
     splits = load_splits(DataConfig(source=source), source)
     return np.concatenate([open_store(splits[role], 96, DataConfig()).images for role in roles if role in splits])
 
 
 def measure_recall(unlabeled: np.ndarray, labelled: np.ndarray, figure: str) -> None:
-    """Plants copies of labelled images; prints what was found of them, and draws what else was."""
+    """Plant duplicates of labelled images, print how many are found, and draw the other pairs that are found."""
     random = np.random.default_rng(1)
     originals = np.sort(random.choice(len(labelled), NUM_PLANTED, replace=False))
     planted = [
@@ -97,7 +97,7 @@ def measure_recall(unlabeled: np.ndarray, labelled: np.ndarray, figure: str) -> 
 
 
 def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray, num: str) -> None:
-    """Time and memory at `num` images, which are the unlabeled ones again and again, memory-mapped."""
+    """Print time and memory for `num` memory-mapped images, which repeat the unlabelled ones."""
     with tempfile.NamedTemporaryFile(suffix=".npy") as file:
         many = np.lib.format.open_memmap(file.name, "w+", np.uint8, (int(num), 96, 96, 3))
         for start in range(0, len(many), len(unlabeled)):
@@ -117,14 +117,14 @@ def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray, num: str) -> None:
 
 
 def watch_memory(peak: list[float], done: threading.Event) -> None:
-    """Keeps the most memory in GiB that is not a mapped file."""
+    """Keep the peak of memory in GiB that is not a mapped file."""
     while not done.wait(0.2):
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
         peak[0] = max(peak[0], int(line.split()[1]) / 2**20)
 
 
 def main() -> None:
-    """Measures what the first word says."""
+    """Measure what the first argument names."""
     what, unlabeled, stl10, *rest = sys.argv[1:]
     labelled = load(stl10, ("test", "train"))
     images = np.concatenate([load(unlabeled, ("unlabeled",)), load(stl10, ("unlabeled",))])

@@ -1,8 +1,8 @@
-"""Experiment: what each lever of the training step is worth on a CPU, all of them taking turns in one process.
+"""Experiment: the gain of each optimisation of a training step on a CPU. All variants take turns in one process.
 
 python docs/experiments/levers.py PRESET.yaml no|bf16 [ROUNDS]
 
-The allocator cannot be set back, so it is measured last: everything once more after `use_cpu_well`.
+The allocator cannot be reset, so it comes last: everything is measured again after `use_cpu_well`.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from mae_hf.training.hardware import attention_for, use_cpu_well
 
 
 def main() -> None:
-    """Prints images per second, median, least and greatest, for the losses; milliseconds for the optimizers."""
+    """Print images per second (median, minimum, maximum) for the losses, and milliseconds for the optimizers."""
     preset, precision, *rest = sys.argv[1:]
     config, rounds = parse.load(PretrainConfig, preset), int(rest[0]) if rest else 7
     accelerator = Accelerator(mixed_precision=precision)
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def take_turns(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work, one value a round, after two rounds that are not counted."""
+    """Return the seconds of each work, one value per round, after two rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 2):
         for name, work in works.items():

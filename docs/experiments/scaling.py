@@ -1,9 +1,9 @@
-"""Experiment: how far the plan of `benchmarks/speed.py --plan` is from what is measured with 1 and 2 processes.
+"""Experiment: how far `benchmarks/speed.py --plan` is from measurements with 1 and 2 processes.
 
 python docs/experiments/scaling.py 3   # rounds; on a CPU with 2 free cores, from the root of the repository
 
-A process has one core. What the plan is given: the matrix products that one thread does here, the part of them that
-docs/benchmarks.md has for this preset, and what gloo sends from one process to the other.
+Each process has one core. The plan uses the rate of matrix products of one thread on this machine, the efficiency that
+docs/benchmarks.md reports for this preset, and the rate at which gloo sends from one process to the other.
 """
 
 import json
@@ -30,7 +30,7 @@ STEPS = 7
 
 
 def send(rank: int, num_bytes: int, file: str) -> None:
-    """Sums gradients of two processes, and writes how many GB/s each of them sent."""
+    """Sum the gradients of two processes, and write how many GB/s each of them sent."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     gradients = torch.ones(num_bytes // 4)
@@ -46,14 +46,14 @@ def send(rank: int, num_bytes: int, file: str) -> None:
 
 
 def link_gb_per_second(num_bytes: int) -> float:
-    """Of two processes of this machine: a ring of two sends 2 (n - 1) / n = 1 time the gradients."""
+    """The rate between two processes of this machine: a ring of two sends the gradients 2 (n - 1) / n = 1 time."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(send, (num_bytes, f"{folder}/link"), nprocs=2)
         return float(Path(f"{folder}/link.rate").read_text())
 
 
 def train(preset: str, num_processes: int) -> float:
-    """Images per second of a short run."""
+    """Return the images per second of a short run."""
     config = parse.load(PretrainConfig, preset)
     epochs = STEPS * config.train.batch_size / (1300 // config.train.batch_size * config.train.batch_size)
     launch = ["accelerate", "launch", "--mixed_precision", "bf16", "--multi_gpu", "--num_processes", "2"]
@@ -72,7 +72,7 @@ def train(preset: str, num_processes: int) -> float:
 
 
 def main() -> None:
-    """Measures in turns, and prints plan and measurement side by side."""
+    """Measure in turns, and print plan and measurement side by side."""
     torch.set_num_threads(1)
     measured: dict[tuple[str, int], list[float]] = {}
     peaks, links = [], {name: [] for name in PRESETS}

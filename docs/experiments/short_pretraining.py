@@ -1,10 +1,10 @@
-"""Experiment: short pre-trainings that differ in one thing, compared by held-out loss and linear probe.
+"""Experiment: compare short pre-training runs that differ in one setting, by held-out loss and linear probe.
 
 accelerate launch --mixed_precision bf16 docs/experiments/short_pretraining.py OUTPUT.json UNLABELED LABELLED STEPS \
     VARIANT [VARIANT...]
 
-A variant is words of a command line in quotes, such as "--model.decode_ratio 0.5", "" for the plain `stl10_tiny`,
-or `stock-initialisation`. UNLABELED and LABELLED are sources as in `--data.source`.
+A variant is a quoted part of a command line, such as "--model.decode_ratio 0.5". "" is plain `stl10_tiny`, and
+`stock-initialisation` is a variant, too. UNLABELED and LABELLED are sources as in `--data.source`.
 """
 
 import json
@@ -36,7 +36,7 @@ STOCK = "stock-initialisation"
 
 
 def main() -> None:
-    """Trains a model for each variant, prints a line for it and adds it to the file."""
+    """Train a model for each variant, print its result, and add it to the file."""
     output, unlabeled, labelled, steps, *variants = sys.argv[1:]
     results = []
     for variant in variants:
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str, object]:
-    """Held-out loss, images per second and linear probe after `steps` steps of the `stl10_tiny` recipe."""
+    """Return held-out loss, images per second and linear probe after `steps` steps of the `stl10_tiny` recipe."""
     accelerator = Accelerator()
     use_cpu_well(accelerator)
     folder = Path(tempfile.mkdtemp())

@@ -1,9 +1,9 @@
-"""Experiment: a split batch has other losses after many steps, because sums are rounded in another order.
+"""Experiment: splitting a batch changes losses after many steps only because sums are rounded in a different order.
 
-python docs/experiments/split.py   # 20 minutes of a core, from the root of the repository
+python docs/experiments/split.py   # 20 minutes on one core, from the root of the repository
 
-The digits' pre-training, whole batches beside two micro-batches, in the precision of training and in one with 29 bits
-more. What is rounding shrinks by as much; an error in the splitting would stay.
+Pre-train on digits with whole batches and with two micro-batches, in single and in double precision. Rounding errors
+shrink with 29 more bits. An error in the splitting would stay.
 """
 
 import torch
@@ -22,7 +22,7 @@ WORDS = ["--config", "configs/pretrain/digits.yaml", "--train.epochs=10", "--tra
 
 
 def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
-    """The loss of every step."""
+    """Return the loss of every step."""
     config = parse.parse(PretrainConfig, [*WORDS, f"--train.per_device_batch_size={per_device_batch_size}"], "split")
     accelerator = Accelerator(cpu=True)
     images, _ = load_pretraining_images(config.data, config.model.image_size)
@@ -33,7 +33,7 @@ def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
     optimizer = build_optimizer(model, config.train)
     device_images = DeviceImages(images, accelerator.device, config.data.on_device)
     loss_of = pretraining_loss(model, device_images, config)
-    torch.set_default_dtype(dtype)  # of sums
+    torch.set_default_dtype(dtype)  # the dtype of sums
     found = []
     for step in range(plan.total_steps):
         set_learning_rate(optimizer, learning_rate_at(step, plan, config.train.learning_rate))
@@ -45,10 +45,10 @@ def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def main() -> None:
-    """Prints the largest and mean difference of the two splits, in both precisions."""
+    """Print the largest and the mean difference of the two splits, in both precisions."""
     in_single = torch.Tensor.float
     for dtype in (torch.float32, torch.float64):
-        # the loss is computed in float32 whatever the weights are: here it is not
+        # mae_hf computes the loss in float32; this computes it in the dtype of the weights
         torch.Tensor.float = in_single if dtype == torch.float32 else torch.Tensor.double  # type: ignore[method-assign]
         apart = (losses(64, dtype) - losses(32, dtype)).abs()
         torch.Tensor.float = in_single  # type: ignore[method-assign]

@@ -1,6 +1,6 @@
-"""Images per second of batches alone, from the store and from streams, in turns.
+"""Experiment: images per second of batches alone, from the image cache and from streams, in turns.
 
-python docs/experiments/streaming.py [NUM_IMAGES]    (from the repository's root; 8192 images if none are named)
+python docs/experiments/streaming.py [NUM_IMAGES]    (from the root of the repository; the default is 8192)
 """
 
 import io
@@ -29,7 +29,7 @@ CPU, SIZE, BATCH, SHARDS, TURNS, STEPS = torch.device("cpu"), 96, 128, 16, 5, 40
 
 
 def photograph(random: np.random.Generator) -> bytes:
-    """A JPEG of soft colours and a little noise."""
+    """A JPEG with soft colours and a little noise."""
     soft = Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).resize(
         (SIZE, SIZE), Image.Resampling.BICUBIC
     )
@@ -49,7 +49,7 @@ def open_source(source: str, folder: Path) -> StreamedImages:
 
 
 def turn(batches: Iterator[torch.Tensor]) -> tuple[float, float]:
-    """Images per second, and milliseconds of CPU time per image, of STEPS batches."""
+    """Return images per second, and milliseconds of CPU time per image, over STEPS batches."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(STEPS):
         next(batches)
@@ -83,7 +83,7 @@ def main(num_images: int) -> None:
                     steps = range(first, first + STEPS + 1)
                     with images.reading(first, 10**9):
                         batches = (images.batch(images.sampler.micro_batches(step)[0]) for step in steps)
-                        next(batches)  # the first window has come
+                        next(batches)  # wait for the first window
                         turns[name].append(turn(batches))
     for name, found in turns.items():
         rate, cpu = (statistics.median(values) for values in zip(*found, strict=True))
