@@ -23,8 +23,8 @@ from mae_hf.errors import require
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures as the command line says, prints a table per measure, and writes the numbers where they are wanted."""
-    config = parse.parse(BenchmarkConfig, argv, prog="benchmarks/speed.py")
-    preset = parse.load(PretrainConfig, config.preset)
+    config = parse.read_command(BenchmarkConfig, argv, prog="benchmarks/speed.py")
+    preset = parse.read_file(PretrainConfig, config.preset)
     if config.plan:
         print_plan(config, preset)
         return

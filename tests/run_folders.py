@@ -76,7 +76,7 @@ def write_run(
         train=FinetuneTrainConfig(seed=seed, layer_decay=layer_decay),
         output_dir=str(folder),
     )  # fmt: skip
-    (folder / "config.yaml").write_text(parse.dump(config))
+    (folder / "config.yaml").write_text(parse.to_yaml(config))
     predictions = [label if ok else (label + 1) % len(class_names) for label, ok in zip(labels, right, strict=True)]
     others = 0.1 / (len(class_names) - 1)
     table = {

@@ -18,7 +18,7 @@ NAMES = {"digits", "stl10_tiny", "stl10_small", "stl10_base"}
 
 
 def load(stage: str, name: str):
-    return parse.load(STAGES[stage], ROOT / "configs" / stage / f"{name}.yaml")
+    return parse.read_file(STAGES[stage], ROOT / "configs" / stage / f"{name}.yaml")
 
 
 def case(path: Path) -> str:
@@ -52,7 +52,7 @@ def test_the_command_in_the_header_runs_this_preset(path):
     words = command[1].split("   (")[0].split()
     assert words[:2] == ["accelerate", "launch"]
     script = words.index(f"scripts/{path.parent.name}.py")
-    asked = parse.parse(STAGES[path.parent.name], words[script + 1 :], prog="test")
+    asked = parse.read_command(STAGES[path.parent.name], words[script + 1 :], prog="test")
     assert asked == load(path.parent.name, path.stem)
 
 
@@ -77,8 +77,8 @@ def test_both_stages_read_the_same_images_in_the_same_way(name):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/benchmark").iterdir()), ids=case)
 def test_a_shape_to_measure_is_a_pre_training_run_whose_header_measures_it(path):
-    assert parse.load(PretrainConfig, path).output_dir == f"runs/benchmark/{path.stem}"
+    assert parse.read_file(PretrainConfig, path).output_dir == f"runs/benchmark/{path.stem}"
     header = re.match(r"# What: .+\n# Command: (.+)\n# Measured: .+\n", path.read_text())
     python, flag, module, *words = header[1].split()
     assert (python, flag, module) == ("python", "-m", "benchmarks.speed")
-    assert parse.parse(BenchmarkConfig, words, prog="test").preset == f"configs/benchmark/{path.name}"
+    assert parse.read_command(BenchmarkConfig, words, prog="test").preset == f"configs/benchmark/{path.name}"

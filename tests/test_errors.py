@@ -45,8 +45,8 @@ def test_the_value_of_hf_token_is_replaced_whatever_it_looks_like(monkeypatch):
 @pytest.mark.parametrize("key", ["data.source", "output_dir", "hub.repo_id"])
 def test_a_secret_in_a_setting_is_refused_before_anything_is_written(text, key):
     words = [f"--{key}={text}", *(["--data.streaming=true"] if key == "data.source" else [])]
-    with pytest.raises(ConfigError, match=r"holds a password or token.*netrc.*HF_TOKEN") as caught:
-        parse.parse(PretrainConfig, words, "pretrain")
+    with pytest.raises(ConfigError, match=r"contains a password or token.*netrc.*HF_TOKEN") as caught:
+        parse.read_command(PretrainConfig, words, "pretrain")
     assert TOKEN[3:] not in str(caught.value)
 
 
@@ -54,10 +54,10 @@ def test_no_error_about_the_command_line_repeats_a_secret():
     lines = [["--model.init", TOKEN], ["--hub.token", TOKEN], ["--train.seed", TOKEN], [f"--{TOKEN}"], [TOKEN]]
     for words in lines:
         with pytest.raises(ConfigError) as caught:
-            parse.parse(FinetuneConfig, words, "finetune")
+            parse.read_command(FinetuneConfig, words, "finetune")
         assert TOKEN[3:] not in str(caught.value)
     with pytest.raises(ConfigError) as caught:
-        parse.parse(EvaluateConfig, ["--model", TOKEN, "--data.source", "digits"], "evaluate")
+        parse.read_command(EvaluateConfig, ["--model", TOKEN, "--data.source", "digits"], "evaluate")
     assert TOKEN[3:] not in str(caught.value)
 
 

@@ -72,9 +72,9 @@ def test_a_script_parses_its_command(name: str, monkeypatch: pytest.MonkeyPatch)
             importlib.import_module("mae_hf.commands.compare").main(words[1:])
     elif "--print_config" in words:
         with pytest.raises(SystemExit, match="0"):
-            parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
+            parse.read_command(CONFIGS[words[0]], words[1:], prog=words[0])
     else:
-        parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
+        parse.read_command(CONFIGS[words[0]], words[1:], prog=words[0])
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.startswith("make ")])
@@ -89,7 +89,7 @@ def test_the_quickstart_of_the_makefile_is_parsed(monkeypatch: pytest.MonkeyPatc
     assert len(lines) == 4
     for line in lines:
         _, words = _split(line)
-        parse.parse(CONFIGS[words[0]], words[1:], prog=words[0])
+        parse.read_command(CONFIGS[words[0]], words[1:], prog=words[0])
 
 
 @pytest.mark.parametrize("page", PAGES)

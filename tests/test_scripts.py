@@ -67,8 +67,8 @@ def test_a_run_folder_holds_what_the_contract_says(runs: Path):
 
 
 def test_the_resolved_config_is_itself_a_config(runs: Path):
-    assert parse.load(PretrainConfig, runs / "pretrain" / "config.yaml").train.epochs == 2
-    assert parse.load(FinetuneConfig, runs / "scratch" / "config.yaml").model.init == "scratch"
+    assert parse.read_file(PretrainConfig, runs / "pretrain" / "config.yaml").train.epochs == 2
+    assert parse.read_file(FinetuneConfig, runs / "scratch" / "config.yaml").model.init == "scratch"
 
 
 def test_metrics_have_a_line_per_logging_step_and_a_final_summary(runs: Path):
@@ -264,7 +264,7 @@ def test_few_labels_are_fine_tuned_as_runs_of_their_own(runs: Path, tmp_path: Pa
     for line in lines:
         run_folder = folder / "runs" / f"{line['label_set']}-model"
         assert json.loads((run_folder / "metrics.json").read_text())["test/accuracy"] == line["accuracy"]
-        config = parse.load(FinetuneConfig, run_folder / "config.yaml")
+        config = parse.read_file(FinetuneConfig, run_folder / "config.yaml")
         assert config.data.label_fraction == line["fraction"] and config.model.init == str(runs / "pretrain")
         assert line["labels"] == json.loads((run_folder / "run.json").read_text())["labels"]
         table, own = (

@@ -24,7 +24,7 @@ from mae_hf.training.hardware import attention_for, use_cpu_well
 def main() -> None:
     """Print images per second (median, minimum, maximum) for the losses, and milliseconds for the optimizers."""
     preset, precision, *rest = sys.argv[1:]
-    config, rounds = parse.load(PretrainConfig, preset), int(rest[0]) if rest else 7
+    config, rounds = parse.read_file(PretrainConfig, preset), int(rest[0]) if rest else 7
     accelerator = Accelerator(mixed_precision=precision)
     batch = config.train.batch_size
     pixel_values = torch.randn(batch, 3, config.model.image_size, config.model.image_size)

@@ -54,7 +54,7 @@ def link_gb_per_second(num_bytes: int) -> float:
 
 def train(preset: str, num_processes: int) -> float:
     """Return the images per second of a short run."""
-    config = parse.load(PretrainConfig, preset)
+    config = parse.read_file(PretrainConfig, preset)
     epochs = STEPS * config.train.batch_size / (1300 // config.train.batch_size * config.train.batch_size)
     launch = ["accelerate", "launch", "--mixed_precision", "bf16", "--multi_gpu", "--num_processes", "2"]
     command = ["taskset", "-c", "0", sys.executable] if num_processes == 1 else launch
@@ -80,7 +80,7 @@ def main() -> None:
         peaks.append(peak_tflops(torch.bfloat16))
         for name in PRESETS:
             preset = f"configs/benchmark/{name}.yaml"
-            trained, _ = num_parameters(parse.load(PretrainConfig, preset).model)
+            trained, _ = num_parameters(parse.read_file(PretrainConfig, preset).model)
             links[name].append(link_gb_per_second(4 * trained))
             for num in (1, 2):
                 measured.setdefault((name, num), []).append(train(preset, num))
@@ -90,7 +90,7 @@ def main() -> None:
     for name, efficiency in PRESETS.items():
         link = statistics.median(links[name])
         scaling = ScalingConfig(devices=2, efficiency=efficiency, link_gb_per_second=link)
-        for row in estimate(parse.load(PretrainConfig, f"configs/benchmark/{name}.yaml"), "bf16", scaling, tflops):
+        for row in estimate(parse.read_file(PretrainConfig, f"configs/benchmark/{name}.yaml"), "bf16", scaling, tflops):
             found = statistics.median(measured[name, row.num_devices])
             error = 100 * (row.images_per_second / found - 1)
             numbers = f"{row.images_per_second:.1f} | {found:.1f} | {error:+.0f} % | {link:.2f}"

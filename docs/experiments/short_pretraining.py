@@ -51,11 +51,11 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     folder = Path(tempfile.mkdtemp())
     words = ["--config=configs/pretrain/stl10_tiny.yaml", f"--data.source={unlabeled}", f"--output_dir={folder}"]
     words += variant.split() if variant != STOCK else []
-    config = parse.parse(PretrainConfig, words, prog="experiment")
+    config = parse.read_command(PretrainConfig, words, prog="experiment")
     images, held_out = load_pretraining_images(config.data, config.model.image_size)
     epochs = steps / (len(images) // config.train.batch_size)
     words += [f"--train.epochs={epochs}", "--train.warmup_ratio=0.1", f"--train.save_every_epochs={steps}"]
-    config = parse.parse(PretrainConfig, words, prog="experiment")
+    config = parse.read_command(PretrainConfig, words, prog="experiment")
     plan = config.train.plan(len(images), accelerator.num_processes)
 
     set_seed(config.train.seed)

@@ -23,7 +23,9 @@ WORDS = ["--config", "configs/pretrain/digits.yaml", "--train.epochs=10", "--tra
 
 def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the loss of every step."""
-    config = parse.parse(PretrainConfig, [*WORDS, f"--train.per_device_batch_size={per_device_batch_size}"], "split")
+    config = parse.read_command(
+        PretrainConfig, [*WORDS, f"--train.per_device_batch_size={per_device_batch_size}"], "split"
+    )
     accelerator = Accelerator(cpu=True)
     images, _ = load_pretraining_images(config.data, config.model.image_size)
     plan = config.train.plan(len(images), 1)

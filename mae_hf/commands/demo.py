@@ -14,7 +14,7 @@ from mae_hf.models.locate import FIX_MODEL, find_model
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves the page that the command line asks for until it is interrupted."""
-    config = parse.parse(DemoConfig, argv, prog="scripts/demo.py")
+    config = parse.read_command(DemoConfig, argv, prog="scripts/demo.py")
 
     find_model(config.model, FIX_MODEL)  # before the imports that take seconds
 

@@ -21,7 +21,7 @@ from mae_hf.models.locate import FIX_MODEL, find_model
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluates as the command line says; decisions are taken on validation, the numbers are of test."""
-    config = parse.parse(EvaluateConfig, argv, prog="scripts/evaluate.py")
+    config = parse.read_command(EvaluateConfig, argv, prog="scripts/evaluate.py")
 
     find_model(config.model, FIX_MODEL)  # before the imports that take seconds
     check_source(config.data.sources[0])

@@ -21,11 +21,11 @@ FINETUNE = Path(__file__).with_name("finetune.py")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures as the command line says; what an earlier run has finished is not done again."""
-    config = parse.parse(FewLabelsConfig, argv, prog="scripts/few_labels.py")
+    config = parse.read_command(FewLabelsConfig, argv, prog="scripts/few_labels.py")
 
     find_model(config.model, FIX_MODEL)  # before the imports that take seconds
     check_source(config.data.sources[0])
-    recipe = parse.load(FinetuneConfig, config.finetune_config) if config.finetune_config else None
+    recipe = parse.read_file(FinetuneConfig, config.finetune_config) if config.finetune_config else None
     folder = Path(config.output_dir)
     require(
         not (folder / "config.yaml").exists(), f"{folder} is the folder of another run: choose another --output_dir"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tunes as the command line says; an unfinished run goes on, a finished one is left alone."""
-    config = parse.parse(FinetuneConfig, argv, prog="scripts/finetune.py")
+    config = parse.read_command(FinetuneConfig, argv, prog="scripts/finetune.py")
 
     folder = Path(config.output_dir)
     if not (folder / "metrics.json").exists():  # the data and the encoder of a finished run may be gone

@@ -12,7 +12,7 @@ from mae_hf.data.locations import check_source
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Decodes every split of every source and prints what is there, and which unlabeled images a split repeats."""
-    config = parse.parse(PrepareConfig, argv, prog="scripts/prepare_data.py")
+    config = parse.read_command(PrepareConfig, argv, prog="scripts/prepare_data.py")
 
     for source in config.data.sources:
         check_source(source)  # before the imports that take seconds

@@ -16,7 +16,7 @@ from mae_hf.data.locations import check_source
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-trains as the command line says; an unfinished run goes on, a finished one is left alone."""
-    config = parse.parse(PretrainConfig, argv, prog="scripts/pretrain.py")
+    config = parse.read_command(PretrainConfig, argv, prog="scripts/pretrain.py")
 
     folder = Path(config.output_dir)
     if not (folder / "metrics.json").exists():  # the data of a finished run may be gone

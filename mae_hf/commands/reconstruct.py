@@ -15,7 +15,7 @@ from mae_hf.models.locate import FIX_MODEL, find_model
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws the picture that the command line asks for."""
-    config = parse.parse(ReconstructConfig, argv, prog="scripts/reconstruct.py")
+    config = parse.read_command(ReconstructConfig, argv, prog="scripts/reconstruct.py")
 
     find_model(config.model, FIX_MODEL)  # before the imports that take seconds
 

@@ -1,20 +1,22 @@
 """The shapes of the networks, and the loss of pre-training."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from mae_hf.config.checks import check_above_zero
+from mae_hf.config.fields import Range, Rate, Settings, Share
 from mae_hf.errors import require
 
 MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
 
+Size = Annotated[int, Range(above=0, at_most=MAX_SIZE)]
+
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Settings):
     """The Vision Transformer that both stages share.
 
     Args:
-        image_size: side of the square input in pixels; images of other sizes are resized and cropped to it.
+        image_size: side of the square input in pixels; other images are resized and cropped to it.
         patch_size: side of a patch in pixels; must divide `image_size`.
         hidden_size: width D of the encoder.
         num_hidden_layers: number of encoder layers.
@@ -22,20 +24,16 @@ class EncoderConfig:
         intermediate_size: width of the encoder's MLPs.
     """
 
-    image_size: int = 96
+    section = "model"
+    image_size: Size = 96
     patch_size: int = 8
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
+    hidden_size: Size = 768
+    num_hidden_layers: Size = 12
     num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    intermediate_size: Size = 3072
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
-            check_above_zero(f"model.{name}", getattr(self, name))
-            require(
-                getattr(self, name) <= MAX_SIZE,
-                f"{name} {getattr(self, name)} is above {MAX_SIZE}: choose a smaller one (--model.{name})",
-            )
+        super().__post_init__()
         divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
         require(
             len(divisors) > 0,
@@ -47,26 +45,27 @@ class EncoderConfig:
             f"patch_size {self.patch_size} does not divide image_size {self.image_size}: choose "
             f"{', '.join(map(str, divisors))} (--model.patch_size)",
         )
-        check_width("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        self._check_width("")
+
+    def _check_width(self, prefix: str) -> None:
+        """Check that the width fits the position table and the attention heads."""
+        width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
+        require(
+            width % 4 == 0,
+            f"{prefix}hidden_size {width} is not a multiple of 4, which the 2-d sine-cosine positions need: choose "
+            f"{max(4, width - width % 4)} or {width + 4 - width % 4} (--model.{prefix}hidden_size)",
+        )
+        allowed = [h for h in range(1, 33) if width % h == 0]
+        require(
+            heads in allowed,
+            f"{prefix}num_attention_heads {heads} does not divide {prefix}hidden_size {width}: choose one of "
+            f"{', '.join(map(str, allowed))} (--model.{prefix}num_attention_heads)",
+        )
 
     @property
     def num_patches(self) -> int:
         """N = (H / P)², the patches of an image."""
         return (self.image_size // self.patch_size) ** 2
-
-
-def check_width(width_name: str, width: int, heads_name: str, heads: int) -> None:
-    require(
-        width % 4 == 0,
-        f"{width_name} {width} is not a multiple of 4: the 2-d sine-cosine positions need sin and cos for two axes, "
-        f"choose {max(4, width - width % 4)} or {width + 4 - width % 4} (--model.{width_name})",
-    )
-    allowed = [h for h in range(1, 33) if width % h == 0]
-    require(
-        heads in allowed,
-        f"{heads_name} {heads} does not divide {width_name} {width}: choose one of {', '.join(map(str, allowed))} "
-        f"(--model.{heads_name})",
-    )
 
 
 @dataclass(frozen=True)
@@ -78,65 +77,55 @@ class MAEConfig(EncoderConfig):
         decoder_num_hidden_layers: number of decoder layers.
         decoder_num_attention_heads: attention heads of the decoder; must divide `decoder_hidden_size`.
         decoder_intermediate_size: width of the decoder's MLPs.
-        mask_ratio: part of the patches that is hidden from the encoder.
-        loss: distance between prediction and pixels over the hidden patches: `l1`, `mse` or `huber` (delta 1).
-        norm_pix_loss: predict each patch's pixels normalised by that patch's own mean and variance.
-        decode_ratio: part of the hidden patches that a training step decodes; below 1 it is faster, and held-out losses
-            still count all of them.
+        mask_ratio: share of the patches that are masked, so that the encoder does not see them.
+        loss: distance between predicted and real pixels of the masked patches: `l1`, `mse` or `huber` (delta 1).
+        norm_pix_loss: predict the pixels of each patch normalised by the mean and variance of that patch.
+        decode_ratio: share of the masked patches that a training step decodes; less than 1 is faster. Held-out losses
+            always count all masked patches.
     """
 
-    decoder_hidden_size: int = 512
-    decoder_num_hidden_layers: int = 4
+    decoder_hidden_size: Size = 512
+    decoder_num_hidden_layers: Size = 4
     decoder_num_attention_heads: int = 16
-    decoder_intermediate_size: int = 2048
-    mask_ratio: float = 0.75
+    decoder_intermediate_size: Size = 2048
+    mask_ratio: Annotated[float, Range(above=0, below=1)] = 0.75
     loss: Literal["l1", "mse", "huber"] = "l1"
     norm_pix_loss: bool = False
-    decode_ratio: float = 1.0
+    decode_ratio: Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size"):
-            check_above_zero(f"model.{name}", getattr(self, name))
-        check_width(
-            "decoder_hidden_size",
-            self.decoder_hidden_size,
-            "decoder_num_attention_heads",
-            self.decoder_num_attention_heads,
-        )
+        self._check_width("decoder_")
         require(
-            0 <= self.mask_ratio <= 1 and 1 <= self.num_visible < self.num_patches,
+            1 <= self.num_visible < self.num_patches,
             f"mask_ratio {self.mask_ratio} does not leave at least one of the {self.num_patches} patches visible and "
-            "one hidden: choose a value such as 0.75 (--model.mask_ratio)",
-        )
-        require(
-            0 < self.decode_ratio <= 1,
-            f"decode_ratio {self.decode_ratio} is not above 0 and at most 1: choose 1 to decode all hidden patches in "
-            "a step, 0.5 for half of them (--model.decode_ratio)",
+            "one masked: choose a value such as 0.75 (--model.mask_ratio)",
         )
 
     @property
     def num_visible(self) -> int:
-        """Patches the encoder sees; truncated exactly as transformers truncates."""
+        """The number of patches that the encoder sees, truncated exactly as in transformers."""
         return int(self.num_patches * (1 - self.mask_ratio))
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(EncoderConfig):
-    """The classifier: the shared encoder and where its weights come from.
+    """The classifier: the shared encoder, and where its weights come from.
 
     Args:
-        init: folder or Hub id of a pre-trained encoder (a run folder will do), or `scratch` for the baseline.
-        drop_path: rate of stochastic depth in the last layer, rising linearly from 0 in the first.
+        init: run folder, model folder or Hub id of a pre-trained encoder, or `scratch` for the baseline.
+        revision: branch, tag or commit of the encoder on the Hub.
+        drop_path: rate of stochastic depth in the last layer; it rises linearly from 0 in the first layer.
     """
 
     init: str = "runs/pretrain/stl10_base"
-    drop_path: float = 0.1
+    revision: str | None = None
+    drop_path: Rate = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 <= self.drop_path < 1,
-            f"drop_path {self.drop_path} is not a probability below 1: choose 0 to switch it off, or 0.1 "
-            "(--model.drop_path)",
+            self.revision is None or self.init != "scratch",
+            f"model.revision {self.revision} needs an encoder of the Hub, and model.init is scratch: remove it "
+            "(--model.revision null)",
         )

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mae_hf.config.checks import Choice
 from mae_hf.config.data import DataConfig
+from mae_hf.config.fields import Choice
 from mae_hf.data.cache import Store, decode, open_store
 from mae_hf.data.label_sets import describe_few_labels, few_label_rows
 from mae_hf.data.sources import Split, load_splits, stratified_draw

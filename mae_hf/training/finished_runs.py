@@ -169,7 +169,7 @@ def read_run(path: str | Path) -> Run:
         ) from None
     run = Run(
         path=path,
-        config=parse.load(FinetuneConfig, path / "config.yaml"),
+        config=parse.read_file(FinetuneConfig, path / "config.yaml"),
         record=record,
         history=history,
         metrics=metrics,

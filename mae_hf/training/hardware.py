@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mae_hf.config.checks import Choice
+from mae_hf.config.fields import Choice
 from mae_hf.data.cores import num_cores
 from mae_hf.errors import require
 from mae_hf.models.attention import register_cpu_attention

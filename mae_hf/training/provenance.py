@@ -57,7 +57,7 @@ def find_provenance(init: str) -> Provenance:
         except (OSError, ValueError, RecursionError) as error:
             content[name], problem = None, f"{path} cannot be read: {error}"
     try:
-        config = parse.load(PretrainConfig, run / "config.yaml") if (run / "config.yaml").is_file() else None
+        config = parse.read_file(PretrainConfig, run / "config.yaml") if (run / "config.yaml").is_file() else None
     except ConfigError as error:
         config, problem = None, str(error)
     return Provenance(init, folder, config, content["run.json"] or {}, content["audit.json"], problem)

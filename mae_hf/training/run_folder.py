@@ -56,7 +56,7 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         )
         return "new"
     try:
-        old = parse.load(type(config), path)
+        old = parse.read_file(type(config), path)
     except ConfigError as error:
         raise ConfigError(
             f"{folder} holds a run of another kind or a damaged config.yaml: {error}; choose another --output_dir"
@@ -104,7 +104,7 @@ class RunLog:
         accelerator.wait_for_everyone()  # the others may still be looking into the folder
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_text(self._folder / "config.yaml", parse.dump(config))
+            write_text(self._folder / "config.yaml", parse.to_yaml(config))
             self._run = {**environment(accelerator), **facts, "start": before.get("start", _now()), "end": None}
             self._write_json("run.json", self._run)
         self._hyperparameters = (

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(("preset", "gflop"), [("tiny8", 2.01), ("base16", 10.72)])
 def test_the_measured_shapes_need_what_was_counted_by_hand(preset: str, gflop: float):
-    model = parse.load(PretrainConfig, ROOT / f"configs/benchmark/{preset}.yaml").model
+    model = parse.read_file(PretrainConfig, ROOT / f"configs/benchmark/{preset}.yaml").model
     assert round(pretraining_gflop(model), 2) == gflop
 
 

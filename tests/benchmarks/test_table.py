@@ -11,13 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.config import BenchmarkConfig
 from benchmarks.measures import Contender
 from benchmarks.table import summarize, table
 from benchmarks.turns import Result, Turn
-from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
-from mae_hf.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 # Two of the measures, since all take minutes: test_ours.py and test_stock.py try the contenders of the others.
@@ -123,32 +119,6 @@ def test_the_table_is_that_of_the_rounds_in_the_json(benchmark: tuple[str, dict]
         cells = line.removeprefix(name).split()
         assert cells[:3] == [f"{value:.1f}" for value in (median, min(row["rounds"]), max(row["rounds"]))]
         assert all(f"{ratio:.2f}" in cells for ratio in ratios.values())
-
-
-def test_no_precision_is_a_word_and_not_false():
-    config = parse.parse(BenchmarkConfig, ["--preset", "x.yaml", "--mixed_precision", "no"], prog="benchmark")
-    assert config.mixed_precision == "no"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--measure", "pretrain,training"], "measure training is unknown: choose among pretrain, .*--measure"),
-        (["--measure", ""], "measure .*is unknown"),
-        (["--output", "numbers.txt"], "output numbers.txt .*--output"),
-        (["--rounds", "0"], "rounds 0 .*--rounds"),
-        (["--seconds", "-1"], "seconds -1.0 .*--seconds"),
-        (["--mixed_precision", "fp8"], "mixed_precision fp8 .*no, bf16"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_with_the_fix(words: list[str], message: str):
-    with pytest.raises(ConfigError, match=message):
-        parse.parse(BenchmarkConfig, ["--preset", "configs/pretrain/digits.yaml", *words], prog="benchmark")
-
-
-def test_the_preset_of_another_stage_is_refused():
-    with pytest.raises(ConfigError, match=r"configs/finetune/digits.yaml has the unknown key"):
-        parse.load(PretrainConfig, ROOT / "configs/finetune/digits.yaml")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def parse(*words: str, config_class=PretrainConfig):
-    return parsing.parse(config_class, words, prog="test")
+    return parsing.read_command(config_class, words, prog="test")
 
 
 def error_of(*words: str, config_class=PretrainConfig) -> str:
@@ -71,7 +71,7 @@ def test_the_later_of_two_files_wins(tmp_path):
 
 def test_the_words_of_this_process_are_taken_when_none_are_given(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script.py", "--train.seed", "3"])
-    assert parsing.parse(PretrainConfig, None, prog="test").train.seed == 3
+    assert parsing.read_command(PretrainConfig, None, prog="test").train.seed == 3
 
 
 # ---- one converter ----
@@ -229,7 +229,7 @@ def test_print_config_is_a_valid_config_that_gives_the_same(tmp_path, capsys):
     assert exited.value.code == 0
     path = tmp_path / "printed.yaml"
     path.write_text(capsys.readouterr().out)
-    assert parsing.load(PretrainConfig, path) == parse(*words)
+    assert parsing.read_file(PretrainConfig, path) == parse(*words)
     assert parse(*words).train.base_lr == 1e-5
 
 
@@ -238,9 +238,9 @@ def test_print_config_is_a_valid_config_that_gives_the_same(tmp_path, capsys):
 )
 def test_a_preset_survives_being_written_and_read(path, tmp_path):
     config_class = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[path.parent.name]
-    config = parsing.load(config_class, path)
-    (tmp_path / "config.yaml").write_text(parsing.dump(config))
-    assert parsing.load(config_class, tmp_path / "config.yaml") == config
+    config = parsing.read_file(config_class, path)
+    (tmp_path / "config.yaml").write_text(parsing.to_yaml(config))
+    assert parsing.read_file(config_class, tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_a_string_that_yaml_may_take_for_something_else_survives(text, tmp_path)
     config = dataclasses.replace(
         PretrainConfig(), data=DataConfig(revision="1e3", class_names=(text,)), output_dir=text
     )
-    (tmp_path / "config.yaml").write_text(parsing.dump(config))
-    assert parsing.load(PretrainConfig, tmp_path / "config.yaml") == config
+    (tmp_path / "config.yaml").write_text(parsing.to_yaml(config))
+    assert parsing.read_file(PretrainConfig, tmp_path / "config.yaml") == config
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
@@ -261,7 +261,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=
 @given(
     base_lr=st.floats(min_value=1e-300, max_value=1e300),
     seed=st.integers(0, 2**32 - 1),
-    names=st.none() | st.lists(TEXT, max_size=3).map(tuple),
+    names=st.none() | st.lists(TEXT, max_size=3, unique=True).map(tuple),
     source=TEXT | st.lists(TEXT, min_size=1, max_size=2),
     output_dir=TEXT,
 )
@@ -274,8 +274,8 @@ def test_any_config_survives_being_written_and_read(tmp_path_factory, base_lr, s
         output_dir=output_dir,
     )
     path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(parsing.dump(config), encoding="utf-8")
-    assert parsing.load(PretrainConfig, path) == config
+    path.write_text(parsing.to_yaml(config), encoding="utf-8")
+    assert parsing.read_file(PretrainConfig, path) == config
 
 
 def test_differences_name_key_old_and_new_value():
@@ -337,4 +337,4 @@ def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def test_what_is_dumped_is_plain_yaml():
-    assert yaml.safe_load(parsing.dump(PretrainConfig()))["augment"] == {"crop_scale": [0.2, 1.0], "flip": True}
+    assert yaml.safe_load(parsing.to_yaml(PretrainConfig()))["augment"] == {"crop_scale": [0.2, 1.0], "flip": True}

@@ -122,7 +122,7 @@ def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):
 def test_the_settings_of_a_pre_training_run_that_is_there_have_a_table(tmp_path, runs):
     (tmp_path / "pre").mkdir()
     (tmp_path / "pre" / "run.json").write_text("{}")
-    (tmp_path / "pre" / "config.yaml").write_text(parse.dump(PretrainConfig(output_dir="pre")))
+    (tmp_path / "pre" / "config.yaml").write_text(parse.to_yaml(PretrainConfig(output_dir="pre")))
     ours = write_run(tmp_path / "ours", str(tmp_path / "pre"), (True, True, True, False))
     words = text(background.recipe(compare([ours], [runs[1]])))
     assert "The arms differ in model.init" in words

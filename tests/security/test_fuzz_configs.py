@@ -63,7 +63,7 @@ def test_hostile_yaml_is_refused_in_a_second_and_in_one_line(name: str):
     file = file_with(HOSTILE[name].encode(), ".yaml")
     start = time.process_time()
     with pytest.raises(ConfigError) as caught:
-        parse.load(PretrainConfig, file)
+        parse.read_file(PretrainConfig, file)
     assert time.process_time() - start < 1
     message = str(caught.value)
     assert len(message) < 2100
@@ -74,7 +74,7 @@ def test_a_tag_runs_nothing(tmp_path: Path):
     for text in (TOUCH, f"{{source: {TOUCH} }}", "{source: '" + TOUCH.replace("'", "''") + "'}"):
         file = file_with(f"data: {text.replace('FILE', str(tmp_path / 'ran'))}\n".encode(), ".yaml")
         with contextlib.suppress(ConfigError):
-            parse.load(PretrainConfig, file)
+            parse.read_file(PretrainConfig, file)
         assert not (tmp_path / "ran").exists()
 
 
@@ -82,7 +82,7 @@ def test_a_config_is_a_file_here_and_no_device_or_address(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.yaml")
     for name in ("/dev/zero", str(tmp_path / "pipe.yaml"), "https://127.0.0.1:9/c.yaml", "x" * 5000, "a\0b"):
         with pytest.raises(ConfigError, match=r"not a file|cannot be read|not valid|null"):
-            parse.parse(PretrainConfig, [f"--config={name}"], "pretrain")
+            parse.read_command(PretrainConfig, [f"--config={name}"], "pretrain")
 
 
 SCALARS = (
@@ -114,7 +114,7 @@ def contents(draw: st.DrawFn) -> dict:
 
 def outcome(config_class: type, file: Path) -> object:
     try:
-        return parse.load(config_class, file)
+        return parse.read_file(config_class, file)
     except ConfigError as error:
         return str(error)
 
@@ -127,7 +127,7 @@ def check(text: bytes) -> None:
             assert not {unicodedata.category(char) for char in config} & {"Cc", "Cs"}
             assert len(config) < 2100
         else:
-            assert outcome(config_class, file_with(parse.dump(config).encode(), ".yaml")) == config
+            assert outcome(config_class, file_with(parse.to_yaml(config).encode(), ".yaml")) == config
     file.unlink()
 
 

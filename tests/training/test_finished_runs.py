@@ -157,7 +157,7 @@ def test_encoders_of_several_pre_training_seeds_are_one_recipe(tmp_path):
         config = PretrainConfig(train=PretrainTrainConfig(seed=seed, epochs=epochs, warmup_ratio=0), output_dir=name)
         (tmp_path / name / "model").mkdir(parents=True)
         (tmp_path / name / "run.json").write_text(json.dumps({"data_fingerprint": images}))
-        (tmp_path / name / "config.yaml").write_text(parse.dump(config))
+        (tmp_path / name / "config.yaml").write_text(parse.to_yaml(config))
         inits.append(tmp_path / name / "model")
     runs = [read_run(write_run(tmp_path / f"run {init.parent.name}", str(init), THREE)) for init in inits]
     assert runs[0].recipe == runs[1].recipe != runs[2].recipe

@@ -132,7 +132,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_installation(tmp_path
 def test_the_config_that_is_written_is_the_config_of_the_run(tmp_path):
     config = config_for(tmp_path / "run", seed=4)
     start(config)
-    assert parse.load(PretrainConfig, tmp_path / "run" / "config.yaml") == config
+    assert parse.read_file(PretrainConfig, tmp_path / "run" / "config.yaml") == config
 
 
 def test_run_json_says_what_ran_where_with_which_versions(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def run_finetuning(script: Path, config: FinetuneConfig) -> Run:
     if inspect_run(config) != "finished":
         folder.parent.mkdir(parents=True, exist_ok=True)
         written, log = (folder.with_name(f"{folder.name}.{ending}") for ending in ("yaml", "log"))
-        written.write_text(parse.dump(config))
+        written.write_text(parse.to_yaml(config))
         with log.open("a") as output:
             command = [sys.executable, str(script), "--config", str(written)]
             child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)

@@ -59,14 +59,14 @@ def test_enough_images_keep_the_recipe(tmp_path: Path):
 def test_a_finished_run_is_read_and_its_checkpoints_removed(tmp_path: Path):
     folder = finished_run(tmp_path)
     (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
-    run = run_finetuning(tmp_path / "no_such_script.py", parse.load(FinetuneConfig, folder / "config.yaml"))
+    run = run_finetuning(tmp_path / "no_such_script.py", parse.read_file(FinetuneConfig, folder / "config.yaml"))
     assert (run.metrics["test/accuracy"], run.scores["accuracy"]) == (0.75, 0.75)
     assert not (folder / "checkpoints").exists()
 
 
 def test_a_finished_run_of_another_config_is_refused_with_the_difference(tmp_path: Path):
     folder = finished_run(tmp_path)
-    config = parse.load(FinetuneConfig, folder / "config.yaml")
+    config = parse.read_file(FinetuneConfig, folder / "config.yaml")
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7.0))
     with pytest.raises(ConfigError, match=r"another config \(train.epochs: .* -> 7.*choose another --output_dir"):
         run_finetuning(tmp_path / "no_such_script.py", other)
@@ -83,14 +83,14 @@ def test_folders_of_another_config_are_found_before_the_first_run_starts(tmp_pat
     assert runs["model", "budget-0.1-draw-0"].train.batch_size == 20  # 3 labels a class, one of them for validation
     Path(last.output_dir).mkdir(parents=True)
     changed = dataclasses.replace(last, train=dataclasses.replace(last.train, seed=99))
-    (Path(last.output_dir) / "config.yaml").write_text(parse.dump(changed))
+    (Path(last.output_dir) / "config.yaml").write_text(parse.to_yaml(changed))
     with pytest.raises(ConfigError, match=r"runs/budget-1-draw-0-scratch holds .* \(train.seed: 99 -> 7\)"):
         plan_finetunings(config, RECIPE, sets, {"model": "m", "scratch": "scratch"}, SHAPE)
 
 
 def test_the_line_and_the_predictions_of_a_run_are_those_of_its_files(tmp_path: Path):
     folder = finished_run(tmp_path)
-    config = parse.load(FinetuneConfig, folder / "config.yaml")
+    config = parse.read_file(FinetuneConfig, folder / "config.yaml")
     labels, seen = np.array(run_folders.LABELS), np.array([True, False, False, False])
     results = Results(tmp_path / "few", labels, ("cat", "dog"), seen)
     (tmp_path / "few").mkdir()
@@ -137,7 +137,7 @@ def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Pat
         RunError, match=r"runs/budget-0\.1-model failed \(error: no such thing\): see .*/budget-0\.1-model\.log"
     ):
         run_finetuning(script, config)
-    assert parse.load(FinetuneConfig, tmp_path / "runs" / "budget-0.1-model.yaml") == config
+    assert parse.read_file(FinetuneConfig, tmp_path / "runs" / "budget-0.1-model.yaml") == config
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

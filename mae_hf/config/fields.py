@@ -1,0 +1,113 @@
+"""The types of settings with their ranges, and the one place that checks every value."""
+
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal
+
+from mae_hf.errors import is_plain, redact, require
+
+
+@dataclass(frozen=True, repr=False)
+class Range:
+    """The range of a number, or of every number in a tuple: `Annotated[float, Range(above=0, at_most=1)]`."""
+
+    above: float = -math.inf
+    at_least: float = -math.inf
+    below: float = math.inf
+    at_most: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.above < value < self.below and self.at_least <= value <= self.at_most  # never true of inf and nan
+
+    def __repr__(self) -> str:
+        """The range in words, for `--help` and messages: `above 0 and at most 1`."""
+        bounds = {name.replace("_", " "): bound for name, bound in vars(self).items() if math.isfinite(bound)}
+        return " and ".join(f"{name} {bound}" for name, bound in bounds.items()) or "finite"
+
+
+@dataclass(frozen=True, repr=False)
+class Words:
+    """The words that a value such as `knn,linear` may consist of."""
+
+    words: tuple[str, ...]
+
+    def __contains__(self, value: str) -> bool:
+        return set(value.split(",")) <= set(self.words)
+
+    def __repr__(self) -> str:
+        return f"one or more of {','.join(self.words)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Ending:
+    """How a file name must end."""
+
+    ending: str
+
+    def __contains__(self, value: str) -> bool:
+        return value.endswith(self.ending)
+
+    def __repr__(self) -> str:
+        return f"a file name that ends in {self.ending}"
+
+
+Choice = Literal["auto", "always", "never"]
+Count = Annotated[int, Range(above=0)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(above=0, at_most=1)]
+Rate = Annotated[float, Range(at_least=0, below=1)]
+
+_MAX_INT = 2**63
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base class of every config: it checks each field when the config is made. Rules between fields come after."""
+
+    section = ""  # what comes before the dot in a flag
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for field in fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            key = f"{self.section}.{field.name}".strip(".")
+            if value is None:
+                require(type(None) in typing.get_args(hint), f"{key} is null but must have a value (--{key})")
+            elif not is_dataclass(value):
+                example = "" if field.default in (None, MISSING) else f", such as {_shown(field.default)}"
+                for item in value if isinstance(value, (list, tuple)) else (value,):
+                    _check_item(key, item)
+                    for allowed in _ranges(hint):
+                        require(item in allowed, f"{key} is {_shown(value)} but must be {allowed}{example} (--{key})")
+
+
+def _shown(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _ranges(hint: Any) -> Iterator[Any]:
+    """Yield the ranges in a type such as `Annotated[int, Range(above=0)] | None`; those of equal items once."""
+    yield from getattr(hint, "__metadata__", ())
+    for part in dict.fromkeys(typing.get_args(hint)):
+        yield from _ranges(part)
+
+
+def _check_item(key: str, item: Any) -> None:
+    """Check what no setting may be: a number without limit, text that breaks a line or contains a secret."""
+    if isinstance(item, float):
+        require(math.isfinite(item), f"{key} is {item} but must be finite (--{key})")
+    if isinstance(item, int):
+        bits = item.bit_length()
+        require(abs(item) < _MAX_INT, f"{key} is a number of {bits} bits: choose a smaller one (--{key})")
+    if isinstance(item, str):
+        require(is_plain(item), f"{key} {item} contains control characters: remove them (--{key})")
+        require(
+            redact(item) == item,
+            f"{key} {item} contains a password or token, which would be written into config.yaml, run.json and the "
+            "model card: remove it. A server's password belongs in ~/.netrc, the Hub's token in `hf auth login` or "
+            f"HF_TOKEN (--{key})",
+        )
