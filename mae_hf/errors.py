@@ -69,16 +69,18 @@ def moved_away(folder: object) -> RunError:
     return RunError(f"{folder} is gone: where it was moved, the same command with its new --output_dir goes on")
 
 
-class RunStopped(RunError):
-    """The run was told to stop, and has saved: one line with where, and how to go on.
+class RunStopped(BaseException):
+    """A signal has stopped the command: one line with the signal and where the state was saved.
+
+    It is no Exception, like KeyboardInterrupt, so that no library takes it for an error and retries.
 
     Args:
         message: that line.
-        signal_number: what it was told by.
+        signal_number: the signal.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(clean(message))
         self.signal_number = signal_number
 
 

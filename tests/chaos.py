@@ -311,7 +311,7 @@ class Chaos:
             time.sleep(self.random.uniform(0, 0.3))
             life.send(number)
             code = life.wait()
-            assert code == 128 + number and "the same command goes on from there" in life.text, (code, life.text)
+            assert code == 128 + number and "; to resume, type: python scripts/" in life.text, (code, life.text)
             saved = int(re.search(r"saved as \S+/step-(\d+);", life.text)[1])
             row.tried += 1
             self.finish(row, stage, folder, saved)
@@ -439,7 +439,7 @@ class Chaos:
             output, _ = launcher.communicate(timeout=60)
             row.note += f"rank {victim}: over in {time.monotonic() - died:.0f} s; "
             named = re.search(rf"rank +: {victim} .*\n +exitcode +: -9 .*SIGKILL", output)
-            told = victim == 0 or "has lost another one (" in output
+            told = victim == 0 or "lost contact with its peers (" in output
             row.tried += 1
             row.damaged += damaged(folder)
             life = Life("pretrain", folder)
@@ -464,7 +464,7 @@ class Chaos:
             wait_until(lambda folder=folder: len(list(folder.glob("checkpoints/step-*"))) == 2, 300)
             os.killpg(launcher.pid, number)
             output, _ = launcher.communicate(timeout=60)
-            saved = re.search(r"saved as \S+/step-(\d+);", output)
+            saved = re.search(r"saved as \S+/step-(\d+); to resume, type: .* python -m accelerate", output)
             row.tried += 1
             row.note += "" if saved else f" {output[-2000:]}"
             row.damaged += damaged(folder)

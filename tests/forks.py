@@ -95,6 +95,7 @@ def become(words: Sequence[str], output: Path, errors: Path, environment: dict[s
         os.environ.update(environment)
         os.chdir(ROOT)
         sys.argv[:] = words
+        sys.orig_argv[:] = ["python", *words]
         runpy.run_path(words[0], run_name="__main__")
         code = 0
     except SystemExit as end:

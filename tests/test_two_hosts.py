@@ -51,6 +51,6 @@ def test_a_cut_cable_stops_both_hosts_with_a_message_and_the_run_goes_on(report)
     for host in report["cut"]:
         assert host["code"] not in (0, -9), "ended by itself"
         assert len(host["errors"]) == 1
-        assert "has lost another one" in host["errors"][0]
+        assert "lost contact with its peers" in host["errors"][0]
     assert report["went_on"] == [True, True]
     assert report["steps_after"] >= report["steps_before"] + 20

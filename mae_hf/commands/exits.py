@@ -1,8 +1,10 @@
-"""How a script ends: its exit code, and one line that says why, by the process that knows it."""
+"""How a command ends: its exit code, and one line that says why, printed by the rank that knows."""
 
+import contextlib
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -10,71 +12,106 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mae_hf.errors import ConfigError, RunError, RunStopped
+from mae_hf.errors import ConfigError, RunError, RunStopped, redact
+from mae_hf.training.signals import discard, stop_on_signals
 
-# A disk that is full, over its quota or read-only, a folder that is not ours, and an output that nobody reads any more.
+# The disk is full, over its quota or read-only; the folder belongs to someone else; nobody reads the output.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EPIPE)
-# `torchrun` looks every 0.1 s whether a process has ended, and ends the others
+# `torchrun` checks every 0.1 s whether a rank has ended, and then ends the others
 _SECONDS_APART = 3.0
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's `main` and exits.
+    """Run a command and exit with its exit code.
 
-    0 done, 1 the run failed, 2 the command or the config is wrong, 143 and 130 stopped by SIGTERM and Ctrl-C.
+    0 done, 1 the run failed, 2 the command or the config is wrong; 129, 130, 143 stopped by SIGHUP, Ctrl-C, SIGTERM.
     """
     # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
     folder = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
+    command = typed_command()  # now: the launcher may be gone when the run stops
+    stop_on_signals()
     try:
         main()
     except RunStopped as error:
-        # what a shell makes of a process that a signal has ended
-        _end(f"stopped: {error}", 128 + error.signal_number, of_all=True)
+        # the exit code that a shell reports for a process that a signal has ended
+        _end(f"stopped: {error}; to resume, type: {command}", 128 + error.signal_number, of_all=True)
     except KeyboardInterrupt:
         _end("stopped: by Ctrl-C, at once", 128 + signal.SIGINT, of_all=True)
     except ConfigError as error:
-        # mostly wrong for all processes of a machine: the launcher ends the others before it is their turn to say so
+        # usually wrong on all ranks of a machine: the launcher ends the other ranks before they repeat the message
         time.sleep(_SECONDS_APART * _number("LOCAL_RANK"))
         _end(f"error: {error}", 2)
     except RunError as error:
-        _end(f"error: {error}", 1)  # the others may know no more than that this one is gone
+        _end(f"error: {error}", 1)  # the other ranks may only know that they lost this one
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        _end(f"error: {error}: once that is mended, the same command goes on", 1)
+        _end(f"error: {error}: once that is mended, the same command resumes", 1)
     except RuntimeError as error:
         if not _is_lost_process(error):
             raise
-        if _number("LOCAL_RANK") == 0:  # one process of each machine: the others may be cut off
-            print(
-                f"error: process {_number('RANK')} has lost another one ({_first_line(error)}): the "
-                "launcher names it and its exit code, under Root Cause, or the network between the machines is down; "
-                "the same command on all machines goes on from the last checkpoint",
-                file=sys.stderr,
+        if _number("LOCAL_RANK") == 0:  # one rank of each machine: the others may be cut off
+            _say(
+                f"error: rank {_number('RANK')} lost contact with its peers ({_first_line(error)}). Either the network "
+                "between the machines is down, or a rank failed: the launcher reports it and its exit code under Root "
+                "Cause. The same command on all machines resumes from the last checkpoint"
             )
         sys.stdout.flush()
-        sys.stderr.flush()
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # a launcher blames the first that ends, and this one is fast
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher blames the rank that ends first, and this one is fast
             time.sleep(_SECONDS_APART)
-        os._exit(1)  # a process group that is torn apart cannot be left in good order: its threads still wait
+        os._exit(1)  # a broken process group cannot be closed: its threads still wait
     sys.exit(0)
 
 
+def typed_command() -> str:
+    """Return this process's command as the user typed it, with the launcher, quoted for a shell, without secrets."""
+    words, prefix = _without_path(sys.orig_argv), ""
+    with contextlib.suppress(OSError, ValueError):  # no /proc here: macOS
+        parent = Path("/proc", str(os.getppid()))
+        launcher = (parent / "cmdline").read_bytes().decode().rstrip("\0").split("\0")
+        is_launcher = any(re.search(r"(^|/)(accelerate|torchrun)$|^accelerate\.c|^torch\.d", word) for word in launcher)
+        if is_launcher and launcher[len(launcher) - len(sys.argv) + 1 :] == sys.argv[1:]:
+            words = _without_path(launcher)
+            if b"ACCELERATE_USE_CPU=true" in (parent / "environ").read_bytes().split(b"\0"):
+                prefix = "ACCELERATE_USE_CPU=true "
+    return redact(prefix + shlex.join(words))
+
+
+def _without_path(words: list[str]) -> list[str]:
+    """The words without the path of Python, and without Python where it runs a command that stands beside it."""
+    python, *rest = words
+    if not Path(python).name.startswith("python"):
+        return words
+    if rest and Path(rest[0]).is_absolute() and Path(rest[0]).parent == Path(sys.executable).parent:
+        return [Path(rest[0]).name, *rest[1:]]
+    return ["python", *rest]
+
+
 def _end(message: str, code: int, *, of_all: bool = False) -> NoReturn:
-    """Exits, and says why; the first of several processes needs no name, and speaks alone of what ends all of them."""
+    """Print why and exit. Only the first rank prints a message that holds for all of them."""
     if not of_all or _number("RANK") == 0:
-        print(f"process {_number('RANK')}: {message}" if _number("RANK") else message, file=sys.stderr)
+        _say(f"process {_number('RANK')}: {message}" if _number("RANK") else message)
     sys.exit(code)
 
 
+def _say(message: str) -> None:
+    """Print to stderr, or nowhere if the terminal is closed: Python would end with another exit code."""
+    for stream, text in ((sys.stderr, message + "\n"), (sys.stdout, "")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            discard(stream.fileno())
+
+
 def _number(name: str) -> int:
-    """This process's RANK among all, or LOCAL_RANK on its machine."""
+    """Return the RANK of this process, or its LOCAL_RANK."""
     return int(os.environ.get(name, "0"))
 
 
 def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether a collective operation failed: torch's own errors of NCCL and the store, and what gloo raises."""
+    """Whether a collective operation failed: torch's errors of NCCL and the store, and those of gloo."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return (
         "DistError" in kinds

@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-import shlex
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -261,11 +259,8 @@ def _go_back(
 
 
 def _stopped(signals: StopSignals, path: Path) -> RunStopped:
-    number = signals.received or signal.SIGTERM  # another process may have got it
-    return RunStopped(
-        f"{signal.Signals(number).name}: saved as {path}; the same command goes on from there ({shlex.join(sys.argv)})",
-        number,
-    )
+    number = signals.received or signal.SIGTERM  # another rank may have got it
+    return RunStopped(f"{signal.Signals(number).name}: saved as {path}", number)
 
 
 class _Meter:

@@ -1,41 +1,92 @@
-"""SIGTERM and Ctrl-C while a run trains: noted, so that the loop can save and stop where it is safe."""
+"""SIGTERM, SIGHUP and Ctrl-C: a command stops where it is, a training run where it can save its state."""
 
+import contextlib
 import os
+import select
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# `torchrun` passes a Ctrl-C on that the terminal has already sent to every process: two within a second are one.
+from mae_hf.errors import RunStopped
+
+# SIGHUP: the terminal was closed, or the ssh connection was lost. Windows has none.
+TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+# `torchrun` forwards a Ctrl-C that the terminal has already sent to every process: two within a second count as one.
 _SECONDS_BETWEEN_TWO = 1.0
 
 
-class StopSignals:
-    """Notes SIGTERM and SIGINT (Ctrl-C) while it is entered, instead of stopping at once.
+def stop_on_signals() -> None:
+    """Make SIGTERM and SIGHUP raise `RunStopped` in the main thread, as Ctrl-C raises KeyboardInterrupt.
 
-    A second Ctrl-C, a second after the first or later, raises KeyboardInterrupt where the process is. A further SIGTERM
-    does nothing: machines and launchers that take a process away send several. A signal that is ignored stays so
-    (`nohup`, and Ctrl-C for what a shell has put in the background).
+    Code that writes files can then clean up. A signal that is ignored stays ignored (`nohup`).
+    """
+    for number in TERMINATING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in TERMINATING:  # launchers send several, and cleaning up must not be interrupted
+        signal.signal(each, signal.SIG_IGN)
+    drop_lost_outputs()
+    raise RunStopped(signal.Signals(number).name, number)
+
+
+def drop_lost_outputs() -> None:
+    """Redirect stdout and stderr to nowhere if their reader has gone: writing to a closed terminal is an error."""
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)  # 0: errors and hang-ups only
+        if poll.poll(0):
+            discard(descriptor)
+
+
+def discard(descriptor: int) -> None:
+    """Redirect a file descriptor to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+class StopSignals:
+    """Note SIGTERM, SIGHUP and Ctrl-C while entered, so that the training loop can save before it stops.
+
+    A second Ctrl-C, at least a second after the first, raises KeyboardInterrupt at once. Further SIGTERM and SIGHUP are
+    ignored, because launchers and cluster managers send several. A signal that is ignored stays ignored (`nohup`, and
+    Ctrl-C for background jobs of a shell).
 
     Args:
-        is_main_process: says on stderr that the signal has arrived.
+        is_main_process: whether to confirm the signal on stderr.
+
+    Attributes:
+        received: the number of the first signal, or 0.
+        interrupts: while True, the first signal also raises `RunStopped` wherever the main thread is.
     """
 
     def __init__(self, is_main_process: bool) -> None:
         self.received = 0
+        self.interrupts = False
         self._is_main_process = is_main_process
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (*TERMINATING, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def raise_if_received(self) -> None:
+        """Raise `RunStopped` if a signal has arrived that interrupts: a library may have swallowed the first raise."""
+        if self.received and self.interrupts:
+            raise RunStopped(signal.Signals(self.received).name, self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -43,6 +94,9 @@ class StopSignals:
                 raise KeyboardInterrupt
             return
         self.received, self._since = number, time.monotonic()
+        drop_lost_outputs()
         if self._is_main_process:
-            words = f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C from now on stops at once\n"
-            os.write(2, words.encode())  # print may be what the signal has interrupted
+            words = f"\n{signal.Signals(number).name}: saving, then stopping; press Ctrl-C to stop without saving\n"
+            with contextlib.suppress(OSError):
+                os.write(2, words.encode())  # print may be what the signal has interrupted
+        self.raise_if_received()

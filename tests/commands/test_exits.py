@@ -1,6 +1,7 @@
 """How a script ends, as a process: the exit code, and who says why."""
 
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ def _python(*words: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 SCRIPT = """
-import sys
+import os, sys
 from mae_hf.commands import exits
 from mae_hf.errors import ConfigError, RunError, RunStopped
 ends = {"done": None, "failed": RunError("step 7"), "wrong": ConfigError("patch_size 10"), "bug": KeyError("a bug")}
@@ -25,10 +26,21 @@ ends |= {"told": RunStopped("saved", 15), "Ctrl-C": KeyboardInterrupt()}
 ends |= {"unread": BrokenPipeError(32, "Broken pipe")}
 ends |= {"full": OSError(28, "No space left on device", "run.json"), "lost": OSError(110, "Connection timed out")}
 def main():
+    if sys.argv[1].isdigit():
+        os.kill(os.getpid(), int(sys.argv[1]))
     if ends[sys.argv[1]]:
         raise ends[sys.argv[1]]
 exits.run(main)
 """
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return str(tmp_path / "script.py")
+
+
+RESUMES = "once that is mended, the same command resumes"
 
 
 @pytest.mark.parametrize(
@@ -39,25 +51,45 @@ exits.run(main)
         ("failed", "1", 1, "process 1: error: step 7\n"),
         ("wrong", "0", 2, "error: patch_size 10\n"),
         ("wrong", "1", 2, "process 1: error: patch_size 10\n"),
-        ("told", "0", 143, "stopped: saved\n"),
+        ("told", "0", 143, "stopped: saved; to resume, type: python SCRIPT told\n"),
         ("told", "1", 143, ""),
-        ("unread", "0", 1, "error: [Errno 32] Broken pipe: once that is mended, the same command goes on\n"),
+        ("15", "0", 143, "stopped: SIGTERM; to resume, type: python SCRIPT 15\n"),
+        ("1", "0", 129, "stopped: SIGHUP; to resume, type: python SCRIPT 1\n"),
+        ("1", "1", 129, ""),
+        ("unread", "0", 1, f"error: [Errno 32] Broken pipe: {RESUMES}\n"),
         ("Ctrl-C", "1", 130, ""),
         ("Ctrl-C", "0", 130, "stopped: by Ctrl-C, at once\n"),
-        (
-            *("full", "0", 1),
-            "error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command goes on\n",
-        ),
-        (
-            *("full", "3", 1),
-            "process 3: error: [Errno 28] No space left on device: 'run.json': once that is mended, the same command "
-            "goes on\n",
-        ),
+        ("full", "0", 1, f"error: [Errno 28] No space left on device: 'run.json': {RESUMES}\n"),
+        ("full", "3", 1, f"process 3: error: [Errno 28] No space left on device: 'run.json': {RESUMES}\n"),
     ],
 )
-def test_the_exit_code_says_how_it_ended_and_whoever_failed_says_why(end, rank, code, stderr):
-    done = _python("-c", SCRIPT, end, RANK=rank, LOCAL_RANK=rank)
-    assert (done.returncode, done.stderr, done.stdout) == (code, stderr, "")
+def test_the_exit_code_says_how_a_command_ended_and_one_line_says_why(script, end, rank, code, stderr):
+    done = _python(script, end, RANK=rank, LOCAL_RANK=rank)
+    assert (done.returncode, done.stderr, done.stdout) == (code, stderr.replace("SCRIPT", script), "")
+
+
+def test_closing_the_terminal_ends_a_command_with_129_though_nothing_can_be_printed(tmp_path):
+    words = "import signal\nfrom mae_hf.commands import exits\n"
+    words += "def main():\n    print('step 7', end='')\n    print('', flush=True)\n    print('step 8', end='')\n"
+    words += "    signal.pause()\nexits.run(main)\n"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", words])
+    assert b"step 7" in os.read(terminal, 100)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+
+
+def test_the_command_to_resume_with_has_the_words_of_the_launcher_and_no_secrets(script, tmp_path):
+    launcher = tmp_path / "accelerate"
+    launcher.write_text("import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[3:]])\n")
+    words = ("launch", "--quiet", script, "told", "--output_dir", "a b", "https://me:secret@host/")
+    done = _python(str(launcher), *words, ACCELERATE_USE_CPU="true")
+    typed = (
+        f"ACCELERATE_USE_CPU=true python {launcher} launch --quiet {script} told --output_dir 'a b' https://***@host/"
+    )
+    assert done.stderr == f"stopped: saved; to resume, type: {typed}\n"
 
 
 LAUNCHED = """
@@ -105,13 +137,13 @@ def test_the_launcher_blames_the_process_that_failed_and_not_one_that_has_lost_i
     (tmp_path / "script.py").write_text(ONE_FAILS)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
     done = _python(*words, PYTHONPATH=str(ROOT))
-    assert "process 0 has lost another one" in done.stderr
+    assert "rank 0 lost contact with its peers" in done.stderr
     assert re.search(r"Root Cause[^\n]*\n\[\d\]:\n[^\n]*\n[^\n]*\n +rank +: 1 ", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("end", ["bug", "lost"])
-def test_a_bug_shows_its_traceback(end):
-    done = _python("-c", SCRIPT, end)
+def test_a_bug_shows_its_traceback(script, end):
+    done = _python(script, end)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
@@ -132,7 +164,7 @@ def test_a_process_that_loses_another_one_says_so_in_one_line_on_each_machine(er
     environment = os.environ | {"RANK": "8", "LOCAL_RANK": "0", "PYTHONUNBUFFERED": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "step 7\n"), "what was said before is not lost"
-    assert ("error: process 8 has lost another one (" in done.stderr) == is_lost
+    assert ("error: rank 8 lost contact with its peers (" in done.stderr) == is_lost
     assert ("Traceback" in done.stderr) != is_lost
     if is_lost:
         assert len(done.stderr.strip().splitlines()) == 1

@@ -23,7 +23,7 @@ def test_a_signal_is_noted_and_told_once_and_the_handlers_are_given_back(number,
         assert stop.received == number
     assert signal.getsignal(number) is before
     name = signal.Signals(number).name
-    assert capfd.readouterr().err == f"\n{name}: saving after this step; Ctrl-C from now on stops at once\n"
+    assert capfd.readouterr().err == f"\n{name}: saving, then stopping; press Ctrl-C to stop without saving\n"
 
 
 def test_other_processes_say_nothing(capfd):
