@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mae_hf.config.fields import Count, Ending, Positive, Settings, Share, Words
+from mae_hf.config.fields import Count, Positive, Settings, Share, ending, words
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class BenchmarkConfig(Settings):
     """
 
     preset: str
-    measure: Annotated[str, Words(MEASURES)] = "pretrain"
+    measure: Annotated[str, words(*MEASURES)] = "pretrain"
     rounds: Count = 5
     seconds: Positive = 10.0
     mixed_precision: Literal["no", "bf16"] = "no"
-    output: Annotated[str, Ending(".json")] | None = None
+    output: Annotated[str, ending(".json")] | None = None
     plan: bool = False
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mae_hf.config.augment import AugmentConfig, CropConfig
-from mae_hf.config.data import AuditConfig, DataConfig, check_not_streamed
-from mae_hf.config.fields import Count, Ending, Range, Settings, Words
+from mae_hf.config.data import AuditConfig, DataConfig
+from mae_hf.config.fields import Count, Range, Settings, ending, words
 from mae_hf.config.hub import HubConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig, Size
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
@@ -17,6 +17,21 @@ MACHINE_SETTINGS = frozenset(
     | {"train.per_device_batch_size", "train.compile", "train.max_skipped_windows", "train.timeout_minutes"}
     | {"train.trackers"}
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredImages(Settings):
+    """Base of the commands that decode their images once and store them, unlike a stream."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.data.streaming,
+            "data.streaming is only for scripts/pretrain.py; this command decodes its images once and stores them: "
+            "switch it off (--data.streaming false)",
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class PretrainConfig(Settings):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(Settings):
+class FinetuneConfig(_StoredImages):
     """Fine-tune a classifier from a pre-trained encoder, or train the same network from scratch.
 
     Args:
@@ -73,7 +88,6 @@ class FinetuneConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_one_source(self.data)
-        check_not_streamed(self.data)
 
 
 def _check_one_source(data: DataConfig) -> None:
@@ -84,7 +98,7 @@ def _check_one_source(data: DataConfig) -> None:
 
 
 @dataclass(frozen=True)
-class PrepareConfig(Settings):
+class PrepareConfig(_StoredImages):
     """Decode the images of every source before the runs need them.
 
     Args:
@@ -93,17 +107,12 @@ class PrepareConfig(Settings):
             identical pixels, or copies that were compressed, resized, slightly cropped, brightened or mirrored.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
     image_size: Size = 96
     audit_against: Literal["train", "validation", "test"] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_streamed(self.data)
-
 
 @dataclass(frozen=True)
-class EvaluateConfig(Settings):
+class EvaluateConfig(_StoredImages):
     """Evaluate a classifier on test images, or probe the frozen features of an encoder.
 
     Args:
@@ -117,13 +126,8 @@ class EvaluateConfig(Settings):
 
     model: str
     output_dir: str
-    data: DataConfig = field(default_factory=DataConfig)
-    probe: Annotated[str, Words(("knn", "linear", "head", "rank"))] | None = None
+    probe: Annotated[str, words("knn", "linear", "head", "rank")] | None = None
     batch_size: Count = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_streamed(self.data)
 
     @property
     def probes(self) -> tuple[str, ...]:
@@ -132,7 +136,7 @@ class EvaluateConfig(Settings):
 
 
 @dataclass(frozen=True)
-class FewLabelsConfig(Settings):
+class FewLabelsConfig(_StoredImages):
     """Measure an encoder with few labels: on ten folds of the training images, or on budgets of 1 to 100 % of them.
 
     Args:
@@ -150,9 +154,8 @@ class FewLabelsConfig(Settings):
 
     model: str
     output_dir: str
-    data: DataConfig = field(default_factory=DataConfig)
     protocol: Literal["folds", "budgets"] = "folds"
-    method: Annotated[str, Words(("knn", "linear", "finetune"))] = "knn,linear"
+    method: Annotated[str, words("knn", "linear", "finetune")] = "knn,linear"
     scratch: bool = False
     draws: Count = 3
     finetune_config: str | None = None
@@ -161,7 +164,6 @@ class FewLabelsConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_streamed(self.data)
         _check_one_source(self.data)
         require(
             "finetune" not in self.methods or self.finetune_config is not None,
@@ -181,7 +183,7 @@ class FewLabelsConfig(Settings):
 
 
 @dataclass(frozen=True)
-class ReconstructConfig(Settings):
+class ReconstructConfig(_StoredImages):
     """Draw how a masked autoencoder reconstructs masked patches.
 
     Args:
@@ -191,13 +193,8 @@ class ReconstructConfig(Settings):
     """
 
     model: str
-    output: Annotated[str, Ending(".png")]
-    data: DataConfig = field(default_factory=DataConfig)
+    output: Annotated[str, ending(".png")]
     num_images: Count = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_streamed(self.data)
 
 
 @dataclass(frozen=True)

@@ -108,15 +108,6 @@ class DataConfig(Settings):
         return (self.source,) if isinstance(self.source, str) else tuple(self.source)
 
 
-def check_not_streamed(data: DataConfig) -> None:
-    """Raise ConfigError if the images of a command other than pre-training would be streamed."""
-    require(
-        not data.streaming,
-        "data.streaming is only for scripts/pretrain.py; this command decodes its images once and stores them: switch "
-        "it off (--data.streaming false)",
-    )
-
-
 @dataclass(frozen=True)
 class AuditConfig(Settings):
     """The search for test images, identical or near-duplicates, among the images of pre-training.

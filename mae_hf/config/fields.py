@@ -1,6 +1,7 @@
 """The types of settings with their ranges, and the one place that checks every value."""
 
 import math
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -28,29 +29,28 @@ class Range:
 
 
 @dataclass(frozen=True, repr=False)
-class Words:
-    """The words that a value such as `knn,linear` may consist of."""
+class Text:
+    """The texts that match a regular expression, with their description."""
 
-    words: tuple[str, ...]
-
-    def __contains__(self, value: str) -> bool:
-        return set(value.split(",")) <= set(self.words)
-
-    def __repr__(self) -> str:
-        return f"one or more of {','.join(self.words)}"
-
-
-@dataclass(frozen=True, repr=False)
-class Ending:
-    """How a file name must end."""
-
-    ending: str
+    pattern: str
+    description: str
 
     def __contains__(self, value: str) -> bool:
-        return value.endswith(self.ending)
+        return re.fullmatch(self.pattern, value) is not None
 
     def __repr__(self) -> str:
-        return f"a file name that ends in {self.ending}"
+        return self.description
+
+
+def words(*allowed: str) -> Text:
+    """Return the range of a value such as `knn,linear`."""
+    word = "|".join(allowed)
+    return Text(f"({word})(,({word}))*", f"one or more of {','.join(allowed)}")
+
+
+def ending(suffix: str) -> Text:
+    """Return the range of a file name."""
+    return Text(f".*{re.escape(suffix)}", f"a file name that ends in {suffix}")
 
 
 Choice = Literal["auto", "always", "never"]

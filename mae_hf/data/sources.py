@@ -5,6 +5,8 @@ which of these it is follows from what is found there. Nothing is decoded here.
 """
 
 import hashlib
+import json
+import shlex
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -91,7 +93,7 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
             f"{role} of {source} has {len(split)} images, not the official {expected}: the download is incomplete or "
             "the dataset has changed, pin a revision (--data.revision)",
         )
-    return _name_classes(source, splits, config.class_names or OFFICIAL_CLASSES.get(source))
+    return _name_classes(source, splits, config.class_names)
 
 
 def stratified_draw(labels: np.ndarray, num: int, seed: int | list[int]) -> np.ndarray:
@@ -244,7 +246,7 @@ def _first_column(dataset: datasets.Dataset, names: Iterable[str]) -> str | None
     return next((name for name in names if name in dataset.column_names), None)
 
 
-def _name_classes(source: str, splits: dict[str, Split], expected: tuple[str, ...] | None) -> dict[str, Split]:
+def _name_classes(source: str, splits: dict[str, Split], configured: tuple[str, ...] | None) -> dict[str, Split]:
     """Checks class names and labels; plain numbers take the expected names, or their digits."""
     labels = {role: split.labels for role, split in splits.items() if split.labels is not None}
     if not labels:
@@ -257,10 +259,12 @@ def _name_classes(source: str, splits: dict[str, Split], expected: tuple[str, ..
             f"class names of {source} differ: {', '.join(names or ())} in {next(iter(named))}, "
             f"{', '.join(others or ())} in {role}: give both splits the same classes (--data.source)",
         )
+    expected = configured or OFFICIAL_CLASSES.get(source)
+    other = "take those of the source (--data.class_names null)" if configured else "pin a revision (--data.revision)"
     require(
         names is None or expected is None or names == tuple(expected),
-        f"{source} has the classes {', '.join(names or ())}, not {', '.join(expected or ())}: take those of the source "
-        "(--data.class_names null) or name them in order (--data.class_names)",
+        f"{source} has the classes {', '.join(names or ())}, not {', '.join(expected or ())}: {other} or accept them "
+        f"(--data.class_names {shlex.quote(json.dumps(names, ensure_ascii=False))})",
     )
     if names is None:
         highest = max(int(values.max()) for values in labels.values())

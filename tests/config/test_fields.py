@@ -23,7 +23,7 @@ from mae_hf.config.commands import (
     PretrainConfig,
     ReconstructConfig,
 )
-from mae_hf.config.fields import Count, Ending, Positive, Range, Rate, Seed, Settings, Share, Words
+from mae_hf.config.fields import Count, Positive, Range, Rate, Seed, Settings, Share, ending, words
 from mae_hf.config.model import MAEConfig
 
 ROOT = Path(__file__).parents[2]
@@ -56,8 +56,8 @@ class Example(Settings):
     offset: float = 0.5
     name: str = "x"
     names: tuple[str, ...] = ()
-    method: Annotated[str, Words(("knn", "linear"))] = "knn"
-    output: Annotated[str, Ending(".png")] | None = None
+    method: Annotated[str, words("knn", "linear")] = "knn"
+    output: Annotated[str, ending(".png")] | None = None
 
 
 @pytest.mark.parametrize(

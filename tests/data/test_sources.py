@@ -1,5 +1,6 @@
 """Sources become checked splits by role; what is wrong is named in one line with the fix."""
 
+import shlex
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import STL10_CLASSES, DataConfig
+from mae_hf.data import sources
 from mae_hf.data.sources import load_splits, stratified_draw
 from mae_hf.errors import ConfigError
 
@@ -218,6 +222,21 @@ def test_a_column_that_cannot_be_images_is_refused(tmp_path):
 def test_other_classes_than_configured_are_refused(image_folder):
     with pytest.raises(ConfigError, match=r"has the classes cat, dog, not airplane, .*--data.class_names null"):
         load_splits(DataConfig(class_names=STL10_CLASSES), str(image_folder))
+
+
+def test_the_advice_about_class_names_ends_at_a_source_that_loads(tmp_path, monkeypatch):
+    (tmp_path / "jxie" / "stl10").mkdir(parents=True)
+    write_parquet(tmp_path / "jxie" / "stl10" / "train.parquet", labels=[0, 1, 0], names=["a cat", "1"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "OFFICIAL_COUNTS", {})
+    config, words = DataConfig(class_names=("x", "y")), ["--data.class_names", "null"]
+    for advice in (r"has the classes a cat, 1, not x, y: .*--data.class_names null", "pin a revision .--data.revision"):
+        with pytest.raises(ConfigError, match=advice) as caught:
+            load_splits(config, "jxie/stl10")
+        config = parse.read_command(PretrainConfig, words, "test").data
+        words = shlex.split(str(caught.value)[str(caught.value).rindex("(--") + 1 : -1])
+    config = parse.read_command(PretrainConfig, words, "test").data
+    assert load_splits(config, "jxie/stl10")["train"].class_names == ("a cat", "1")
 
 
 def test_an_incomplete_stl10_of_the_hub_is_refused(tmp_path, monkeypatch):
