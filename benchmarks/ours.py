@@ -143,7 +143,7 @@ def _train(
     plan = train.plan(len(images.labels), accelerator.num_processes)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, train))
     loss_of = loss_for(model)
-    compile_layers(accelerator, model, train.compile, lambda: loss_of(Draws(0, 0, np.arange(plan.micro_batch_size))))
+    compile_layers(accelerator, model, train.compile)
     before = 0
 
     def loss_in_turn(draws: Draws) -> Tensor:

@@ -43,7 +43,7 @@ def test_two_hosts_have_the_losses_of_one(report):
 @pytest.mark.slow
 def test_an_output_folder_that_the_hosts_do_not_share_is_refused(report):
     assert all(host["code"] != 0 for host in report["apart"])
-    assert "is not one folder on all machines" in report["apart"][0]["errors"][0]
+    assert "the machines do not share" in report["apart"][0]["errors"][0]
 
 
 @pytest.mark.slow

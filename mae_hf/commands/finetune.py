@@ -29,13 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.model.init != SCRATCH:
             find_model(config.model.init, FIX_INIT)
 
-    import numpy as np
     from accelerate.utils import set_seed
 
     from mae_hf import figures, hub
     from mae_hf.data.augment.mix import check_pairs
     from mae_hf.data.dataset import DeviceImages, load_labelled_images
-    from mae_hf.data.random import Draws
     from mae_hf.evaluation.inference import predict_probabilities
     from mae_hf.evaluation.metrics import classification_metrics
     from mae_hf.evaluation.predictions import write_predictions
@@ -95,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     loss_of = finetuning_loss(prepared, device_images, len(class_names), config)
-    first_draws = Draws(config.train.seed, 0, np.arange(plan.micro_batch_size))
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_draws))
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, average)

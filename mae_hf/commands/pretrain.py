@@ -24,12 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             # before the imports that take seconds
             check_source(source, streaming=config.data.streaming and source in config.data.sources)
 
-    import numpy as np
     from accelerate.utils import set_seed
 
     from mae_hf import hub
     from mae_hf.data.dataset import DeviceImages, ImageSet, load_pretraining_images, load_probe_images, load_test_images
-    from mae_hf.data.random import Draws
     from mae_hf.data.stream.notes import describe_notes, read_notes
     from mae_hf.data.stream.reader import Stream, load_stream, open_stream
     from mae_hf.evaluation.inference import held_out_loss
@@ -95,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampler = batch_sampler(accelerator, config.train, plan)
         device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
         loss_of = pretraining_loss(prepared, device_images, config)
-    first_draws = Draws(config.train.seed, 0, np.arange(plan.micro_batch_size))
-    is_compiled = compile_layers(accelerator, prepared, config.train.compile, lambda: loss_of(first_draws))
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- go on where an unfinished run stopped ----
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
@@ -147,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         values = {"eval/loss": loss}
         if due(step, config.train.figure_every_epochs):
             complete = whole()  # by every process
-            if accelerator.is_main_process:
+            if complete is not None and accelerator.is_main_process:
                 save_reconstructions(complete, pictured, config.data, folder / "figures", step)
         if labelled and due(step, config.train.probe_every_epochs):
             values |= online_probe(accelerator, whole(), *labelled, config.data, plan.eval_batch_size)
@@ -182,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics: dict[str, Any] = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss") if key in last}
     metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
     complete = whole()
-    if accelerator.is_main_process:
+    if complete is not None and accelerator.is_main_process:
         hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
         if config.hub.push:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")

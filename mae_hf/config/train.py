@@ -30,8 +30,7 @@ class TrainConfig(Settings):
         max_skipped_windows: how often a loss or gradient that is not finite may send the run back to its last
             checkpoint, to go on with the batches after the bad one; 0: it stops.
         trackers: additional trackers, `tensorboard` or `trackio`; one that fails is switched off with a warning.
-        compile: whether torch.compile makes the transformer layers: `always`, `never`, or `auto`, where a GPU is faster
-            with it, which is tried before the first step.
+        compile: whether torch.compile compiles the transformer layers: `always`, `never`, or `auto`, on a GPU only.
         timeout_minutes: how long a rank waits for its peers before it fails. It must be longer than decoding images
             or saving takes.
     """

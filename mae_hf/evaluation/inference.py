@@ -45,7 +45,7 @@ def held_out_loss(
         batch_size: images at once per device.
     """
     total = torch.zeros(2, device=accelerator.device)
-    for rows, counts in _share(accelerator, len(images), batch_size):
+    for rows, counts in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         noise = fixed_noise(rows, num_patches, accelerator.device)
         with torch.compiler.set_stance("force_eager"):  # batches of other sizes than in training: not worth compiling
@@ -76,13 +76,20 @@ def predict_probabilities(
 
 @torch.no_grad()
 def extract_features(
-    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
+    accelerator: Accelerator,
+    encoder: nn.Module,
+    images: ImageSet,
+    data: DataConfig,
+    batch_size: int,
+    *,
+    alone: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
     """The features of every image, nothing masked: `cls`, the CLS token, and `mean`, the mean of the patch tokens.
 
     Args:
         encoder: a prepared `ViTModel` in eval mode.
         batch_size: images at once per device.
+        alone: this process computes all features; the others do not take part.
 
     Returns:
         Two float32 arrays (n, D), in the order of `images`, on every process.
@@ -92,18 +99,25 @@ def extract_features(
         tokens = encoder(pixel_values_of(images, rows, data, accelerator.device)).last_hidden_state.float()
         return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
 
-    cls, mean = _every_image(accelerator, len(images), batch_size, features).transpose(1, 0, 2)
+    cls, mean = _every_image(accelerator, len(images), batch_size, features, alone).transpose(1, 0, 2)
     return {"cls": cls, "mean": mean}
 
 
 def _every_image(
-    accelerator: Accelerator, num_images: int, batch_size: int, values_of: Callable[[NDArray[np.int64]], Tensor]
+    accelerator: Accelerator,
+    num_images: int,
+    batch_size: int,
+    values_of: Callable[[NDArray[np.int64]], Tensor],
+    alone: bool = False,
 ) -> NDArray[np.float32]:
     """`values_of(rows)` for all rows, (n, ...), each once however the images split over the processes."""
     # A process's share may be one image short: it is padded, gathered, and the padding dropped by its row.
-    rows = [rows for rows, _ in _share(accelerator, num_images, batch_size)]
+    rank, num_processes = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
+    rows = [rows for rows, _ in _share(rank, num_processes, num_images, batch_size)]
     with torch.compiler.set_stance("force_eager"):
         values = torch.cat([values_of(batch) for batch in rows])
+    if alone:
+        return values.cpu().numpy()
     index = torch.from_numpy(np.concatenate(rows)).to(accelerator.device)
     values = accelerator.gather(accelerator.pad_across_processes(values))
     index = accelerator.gather(accelerator.pad_across_processes(index, pad_index=-1))
@@ -113,14 +127,14 @@ def _every_image(
     return result.cpu().numpy()
 
 
-def _share(accelerator: Accelerator, num_images: int, batch_size: int) -> list[tuple[NDArray[np.int64], bool]]:
+def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> list[tuple[NDArray[np.int64], bool]]:
     """This process's rows, in batches, each with whether it counts.
 
     Every process has as many: where weights are in shards, each forward pass is one of all processes. One that has run
     out of images fills in with the first, which does not count.
     """
-    rows = np.arange(num_images)[accelerator.process_index :: accelerator.num_processes]
+    rows = np.arange(num_images)[rank::num_processes]
     batches = [(rows[start : start + batch_size], True) for start in range(0, len(rows), batch_size)]
-    most_images = math.ceil(num_images / accelerator.num_processes)
+    most_images = math.ceil(num_images / num_processes)
     num_batches = math.ceil(most_images / batch_size)
     return batches + [(np.zeros(1, np.int64), False)] * (num_batches - len(batches))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet
@@ -87,7 +88,7 @@ def scores_of(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequen
 
 def online_probe(
     accelerator: Accelerator,
-    model: MaskedAutoencoder,
+    model: MaskedAutoencoder | None,
     train: ImageSet,
     validation: ImageSet,
     data: DataConfig,
@@ -96,7 +97,8 @@ def online_probe(
     """How well the encoder so far tells the classes of validation images apart; training is left as it was.
 
     Args:
-        model: the masked autoencoder in training, not wrapped.
+        model: the masked autoencoder in training, not wrapped. A sharded model is whole on the main process alone:
+            the others give None, and wait for the main process to probe it.
         train: labelled images that vote, such as those of `load_probe_images`.
         validation: labelled images to classify; never those of test.
         batch_size: images at once per device.
@@ -105,10 +107,25 @@ def online_probe(
         By pooling, `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1` and `probe/rankme_POOLING` of the train images.
         Nothing, with a warning, where the features are not finite: a look at the encoder does not end its training.
     """
+    alone = not all(gather_object([model is not None]))
+    values = {} if model is None else _probe(accelerator, model, train, validation, data, batch_size, alone)
+    return dict(broadcast_object_list([values])[0]) if alone else values
+
+
+def _probe(
+    accelerator: Accelerator,
+    model: MaskedAutoencoder,
+    train: ImageSet,
+    validation: ImageSet,
+    data: DataConfig,
+    batch_size: int,
+    alone: bool,
+) -> dict[str, float]:
     encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
     with accelerator.autocast():
         voters, queries = (
-            extract_features(accelerator, encoder, images, data, batch_size) for images in (train, validation)
+            extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
+            for images in (train, validation)
         )
     if not all(np.isfinite(part[pooling]).all() for part in (voters, queries) for pooling in POOLINGS):
         warnings.warn("no probe of this encoder: its features are not finite", stacklevel=2)

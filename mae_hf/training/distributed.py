@@ -1,7 +1,7 @@
-"""The processes of a run: as many as were asked for, in the way asked for, with a model whole or in shards on them.
+"""The processes of a run and the model on them: whole (one process, DDP) or in shards (FSDP2).
 
-`accelerate launch` quietly runs fewer processes, or another strategy, where it cannot run what it was asked for. That
-is found out here, before data is loaded. What was tried where: docs/devices.md.
+`accelerate launch` silently runs fewer processes, or another strategy, where it cannot do what it was asked for. These
+checks find that out before any data is loaded. docs/devices.md lists what was tried where.
 """
 
 import copy
@@ -28,51 +28,52 @@ from mae_hf.config.train import FinetuneTrainConfig, Plan, TrainConfig
 from mae_hf.errors import require
 
 ON_CPUS = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2"
+SHARDED = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DEEPSPEED"}  # and the name in ACCELERATE_USE_...
 Model = TypeVar("Model", bound=PreTrainedModel)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 _SECONDS_FOR_GLOO = 1.0
-_SHARDED = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DEEPSPEED"}
 
 
 def start_accelerator(
     *, shards: bool = True, timeout_minutes: float = TrainConfig.timeout_minutes, **options: Any
 ) -> Accelerator:
-    """The Accelerator of a script, once it is clear that what was asked for is what runs.
+    """Return the Accelerator of a command, after checking that it runs what the launch command asked for.
 
     Args:
-        shards: whether the script can work with a model in shards; one that only evaluates cannot.
-        timeout_minutes: how long a process waits for the others before it gives them up.
+        shards: whether the command can work with a sharded model; commands that only evaluate cannot.
+        timeout_minutes: how long a process waits for the others before it fails.
         options: as for `Accelerator`.
 
     Raises:
-        ConfigError: fewer processes run, or another strategy, than was asked for, or one that is not supported.
+        ConfigError: fewer processes or a different strategy run than was asked for, or a strategy is not supported.
     """
     check_launch(os.environ)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
-        cpu=several and not torch.accelerator.is_available(),  # without it, each process would run a run of its own
+        cpu=several and not torch.accelerator.is_available(),  # otherwise each process would run a separate run
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
         **options,
     )
-    for kind, name in _SHARDED.items():
+    kind = accelerator.distributed_type
+    for sharded, name in SHARDED.items():
         require(
-            not _is_on(os.environ, f"ACCELERATE_USE_{name}") or accelerator.distributed_type == kind,
-            f"{name} was asked for and {accelerator.distributed_type.value} runs, on {accelerator.device.type}: {name} "
-            "needs a GPU for each process; without one, leave it out (--multi_gpu)",
+            not _is_on(os.environ, f"ACCELERATE_USE_{name}") or kind == sharded,
+            f"{name} was asked for, but {kind.value} runs on {accelerator.device.type}: {name} needs a GPU for each "
+            "process; without GPUs, use --multi_gpu instead",
         )
     require(
-        shards or accelerator.distributed_type not in _SHARDED,
-        f"{accelerator.distributed_type.value} shards a model in training, and this script trains none: start it with "
-        "--multi_gpu, or on one process",
+        shards or kind not in SHARDED,
+        f"{kind.value} shards a model for training, but this command does not train: start it with --multi_gpu, or on "
+        "one process",
     )
     return accelerator
 
 
 def end_processes(accelerator: Accelerator) -> None:
-    """Ends the trackers and the group of processes; every process calls it last.
+    """Close the trackers and the process group. Every process calls it last.
 
-    gloo's threads let go of the tensors of the last collective operations with Python's lock, and the end of the group
-    waits for these threads with that same lock in hand (torch 2.13): it would wait for ever. So they come first.
+    The pause avoids a deadlock of torch 2.13: the group waits for gloo's threads while it holds Python's lock, which
+    these threads need to free the tensors of the last collective operations.
     """
     if accelerator.num_processes > 1:
         time.sleep(_SECONDS_FOR_GLOO)
@@ -80,50 +81,47 @@ def end_processes(accelerator: Accelerator) -> None:
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Looks for what `accelerate launch` was asked for and does not do.
+    """Check that `accelerate launch` does what it was asked for, and that mae_hf supports it.
 
-    Where it starts one process instead of several, it still says where they would meet (MASTER_ADDR), and gives the
-    process no number (RANK): that is what `--cpu --num_processes 2` and MULTI_CPU leave behind.
+    `--cpu --num_processes 2` and MULTI_CPU start one process. It still gets the address where several would meet
+    (MASTER_ADDR), but no rank.
 
     Args:
         environment: the environment variables of this process.
 
     Raises:
-        ConfigError: one process was started instead of several; Megatron-LM, a `parallelism_config`, FSDP 1, FSDP with
-            parameters on the CPU, or DeepSpeed that is not installed.
+        ConfigError: one process was started instead of several, or the strategy is not supported or not installed.
     """
     ranks = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
     is_launched = "ACCELERATE_MIXED_PRECISION" in environment
-    require(
-        not (is_launched and "MASTER_ADDR" in environment and not any(rank in environment for rank in ranks)),
-        "accelerate launch was asked for several processes and has started one (with --cpu, use_cpu and MULTI_CPU it "
-        f"does): for several on CPUs, type {ON_CPUS} ...; for one, --num_processes 1, and unset MASTER_ADDR if you "
-        "have set it",
-    )
-    for variable, name in (("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "parallelism_config")):
-        require(
-            not _is_on(environment, f"ACCELERATE_USE_{variable}"),
-            f"{name} is not supported: choose a file of configs/accelerate, such as fsdp2.yaml",
-        )
-    if _is_on(environment, "ACCELERATE_USE_FSDP"):
-        version = environment.get("FSDP_VERSION", "1")
-        require(version == "2", f"fsdp_version {version} is not supported: choose 2 (configs/accelerate/fsdp2.yaml)")
-        require(
-            not _is_on(environment, "FSDP_OFFLOAD_PARAMS"),
-            "fsdp_offload_params is not supported: choose false (configs/accelerate/fsdp2.yaml)",
-        )
-    if _is_on(environment, "ACCELERATE_USE_DEEPSPEED"):
-        require(
-            importlib.util.find_spec("deepspeed") is not None,
-            "DeepSpeed is not installed: pip install deepspeed, or choose configs/accelerate/fsdp2.yaml",
-        )
+    is_alone = is_launched and "MASTER_ADDR" in environment and not any(rank in environment for rank in ranks)
+    fsdp, version = _is_on(environment, "ACCELERATE_USE_FSDP"), environment.get("FSDP_VERSION", "1")
+    no_deepspeed = importlib.util.find_spec("deepspeed") is None
+    problems = {
+        "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that): for "
+        f"several processes on CPUs, type {ON_CPUS} ...; for one, type --num_processes 1, and unset MASTER_ADDR if you "
+        "have set it": is_alone,
+        "Megatron-LM is not supported: choose a file of configs/accelerate, such as fsdp2.yaml": _is_on(
+            environment, "ACCELERATE_USE_MEGATRON_LM"
+        ),
+        "parallelism_config is not supported: choose a file of configs/accelerate, such as fsdp2.yaml": _is_on(
+            environment, "ACCELERATE_USE_PARALLELISM_CONFIG"
+        ),
+        f"fsdp_version {version} is not supported: choose 2 (configs/accelerate/fsdp2.yaml)": fsdp and version != "2",
+        "fsdp_offload_params is not supported: choose false (configs/accelerate/fsdp2.yaml)": fsdp
+        and _is_on(environment, "FSDP_OFFLOAD_PARAMS"),
+        "DeepSpeed is not installed: pip install deepspeed, or choose configs/accelerate/fsdp2.yaml": no_deepspeed
+        and _is_on(environment, "ACCELERATE_USE_DEEPSPEED"),
+    }
+    for message, is_wrong in problems.items():
+        require(not is_wrong, message)
 
 
 def check_shared(accelerator: Accelerator, folder: Path) -> None:
-    """Makes sure that the machines of a run see one and the same output folder: checkpoints are written by all of them.
+    """Check that all machines of a run share the output folder, since every rank writes checkpoints into it.
 
     Raises:
-        ConfigError: the main process cannot write there, or what it writes does not reach every machine.
+        ConfigError: the main process cannot write there, or other machines do not see what it writes.
     """
     if accelerator.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         return
@@ -135,7 +133,7 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
             parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
         except OSError as error:
-            problem = f"{parent} cannot be written to ({error.strerror}): choose another --output_dir"
+            problem = f"cannot write to {parent} ({error.strerror}): choose another --output_dir"
     problem = broadcast_object_list([problem])[0]
     require(not problem, problem)
     seen = gather_object([mark.exists()])
@@ -143,20 +141,20 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
         mark.unlink()
     require(
         all(seen),
-        f"{parent} is not one folder on all machines, {seen.count(False)} of {len(seen)} processes do not see what the "
-        "main one writes there: choose a place on a shared file system (--output_dir)",
+        f"the machines do not share {parent}: {seen.count(False)} of {len(seen)} processes do not see what the main "
+        "process writes there. Choose a folder on a shared file system (--output_dir)",
     )
 
 
 def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
-    """Makes sure that every process has what the main one has: each would train another model, and none would say so.
+    """Check that every process has the values of the main one. Otherwise they would train different models.
 
     Args:
-        values: by name; the same names on every process. `data.cache_dir` may be another one on each machine.
-        fix: what to do where they differ.
+        values: by name, the same names on every process. `data.cache_dir` may differ between machines.
+        fix: what to do about a difference.
 
     Raises:
-        ConfigError: a process, which is named, has another value.
+        ConfigError: a process has a different value; the message names both.
     """
     main = broadcast_object_list([dict(values)])[0]
     differing = [name for name in values if values[name] != main[name] and name != "data.cache_dir"]
@@ -167,48 +165,64 @@ def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str)
 
 def prepare(
     accelerator: Accelerator, model: Model, optimizer: Optimizer, plan: Plan, train: TrainConfig
-) -> tuple[nn.Module, Optimizer, Callable[[], Model]]:
-    """`accelerator.prepare`, for every strategy that a run may be on.
+) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
+    """Wrap model and optimizer for the strategy of this run, as `accelerator.prepare` does.
 
     Args:
-        model: in float32, with its weights.
+        model: the model with its weights, in float32.
         optimizer: over the parameters of `model`; it has made no step.
 
     Returns:
-        What trains: the wrapped model and optimizer. And a function that gives the model with all its weights on this
-        process, not wrapped, in eval mode: every process must call it, at the same time.
+        The wrapped model and optimizer, and `whole()`, which every process must call at the same time. It returns the
+        unwrapped model with all its weights, in eval mode. A sharded model is gathered on the main process alone, and
+        freed once the caller drops it; the other processes get None.
 
     Raises:
-        ConfigError: accumulation or ZeRO-3 with DeepSpeed; an average of weights that are in shards.
+        ConfigError: DeepSpeed with accumulation or ZeRO-3, or an average of sharded weights.
     """
+    kind = accelerator.distributed_type
     require(
-        not (isinstance(train, FinetuneTrainConfig) and train.ema_decay and accelerator.distributed_type in _SHARDED),
-        f"ema_decay averages whole weights, and {accelerator.distributed_type.value} shards them: choose --multi_gpu, "
-        "or leave the average out (--train.ema_decay 0)",
+        not (isinstance(train, FinetuneTrainConfig) and train.ema_decay and kind in SHARDED),
+        f"ema_decay averages whole weights, but {kind.value} shards them: choose --multi_gpu, or turn the average off "
+        "(--train.ema_decay 0)",
     )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        whole = copy.deepcopy(model)
-        plugin = accelerator.state.fsdp_plugin
-        layers = {type(layer).__name__ for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)}
-        plugin.transformer_cls_names_to_wrap = sorted(layers)
-        # computing is left to autocast, as without FSDP: its own bf16 would round images, masks' noise and loss, too
-        plugin.mixed_precision_policy = MixedPrecisionPolicy()
-        prepared, optimizer = accelerator.prepare(model, optimizer)
-
-        def gather() -> Model:
-            whole.load_state_dict(get_model_state_dict(prepared, options=StateDictOptions(full_state_dict=True)))
-            whole.to(accelerator.device)
-            return whole.eval()
-
-        return prepared, optimizer, gather
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if kind == DistributedType.DEEPSPEED:
         _fit_deepspeed(accelerator, plan, train)
+    if kind == DistributedType.FSDP:
+        return _prepare_shards(accelerator, model, optimizer)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     return prepared, optimizer, model.eval
 
 
+def _prepare_shards(
+    accelerator: Accelerator, model: Model, optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
+    # a copy without weights, for the main process to fill: sharding changes the modules of `model` itself
+    empty = {id(tensor): nn.Parameter(tensor.to("meta"), tensor.requires_grad) for tensor in model.parameters()}
+    hollow = copy.deepcopy(model, empty)
+    plugin = accelerator.state.fsdp_plugin
+    layers = {type(layer).__name__ for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)}
+    plugin.transformer_cls_names_to_wrap = sorted(layers)
+    # autocast decides the precision, as without FSDP; FSDP's own bf16 would also round images, mask noise and loss
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+
+    def gather() -> Model | None:
+        # with cpu_offload, only the main process receives the weights
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(prepared, options=options)
+        if not accelerator.is_main_process:
+            return None
+        whole = copy.deepcopy(hollow)
+        whole.load_state_dict(weights, assign=True)
+        whole.to(accelerator.device)
+        return whole.eval()
+
+    return prepared, optimizer, gather
+
+
 def _fit_deepspeed(accelerator: Accelerator, plan: Plan, train: TrainConfig) -> None:
-    """Tells DeepSpeed what it does itself: how many images come at a time, and where gradients are clipped."""
+    """Set the micro-batch size and the gradient clipping in DeepSpeed's own config."""
     plugin = accelerator.state.deepspeed_plugin
     require(
         plugin.zero_stage < 3,
@@ -217,14 +231,14 @@ def _fit_deepspeed(accelerator: Accelerator, plan: Plan, train: TrainConfig) -> 
     )
     require(
         plan.accumulation_steps == 1,
-        f"{plan.accumulation_steps} accumulation steps are not supported with DeepSpeed, which makes a step after each "
-        "backward pass: leave out --train.per_device_batch_size, or choose configs/accelerate/fsdp2.yaml",
+        f"{plan.accumulation_steps} accumulation steps are not supported with DeepSpeed, which updates the weights "
+        "after each backward pass: leave out --train.per_device_batch_size, or choose configs/accelerate/fsdp2.yaml",
     )
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_clipping": train.max_grad_norm,
     }
-    warnings.warn("mae_hf has never been run with DeepSpeed: see docs/devices.md, or choose FSDP2", stacklevel=3)
+    warnings.warn("mae_hf was never tested with DeepSpeed: see docs/devices.md, or choose FSDP2", stacklevel=3)
 
 
 def _is_on(environment: Mapping[str, str], name: str) -> bool:

@@ -49,7 +49,7 @@ def machine_file(tmp_path):
 @pytest.mark.parametrize("words", [("--cpu", "--num_processes", "2"), ("--config_file", "FILE")])
 def test_one_process_instead_of_several_is_refused_with_what_to_type(words, machine_file):
     environment = exported(*[machine_file if word == "FILE" else word for word in words])
-    with pytest.raises(ConfigError, match=r"several processes and has started one.*ACCELERATE_USE_CPU=true accelerate"):
+    with pytest.raises(ConfigError, match=r"several processes but started one.*ACCELERATE_USE_CPU=true accelerate"):
         check_launch(environment)
 
 
@@ -107,7 +107,7 @@ def test_what_deepspeed_would_do_otherwise_is_refused(stage, per_device):
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_an_average_of_weights_that_are_in_shards_is_refused(kind):
     train = FinetuneTrainConfig(batch_size=64, ema_decay=0.9)
-    with pytest.raises(ConfigError, match=f"ema_decay averages whole weights, and {kind.value} shards them"):
+    with pytest.raises(ConfigError, match=f"ema_decay averages whole weights, but {kind.value} shards them"):
         prepare(SimpleNamespace(distributed_type=kind), torch.nn.Linear(1, 1), None, train.plan(100, 2), train)
 
 
@@ -115,8 +115,53 @@ def test_a_folder_that_several_machines_cannot_write_to_is_refused_as_on_one(tmp
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     (tmp_path / "file").touch()
     two_machines = SimpleNamespace(num_processes=2, is_main_process=True)
-    with pytest.raises(ConfigError, match=r"file/runs cannot be written to \(Not a directory\).*--output_dir"):
+    with pytest.raises(ConfigError, match=r"cannot write to \S*file/runs \(Not a directory\).*--output_dir"):
         check_shared(two_machines, tmp_path / "file" / "runs" / "mine")
+
+
+GATHER = """
+import gc, json, sys
+import torch
+from mae_hf.config.model import MAEConfig
+from mae_hf.config.train import PretrainTrainConfig
+from mae_hf.models.mae import build_mae
+from mae_hf.training.distributed import prepare, start_accelerator
+from mae_hf.training.optim import build_optimizer
+
+def megabytes():
+    gc.collect()
+    tensors = [value for value in gc.get_objects() if isinstance(value, torch.Tensor) and value.device.type == "cpu"]
+    local = [getattr(value, "_local_tensor", value).untyped_storage() for value in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in local}.values()) / 2**20
+
+accelerator, train = start_accelerator(), PretrainTrainConfig(batch_size=64)
+model = build_mae(MAEConfig(hidden_size=192, num_hidden_layers=4, num_attention_heads=4), "sdpa")
+expected = {name: value.clone() for name, value in model.state_dict().items()}
+frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+before = megabytes() / 2  # `expected` is a second copy
+prepared, optimizer, whole = prepare(accelerator, model, build_optimizer(model, train), train.plan(100, 2), train)
+given = whole()
+seen = {"gathered": given is not None}
+if given is not None:
+    seen["equal"] = all(torch.equal(value, expected[name]) for name, value in given.state_dict().items())
+    seen["frozen"] = frozen == {name for name, value in given.named_parameters() if not value.requires_grad}
+    seen["training"] = given.training
+del given, expected
+seen["part"] = megabytes() / before
+open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w").write(json.dumps(seen))
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_gathered_on_the_main_process_alone_and_freed_after_use(tmp_path):
+    (tmp_path / "gather.py").write_text(GATHER)
+    done = run("tests/sharded_script.py", tmp_path / "gather.py", tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert (main["part"], other["part"]) == (pytest.approx(0.5, abs=0.1), pytest.approx(0.5, abs=0.1))
+    del main["part"], other["part"]
+    assert main == {"gathered": True, "equal": True, "frozen": True, "training": False}
+    assert other == {"gathered": False}
 
 
 # ---- real launches, of the real scripts ----
@@ -247,10 +292,10 @@ def test_processes_that_were_not_told_the_same_or_see_other_images_are_refused(w
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--cpu", "--num_processes", "2"], "has started one"),
+        (["--cpu", "--num_processes", "2"], "but started one"),
         (
             ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"],
-            "FSDP was asked for and MULTI_CPU runs, on cpu",
+            "FSDP was asked for, but MULTI_CPU runs on cpu",
         ),
     ],
 )
