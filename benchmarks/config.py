@@ -36,8 +36,9 @@ class BenchmarkConfig(Settings):
 
     Args:
         preset: YAML file of a pre-training run; its model, crops and batch are measured.
-        measure: what to measure; several as `pretrain,finetune`: `pretrain`, `finetune` and `features` beside stock
-            transformers; `compile`, compiled layers beside eager ones; `size`, data sets of 1,000 to 100,000 images.
+        measure: what to measure, such as `pretrain,finetune`. `pretrain`, `finetune` and `features` are compared with
+            stock transformers. `compile` compares compiled with eager layers. `size` measures pre-training on 1,000 to
+            100,000 images.
         rounds: number of turns of each contender.
         seconds: minimum length of a turn; a turn has at least two steps.
         mixed_precision: mixed precision of mae_hf; `no` is fp32. Stock is measured in fp32, pre-training also in bf16.

@@ -1,4 +1,4 @@
-"""The presets: each parses, says what it is, and the two stages of a name fit together."""
+"""The presets: each one parses and has a header, and the two stages of one name fit together."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ def test_a_preset_parses_and_writes_into_the_folder_of_its_name(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=case)
-def test_a_preset_opens_with_what_it_is_its_command_and_what_was_measured(path):
+def test_the_header_of_a_preset_has_a_description_the_command_and_the_measured_result(path):
     header = [line for line in re.split(r"^[^#]", path.read_text(), flags=re.M)[0].splitlines() if line[:3] != "#  "]
     words = [line.split(":")[0] for line in header]
     assert [word for word in words if word != "# Baseline"] == ["# What", "# Command", "# Measured"]

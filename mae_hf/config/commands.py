@@ -117,8 +117,8 @@ class EvaluateConfig(_StoredImages):
 
     Args:
         model: run folder, model folder or Hub id of a classifier, a masked autoencoder or an encoder.
-        probe: how features are probed; several as `knn,linear`: `knn`, a vote of the nearest neighbours; `linear`,
-            logistic regression; `head`, the paper's batch normalisation and linear layer; `rank`, the number of
+        probe: probes of the features, such as `knn,linear`. `knn` is a vote of the nearest neighbours. `linear` is
+            logistic regression. `head` is the paper's batch normalisation and linear layer. `rank` counts the
             dimensions in use, without labels. By default, the model's own classifier is evaluated.
         batch_size: images per device and forward pass.
         output_dir: folder for metrics.json, and predictions.parquet or predictions/PROBE-POOLING.parquet.

@@ -113,7 +113,7 @@ class AuditConfig(Settings):
     """The search for test images, identical or near-duplicates, among the images of pre-training.
 
     Args:
-        sources: sources whose test images are searched for, besides those of `data.source`: `[first, second]`.
+        sources: further sources whose test images are searched for, besides `data.source`: `[first, second]`.
         leave_out: exclude the duplicates from pre-training; otherwise they are only counted and recorded.
     """
 

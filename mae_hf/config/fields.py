@@ -90,9 +90,13 @@ def _shown(value: Any) -> Any:
 
 
 def _ranges(hint: Any) -> Iterator[Any]:
-    """Yield the ranges in a type such as `Annotated[int, Range(above=0)] | None`; those of equal items once."""
+    """Yield the ranges in a type such as `Annotated[int, Range(above=0)] | None`."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        yield Text("|".join(map(re.escape, parts)), f"one of {', '.join(parts)}")
+        return
     yield from getattr(hint, "__metadata__", ())
-    for part in dict.fromkeys(typing.get_args(hint)):
+    for part in dict.fromkeys(parts):
         yield from _ranges(part)
 
 

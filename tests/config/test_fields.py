@@ -7,7 +7,7 @@ import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import docstring_parser
 import pytest
@@ -34,7 +34,7 @@ COMMANDS = (
 
 
 def _sections(config_class: type) -> set[type]:
-    """The class and those of its sections."""
+    """The class and the classes of its sections."""
     hints = typing.get_type_hints(config_class)
     return {config_class, *(hint for hint in hints.values() if dataclasses.is_dataclass(hint))}
 
@@ -56,6 +56,8 @@ class Example(Settings):
     offset: float = 0.5
     name: str = "x"
     names: tuple[str, ...] = ()
+    choice: Literal["auto", "never"] = "auto"
+    trackers: tuple[Literal["a", "b"], ...] = ()
     method: Annotated[str, words("knn", "linear")] = "knn"
     output: Annotated[str, ending(".png")] | None = None
 
@@ -83,6 +85,12 @@ class Example(Settings):
             ("a", "hf_" + "x" * 34),
             "example.names hf_*** contains a password or token .. HF_TOKEN (--example.na",
         ),
+        (
+            "choice",
+            "always",
+            "example.choice is always but must be one of auto, never, such as auto (--exam",
+        ),
+        ("trackers", ("a", "c"), "example.trackers is ['a', 'c'] but must be one of a, b"),
         ("method", "knn,svm", "example.method is knn,svm but must be one or more of knn,linear, such as knn (--exam"),
         ("method", "", "example.method is  but must be one or more of knn,linear"),
         ("output", "a.jpg", "example.output is a.jpg but must be a file name that ends in .png (--example.output)"),
@@ -139,7 +147,7 @@ def test_every_field_has_help_and_no_help_is_left_of_a_removed_field(config_clas
     helped = set()
     for ancestor in config_class.__mro__[:-2]:  # without Settings and object
         own = {param.arg_name for param in docstring_parser.parse(ancestor.__doc__).params if param.description}
-        assert own <= set(vars(ancestor)["__annotations__"]), f"{ancestor.__name__} explains what it does not have"
+        assert own <= set(vars(ancestor)["__annotations__"]), f"{ancestor.__name__} explains a field without value"
         helped |= own
     assert values <= helped
 
