@@ -98,9 +98,9 @@ def test_links_lead_to_files(page: str):
     assert not [link for link in links if not ((ROOT / page).parent / link).exists()]
 
 
-def test_files_that_contributing_names_exist():
-    names = re.findall(r"`((?:mae_hf|benchmarks|scripts|tests|configs|docs)/[\w/.]*)`", PAGES["CONTRIBUTING.md"])
-    assert names
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page: str):
+    names = re.findall(r"`((?:mae_hf|benchmarks|scripts|tests|configs|docs)/[\w/.-]*)`", PAGES[page])
     assert not [name for name in names if not (ROOT / name).exists()]
 
 
