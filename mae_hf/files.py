@@ -5,10 +5,14 @@ by the next one.
 """
 
 import contextlib
+import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 
@@ -79,3 +83,41 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def from_json(kind: Any, value: Any, name: str = "the file") -> Any:
+    """Return untrusted JSON as the type that a program expects, with every value checked.
+
+    Args:
+        kind: a dataclass of such types, `tuple[kind, ...]`, `Literal`, `kind | None`, `str`, `bool`, `float` (finite)
+            or `int` (0 to 2^63 - 1).
+        value: what `json.loads` returned; unknown keys are ignored.
+        name: of the value, for messages.
+
+    Raises:
+        ValueError: a value is missing or has another type; one line.
+    """
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is not a JSON object")
+        types, values = get_type_hints(kind), {}
+        for field in dataclasses.fields(kind):
+            if field.name in value:
+                values[field.name] = from_json(types[field.name], value[field.name], field.name)
+            elif field.default is dataclasses.MISSING:
+                raise ValueError(f"{field.name} is missing")
+        return kind(**values)  # type: ignore[operator]  # mypy does not know that a type is meant
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(from_json(get_args(kind)[0], item, name) for item in value)
+    if get_origin(kind) is UnionType:
+        return None if value is None else from_json(get_args(kind)[0], value, name)
+    fits = {
+        Literal: lambda: isinstance(value, str) and value in get_args(kind),
+        str: lambda: isinstance(value, str),
+        bool: lambda: isinstance(value, bool),
+        int: lambda: type(value) is int and 0 <= value < 2**63,
+        float: lambda: type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value),
+    }
+    if not fits.get(get_origin(kind) or kind, lambda: False)():
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not of type {getattr(kind, '__name__', kind)}")
+    return value

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.hub import HubConfig
 from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
-from mae_hf.leakage.record import Record, describe_audit
+from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.classifier import SCRATCH
 from mae_hf.models.loading import quiet_transformers
-from mae_hf.models.pretrained import AUDIT
 
 
 def save_model(
@@ -27,7 +27,7 @@ def save_model(
     config: PretrainConfig | FinetuneConfig,
     metrics: Mapping[str, Any],
     encoder: PreTrainedModel | None = None,
-    audit: Record | None = None,
+    audit: Audit | None = None,
 ) -> None:
     """Writes a model folder: config, safetensors, image processor, audit and card; whole or not at all.
 
@@ -47,7 +47,7 @@ def save_model(
                 part.save_pretrained(path)
             (path / "preprocessor_config.json").write_text(json.dumps(image_processor(config), indent=2) + "\n")
             if audit is not None:
-                (path / AUDIT).write_text(json.dumps(_public_audit(audit)) + "\n")
+                (path / AUDIT).write_text(audit_json(_public_audit(audit)))
         (beside / "README.md").write_text(model_card(config, metrics, audit), encoding="utf-8")
 
     write_folder(folder, write)
@@ -75,7 +75,7 @@ def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any], audit: Record | None = None) -> str:
+def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any], audit: Audit | None = None) -> str:
     """The model's README.md: metadata, how to load it, results and recipe.
 
     What is on the Hub is linked; of what lies on this machine only the last part of the path is named.
@@ -132,10 +132,9 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
     )
 
 
-def _public_audit(audit: Record) -> Record:
-    """The audit as it travels with the model: no path of this machine, and no rows of data that nobody else has."""
-    tests = [{**test, "source": _public_name(test["source"])} for test in audit["tests"]]
-    return {key: value for key, value in audit.items() if key != "pairs"} | {"tests": tests}
+def _public_audit(audit: Audit) -> Audit:
+    """Return the audit as it travels with the model: without paths of this machine and without rows of the data."""
+    return replace(audit, pairs=(), audited=tuple(replace(p, source=_public_name(p.source)) for p in audit.audited))
 
 
 def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any]) -> ModelCardData:

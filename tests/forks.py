@@ -23,7 +23,7 @@ LIBRARIES = [
     "sklearn.datasets",
     "sklearn.model_selection",
     "mae_hf.data.dataset",
-    "mae_hf.leakage.record",
+    "mae_hf.leakage.audit",
     "mae_hf.evaluation.inference",
     "mae_hf.evaluation.metrics",
     "mae_hf.evaluation.probing",

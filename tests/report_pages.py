@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 from run_folders import write_run
 
+from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, audit_json
 from mae_hf.report.comparison import Comparison, compare
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Picture, Pictures
@@ -51,7 +52,8 @@ def write_page(folder: Path) -> Path:
     (pretraining / "run.json").write_text(
         json.dumps({"num_train_images": 1240, "command": "scripts/pretrain.py --x 1"})
     )
-    (pretraining / "model" / "audit.json").write_text(json.dumps({"tests": [{"source": "<i>a</i>"}]}))
+    audit = dataclasses.replace(NOT_PRETRAINED, pretrained=True, audited=(AuditedSplit("<i>a</i>", "test", 4, "f"),))
+    (pretraining / "model" / "audit.json").write_text(audit_json(audit))
     path = folder / "index.html"
     path.write_text(page(small_comparison(folder), small_pictures(folder), "runs/compare/small"), encoding="utf-8")
     return path

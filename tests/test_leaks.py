@@ -39,13 +39,13 @@ def read(file: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_copies_are_left_out_counted_and_written_into_the_card(source: Path, tmp_path: Path):
+def test_duplicates_are_left_out_counted_and_named_in_the_card(source: Path, tmp_path: Path):
     pretrain = ("--data.source", source, *MODEL, *DECODER, *TRAIN, "--output_dir", tmp_path)
     printed = succeed("scripts/pretrain.py", *pretrain)
-    line = "3 images are copies of 3 of the 12 test images: left out"
+    line = "3 images duplicate 3 of the 12 test images (left out)"
     assert line in printed
     record = read(tmp_path / "run.json")
-    assert record["num_copies_of_test_images"] == 3
+    assert record["num_test_duplicates"] == 3
     assert record["num_train_images"] + record["num_held_out_images"] == 40 + 50 - 3
     assert [(pair["row"], pair["against_row"]) for pair in read(tmp_path / "audit.json")["pairs"]] == [
         (0, 0),
@@ -56,7 +56,7 @@ def test_copies_are_left_out_counted_and_written_into_the_card(source: Path, tmp
     for folder in (tmp_path / "model", tmp_path / "model" / "encoder"):
         shared = (folder / "audit.json").read_text()
         assert str(source.parent) not in shared
-        assert json.loads(shared)["tests"][0]["num_copied"] == 3
+        assert json.loads(shared)["audited"][0]["num_duplicated"] == 3
     # as a crash leaves it: the resumed run sees the same images
     (tmp_path / "metrics.json").unlink()
     succeed("scripts/pretrain.py", *pretrain)
@@ -77,7 +77,7 @@ def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: 
         "--output_dir",
         tmp_path / "mae",
     )
-    assert "3 of the 12 test images: not left out" in printed
+    assert "3 of the 12 test images (kept)" in printed
     tune = (*data, *MODEL, *TRAIN, "--augment.mixup", 0, "--augment.cutmix", 0)
     encoder = tmp_path / "mae" / "model" / "encoder"
     printed = succeed("scripts/finetune.py", *tune, "--model.init", encoder, "--output_dir", tmp_path / "tuned")
@@ -89,7 +89,7 @@ def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: 
     assert final["num_seen_test_images"] == 3
     assert final["test/accuracy"] == pytest.approx(right.mean())
     assert final["test_unseen/accuracy"] == pytest.approx(np.delete(right, [0, 3, 7]).mean())
-    assert "not left out" in (tmp_path / "tuned" / "model" / "README.md").read_text()
+    assert "(kept)" in (tmp_path / "tuned" / "model" / "README.md").read_text()
 
     evaluate = ("--model", tmp_path / "tuned", *data)
     succeed("scripts/evaluate.py", *evaluate, "--output_dir", tmp_path / "known")

@@ -52,7 +52,7 @@ def test_a_run_that_a_server_has_stopped_goes_on_with_two_processes_as_if_nothin
         (folder / name).write_bytes(data)
     whole = pretrain(tmp_path, "whole", folder)
     assert whole.returncode == 0, whole.stderr
-    copies = "2 images are copies of 2 of the 2 test images: left out; near copies are not looked for in a stream"
+    copies = "2 images duplicate 2 of the 2 test images (left out)"
     assert copies in whole.stdout
     assert copies in (tmp_path / "whole" / "model" / "README.md").read_text()
     assert json.loads((tmp_path / "whole" / "model" / "encoder" / "audit.json").read_text())["streamed"] is True

@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.probing import probe_features
     from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
     from mae_hf.files import write_text
-    from mae_hf.leakage.record import seen_test_images
-    from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_audit, read_normalization
+    from mae_hf.leakage.audit import seen_test_images
+    from mae_hf.leakage.record import read_model_audit
+    from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_normalization
     from mae_hf.training.distributed import end_processes, start_accelerator
     from mae_hf.training.hardware import attention_for, use_cpu_well
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepared = accelerator.prepare(classifier)
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
         values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
-        seen = seen_test_images(read_audit(config.model), test)
+        seen = seen_test_images(read_model_audit(config.model), test)
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in values.items()} | unseen
         accelerator.print(describe_unseen(unseen))
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         values, by_probe = probe_features(config.probes, features, labels, images["train"].class_names)
         metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
         metrics |= {"labels": images["train"].note or "all labels", **values}
-        seen = seen_test_images(read_audit(config.model), images["test"])
+        seen = seen_test_images(read_model_audit(config.model), images["test"])
         for name, of_probe in by_probe.items():
             unseen = unseen_metrics(of_probe, labels["test"], images["test"].class_names, seen)
             accelerator.print(f"{name}: {describe_unseen(unseen)}")

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.few_labels.protocol import describe_protocol, describe_set, is_official, label_sets
     from mae_hf.evaluation.few_labels.summary import write_summary
     from mae_hf.evaluation.unseen import describe_seen
-    from mae_hf.models.pretrained import image_size_of, open_encoder, read_audit, read_normalization, weights_digest
+    from mae_hf.leakage.record import read_model_audit
+    from mae_hf.models.pretrained import image_size_of, open_encoder, read_normalization, weights_digest
     from mae_hf.training.distributed import start_accelerator
     from mae_hf.training.hardware import attention_for, use_cpu_well
     from mae_hf.training.run_folder import environment
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mean, std = read_normalization(config.model)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_mean=mean, image_std=std))
     encoder = open_encoder(config.model, attention_for(accelerator))
-    images = load_protocol_images(config.data, image_size_of(encoder), read_audit(config.model))
+    images = load_protocol_images(config.data, image_size_of(encoder), read_model_audit(config.model))
     class_names = images.test.class_names
     protocol = describe_protocol(config, images.split)
     print(f"{protocol}\n{images.describe()}")

@@ -39,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.predictions import write_predictions
     from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
     from mae_hf.figures import charts
-    from mae_hf.leakage.record import NOT_PRETRAINED, seen_test_images
+    from mae_hf.leakage.audit import seen_test_images
+    from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
     from mae_hf.models.classifier import build_classifier
-    from mae_hf.models.pretrained import check_init, hub_revision, read_audit, weights_digest
+    from mae_hf.models.pretrained import check_init, hub_revision, weights_digest
     from mae_hf.training.checkpoint import Checkpoints
     from mae_hf.training.distributed import check_same, check_shared, prepare, start_accelerator
     from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- data, once it is clear that the encoder is there and takes images normalised as these are ----
     check_init(config.model.init, config.data)
-    audit = NOT_PRETRAINED if config.model.init == SCRATCH else read_audit(config.model.init)
+    audit = NOT_PRETRAINED if config.model.init == SCRATCH else read_model_audit(config.model.init)
     with accelerator.local_main_process_first():
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]

@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- decode ----
     found = {source: load_splits(config.data, source) for source in config.data.sources}
     if config.audit_against:
-        from mae_hf.leakage.audit import audit, check_audit, describe, write_audit
+        from mae_hf.leakage.audit import audit_stores, check_splits, describe_matches, write_matches
 
-        check_audit([split for splits in found.values() for split in splits.values()], config.audit_against)
+        check_splits([split for splits in found.values() for split in splits.values()], config.audit_against)
     stores = []
     for source, splits in found.items():
         print(source)
@@ -50,16 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         from mae_hf import figures
         from mae_hf.leakage.picture import pairs_figure
 
-        findings = audit(stores, config.audit_against)
-        print("\n".join(describe(findings)))
-        for file in write_audit(findings):
+        matches = audit_stores(stores, config.audit_against)
+        print("\n".join(describe_matches(matches)))
+        for file in write_matches(matches):
             print(f"  all pairs of rows (unlabeled, {config.audit_against}) are in {file}")
-        for finding in findings:
-            if len(finding.copies):
+        for match in matches:
+            if len(match.found):
                 title = f"unlabeled and {config.audit_against}"
-                arrays = finding.images.images, finding.against.images
-                figure = pairs_figure(*arrays, finding.copies, finding.rows, title)
-                print(f"  a picture of them is {figures.save(figure, finding.picture)}")
+                figure = pairs_figure(match.images.images, match.against.images, match.found, match.rows, title)
+                print(f"  the pairs are drawn in {figures.save(figure, match.picture)}")
 
     # ---- the channels of the pre-training images ----
     from mae_hf.data.dataset import load_pretraining_images  # needs torch, which takes longer than to name a mistake

@@ -4,7 +4,6 @@ accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
 """
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from mae_hf import hub
-    from mae_hf.data.dataset import DeviceImages, ImageSet, load_pretraining_images, load_probe_images, load_test_images
+    from mae_hf.data.dataset import (
+        DeviceImages,
+        ImageSet,
+        load_evaluation_images,
+        load_pretraining_images,
+        load_probe_images,
+    )
     from mae_hf.data.stream.notes import describe_notes, read_notes
     from mae_hf.data.stream.reader import Stream, load_stream, open_stream
     from mae_hf.evaluation.inference import held_out_loss
     from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
     from mae_hf.evaluation.reconstruction import save_reconstructions
     from mae_hf.files import write_text
-    from mae_hf.leakage.record import audit_held_out, audit_pretraining, describe_audit, finish_stream_audit
+    from mae_hf.leakage.audit import audit_held_out, audit_pretraining, finish_stream_audit, stream_search
+    from mae_hf.leakage.record import AUDIT, audit_json, describe_audit
     from mae_hf.models.mae import build_mae, export_encoder
     from mae_hf.models.positions import check_positions
     from mae_hf.training.checkpoint import Checkpoints
@@ -66,13 +72,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- data ----
     train_images: ImageSet | Stream
     with accelerator.local_main_process_first():
-        tests = load_test_images(config.data, config.audit.sources, config.model.image_size)
+        evaluation = load_evaluation_images(config.data, config.audit.sources, config.model.image_size)
         if config.data.streaming:
             train_images, held_out = load_stream(config.data, config.model.image_size)
-            held_out, audit = audit_held_out(held_out, tests, config.audit.leave_out)
+            find_duplicate = stream_search(held_out, evaluation)
+            held_out, audit = audit_held_out(held_out, evaluation, config.audit.leave_out)
         else:
             train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
-            train_images, held_out, audit = audit_pretraining(train_images, held_out, tests, config.audit.leave_out)
+            train_images, held_out, audit = audit_pretraining(
+                train_images, held_out, evaluation, config.audit.leave_out
+            )
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
     # ---- model ----
@@ -86,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     streamed = None
     sampler: Sampler
     if isinstance(train_images, Stream):
-        streamed = open_stream(train_images, config, plan, accelerator.device, accelerator.process_index, tests)
+        streamed = open_stream(
+            train_images, config, plan, accelerator.device, accelerator.process_index, find_duplicate
+        )
         sampler = streamed.sampler
         loss_of = pretraining_loss(prepared, streamed, config)
     else:
@@ -109,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = {
         "num_train_images": len(train_images),
         "num_held_out_images": len(held_out),
-        "num_copies_of_test_images": audit["num_copies"],
-        "copies_left_out": audit["left_out"],
+        "num_test_duplicates": audit.num_test_duplicates,
+        "num_validation_duplicates": audit.num_validation_duplicates,
+        "duplicates_left_out": audit.left_out,
         "data_fingerprint": train_images.fingerprint,
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,
@@ -118,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     log = RunLog(accelerator, config, state.step, facts, lock)
     if accelerator.is_main_process:
-        write_text(folder / "audit.json", json.dumps(audit) + "\n")
+        write_text(folder / AUDIT, audit_json(audit))
     accelerator.print(
         f"run             {folder}, from step {state.step}\n"
         f"images          {len(train_images)} to train on, {len(held_out)} held out\n"
@@ -165,14 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoints=checkpoints,
         )
 
-    # ---- which of the images that came were copies of test images, or could not be decoded ----
+    # ---- which streamed images were duplicates, or could not be decoded ----
     if streamed:
         accelerator.wait_for_everyone()
         notes = read_notes(folder)
         audit = finish_stream_audit(audit, notes)
         accelerator.print(f"audit           {describe_audit(audit)}\n{describe_notes(notes)}")
         if accelerator.is_main_process:
-            write_text(folder / "audit.json", json.dumps(audit) + "\n")
+            write_text(folder / AUDIT, audit_json(audit))
 
     # ---- what is shared ----
     last = read_metrics(folder)[-1]

@@ -110,10 +110,10 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class AuditConfig(Settings):
-    """The search for test images, identical or near-duplicates, among the images of pre-training.
+    """The search of the pre-training images for duplicates and near-duplicates of test and validation images.
 
     Args:
-        sources: further sources whose test images are searched for, besides `data.source`: `[first, second]`.
+        sources: further sources whose test and validation images are searched for: `[first, second]`.
         leave_out: exclude the duplicates from pre-training; otherwise they are only counted and recorded.
     """
 

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -176,30 +177,37 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
     return _join(train, stores), _join(held_out, stores)
 
 
-def load_test_images(config: DataConfig, others: Sequence[str], image_size: int) -> list[ImageSet]:
-    """The test images of each source that has some, which pre-training must not have seen.
+def load_evaluation_images(
+    config: DataConfig, others: Sequence[str], image_size: int
+) -> dict[Literal["test", "validation"], list[ImageSet]]:
+    """Return the images that pre-training must not see, source by source.
 
     Args:
         config: the sources and how they are split; of streamed ones only the unlabeled images are read.
         others: more sources, which must have test images.
         image_size: side of the images.
 
+    Returns:
+        `test`, the test images of every source that has some; `validation`, the validation images of the others. The
+        validation images of the sources themselves are those that `load_pretraining_images` holds out.
+
     Raises:
         ConfigError: a source is wrong, an image of it cannot be decoded, or one of the others has no test images.
     """
-    found = []
+    found: dict[Literal["test", "validation"], list[ImageSet]] = {"test": [], "validation": []}
     own_sources = () if config.streaming else config.sources
     for source in dict.fromkeys((*own_sources, *others)):
         own = source in own_sources
         # classes that were named are those of the sources to train on
         splits = load_splits(config if own else replace(config, class_names=None), source)
-        test = _carve(splits, image_size, config).get("test")
+        parts = _carve(splits, image_size, config)
         require(
-            own or test is not None,
+            own or "test" in parts,
             f"{source} has no test split with labels to audit against: name another source (--audit.sources)",
         )
-        if test is not None:
-            found.append(_join([test], _open([test], image_size, config)))
+        for role, sets in found.items():
+            if role in parts and not (own and role == "validation"):
+                sets.append(_join([parts[role]], _open([parts[role]], image_size, config)))
     return found
 
 

@@ -1,1 +1,1 @@
-"""Which images of pre-training are copies of test images, and what is done about them."""
+"""Data leakage: which images of pre-training duplicate test or validation images, and what is done about them."""

@@ -1,204 +1,156 @@
-"""Which test images pre-training has seen: looked for before it starts, kept with the model, read when it is scored.
+"""audit.json: which images of pre-training duplicate test or validation images, and which of these the model has seen.
 
-The record is a dict as JSON has it, `audit.json` of a run and of its model:
-    pretrained    whether images without labels were seen at all
-    left_out      whether the copies of test images were left out
-    num_copies    images to pre-train on, or held out from them, that are copies of a test image
-    tests         the test images that were looked for: `source`, `images`, `num_copied`, `num_seen` and `fingerprint`
-    seen          digests of the pixels of those that pre-training has seen
-    pairs         every copy by its row (not with the model, whose rows nobody else has)
-    streamed      true where the images came as a stream: equal pixels were looked for among all that came, near copies
-                  only among those held out; `num_copies` is None until the run is done
+A run writes it, and it travels with the model, without the pairs: nobody else has the rows of the data.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
+from mae_hf.errors import ConfigError
+from mae_hf.files import from_json
+from mae_hf.models.locate import FIX_MODEL
+from mae_hf.models.pretrained import find_file
 
-from mae_hf.data.dataset import ImageSet
-from mae_hf.errors import require
-from mae_hf.leakage.audit import Finding, compare, pair_records
-from mae_hf.leakage.near_copies import digests_of
-
-Record = dict[str, Any]
-CAVEAT = "; near copies are not looked for in a stream"
-NOT_PRETRAINED: Record = {"pretrained": False, "left_out": False, "num_copies": 0, "tests": [], "seen": []}
+AUDIT = "audit.json"
+EXACT_ONLY = "near-duplicates are not searched for in a stream"
+Evaluation = Literal["test", "validation"]
 
 
-def audit_pretraining(
-    train: ImageSet, held_out: ImageSet, tests: Sequence[ImageSet], leave_out: bool
-) -> tuple[ImageSet, ImageSet, Record]:
-    """Looks for test images among those of pre-training, and leaves their copies out.
+@dataclass(frozen=True)
+class Pair:
+    """An image and the test or validation image that it duplicates.
 
     Args:
-        train: the images to train on.
-        held_out: those to compare losses on.
-        tests: the test images of each source, of the same size.
-        leave_out: whether to leave copies out; otherwise they are only recorded.
+        source: data source of the image; of a streamed image its shard and number.
+        split: the image's split in that source, `streamed` for streamed images.
+        row: the image's row in the split, or its number in the stream.
+        against: data source of the test or validation image.
+        against_split: `test` or `validation`, or the split that `prepare_data --audit-against` names.
+        against_row: row in the split that the test or validation image was taken from.
+        kind: whether the pixels are equal.
+        score: correlation of the fine structure, 1 for exact duplicates.
+        held_out: whether pre-training held the image out, so that it was never trained on.
+    """
 
-    Returns:
-        Both sets without the copies (or as they were), and the record.
+    source: str
+    split: str
+    row: int
+    against: str
+    against_split: str
+    against_row: int
+    kind: Literal["exact", "near"]
+    score: float
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class AuditedSplit:
+    """Test or validation images whose duplicates were searched for.
+
+    Args:
+        source: their data source.
+        split: how they are used.
+        num_images: how many they are.
+        fingerprint: of their pixels and labels (`ImageSet.fingerprint`).
+        num_duplicated: how many have a duplicate among the images of pre-training.
+        num_seen: how many have a duplicate that pre-training was trained on.
+    """
+
+    source: str
+    split: Evaluation
+    num_images: int
+    fingerprint: str
+    num_duplicated: int = 0
+    num_seen: int = 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result of an audit.
+
+    Args:
+        pretrained: whether the model was pre-trained at all.
+        left_out: whether duplicates were left out of pre-training.
+        num_test_duplicates: images to train on or held out that duplicate a test image; None while a stream is read.
+        num_validation_duplicates: images to train on that duplicate a validation image; likewise.
+        audited: the test and validation images whose duplicates were searched for.
+        seen: hexadecimal digests of the pixels of the test images that pre-training has seen.
+        pairs: every pair of duplicates; empty in the record that travels with the model.
+        streamed: whether the training images were streamed: only exact duplicates were searched for among these.
+    """
+
+    pretrained: bool
+    left_out: bool
+    num_test_duplicates: int | None
+    num_validation_duplicates: int | None
+    audited: tuple[AuditedSplit, ...]
+    seen: tuple[str, ...]
+    pairs: tuple[Pair, ...] = ()
+    streamed: bool = False
+
+    @property
+    def tests(self) -> list[AuditedSplit]:
+        """The test images among the audited ones."""
+        return [part for part in self.audited if part.split == "test"]
+
+
+NOT_PRETRAINED = Audit(False, False, 0, 0, (), ())
+
+
+def read_audit(file: Path) -> Audit:
+    """Return the record in an untrusted `audit.json`.
 
     Raises:
-        ConfigError: nothing would be left.
+        ValueError: the file cannot be read or is not an audit; one line that names the file.
     """
-    (train, held_out), record = _audit([train], held_out, tests, leave_out)
-    return train, held_out, record
+    try:
+        audit: Audit = from_json(Audit, json.loads(file.read_text()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    return audit
 
 
-def audit_held_out(held_out: ImageSet, tests: Sequence[ImageSet], leave_out: bool) -> tuple[ImageSet, Record]:
-    """The same where the images to train on are streamed: they are looked at as they come, see `copies_to_find`."""
-    (held_out,), record = _audit([], held_out, tests, leave_out)
-    return held_out, record | {"streamed": True, "num_copies": None}
-
-
-def _audit(
-    train: Sequence[ImageSet], held_out: ImageSet, tests: Sequence[ImageSet], leave_out: bool
-) -> tuple[list[ImageSet], Record]:
-    sets = [*train, held_out]
-    copies: list[set[int]] = [set() for _ in sets]  # rows of each
-    pairs, described, digests = [], [], []
-    for test in tests:
-        copied: list[set[int]] = [set() for _ in sets]  # rows of test that have a copy there
-        for images, rows, test_rows in zip(sets, copies, copied, strict=True):
-            for own, other, records in _copies_between(images, test):
-                rows |= own
-                test_rows |= other
-                pairs += records
-        seen = sorted(set().union(*copied[:-1])) if not leave_out else []
-        digests += [bytes(digest).hex() for digest in _digests(test, seen)]
-        described.append(
-            {
-                "source": test.parts[0][0].split.source,
-                "images": len(test),
-                "num_copied": len(set().union(*copied)),
-                "num_seen": len(seen),
-                "fingerprint": test.fingerprint,
-            }
-        )
-    record: Record = {"pretrained": True, "left_out": leave_out, "num_copies": sum(map(len, copies))}
-    record |= {"tests": described, "seen": sorted(set(digests)), "pairs": pairs}
-    if not leave_out:
-        return sets, record
-    for images, rows in zip(sets, copies, strict=True):
-        require(
-            len(rows) < len(images),
-            f"all {len(images)} images are copies of test images: name another source (--data.source), or pre-train "
-            "on them all the same (--audit.leave_out false)",
-        )
-    return [_without(images, rows) for images, rows in zip(sets, copies, strict=True)], record
-
-
-def copies_to_find(tests: Sequence[ImageSet]) -> dict[bytes, Record]:
-    """What to write down about a streamed image that has the pixels of a test image, by the digest of these pixels.
+def read_model_audit(name: str) -> Audit | None:
+    """Return the audit of a model's pre-training, None if the model has none.
 
     Args:
-        tests: the test images of each source.
+        name: run folder, model folder or Hub id.
+
+    Raises:
+        ConfigError: the model does not exist, or its `audit.json` cannot be read.
     """
-    found: dict[bytes, Record] = {}
-    for test in tests:
-        source = test.parts[0][0].split.source
-        for index, row in enumerate(test.rows):
-            digest = bytes(_digests(test, [index])[0])
-            note = found.setdefault(digest, {"digest": digest.hex(), "against": []})
-            note["against"].append([source, int(row)])
-    return found
+    file = find_file(name, AUDIT, FIX_MODEL)
+    try:
+        return None if file is None else read_audit(file)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name}: {error}: restore the file, or remove it to go without the scores on unseen test images"
+        ) from None
 
 
-def finish_stream_audit(record: Record, notes: Sequence[Record]) -> Record:
-    """The record of a run whose images were streamed, once they have come.
-
-    Args:
-        record: that of before step 0, with the copies among the images held out.
-        notes: what was written down about streamed images; of those with equal pixels, as in `copies_to_find`.
-    """
-    copies = [note for note in notes if note["kind"] == "equal"]
-    pairs = [
-        {"source": note["image"], "split": "streamed", "against": source, "row": note["row"], "against_row": row}
-        | {"kind": "equal", "score": 1.0}
-        for note in copies
-        for source, row in note["against"]
-    ]
-    held_out = {(pair["source"], pair["row"]) for pair in record["pairs"]}
-    streamed = {(pair["against"], pair["against_row"]) for pair in pairs}
-    every = streamed | {(pair["against"], pair["against_row"]) for pair in record["pairs"]}
-    seen = set() if record["left_out"] else streamed
-    tests = [
-        test
-        | {"num_copied": len([source for source, _ in every if source == test["source"]])}
-        | {"num_seen": len([source for source, _ in seen if source == test["source"]])}
-        for test in record["tests"]
-    ]
-    digests = [] if record["left_out"] else sorted({note["digest"] for note in copies})
-    found = {"num_copies": len(held_out) + len(copies), "tests": tests, "seen": digests}
-    return record | found | {"pairs": [*record["pairs"], *pairs]}
+def audit_json(audit: Audit) -> str:
+    """Return the text of `audit.json`."""
+    return json.dumps(asdict(audit)) + "\n"
 
 
-def describe_audit(record: Record) -> str:
-    """What was found, in a line."""
-    if not record["pretrained"]:
+def describe_audit(audit: Audit) -> str:
+    """Return the result of an audit in a line."""
+    if not audit.pretrained:
         return "trained from scratch: no test image was seen without its label"
-    if not record["tests"]:
-        return "no test images to look for: name a source that has some (--audit.sources)"
-    num_tests = sum(test["images"] for test in record["tests"])
-    if record["num_copies"] is None:
-        done = "left out" if record["left_out"] else "counted"
-        return f"streamed images with the pixels of one of {num_tests:,} test images are {done} as they come{CAVEAT}"
-    caveat = CAVEAT if record.get("streamed") else ""
-    if not record["num_copies"]:
-        return f"no image is a copy of one of the {num_tests:,} test images{caveat}"
-    tests = " and ".join(f"{test['num_copied']:,} of the {test['images']:,} test images" for test in record["tests"])
-    done = "left out" if record["left_out"] else "not left out"
-    return f"{record['num_copies']:,} images are copies of {tests}: {done}{caveat}"
-
-
-def seen_test_images(record: Record | None, test: ImageSet) -> np.ndarray | None:
-    """Which of the test images pre-training has seen.
-
-    Args:
-        record: that of the model; None where it has none.
-        test: the test images, of the size that pre-training takes.
-
-    Returns:
-        bool (n,), or None where it is not known: there is no record, these images were not looked for, or near copies
-        of them were not, as in a stream.
-    """
-    if record is None:
-        return None
-    if not record["pretrained"]:
-        return np.zeros(len(test), bool)
-    if record.get("streamed") or test.fingerprint not in [audited["fingerprint"] for audited in record["tests"]]:
-        return None
-    known = set(record["seen"])
-    return np.array([bytes(digest).hex() in known for digest in _digests(test, range(len(test)))], bool)
-
-
-def _copies_between(images: ImageSet, test: ImageSet) -> Iterator[tuple[set[int], set[int], list[Record]]]:
-    """For each pair of stores: the rows of both sets that are copies, and the pairs for the record."""
-    offset = 0
-    for store, indices in images.parts:
-        test_offset = 0
-        for against, test_indices in test.parts:
-            copies = compare(store, against)
-            # both may be parts of one split: test is carved from train where a source has none
-            here = np.isin(copies.pairs[:, 0], indices) & np.isin(copies.pairs[:, 1], test_indices)
-            found = Finding(store, against, copies.select(here))
-            own, other = found.copies.pairs.T
-            places = {"source": store.split.source, "split": store.split.role, "against": against.split.source}
-            yield (
-                set((offset + np.searchsorted(indices, own)).tolist()),
-                set((test_offset + np.searchsorted(test_indices, other)).tolist()),
-                [{**places, **pair} for pair in pair_records(found)],
-            )
-            test_offset += len(test_indices)
-        offset += len(indices)
-
-
-def _digests(images: ImageSet, rows: Sequence[int]) -> np.ndarray:
-    """Digests of the pixels of some rows; one image in memory at a time."""
-    return np.array([digests_of(images.batch([row]).numpy())[0] for row in rows])
-
-
-def _without(images: ImageSet, rows: set[int]) -> ImageSet:
-    return images.without(np.array(sorted(rows), np.int64))
+    clauses = [] if audit.tests else ["no test images to search for: name a source that has some (--audit.sources)"]
+    done = "left out" if audit.left_out else "kept"
+    for split, num in (("test", audit.num_test_duplicates), ("validation", audit.num_validation_duplicates)):
+        parts = [part for part in audit.audited if part.split == split]
+        total, duplicated = sum(part.num_images for part in parts), sum(part.num_duplicated for part in parts)
+        if not parts:
+            continue
+        if num is None:
+            clauses.append(f"streamed images that are equal to one of the {total:,} {split} images are {done}")
+        elif num:
+            verb = "images duplicate" if num > 1 else "image duplicates"
+            clauses.append(f"{num:,} {verb} {duplicated:,} of the {total:,} {split} images ({done})")
+        else:
+            clauses.append(f"no image duplicates any of the {total:,} {split} images")
+    return "; ".join([*clauses, *([EXACT_ONLY] if audit.streamed and audit.audited else [])])

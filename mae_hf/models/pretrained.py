@@ -19,7 +19,6 @@ from mae_hf.models.locate import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
 PROCESSOR = "preprocessor_config.json"
-AUDIT = "audit.json"
 
 
 def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassification:
@@ -101,10 +100,8 @@ def check_init(init: str, data: DataConfig) -> None:
     """
     if init == SCRATCH:
         return
-    path = find_model(init, FIX_INIT)
-    with opening(init, FIX_INIT):
-        if cached_file(path, PROCESSOR, _raise_exceptions_for_missing_entries=False) is None:
-            return  # an encoder without an image processor makes no claim
+    if find_file(init, PROCESSOR, FIX_INIT) is None:
+        return  # an encoder without an image processor makes no claim
     mean, std = read_normalization(init)
     require(
         np.allclose((mean, std), (data.image_mean, data.image_std), atol=1e-6),
@@ -119,36 +116,21 @@ def read_normalization(name: str) -> tuple[Triple, Triple]:
     Raises:
         ConfigError: the model has no `preprocessor_config.json`.
     """
-    path = find_model(name, FIX_MODEL)
-    with opening(name, FIX_MODEL):
-        file = cached_file(path, PROCESSOR, _raise_exceptions_for_missing_entries=False)
+    file = find_file(name, PROCESSOR, FIX_MODEL)
     if file is None:
         raise ConfigError(f"{name} has no {PROCESSOR}, which says how to normalise images: {FIX_MODEL}")
-    processor = json.loads(Path(file).read_text())
+    processor = json.loads(file.read_text())
     mean, std = processor["image_mean"], processor["image_std"]
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def read_audit(name: str) -> dict[str, Any] | None:
-    """Which test images the model's pre-training has seen, a record of `mae_hf.leakage.record`; None without.
+def find_file(name: str, file: str, fix: str) -> Path | None:
+    """Return a file of a model, downloaded if the model is on the Hub; None if the model has no such file.
 
     Raises:
-        ConfigError: there is no such model, or its `audit.json` cannot be read.
+        ConfigError: the model does not exist.
     """
-    path = find_model(name, FIX_MODEL)
-    with opening(name, FIX_MODEL):
-        file = cached_file(path, AUDIT, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return None
-    try:
-        record = json.loads(Path(file).read_text())
-        complete = isinstance(record["pretrained"], bool) and isinstance(record["left_out"], bool)
-        complete = complete and all(isinstance(test["fingerprint"], str) for test in record["tests"])
-        complete = complete and all(isinstance(digest, str) for digest in record["seen"])
-        require(complete and isinstance(record["num_copies"], int), f"a value in {file} is of another kind")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{AUDIT} of {name} cannot be read ({error or type(error).__name__}): restore it, or remove it and the "
-            "scores on unseen test images with it"
-        ) from None
-    return dict(record)
+    path = find_model(name, fix)
+    with opening(name, fix):
+        found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)

@@ -14,8 +14,8 @@ UNKNOWN = "unknown"
 # Strategies that a machine file asks for, as run.json names them.
 _FILES = {"FSDP": "configs/accelerate/fsdp2.yaml", "DEEPSPEED": "configs/accelerate/zero2.yaml"}
 _UNSEEN = (
-    "The audit before pre-training has left none of the test images, and no near copy that it finds, among the images "
-    "of pre-training. It does not find every crop, and of images without fine detail only equal ones."
+    "After the audit, the images of pre-training contain no test image and no near-duplicate that the audit finds. It "
+    "does not find every crop, and of images without fine detail it finds only exact duplicates."
 )
 
 
@@ -57,41 +57,46 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def leaks(comparison: Comparison, origins: Sequence[Provenance]) -> str:
-    """What is known of test images that pre-training has seen, and of labelled ones that are copies of them."""
+    """What is known of test images that pre-training has seen, and of labelled images that duplicate test images."""
     html = paragraphs(
         *filter(None, [comparison.leak() or _UNSEEN, *map(_unknown, origins), *_labelled(comparison, origins)])
     )
-    head = ("test images of", "images", "with copies among those to pre-train on", "seen by pre-training all the same")
-    keys = ("source", "images", "num_copied", "num_seen")
+    head = ("test images of", "images", "with duplicates in pre-training's data", "seen by pre-training")
     for origin in origins:
-        tests = (origin.audit or {}).get("tests") or []
-        rows = [[str(test.get(key, UNKNOWN)) for key in keys] for test in tests]
-        done = "were left out of pre-training" if origin.audit and origin.audit.get("left_out") else "were kept"
+        if not origin.audit or not origin.audit.tests:
+            continue
+        rows = [
+            (part.source, str(part.num_images), str(part.num_duplicated), str(part.num_seen))
+            for part in origin.audit.tests
+        ]
         of = f" of {origin.init}" if len(origins) > 1 else ""
-        streamed = (origin.audit or {}).get("streamed")
-        kinds = "equal pixels among streamed images" if streamed else "equal and near copies"
-        caption = f"The audit before pre-training{of} (audit.json): {kinds}, which {done}"
-        html += table(caption, head, rows) if rows else ""
+        kinds = "exact duplicates among streamed images" if origin.audit.streamed else "exact and near-duplicates"
+        done = "were left out of pre-training" if origin.audit.left_out else "were kept"
+        html += table(f"The audit before pre-training{of} (audit.json): {kinds}, which {done}", head, rows)
     return html
 
 
 def _unknown(origin: Provenance) -> str | None:
     """Why nothing is known of an encoder's pre-training."""
-    if origin.audit and origin.audit.get("streamed"):
-        return f"The images of {origin.init} were streamed: near copies of test images were not looked for among them."
+    if origin.audit and origin.audit.streamed:
+        return f"The images of {origin.init} were streamed: near-duplicates of test images were not searched for."
     return origin.problem or (f"{origin.init} has no audit.json." if origin.audit is None else None)
 
 
 def _labelled(comparison: Comparison, origins: Sequence[Provenance]) -> list[str]:
-    """A sentence where labelled training images are copies of test images: both arms learn from them."""
+    """A sentence where labelled training images duplicate test images: both arms learn from them."""
     sources = comparison.scratch[0].config.data.sources
-    for pairs in ((origin.audit or {}).get("pairs", []) for origin in origins):
-        own = [pair for pair in pairs if pair["split"] == "train" and pair["source"] == pair["against"] in sources]
+    for pairs in (origin.audit.pairs for origin in origins if origin.audit):
+        own = [
+            pair
+            for pair in pairs
+            if (pair.split, pair.against_split) == ("train", "test") and pair.source == pair.against in sources
+        ]
         if own:
-            images, tests = (len({pair[key] for pair in own}) for key in ("row", "against_row"))
+            images, tests = len({pair.row for pair in own}), len({pair.against_row for pair in own})
             return [
-                f"{images:,} labelled training images are equal to or near copies of {tests:,} test images. Both arms "
-                "learn from them, with their labels: the gain is as fair with them, both accuracies may be too high."
+                f"{images:,} labelled training images are duplicates or near-duplicates of {tests:,} test images. Both "
+                "arms learn from them, with their labels: the gain is fair, but both accuracies may be too high."
             ]
     return []
 

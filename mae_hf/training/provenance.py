@@ -9,6 +9,7 @@ from typing import Any
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.errors import ConfigError
+from mae_hf.leakage.record import AUDIT, Audit, read_audit
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Provenance:
         folder: the run; None where it is not there any more, as for a Hub id.
         config: its resolved config; None where it is not there.
         record: its run.json; empty where it is not there.
-        audit: its audit.json, which says how many pre-training images are copies of test images; None where there is
-            none.
+        audit: its audit.json, which says which test images pre-training has seen; None if it has none.
         problem: why a file that is there could not be read; None where all could.
     """
 
@@ -29,7 +29,7 @@ class Provenance:
     folder: Path | None = None
     config: PretrainConfig | None = None
     record: dict[str, Any] = field(default_factory=dict)
-    audit: dict[str, Any] | None = None
+    audit: Audit | None = None
     problem: str | None = None
 
 
@@ -46,21 +46,25 @@ def find_provenance(init: str) -> Provenance:
     folder = next((place for place in above if (place / "run.json").is_file()), None)
     run = folder or start
     places = [start, run, run / "model", run / "model" / "encoder", start / "encoder"]
-    content: dict[str, Any] = {}
-    problem = None
-    for name in ("run.json", "audit.json"):
-        path = next((place / name for place in places if (place / name).is_file()), None)
-        try:
-            content[name] = json.loads(path.read_text()) if path else None
-            if path:
-                _CHECKS[name](content[name])
-        except (OSError, ValueError, RecursionError) as error:
-            content[name], problem = None, f"{path} cannot be read: {error}"
+    record_file, audit_file = (
+        next((place / name for place in places if (place / name).is_file()), None) for name in ("run.json", AUDIT)
+    )
+    record: dict[str, Any] = {}
+    audit, problem = None, None
+    try:
+        record = json.loads(record_file.read_text()) if record_file else {}
+        check_record(record)
+    except (OSError, ValueError, RecursionError) as error:
+        record, problem = {}, f"{record_file} cannot be read: {error}"
+    try:
+        audit = read_audit(audit_file) if audit_file else None
+    except ValueError as error:
+        problem = str(error)
     try:
         config = parse.read_file(PretrainConfig, run / "config.yaml") if (run / "config.yaml").is_file() else None
     except ConfigError as error:
         config, problem = None, str(error)
-    return Provenance(init, folder, config, content["run.json"] or {}, content["audit.json"], problem)
+    return Provenance(init, folder, config, record, audit, problem)
 
 
 def check_record(content: Any) -> None:
@@ -79,34 +83,8 @@ def check_record(content: Any) -> None:
         raise ValueError("command is not a text")
 
 
-def _check_audit(content: Any) -> None:
-    """The same of an audit.json."""
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    for name, texts, counts in (
-        ("tests", ("source",), ("images", "num_copied", "num_seen")),
-        ("pairs", ("source", "split", "against"), ("row", "against_row")),
-    ):
-        records = content.get(name, [])
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise ValueError(f"{name} is not a list of records")
-        for record in records:
-            record = dict.fromkeys(texts, "") | dict.fromkeys(counts, 0) | record if name == "tests" else record
-            if not all(isinstance(record.get(key), str) for key in texts):
-                raise ValueError(f"{name} have no text in one of {', '.join(texts)}")
-            if not all(_is_count(record.get(key)) for key in counts):
-                raise ValueError(f"{name} have no count in one of {', '.join(counts)}")
-    if not all(isinstance(content.get(key, False), bool) for key in ("pretrained", "left_out", "streamed")):
-        raise ValueError("pretrained, left_out or streamed is not true or false")
-    if content.get("num_copies") is not None and not _is_count(content["num_copies"]):
-        raise ValueError("num_copies is no count")
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 2**63
-
-
-_CHECKS = {"run.json": check_record, "audit.json": _check_audit}
 
 
 def find_provenances(inits: Sequence[str]) -> list[Provenance]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mae_hf.leakage.near_copies import Copies
+from mae_hf.leakage.near_duplicates import Duplicates
 from mae_hf.leakage.picture import COLUMNS, SHOWN, pairs_figure
 
 
@@ -11,20 +11,20 @@ def draw(num: int):
     images, against = (random.integers(0, 256, (num, 12, 12, 3), np.uint8) for _ in range(2))
     pairs = np.stack([np.arange(num), np.arange(num)[::-1]], axis=1)
     scores = np.linspace(1, 0.83, num, dtype=np.float32)
-    copies = Copies(pairs, scores, scores == 1)
-    return images, against, pairs_figure(images, against, copies, pairs + 100, "unlabeled and test")
+    found = Duplicates(pairs, scores, scores == 1)
+    return images, against, pairs_figure(images, against, found, pairs + 100, "unlabeled and test")
 
 
-def test_pairs_are_side_by_side_with_rows_and_score_the_least_certain_first():
+def test_pairs_are_drawn_side_by_side_with_rows_and_score_the_least_certain_first():
     images, against, figure = draw(3)
     titles = [axes.get_title() for axes in figure.axes[:3]]
-    assert titles == ["102 and 100: near, 0.83", "101 and 101: near, 0.92", "100 and 102: equal"]
+    assert titles == ["102 and 100: near, 0.83", "101 and 101: near, 0.92", "100 and 102: exact"]
     shown = np.asarray(figure.axes[0].images[0].get_array())
     assert (shown[:, :12] == images[2]).all()
     assert (shown[:, -12:] == against[0]).all()
 
 
-def test_many_pairs_are_shortened_and_said_to_be():
+def test_a_picture_of_many_pairs_says_how_many_are_not_shown():
     _, _, figure = draw(SHOWN + 1000)
     assert len(figure.axes) == SHOWN
     assert len(figure.axes) % COLUMNS == 0

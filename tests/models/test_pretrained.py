@@ -16,7 +16,6 @@ from mae_hf.models.pretrained import (
     hub_revision,
     open_classifier,
     open_encoder,
-    read_audit,
     read_normalization,
     weights_digest,
 )
@@ -71,24 +70,3 @@ def test_what_is_not_a_classifier_is_refused_with_what_to_do(tmp_path: Path):
         read_normalization(str(tmp_path / "mae"))
     with pytest.raises(ConfigError, match="does not exist"):
         open_encoder(str(tmp_path / "nothing"), "sdpa")
-
-
-def test_the_audit_is_saved_with_the_model_and_its_encoder_and_read_again(tmp_path: Path):
-    mae = build_mae(CONFIG, "sdpa")
-    test = {"source": "me/data", "images": 4, "num_copied": 1, "num_seen": 1, "fingerprint": "abc"}
-    record = {"pretrained": True, "left_out": False, "num_copies": 1, "tests": [test], "seen": ["00ff"], "pairs": [1]}
-    run = tmp_path / "run"
-    save_model(run / "model", mae, PretrainConfig(model=CONFIG), {}, encoder=export_encoder(mae), audit=record)
-    for name in (run, run / "model" / "encoder"):
-        read = read_audit(str(name))
-        assert read == {key: value for key, value in record.items() if key != "pairs"}
-    save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {})
-    assert read_audit(str(tmp_path)) is None
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"pretrained": true}', '{"tests": 3, "pretrained": true}'])
-def test_an_audit_that_cannot_be_read_is_an_error_with_the_fix(tmp_path: Path, content: str):
-    save_model(tmp_path / "model", build_mae(CONFIG, "sdpa"), PretrainConfig(model=CONFIG), {})
-    (tmp_path / "model" / "audit.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"audit\.json of .* cannot be read .*restore it, or remove it"):
-        read_audit(str(tmp_path))

@@ -1,5 +1,6 @@
 """What lies behind the numbers: data, leaks, recipe, environment and commands, as the runs' files have them."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from run_folders import write_run
 
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
+from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, Pair
 from mae_hf.report import background
 from mae_hf.report.comparison import Comparison, compare
 from mae_hf.training.provenance import Provenance
@@ -60,9 +62,11 @@ def test_data_are_counted_and_those_of_pre_training_where_they_are_known(compari
 
 
 def audit(init: str = "runs/pretrain/x", **values: object) -> Provenance:
-    """Of a pre-training run that looked for 4 test images and found copies of 3."""
-    tests = [{"source": "<b>", "images": 4, "num_copied": 3, "num_seen": 2, "fingerprint": "f"}]
-    return Provenance(init, audit={"left_out": False, "tests": tests, **values})
+    """The provenance of an encoder whose audit searched for 4 test images and found duplicates of 3."""
+    tests = (AuditedSplit("<b>", "test", 4, "f", num_duplicated=3, num_seen=2),)
+    return Provenance(
+        init, audit=dataclasses.replace(NOT_PRETRAINED, **{"pretrained": True, "audited": tests, **values})
+    )
 
 
 def test_without_an_audit_the_page_says_that_leaks_are_not_known(comparison):
@@ -71,7 +75,10 @@ def test_without_an_audit_the_page_says_that_leaks_are_not_known(comparison):
     assert "runs/pretrain/x has no audit.json" in words
     assert "broken" in text(background.leaks(comparison, [Provenance("x", problem="broken")]))
     words = text(background.leaks(comparison, [audit(streamed=True)]))
-    assert "images of runs/pretrain/x were streamed: near copies" in words and "equal pixels among streamed" in words
+    assert (
+        "images of runs/pretrain/x were streamed: near-duplicates" in words
+        and "exact duplicates among streamed" in words
+    )
 
 
 def seen(tmp_path: Path, pretrained: tuple[bool, ...] | None) -> Comparison:
@@ -98,18 +105,19 @@ def test_several_encoders_have_a_table_each(tmp_path):
 
 def test_none_and_all_test_images_seen_are_said_as_such(tmp_path):
     none = seen(tmp_path / "none", (False,) * 4)
-    words = text(background.leaks(none, [audit(tests=[])]))
-    assert "has left none of the test images" in words and "audit.json" not in words
+    words = text(background.leaks(none, [audit(audited=())]))
+    assert "contain no test image" in words and "audit.json" not in words
     assert none.leak() is None
     assert "No score without them can be given" in text(background.leaks(seen(tmp_path, (True,) * 4), [audit()]))
 
 
-def test_labelled_training_images_that_are_copies_of_test_images_are_counted(tmp_path):
-    pair = {"source": "digits", "against": "digits", "split": "train", "row": 3, "against_row": 5, "kind": "near"}
-    pairs = [pair, pair | {"row": 4}, pair | {"split": "unlabeled", "row": 6}, pair | {"source": "other", "row": 7}]
+def test_labelled_training_images_that_duplicate_test_images_are_counted(tmp_path):
+    pair = Pair("digits", "train", 3, "digits", "test", 5, "near", 0.9)
+    changes = {"row": 4}, {"split": "unlabeled", "row": 6}, {"source": "other"}, {"against_split": "validation"}
+    pairs = (pair, *(dataclasses.replace(pair, **change) for change in changes))
     words = text(background.leaks(seen(tmp_path, (False,) * 4), [audit(pairs=pairs)]))
-    assert "2 labelled training images are equal to or near copies of 1 test images" in words
-    assert "labelled" not in text(background.leaks(seen(tmp_path / "more", (False,) * 4), [audit(pairs=pairs[3:])]))
+    assert "2 labelled training images are duplicates or near-duplicates of 1 test images" in words
+    assert "labelled" not in text(background.leaks(seen(tmp_path / "more", (False,) * 4), [audit(pairs=pairs[2:])]))
 
 
 def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):

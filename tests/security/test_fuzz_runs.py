@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from run_folders import HALF, THREE, write_run
 
 from mae_hf.errors import ConfigError
-from mae_hf.models.pretrained import read_audit
+from mae_hf.leakage.record import Audit, AuditedSplit, Pair, audit_json, read_model_audit
 from mae_hf.report import background
 from mae_hf.report.comparison import compare
 from mae_hf.training.provenance import find_provenances
@@ -35,11 +35,11 @@ FIELDS = {
     "run.json": ["command", "versions", "device", "start", "end", "num_parameters", "num_processes", "x"],
     "./run.json": ["mixed_precision", "git_commit", "data_fingerprint", "num_train_images", "command"],
     "model/config.json": ["id2label", "x"],
-    "audit.json": ["pretrained", "left_out", "num_copies", "tests", "seen", "pairs", "streamed"],
+    "audit.json": ["pretrained", "left_out", "num_test_duplicates", "audited", "seen", "pairs", "streamed"],
 }
-AUDIT = {"pretrained": True, "left_out": False, "num_copies": 1, "seen": [], "streamed": False}
-AUDIT |= {"tests": [{"source": "x", "images": 4, "num_copied": 1, "num_seen": 1, "fingerprint": "f"}]}
-AUDIT |= {"pairs": [{"source": "digits", "split": "train", "against": "digits", "row": 0, "against_row": 0}]}
+PAIR = Pair("digits", "train", 0, "digits", "test", 0, "near", 0.9)
+PART = AuditedSplit("x", "test", 4, "f", num_duplicated=1, num_seen=1)
+AUDIT = json.loads(audit_json(Audit(True, False, 1, 0, (PART,), ("00ff",), (PAIR,))))
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,6 @@ def test_any_audit_of_a_model_is_read_or_refused(arms: Path, tmp_path: Path, val
     folder = copy(arms, tmp_path) / "ours" / "model"
     (folder / "audit.json").write_text(json.dumps(AUDIT | values))
     try:
-        read_audit(str(folder))
+        read_model_audit(str(folder))
     except ConfigError as error:
         assert len(str(error)) < 2100  # noqa: PT017

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mae_hf.leakage.record import NOT_PRETRAINED, audit_json
 from mae_hf.training.provenance import Provenance, find_provenance, find_provenances
+
+AUDIT = audit_json(NOT_PRETRAINED)
 
 
 @pytest.fixture
@@ -20,9 +23,9 @@ def pretraining(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("init", [".", "model", "model/encoder"])
 @pytest.mark.parametrize("audit", [".", "model", "model/encoder"])
 def test_the_audit_and_record_are_found_from_the_run_its_model_or_its_encoder(pretraining, init, audit):
-    (pretraining / audit / "audit.json").write_text('{"num_equal": 8}')
+    (pretraining / audit / "audit.json").write_text(AUDIT)
     found = find_provenance(str(pretraining / init))
-    assert (found.record, found.audit, found.problem) == ({"num_train_images": 1240}, {"num_equal": 8}, None)
+    assert (found.record, found.audit, found.problem) == ({"num_train_images": 1240}, NOT_PRETRAINED, None)
     assert found.folder is not None and found.folder.samefile(pretraining)
 
 
@@ -32,10 +35,10 @@ def test_a_model_without_a_run_or_an_audit_has_none(tmp_path):
 
 
 def test_a_model_folder_that_was_moved_away_from_its_run_still_has_its_audit(pretraining, tmp_path):
-    (pretraining / "model" / "encoder" / "audit.json").write_text('{"num_equal": 8}')
-    (tmp_path / "audit.json").write_text('{"num_equal": "of something else"}')
+    (pretraining / "model" / "encoder" / "audit.json").write_text(AUDIT)
+    (tmp_path / "audit.json").write_text("that of another model")
     moved = (pretraining / "model").rename(tmp_path / "model")
-    assert find_provenance(str(moved)) == Provenance(str(moved), audit={"num_equal": 8})
+    assert find_provenance(str(moved)) == Provenance(str(moved), audit=NOT_PRETRAINED)
     assert find_provenance(str(pretraining)).audit is None
 
 

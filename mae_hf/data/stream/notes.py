@@ -1,7 +1,7 @@
 """What became of images that were streamed, on disk before any checkpoint that has seen it.
 
 A note is a dict as JSON has it: `row` of the stream and `image`, where it is; `kind` is `bad`, with the `cause`, or
-`equal`, with what is known of the test image that it is a copy of (`copies_to_find`). Each process of a run has a file.
+`exact`, with the digest and the test or validation images that it duplicates. Each process of a run has a file.
 """
 
 import contextlib

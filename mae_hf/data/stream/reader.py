@@ -12,7 +12,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,10 @@ from mae_hf.data.stream.notes import StreamNotes
 from mae_hf.data.stream.order import StreamSampler, Window
 from mae_hf.data.stream.shards import SILENCE, Encoded, ShardReader, Shards, open_shards
 from mae_hf.errors import RunError, require
-from mae_hf.leakage.near_copies import digests_of
-from mae_hf.leakage.record import copies_to_find
 
 CHUNK = 16  # images that a thread decodes at a time
 CHUNKS_AHEAD = 4  # for each decoding thread
+FindDuplicate = Callable[[NDArray[np.uint8]], Mapping[str, Any] | None]
 POLL = 0.2  # seconds after which a thread that waits looks whether it is to stop
 
 
@@ -105,9 +104,9 @@ class StreamedImages:
         device: where the batches are needed.
         image_size: side S of the images.
         on_bad_image: `raise` stops at an image that cannot be decoded, `skip` replaces it.
-        notes: of every image that was replaced or is a copy.
-        copies: for the digest of a test image's pixels, what is written down about it.
-        leave_out: whether to replace copies of test images; otherwise they are only written down.
+        notes: of every image that was replaced or is a duplicate.
+        find_duplicate: returns what to note about an image, (S, S, 3), that must not be seen; None for all others.
+        leave_out: whether to replace these images; otherwise they are only noted.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class StreamedImages:
         *,
         on_bad_image: Literal["raise", "skip"],
         notes: StreamNotes,
-        copies: Mapping[bytes, Mapping[str, Any]],
+        find_duplicate: FindDuplicate,
         leave_out: bool,
     ) -> None:
         self.device = device
@@ -128,7 +127,7 @@ class StreamedImages:
         self._image_size = image_size
         self._on_bad_image = on_bad_image
         self._notes = notes
-        self._copies = copies
+        self._find_duplicate = find_duplicate
         self._leave_out = leave_out
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -240,16 +239,16 @@ class StreamedImages:
                     )
                 self._notes.add(row, self._shards.where(row), {"kind": "bad", "cause": image})
                 continue
-            copy = self._copies.get(bytes(digests_of(image[None])[0])) if self._copies else None
-            if copy is not None:
-                self._notes.add(row, self._shards.where(row), {"kind": "equal", **copy})
+            duplicate = self._find_duplicate(image)
+            if duplicate is not None:
+                self._notes.add(row, self._shards.where(row), {"kind": "exact", **duplicate})
                 if self._leave_out:
                     continue
             return image
         raise RunError(
             f"none of the {num} images from {self._shards.where(int(opened.window.rows[0]))} on can be used, all are "
-            "broken or copies of test images: leave that shard out (--data.source), or shuffle more at a time "
-            "(--data.stream_buffer)"
+            "broken or duplicate test or validation images: leave that shard out (--data.source), or shuffle more at a "
+            "time (--data.stream_buffer)"
         )
 
 
@@ -259,17 +258,17 @@ def open_stream(
     plan: Plan,
     device: torch.device,
     process_index: int,
-    tests: Sequence[ImageSet],
+    find_duplicate: FindDuplicate,
 ) -> StreamedImages:
     """The images of this process's batches; nothing is read yet.
 
     Args:
         stream: the shards to pre-train on.
-        config: order, image size, and what happens to bad images and copies.
+        config: order, image size, and what happens to bad images and duplicates.
         plan: steps and processes.
         device: where the batches are needed.
         process_index: this process, from 0.
-        tests: the test images that are not to be seen, of the same size.
+        find_duplicate: recognises images that must not be seen (`StreamedImages`).
 
     Raises:
         ConfigError: the processes cannot share out the readers.
@@ -292,7 +291,7 @@ def open_stream(
         config.model.image_size,
         on_bad_image=config.data.on_bad_image,
         notes=StreamNotes(Path(config.output_dir), process_index),
-        copies=copies_to_find(tests),
+        find_duplicate=find_duplicate,
         leave_out=config.audit.leave_out,
     )
 

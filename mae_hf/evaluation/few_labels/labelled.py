@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,8 @@ from mae_hf.data.label_sets import few_label_rows
 from mae_hf.data.sources import Split
 from mae_hf.evaluation.few_labels.protocol import LabelSet
 from mae_hf.evaluation.unseen import describe_seen
-from mae_hf.leakage.record import seen_test_images
+from mae_hf.leakage.audit import seen_test_images
+from mae_hf.leakage.record import Audit
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,13 @@ class ProtocolImages:
         return f"{numbers}\n{describe_seen(self.seen)}"
 
 
-def load_protocol_images(data: DataConfig, image_size: int, audit: dict[str, Any] | None) -> ProtocolImages:
+def load_protocol_images(data: DataConfig, image_size: int, audit: Audit | None) -> ProtocolImages:
     """Opens the images of a source with labels.
 
     Args:
         data: the source; its own validation split is not used.
         image_size: side of the images.
-        audit: the record of what pre-training has seen, as `mae_hf.leakage.record` describes it; None without.
+        audit: the audit of the encoder's pre-training; None if it has none.
 
     Raises:
         ConfigError: the source is wrong, or an image of it cannot be decoded.

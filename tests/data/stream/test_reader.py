@@ -1,7 +1,6 @@
 """Streamed images: the bits of the store, the same after every stop and on any number of processes, none lost."""
 
 import dataclasses
-import json
 import random
 import time
 from pathlib import Path
@@ -15,13 +14,15 @@ from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
 from mae_hf.config.train import PretrainTrainConfig
-from mae_hf.data.dataset import DeviceImages, ImageSet, load_pretraining_images, load_test_images
+from mae_hf.data.dataset import DeviceImages, ImageSet, load_evaluation_images, load_pretraining_images
+from mae_hf.data.random import Draws
 from mae_hf.data.stream import reader
 from mae_hf.data.stream import shards as shards_module
 from mae_hf.data.stream.notes import read_notes
 from mae_hf.data.stream.reader import load_stream, open_stream
 from mae_hf.errors import ConfigError, RunError
-from mae_hf.leakage.record import audit_held_out, describe_audit, finish_stream_audit, seen_test_images
+from mae_hf.leakage.audit import audit_held_out, finish_stream_audit, seen_test_images, stream_search
+from mae_hf.leakage.record import audit_json, describe_audit, read_audit
 from mae_hf.training.losses import pretraining_loss
 
 SIZE = 8
@@ -58,10 +59,10 @@ def config_of(tmp_path: Path, source, batch_size=8, per_device_batch_size=None, 
     )
 
 
-def stream_of(config, num_processes=1, process_index=0, tests=()):
+def stream_of(config, num_processes=1, process_index=0, find_duplicate=lambda image: None):
     stream, _ = load_stream(config.data, SIZE)
     plan = config.train.plan(len(stream), num_processes)
-    return open_stream(stream, config, plan, CPU, process_index, tests)
+    return open_stream(stream, config, plan, CPU, process_index, find_duplicate)
 
 
 def batches(config, start, stop, **kwargs) -> list[torch.Tensor]:
@@ -102,8 +103,8 @@ def test_the_model_gets_the_same_tensor_from_a_stream_as_from_the_store(tmp_path
     images = stream_of(config)
     with images.reading(3, 10**9):
         rows = images.sampler.micro_batches(3)[0]
-        pretraining_loss(Keep(), images, config)(rows, 0, 3)
-    pretraining_loss(Keep(), whole, config)(rows, 0, 3)
+        pretraining_loss(Keep(), images, config)(Draws(config.train.seed, 0, rows))
+    pretraining_loss(Keep(), whole, config)(Draws(config.train.seed, 0, rows))
     (pixels, noise), (expected_pixels, expected_noise) = kept
     assert torch.equal(pixels, expected_pixels)
     assert torch.equal(noise, expected_noise)
@@ -209,49 +210,67 @@ def labelled(folder: Path, pictures: list[bytes]) -> Path:
 
 
 @pytest.mark.parametrize("leave_out", [True, False])
-def test_copies_of_test_images_are_replaced_or_only_written_down(tmp_path, folder, leave_out):
-    # two come in the stream, one is held out, one is nowhere
+def test_duplicates_of_test_images_are_replaced_or_only_noted(tmp_path, folder, leave_out):
+    # Two are in the stream, one is held out, one is nowhere.
     source = labelled(tmp_path / "labelled", [PICTURES[40], PICTURES[11], PICTURES[2], picture(999)])
     config = config_of(tmp_path, str(folder))
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, leave_out=leave_out))
-    tests = load_test_images(config.data, [str(source)], SIZE)
+    evaluation = load_evaluation_images(config.data, [str(source)], SIZE)
     _, held_out = load_stream(config.data, SIZE)
-    kept, audit = audit_held_out(held_out, tests, leave_out)
+    kept, audit = audit_held_out(held_out, evaluation, leave_out)
     assert len(kept) == (5 if leave_out else 6)
-    done = "left out" if leave_out else "counted"
-    assert f"4 test images are {done} as they come; near copies are not looked for" in describe_audit(audit)
+    done = "left out" if leave_out else "kept"
+    assert f"equal to one of the 4 test images are {done}; " in describe_audit(audit)
+    assert describe_audit(audit).endswith("near-duplicates are not searched for in a stream")
 
-    seen = torch.cat(batches(config, 0, 18, tests=tests))
-    forbidden = tests[0].batch(range(3))
-    come = [bool((seen == image).flatten(1).all(1).any()) for image in forbidden]
-    assert come == ([False] * 3 if leave_out else [True, True, False])
+    streamed = torch.cat(batches(config, 0, 18, find_duplicate=stream_search(held_out, evaluation)))
+    [test] = evaluation["test"]
+    found = [bool((streamed == image).flatten(1).all(1).any()) for image in test.batch(range(3))]
+    assert found == ([False] * 3 if leave_out else [True, True, False])
 
-    audit = json.loads(json.dumps(finish_stream_audit(audit, read_notes(tmp_path / "run"))))
-    assert audit["num_copies"] == 3
-    assert [(test["num_copied"], test["num_seen"]) for test in audit["tests"]] == [(3, 0 if leave_out else 2)]
-    assert sorted((pair["row"], pair["against_row"]) for pair in audit["pairs"]) == [(2, 2), (11, 1), (40, 0)]
-    assert "3 images are copies of 3 of the 4 test images" in describe_audit(audit)
-    assert describe_audit(audit).endswith("near copies are not looked for in a stream")
-    assert len(audit["seen"]) == (0 if leave_out else 2)
-    assert seen_test_images(audit, tests[0]) is None
+    (tmp_path / "audit.json").write_text(audit_json(finish_stream_audit(audit, read_notes(tmp_path / "run"))))
+    audit = read_audit(tmp_path / "audit.json")
+    assert audit.num_test_duplicates == 3
+    assert [(part.num_duplicated, part.num_seen) for part in audit.tests] == [(3, 0 if leave_out else 2)]
+    assert sorted((pair.row, pair.against_row) for pair in audit.pairs) == [(2, 2), (11, 1), (40, 0)]
+    assert "3 images duplicate 3 of the 4 test images" in describe_audit(audit)
+    assert describe_audit(audit).endswith("near-duplicates are not searched for in a stream")
+    assert len(audit.seen) == (0 if leave_out else 2)
+    assert seen_test_images(audit, test) is None
 
 
-def test_a_replaced_copy_does_not_change_what_comes_after_a_stop(tmp_path, folder):
+def test_streamed_duplicates_of_held_out_images_are_replaced(tmp_path):
+    """Otherwise the held-out loss is that of images that the model was trained on."""
+    source = write(tmp_path / "shards", {"a": [*PICTURES[:20], PICTURES[3]], "b": [*PICTURES[20:], PICTURES[0]]})
+    config = config_of(tmp_path, str(source))
+    _, held_out = load_stream(config.data, SIZE)
+    _, audit = audit_held_out(held_out, {"test": [], "validation": []}, True)
+    search = stream_search(held_out, {"test": [], "validation": []})
+    streamed = torch.cat(batches(config, 0, 18, find_duplicate=search))
+    assert not any(bool((streamed == image).flatten(1).all(1).any()) for image in held_out.batch(range(6)))
+    audit = finish_stream_audit(audit, read_notes(tmp_path / "run"))
+    assert (audit.num_test_duplicates, audit.num_validation_duplicates) == (0, 2)
+    assert "2 images duplicate 2 of the 6 validation images (left out)" in describe_audit(audit)
+
+
+def test_a_replaced_duplicate_does_not_change_what_comes_after_a_stop(tmp_path, folder):
     source = labelled(tmp_path / "labelled", PICTURES[30::3])
     config = config_of(tmp_path, str(folder))
-    tests = load_test_images(config.data, [str(source)], SIZE)
-    whole = batches(config, 0, 12, tests=tests)
+    _, held_out = load_stream(config.data, SIZE)
+    search = stream_search(held_out, load_evaluation_images(config.data, [str(source)], SIZE))
+    whole = batches(config, 0, 12, find_duplicate=search)
     for start in (1, 5, 8):
-        assert torch.equal(batches(config, start, start + 1, tests=tests)[0], whole[start])
+        assert torch.equal(batches(config, start, start + 1, find_duplicate=search)[0], whole[start])
 
 
 def test_notes_that_a_killed_run_left_half_written_do_no_harm(tmp_path, folder):
     source = labelled(tmp_path / "labelled", [PICTURES[40]])
     config = config_of(tmp_path, str(folder))
-    tests = load_test_images(config.data, [str(source)], SIZE)
+    _, held_out = load_stream(config.data, SIZE)
+    search = stream_search(held_out, load_evaluation_images(config.data, [str(source)], SIZE))
     (tmp_path / "run" / "streamed-0.jsonl").write_text('\n{"row": 7, "kind": "bad"}\n{"row": 40, "ki')
     for _ in range(2):
-        batches(config, 0, 6, tests=tests)
+        batches(config, 0, 6, find_duplicate=search)
     assert [note["row"] for note in read_notes(tmp_path / "run")] == [7, 40]
     assert (tmp_path / "run" / "streamed-0.jsonl").read_text().count("digest") == 1
 

@@ -1,7 +1,7 @@
 """Experiment: how many planted duplicates the audit finds, what else it calls a duplicate, and what it costs.
 
-python docs/experiments/copies.py recall UNLABELED STL10 FIGURE.png   # by kind, and pairs that were not planted
-python docs/experiments/copies.py cost UNLABELED STL10 100000         # time and memory for that many images
+python docs/experiments/near_duplicates.py recall UNLABELED STL10 FIGURE.png   # by kind, and what was not planted
+python docs/experiments/near_duplicates.py cost UNLABELED STL10 100000         # time and memory for that many
 
 UNLABELED and STL10 are sources as in `--data.source`.
 """
@@ -23,7 +23,7 @@ from mae_hf import figures
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import open_store
 from mae_hf.data.sources import load_splits
-from mae_hf.leakage.near_copies import find_copies
+from mae_hf.leakage.near_duplicates import find_duplicates
 from mae_hf.leakage.picture import pairs_figure
 
 NUM_PLANTED = 100  # originals; each is planted once in every kind
@@ -31,13 +31,13 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 def compress(image: Image.Image, kind: str) -> Image.Image:
-    """The image, saved and opened as a file of quality 75."""
+    """Return the image after compression at quality 75."""
     image.save(file := io.BytesIO(), kind, quality=75)
     return Image.open(file).convert("RGB")
 
 
 def crop(image: Image.Image, part: float, x: float, y: float) -> Image.Image:
-    """A crop with `part` of the side at position (x, y), each 0 to 1, resized to the image's size."""
+    """Return a crop of this part of the side at (x, y), each 0 to 1, enlarged to the image's size."""
     side = image.size[0]
     kept = round(side * part)
     left, top = round((side - kept) * x), round((side - kept) * y)
@@ -45,7 +45,7 @@ def crop(image: Image.Image, part: float, x: float, y: float) -> Image.Image:
 
 
 def kinds(random: np.random.Generator) -> dict[str, Callable[[Image.Image], Image.Image]]:
-    """The changes of an image, by name."""
+    """Return the changes to an image by name."""
 
     def off_centre(image: Image.Image) -> Image.Image:
         return crop(image, 0.9, random.uniform(), random.choice([0, 1]))
@@ -69,35 +69,35 @@ def kinds(random: np.random.Generator) -> dict[str, Callable[[Image.Image], Imag
 
 
 def load(source: str, roles: tuple[str, ...]) -> np.ndarray:
-    """The images of these splits, in memory."""
+    """Return the images of some splits, in memory."""
     splits = load_splits(DataConfig(source=source), source)
     return np.concatenate([open_store(splits[role], 96, DataConfig()).images for role in roles if role in splits])
 
 
 def measure_recall(unlabeled: np.ndarray, labelled: np.ndarray, figure: str) -> None:
-    """Plant duplicates of labelled images, print how many are found, and draw the other pairs that are found."""
+    """Plant duplicates of labelled images, print how many were found, and draw the other pairs."""
     random = np.random.default_rng(1)
     originals = np.sort(random.choice(len(labelled), NUM_PLANTED, replace=False))
     planted = [
         np.stack([np.asarray(change(Image.fromarray(labelled[row]))) for row in originals])
         for change in kinds(random).values()
     ]
-    found = find_copies(np.concatenate(planted), labelled)
+    found = find_duplicates(np.concatenate(planted), labelled)
     hits = {int(row) for row, other in found.pairs if originals[row % NUM_PLANTED] == other}
-    print("| kind | the copy among the unlabeled images | the original there, the copy a test image |")
+    print("| kind | the duplicate is unlabeled | the original is, the duplicate a test image |")
     for number, name in enumerate(kinds(random)):
         there = sum(row // NUM_PLANTED == number for row in hits)
-        back = len({row for row, other in find_copies(labelled[originals], planted[number]).pairs if row == other})
+        back = len({row for row, other in find_duplicates(labelled[originals], planted[number]).pairs if row == other})
         print(f"| {name} | {there / NUM_PLANTED:.1%} | {back / NUM_PLANTED:.1%} |", flush=True)
-    found = find_copies(unlabeled, labelled)
-    print(f"{len(unlabeled)} x {len(labelled)} without planted ones: {found.equal.sum()} equal", end=", ")
-    print(f"{(~found.equal).sum()} near, scores", np.sort(found.scores[~found.equal]).round(3).tolist())
-    near = found.select(np.flatnonzero(~found.equal)[np.argsort(found.scores[~found.equal])])
+    found = find_duplicates(unlabeled, labelled)
+    print(f"{len(unlabeled)} x {len(labelled)} without planted ones: {found.exact.sum()} exact", end=", ")
+    print(f"{(~found.exact).sum()} near, scores", np.sort(found.scores[~found.exact]).round(3).tolist())
+    near = found.select(np.flatnonzero(~found.exact)[np.argsort(found.scores[~found.exact])])
     figures.save(pairs_figure(unlabeled, labelled, near, near.pairs, "not planted"), figure)
 
 
 def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray, num: str) -> None:
-    """Print time and memory for `num` memory-mapped images, which repeat the unlabelled ones."""
+    """Print time and memory for `num` images, the unlabeled ones repeated, memory-mapped."""
     with tempfile.NamedTemporaryFile(suffix=".npy") as file:
         many = np.lib.format.open_memmap(file.name, "w+", np.uint8, (int(num), 96, 96, 3))
         for start in range(0, len(many), len(unlabeled)):
@@ -108,7 +108,7 @@ def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray, num: str) -> None:
         watch = threading.Thread(target=watch_memory, args=(peak, done))
         watch.start()
         start_time = time.perf_counter()
-        find_copies(np.load(file.name, mmap_mode="r"), labelled)
+        find_duplicates(np.load(file.name, mmap_mode="r"), labelled)
         seconds, cpu = time.perf_counter() - start_time, resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
         done.set()
         watch.join()
@@ -117,14 +117,14 @@ def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray, num: str) -> None:
 
 
 def watch_memory(peak: list[float], done: threading.Event) -> None:
-    """Keep the peak of memory in GiB that is not a mapped file."""
+    """Record the peak memory in GiB, without mapped files."""
     while not done.wait(0.2):
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
         peak[0] = max(peak[0], int(line.split()[1]) / 2**20)
 
 
 def main() -> None:
-    """Measure what the first argument names."""
+    """Run the measurement that the first argument names."""
     what, unlabeled, stl10, *rest = sys.argv[1:]
     labelled = load(stl10, ("test", "train"))
     images = np.concatenate([load(unlabeled, ("unlabeled",)), load(stl10, ("unlabeled",))])
