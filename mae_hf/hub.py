@@ -1,4 +1,4 @@
-"""What is shared: the `model/` folder that anyone with transformers opens, its card, and the upload."""
+"""The shared `model/` folder, which opens with transformers alone, its card, and the upload to the Hub."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import PreTrainedModel
@@ -29,15 +30,15 @@ def save_model(
     encoder: PreTrainedModel | None = None,
     audit: Audit | None = None,
 ) -> None:
-    """Writes a model folder: config, safetensors, image processor, audit and card; whole or not at all.
+    """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
 
     Args:
         folder: the folder to write, a run's `model/`.
-        model: the classifier, or the masked autoencoder.
+        model: the classifier or the masked autoencoder.
         config: the config of the run.
         metrics: the final metrics, for the card.
-        encoder: with a masked autoencoder, its plain `vit`; goes to `encoder/` inside.
-        audit: which test images pre-training has seen, if that is known.
+        encoder: the plain `vit` of a masked autoencoder, saved in the subfolder `encoder/`.
+        audit: which test images pre-training has seen, if known.
     """
 
     def write(beside: Path) -> None:
@@ -54,9 +55,10 @@ def save_model(
 
 
 def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
-    """The `preprocessor_config.json` that prepares images as the run did: shorter side, centre crop, normalise.
+    """Return the `preprocessor_config.json` that prepares images as the run did: resize, centre crop, normalise.
 
-    CLIP's processor does just that and accepts grey images; ViT's squeezes other shapes into a square and refuses grey.
+    CLIP's processor resizes the shorter side and accepts grey images. ViT's squeezes images into a square and refuses
+    grey ones.
     """
     size = config.model.image_size
     return {
@@ -76,59 +78,23 @@ def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
 
 
 def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any], audit: Audit | None = None) -> str:
-    """The model's README.md: metadata, how to load it, results and recipe.
+    """Return the model's README.md: metadata, how to load it, results and recipe.
 
-    What is on the Hub is linked; of what lies on this machine only the last part of the path is named.
+    Names on the Hub become links. Paths of this machine are cut to their last part.
     """
-    model, train = config.model, config.train
-    sources = " and ".join(_link(source, "datasets/") for source in config.data.sources)
-    if isinstance(config, PretrainConfig):
-        use, kind = _USE_ENCODER, f"A masked autoencoder and its encoder, trained without labels on images of {sources}"
-        recipe = f"{config.model.mask_ratio:.0%} of the patches hidden, loss {config.model.loss}"
-        recipe += " on patches normalised one by one" if config.model.norm_pix_loss else ""
-        explanation = "`eval/loss` is the loss on images held out from training, with fixed masks."
-        if any(key.startswith("probe/") for key in metrics):
-            explanation += (
-                " `probe/` looks at the features with labels of train and validation images; training had none."
-            )
-    else:
-        origin = "random weights" if config.model.init == SCRATCH else f"the encoder {_link(config.model.init)}"
-        use, kind = _USE_CLASSIFIER, f"A ViT image classifier, trained on {sources}, starting from {origin}"
-        recipe = f"drop-path {config.model.drop_path:g}, layer-wise learning rate decay {config.train.layer_decay:g}"
-        explanation = "`test/` is measured on the test images; `eval/` on the validation images, which chose the epoch."
-        if "test_unseen/accuracy" in metrics:
-            explanation += " `test_unseen/` leaves out the test images that pre-training has seen."
-    return "\n".join(
-        [
-            "---",
-            _metadata(config, metrics).to_yaml(),
-            "---",
-            "",
-            f"# {_plain(Path(config.output_dir).resolve().name)}",
-            "",
-            f"{kind}; made with mae_hf, a toolkit for masked autoencoders ([He et al. 2022]({_PAPER})).",
-            "",
-            "## Use",
-            "```python",
-            use.format(name=config.hub.repo_id or "path/to/this/folder"),
-            "```",
-            "",
-            "## Results",
-            "| metric | value |",
-            "|---|---|",
-            *(f"| {name} | {value if isinstance(value, int) else f'{value:.4f}'} |" for name, value in _rows(metrics)),
-            "",
-            explanation,
-            "",
-            "## Test images in pre-training",
-            f"{describe_audit(audit)}." if audit else "Not known: the encoder came without an audit.",
-            "",
-            "## Recipe",
-            f"Images of {model.image_size} px in patches of {model.patch_size} px; {recipe}; AdamW, {train.epochs:g} "
-            f"epochs of batch {train.batch_size}, peak learning rate {train.learning_rate:.3g} after "
-            f"{100 * train.warmup_ratio:g} % of the steps as warm-up, then cosine; seed {train.seed}.",
-            "",
-        ]
+    init = getattr(config.model, "init", SCRATCH)
+    return _TEMPLATE.render(
+        config=config,
+        metadata=_Safe(_metadata(config, metrics).to_yaml()),
+        title=Path(config.output_dir).resolve().name,
+        repo=config.hub.repo_id or "path/to/this/folder",
+        is_classifier=isinstance(config, FinetuneConfig),
+        sources=[_link(source, "datasets/") for source in config.data.sources],
+        init=None if init == SCRATCH else _link(init),
+        metrics=metrics,
+        rows=list(_rows(metrics)),
+        has_probes=any(key.startswith("probe/") for key in metrics),
+        audit=describe_audit(audit) if audit else "",
     )
 
 
@@ -166,13 +132,13 @@ def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any
     return ModelCardData(pipeline_tag="image-classification", **fields)
 
 
-def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Name and value of every number, those by class too."""
+def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name and value of every number; numbers by class have a row each."""
     for key, value in metrics.items():
-        if isinstance(value, (int, float)):
-            yield _plain(key), value
-        elif isinstance(value, Mapping):
-            yield from ((f"{_plain(key)}: {_plain(str(name))}", number) for name, number in value.items())
+        if isinstance(value, Mapping):
+            yield from _rows({f"{key}: {name}": number for name, number in value.items()})
+        elif isinstance(value, (int, float)):
+            yield key, f"{value}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _is_hub_id(name: str) -> bool:
@@ -184,50 +150,117 @@ def _public_name(name: str) -> str:
 
 
 def _link(name: str, kind: str = "") -> str:
-    return f"[{name}](https://huggingface.co/{kind}{name})" if _is_hub_id(name) else _plain(_public_name(name))
+    is_on_hub = _is_hub_id(name)
+    return _Safe(f"[{name}](https://huggingface.co/{kind}{name})") if is_on_hub else _public_name(name)
 
 
-def _plain(text: str) -> str:
-    """Text that neither Markdown nor HTML reads anything into, in a table cell too."""
-    return re.sub(r"[^\w .,:;/()+-]", lambda found: f"&#{ord(found[0])};", text)
+class _Safe(str):
+    """Markdown that the template inserts unchanged. Everything else is escaped."""
+
+    __slots__ = ()
 
 
-_PAPER = "https://arxiv.org/abs/2111.06377"
+def _escape(value: Any) -> Any:
+    """Text in which neither Markdown nor HTML finds markup, in a table cell too."""
+    if isinstance(value, _Safe) or not isinstance(value, str):
+        return value
+    return re.sub(r"[^\w .,:;/()+-]", lambda found: f"&#{ord(found[0])};", value)
 
-_USE_CLASSIFIER = """from transformers import pipeline
 
-classify = pipeline("image-classification", "{name}")
-classes = classify("photo.png")  # [{{"label": ..., "score": ...}}, ...], the most probable first"""
+_TEMPLATE = jinja2.Environment(
+    finalize=_escape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+).from_string("""---
+{{ metadata }}
+---
 
-_USE_ENCODER = """from PIL import Image
+# {{ title }}
+
+{% if is_classifier %}
+A ViT image classifier, trained on {% for source in sources %}{{ source }}{{ " and " if not loop.last }}{% endfor %}, \
+starting from {% if init %}the encoder {{ init }}{% else %}random weights{% endif %}.
+{% else %}
+A masked autoencoder and its encoder, trained without labels on images of \
+{% for source in sources %}{{ source }}{{ " and " if not loop.last }}{% endfor %}.
+{% endif %}
+Made with mae_hf, a toolkit for masked autoencoders ([He et al. 2022](https://arxiv.org/abs/2111.06377)).
+
+## Use
+```python
+{% if is_classifier %}
+from transformers import pipeline
+
+classify = pipeline("image-classification", "{{ repo }}")
+classes = classify("photo.png")  # [{"label": ..., "score": ...}, ...], the most probable class first
+{% else %}
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining
 
-processor = AutoImageProcessor.from_pretrained("{name}", subfolder="encoder")
-encoder = AutoModel.from_pretrained("{name}", subfolder="encoder")
+processor = AutoImageProcessor.from_pretrained("{{ repo }}", subfolder="encoder")
+encoder = AutoModel.from_pretrained("{{ repo }}", subfolder="encoder")
 inputs = processor(Image.open("photo.png"), return_tensors="pt")
-features = encoder(**inputs).pooler_output  # the CLS token, nothing masked
+features = encoder(**inputs).pooler_output  # the CLS token; no patch is masked
 
-autoencoder = ViTMAEForPreTraining.from_pretrained("{name}")
-prediction = autoencoder(**inputs).logits  # the pixels of each patch, other patches hidden at every call"""
+autoencoder = ViTMAEForPreTraining.from_pretrained("{{ repo }}")
+prediction = autoencoder(**inputs).logits  # the pixels of each patch; every call masks different patches
+{% endif %}
+```
+
+## Results
+| metric | value |
+|---|---|
+{% for name, value in rows %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+
+{% if is_classifier %}
+`test/` is measured on the test images. `eval/` is measured on the validation images, which chose the epoch.
+{% if "test_unseen/accuracy" in metrics %}
+`test_unseen/` leaves out the test images that pre-training has seen.
+{% endif %}
+{% else %}
+`eval/loss` is the loss on images held out from training, with fixed masks.
+{% if has_probes %}
+`probe/` measures the features with labels of train and validation images. Training itself used no labels.
+{% endif %}
+{% endif %}
+
+## Test images in pre-training
+{{ audit or "Unknown: the encoder has no audit" }}.
+
+## Recipe
+Images of {{ config.model.image_size }} px in patches of {{ config.model.patch_size }} px; \
+{% if is_classifier %}
+drop-path {{ "%g" | format(config.model.drop_path) }}, \
+layer-wise learning rate decay {{ "%g" | format(config.train.layer_decay) }}; \
+{% else %}
+{{ "%.0f" | format(100 * config.model.mask_ratio) }}% of the patches masked, loss {{ config.model.loss }}\
+{{ " on normalised patches" if config.model.norm_pix_loss }}; \
+{% endif %}
+AdamW, {{ "%g" | format(config.train.epochs) }} epochs of batch {{ config.train.batch_size }}, \
+peak learning rate {{ "%.3g" | format(config.train.learning_rate) }} \
+after a warm-up over {{ "%g" | format(100 * config.train.warmup_ratio) }} % of the steps, \
+then cosine; \
+seed {{ config.train.seed }}.
+""")
 
 
 def create_repository(hub: HubConfig) -> str:
-    """Makes the repository to upload to, unless it is there, and returns its address.
+    """Create the repository for the upload if it does not exist, and return its address.
 
-    Call it before a run starts: what is wrong with the token or the name shows now, and not when the run is done.
+    Call it before a run starts, so that a wrong token or name shows at once.
 
     Raises:
-        ConfigError: no token, no right to write there, a name that the Hub does not take, or no connection.
+        ConfigError: no token, no right to write, a name that the Hub refuses, or no connection.
     """
     with _uploading(hub, "run the same command again"):
         return str(HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True))
 
 
 def push(folder: Path, hub: HubConfig) -> str:
-    """Uploads a model folder as it is, making the repository if needed; returns its address.
+    """Upload a model folder, creating the repository if needed, and return its address.
 
     Raises:
-        ConfigError: as `create_repository`.
+        ConfigError: as for `create_repository`.
     """
     with _uploading(hub, f"run the same command again; the model is in {folder}"):
         api = HfApi()
@@ -238,26 +271,24 @@ def push(folder: Path, hub: HubConfig) -> str:
 
 @contextmanager
 def _uploading(hub: HubConfig, then: str) -> Iterator[None]:
-    """Turns what goes wrong on the way to the Hub into one line that names the fix."""
+    """Report any failure of an upload in one line that names the fix."""
     try:
         yield
-    except Exception as error:  # huggingface_hub raises its own, httpx's and OS errors
+    except Exception as error:  # errors of huggingface_hub, of httpx and of the system
         reason, fix = str(error), "check the network, HF_ENDPOINT and --hub.repo_id"
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
-            reason, fix = f"{status} {error.server_message or error.response.reason_phrase}", _FIXES.get(status, fix)
+            reason = f"{status} {error.server_message or error.response.reason_phrase}"
+            fix = "the Hub failed: wait a little" if status >= 500 else _FIXES.get(status, fix)
         elif isinstance(error, HFValidationError):
             fix = "name it user/name (--hub.repo_id)"
         elif isinstance(error, OfflineModeIsEnabled):
             fix = "unset HF_HUB_OFFLINE"
         line = " ".join(reason.split())[:200]
-        raise ConfigError(f"{hub.repo_id} cannot be uploaded to ({line}): {fix}, then {then}") from None
+        raise ConfigError(f"cannot upload to {hub.repo_id} ({line}): {fix}, then {then}") from None
 
 
 _FIXES = {
-    401: "log in with a token that may write (`hf auth login`; HF_TOKEN, where set, comes first)",
-    403: "take a token that may write there (`hf auth login`), or name another repository (--hub.repo_id user/name)",
-    500: "the Hub failed, wait a little",
-    502: "the Hub failed, wait a little",
-    503: "the Hub failed, wait a little",
+    401: "log in with a token that may write (`hf auth login`; HF_TOKEN takes precedence)",
+    403: "use a token that may write there (`hf auth login`), or choose another repository (--hub.repo_id user/name)",
 }

@@ -235,20 +235,20 @@ def test_the_token_is_in_no_file_and_in_no_message(world):
     [
         (
             "401",
-            "me/new cannot be uploaded to (401 Invalid username or password.)",
+            "cannot upload to me/new (401 Invalid username or password.)",
             "log in with a token that may write",
         ),
-        ("no token", "me/new cannot be uploaded to (401 ", "log in with a token that may write (`hf auth login`"),
-        ("403", "me/new cannot be uploaded to (403 You don't have the rights", "take a token that may write there"),
-        ("other's", 'under the namespace "you"', "name another repository (--hub.repo_id user/name)"),
-        ("500", "me/broken cannot be uploaded to (500 Internal error", "the Hub failed, wait a little"),
+        ("no token", "cannot upload to me/new (401 ", "log in with a token that may write (`hf auth login`"),
+        ("403", "cannot upload to me/new (403 You don't have the rights", "use a token that may write there"),
+        ("other's", 'under the namespace "you"', "choose another repository (--hub.repo_id user/name)"),
+        ("500", "cannot upload to me/broken (500 Internal error", "the Hub failed: wait a little"),
         (
             "name",
-            "me/new..model cannot be uploaded to (Cannot have -- or .. in repo_id",
+            "cannot upload to me/new..model (Cannot have -- or .. in repo_id",
             "name it user/name (--hub.repo_id)",
         ),
         ("dead", "Connection refused", "check the network, HF_ENDPOINT"),
-        ("offline", "me/new cannot be uploaded to", "unset HF_HUB_OFFLINE"),
+        ("offline", "cannot upload to me/new", "unset HF_HUB_OFFLINE"),
     ],
 )
 def test_what_stops_an_upload_is_one_line_with_the_fix(world, case, problem, fix):
