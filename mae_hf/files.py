@@ -1,11 +1,12 @@
-"""Files and folders that are whole under their name or not there, whatever a kill or a power cut leaves.
+"""Files and folders that are whole under their name or missing, even after a kill or a power cut.
 
-They are written beside, `.NAME.partial`, flushed to the disk and renamed. What a killed run left beside is written over
-by the next one.
+Each is written beside its place as `.NAME.partial`, flushed to the disk, and renamed. The next run overwrites what a
+killed run left there.
 """
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -18,21 +19,21 @@ from safetensors import SafetensorError
 
 from mae_hf.errors import RunError
 
-PARTIAL = ".*.partial"  # what is being written, or was when a run was killed
+PARTIAL = ".*.partial"  # names of files that are being written
 
 
 def sync(path: Path) -> None:
-    """Returns once a file, or a folder with all that is in it, is on the disk and no power cut can take it away."""
+    """Return once a file, or a folder with all its files, is on the disk, safe from a power cut."""
     for entry in (*path.rglob("*"), path):
-        with contextlib.suppress(FileNotFoundError):  # a tracker's file may come and go
+        with contextlib.suppress(FileNotFoundError):  # trackers may remove theirs meanwhile
             _fsync(entry)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder beside `path` with `write(folder)` and renames it, so that `path` is whole or not there.
+    """Fill a folder beside `path` with `write(folder)` and rename it, so that `path` is whole or missing.
 
     Raises:
-        RunError: the disk is full or read-only; `path` is as it was.
+        RunError: the disk is full or read-only; `path` is unchanged.
     """
     beside = beside_of(path)
     shutil.rmtree(beside, ignore_errors=True)
@@ -43,13 +44,13 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         cause = " ".join(str(error).split())
-        raise RunError(f"{path} cannot be written ({cause}): make room, the same command goes on") from error
+        raise RunError(f"cannot write {path} ({cause}): make room, then run the same command again") from error
     shutil.rmtree(path, ignore_errors=True)
     rename(beside, path)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path` with `write(file)` and renames it; where that fails, `path` is as it was."""
+    """Write a file beside `path` with `write(file)` and rename it. If that fails, `path` is unchanged."""
     beside = beside_of(path)
     try:
         write(beside)
@@ -60,24 +61,37 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file as `write_file` does."""
+    """Write a text file like `write_file`."""
     write_file(path, lambda file: file.write_text(text))
 
 
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file like `write_file`."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
 def beside_of(path: Path) -> Path:
-    """Where a file or folder is until it is whole."""
+    """Return the path at which a file or folder is written."""
     return path.with_name(PARTIAL.replace("*", path.name))
 
 
 def rename(old: Path, new: Path) -> None:
-    """Renames, and returns once the new name is on the disk."""
+    """Rename, and return once the new name is on the disk."""
     os.replace(old, new)
     _fsync(new.parent)
 
 
+def moved_away(folder: Path) -> RunError:
+    """Return the error of a run whose folder has gone. No part of the run creates the folder again."""
+    return RunError(
+        f"{folder} was moved or removed during the run: if it was moved, the same command with its new --output_dir "
+        "resumes it"
+    )
+
+
 def _fsync(path: Path) -> None:
     if os.name == "nt":
-        return  # Windows opens no folder, and no file for reading, to this end
+        return  # Windows cannot flush folders, nor files that are opened for reading
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -388,7 +388,7 @@ class Chaos:
             for stage in COMMANDS:
                 life = Life(stage, disk / "run")
                 row.tried += 1
-                row.went_on += life.wait() == 2 and "cannot be written to (Read-only file system)" in life.text
+                row.went_on += life.wait() == 2 and "(Read-only file system): choose another --output_dir" in life.text
         row.note = "refused, exit code 2"
         return row
 

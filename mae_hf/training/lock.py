@@ -1,4 +1,4 @@
-"""One run at a time in a run folder."""
+"""Allow only one run at a time in a run folder."""
 
 import contextlib
 import errno
@@ -18,17 +18,17 @@ LOCK = ".lock"
 
 
 class RunLock:
-    """Keeps other runs out of a run folder until it is released, or the process ends, in whatever way.
+    """Keeps other runs out of a run folder until it is released or the process ends, even by a kill.
 
-    The main process has the kernel lock the file `.lock` in the folder (`flock`; on NFS, for all hosts) and writes into
-    it who it is. The file alone locks nothing.
+    The main process locks the file `.lock` with `flock`, which also works between the hosts of an NFS share. It writes
+    its process and host into the file. The file by itself locks nothing.
 
     Args:
-        accelerator: all its processes must call it.
-        folder: the run folder; it is made.
+        accelerator: every process must create the lock.
+        folder: the run folder; it is created.
 
     Raises:
-        ConfigError: another process is at work there, which is named, or the folder cannot be written to.
+        ConfigError: another process holds the lock (the message names it), or the folder cannot be written.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path) -> None:
@@ -38,14 +38,14 @@ class RunLock:
         require(not problems[0], str(problems[0]))
 
     def release(self) -> None:
-        """Lets others in, and removes the file."""
+        """Release the lock and remove the file."""
         if self._file is not None:
             self._path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
 
     def _take(self) -> str:
-        """Locks the file; returns why that cannot be, or an empty text."""
+        """Lock the file. Return the reason if that fails, otherwise an empty text."""
         try:
             import fcntl
         except ImportError:
@@ -60,18 +60,18 @@ class RunLock:
                     if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
                         self._file = file
                         break
-                file.close()  # its last holder has just released it, and removed the name of what is locked now
+                file.close()  # its last holder released it meanwhile, and removed the file that is locked now
         except BlockingIOError:
             assert file is not None
             with file:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-            return f"{self._path.parent} is in use by {holder}: wait until it is done, or choose another --output_dir"
+            return f"{self._path.parent} is in use by {holder}: wait until it ends, or choose another --output_dir"
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                return f"{self._path.parent} cannot be written to ({error.strerror}): choose another --output_dir"
+                return f"cannot write to {self._path.parent} ({error.strerror}): choose another --output_dir"
             warnings.warn(
-                f"{self._path.parent} cannot be locked ({error.strerror}): see to it that no other run uses it",
+                f"cannot lock {self._path.parent} ({error.strerror}): make sure that no other run uses it",
                 stacklevel=2,
             )
             return ""

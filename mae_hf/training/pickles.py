@@ -1,4 +1,4 @@
-"""The pickles of a checkpoint in shards: looked at before torch opens them, since it would run the code in them."""
+"""Check the pickles of a sharded checkpoint before torch opens them, since torch would run any code in them."""
 
 import io
 import pathlib
@@ -12,11 +12,11 @@ from torch.distributed.checkpoint import filesystem, metadata
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
 
-class _OfShards(pickle.Unpickler):
-    """Makes what describes shards, and nothing else."""
+class _ShardsUnpickler(pickle.Unpickler):
+    """Unpickles the description of shards, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class of this name; raises `UnpicklingError` where it has no part in a description of shards."""
+        """Return the class of this name; raise `UnpicklingError` if a description of shards does not need it."""
         if module == metadata.__name__ and getattr(vars(metadata).get(name), "__module__", "") == module:
             return vars(metadata)[name]
         if module in ("pathlib", "pathlib._local") and name in _PATHS:
@@ -29,20 +29,22 @@ class _OfShards(pickle.Unpickler):
 
 
 def check_shards(folder: Path) -> None:
-    """Looks through what torch.distributed.checkpoint opens with all rights: descriptions, and values but tensors.
+    """Check every pickle that torch.distributed.checkpoint opens without `weights_only`.
+
+    These are the descriptions of shards, and values other than tensors. A checkpoint without shards has none.
 
     Args:
-        folder: a checkpoint; one without shards is left to who opens it.
+        folder: a checkpoint.
 
     Raises:
-        pickle.UnpicklingError: something else is in one of them.
+        pickle.UnpicklingError: a pickle contains something else.
     """
     for file in folder.rglob("*.metadata"):
         with file.open("rb") as opened:
-            description = _OfShards(opened).load()
+            description = _ShardsUnpickler(opened).load()
         kinds = description.state_dict_metadata
-        for index, place in description.storage_data.items():
+        for index, stored in description.storage_data.items():
             if isinstance(kinds.get(index.fqn), metadata.BytesStorageMetadata):
-                with (file.parent / place.relative_path).open("rb") as opened:
-                    opened.seek(place.offset)
-                    torch.load(io.BytesIO(opened.read(place.length)), weights_only=True)
+                with (file.parent / stored.relative_path).open("rb") as opened:
+                    opened.seek(stored.offset)
+                    torch.load(io.BytesIO(opened.read(stored.length)), weights_only=True)

@@ -21,8 +21,8 @@ from accelerate.utils import broadcast_object_list
 
 from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
-from mae_hf.errors import ConfigError, moved_away, redact, require
-from mae_hf.files import PARTIAL, sync, write_text
+from mae_hf.errors import ConfigError, redact, require
+from mae_hf.files import PARTIAL, moved_away, sync, write_text
 from mae_hf.training.distributed import check_same, end_processes
 from mae_hf.training.lock import LOCK, RunLock
 

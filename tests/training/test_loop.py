@@ -347,7 +347,7 @@ def test_nothing_is_evaluated_or_drawn_for_a_run_folder_that_was_moved_away(tmp_
         (tmp_path / "run" / "figures").mkdir(parents=True)
         return {"eval/loss": 1.0}
 
-    with pytest.raises(RunError, match="run is gone: where it was moved"):
+    with pytest.raises(RunError, match="run was moved or removed during the run"):
         run(tmp_path / "run", change=move, evaluate=draw)
     assert not (tmp_path / "run").exists()
 

@@ -255,7 +255,7 @@ def test_a_folder_that_is_moved_under_a_run_ends_it_and_goes_on_in_its_new_place
     log.metrics(10, 1.0, {"train/loss": 0.5})
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "run" / "figures").mkdir(parents=True)  # as a picture that was about to be drawn makes it
-    with pytest.raises(RunError, match=r"run is gone: where it was moved, the same command with its new --output_dir"):
+    with pytest.raises(RunError, match=r"run was moved or removed during the run: .* its new --output_dir"):
         log.metrics(20, 2.0, {"train/loss": 0.25})
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     start(config_for(tmp_path / "moved"), step=10)

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_hf.errors import clean, moved_away
+from mae_hf.errors import clean
+from mae_hf.files import moved_away
 
 FILE = "streamed-{}.jsonl"  # in the run folder
 
