@@ -163,7 +163,7 @@ def _train(
         state=TrainState(),
         sampler=loop.batch_sampler(accelerator, train, plan),
         loss_of=loss_in_turn,
-        evaluate=lambda step: {},
+        evaluations=[],
         log=RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {}),
         checkpoints=Checkpoints(Path(folder), train.keep_checkpoints),
     )

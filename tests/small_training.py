@@ -21,7 +21,7 @@ from mae_hf.data.random import Draws
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.training.checkpoint import Checkpoints, TrainState
-from mae_hf.training.loop import batch_sampler, train
+from mae_hf.training.loop import Evaluation, batch_sampler, train
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.run_folder import RunLog
 
@@ -67,8 +67,8 @@ def run(
         dropout: rate of the MLP's dropout.
         ema_decay: of an average of the weights, which is then what is returned.
         stop_at: raises `Interrupted` in the middle of this step, from 0.
-        change: makes something else of the loss of a batch, by its number: that of the step, where none was skipped.
-        evaluate: as `train` takes it.
+        change: changes the loss of a micro-batch, given its step.
+        evaluate: the values of an evaluation after a step.
         best_key: as `train` takes it.
         settings: fields of `TrainConfig` that differ from DEFAULTS.
     """
@@ -87,7 +87,7 @@ def run(
         if state.step == stop_at:
             raise Interrupted
         inputs, targets = batch(draws.rows, draws.epoch)
-        return change(state.step + state.num_skipped_batches, nn.functional.mse_loss(model(inputs), targets))
+        return change(state.step, nn.functional.mse_loss(model(inputs), targets))
 
     try:
         state = train(
@@ -99,7 +99,7 @@ def run(
             state=state,
             sampler=batch_sampler(accelerator, config.train, plan),
             loss_of=loss_of,
-            evaluate=evaluate,
+            evaluations=[Evaluation("evaluation", plan.eval_every_steps, evaluate)],
             log=log,
             checkpoints=checkpoints,
             best_key=best_key,

@@ -149,11 +149,11 @@ def test_another_config_is_refused_with_the_difference(runs: Path):
 def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
     script = ("scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
     script = (*script, "--train.probe_every_epochs", "1")
-    script = (*script, "--train.figure_every_epochs", "0.6")  # due between the evaluations, which are every epoch
+    script = (*script, "--train.figure_every_epochs", "0.6")  # 11 steps; an epoch has 19
     script = (*script, "--train.save_every_epochs", "1")
     succeed(*script, "--output_dir", tmp_path / "whole")
     pictures = sorted(path.name for path in (tmp_path / "whole" / "figures").iterdir())
-    numbered = [f"reconstruction-{step:08d}.{kind}" for step in (19, 38) for kind in ("npz", "png")]
+    numbered = [f"reconstruction-{step:08d}.{kind}" for step in (11, 22, 33, 38) for kind in ("npz", "png")]
     assert pictures == [*numbered, "reconstruction-over-time.png"]
     # as a crash after the first epoch leaves it: no later checkpoint, no model, no final metrics
     halves = tmp_path / "halves"

@@ -27,7 +27,7 @@ from mae_hf.models.mae import build_mae, export_encoder, mae_config
 from mae_hf.models.positions import PositionError, check_positions
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.hardware import attention_for, use_cpu_well
-from mae_hf.training.loop import batch_sampler, train
+from mae_hf.training.loop import Evaluation, batch_sampler, train
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer
 from mae_hf.training.run_folder import RunLog, read_metrics
@@ -81,7 +81,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
         state=TrainState(),
         sampler=batch_sampler(accelerator, config.train, plan),
         loss_of=pretraining_loss(prepared, DeviceImages(images, accelerator.device, config.data.on_device), config),
-        evaluate=evaluate,
+        evaluations=[Evaluation("held-out loss", plan.eval_every_steps, evaluate)],
         log=RunLog(accelerator, config, 0, {}),
         checkpoints=Checkpoints(folder / "checkpoints", 1),
     )

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.training.distributed import check_same, check_shared, prepare, start_accelerator
     from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
     from mae_hf.training.lock import RunLock
-    from mae_hf.training.loop import batch_sampler, train
+    from mae_hf.training.loop import Evaluation, batch_sampler, train
     from mae_hf.training.losses import finetuning_loss
     from mae_hf.training.optim import WeightAverage, build_optimizer
     from mae_hf.training.run_folder import RunLog, inspect_run
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         state=state,
         sampler=batch_sampler(accelerator, config.train, plan),
         loss_of=loss_of,
-        evaluate=evaluate,
+        evaluations=[Evaluation("validation", plan.eval_every_steps, evaluate)],
         log=log,
         checkpoints=checkpoints,
         best_key="eval/accuracy",

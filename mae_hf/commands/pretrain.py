@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.training.distributed import check_same, check_shared, prepare, start_accelerator
     from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
     from mae_hf.training.lock import RunLock
-    from mae_hf.training.loop import Sampler, batch_sampler, train
+    from mae_hf.training.loop import Evaluation, Sampler, batch_sampler, train
     from mae_hf.training.losses import pretraining_loss
     from mae_hf.training.optim import build_optimizer
     from mae_hf.training.run_folder import RunLog, inspect_run, read_metrics
@@ -142,25 +142,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"probe           {ONLINE_NOTE if labelled else 'none'}"
     )
 
-    # ---- an evaluation: held-out images, fixed masks, no augmentation; now and then a picture and a probe ----
+    # ---- evaluations: held-out images, with fixed masks and without augmentation; figures; a probe ----
     pictured = held_out.batch(range(min(8, len(held_out))))
 
-    def due(step: int, every_epochs: float) -> bool:
-        every = max(1, round(every_epochs * plan.steps_per_epoch))
-        return step // every > (step - plan.eval_every_steps) // every or step == plan.total_steps
+    def loss_on_held_out(step: int) -> dict[str, float]:
+        num_patches = config.model.num_patches
+        loss = held_out_loss(accelerator, prepared, held_out, config.data, num_patches, plan.eval_batch_size)
+        return {"eval/loss": loss}
 
-    def evaluate(step: int) -> dict[str, float]:
-        loss = held_out_loss(
-            accelerator, prepared, held_out, config.data, config.model.num_patches, plan.eval_batch_size
-        )
-        values = {"eval/loss": loss}
-        if due(step, config.train.figure_every_epochs):
-            complete = whole()  # by every process
-            if complete is not None and accelerator.is_main_process:
-                save_reconstructions(complete, pictured, config.data, folder / "figures", step)
-        if labelled and due(step, config.train.probe_every_epochs):
-            values |= online_probe(accelerator, whole(), *labelled, config.data, plan.eval_batch_size)
-        return values
+    def draw(step: int) -> dict[str, float]:
+        complete = whole()  # by every process
+        if complete is not None and accelerator.is_main_process:
+            save_reconstructions(complete, pictured, config.data, folder / "figures", step)
+        return {}
+
+    evaluations = [
+        Evaluation("held-out loss", plan.eval_every_steps, loss_on_held_out),
+        Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
+    ]
+    if labelled:
+        voters, queries = labelled
+
+        def probe(step: int) -> dict[str, float]:
+            return online_probe(accelerator, whole(), voters, queries, config.data, plan.eval_batch_size)
+
+        evaluations.append(Evaluation("probe", plan.steps(config.train.probe_every_epochs), probe))
 
     with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
         train(
@@ -172,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             state=state,
             sampler=sampler,
             loss_of=loss_of,
-            evaluate=evaluate,
+            evaluations=evaluations,
             log=log,
             checkpoints=checkpoints,
         )
@@ -187,13 +193,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_text(folder / AUDIT, audit_json(audit))
 
     # ---- what is shared ----
-    last = read_metrics(folder)[-1]
-    metrics: dict[str, Any] = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss") if key in last}
-    metrics |= {key: value for key, value in last.items() if key.startswith("probe/")}
+    kept = ("step", "epoch", "train/loss", "eval/loss")
+    metrics: dict[str, Any] = {
+        key: value
+        for key, value in read_metrics(folder)[-1].items()
+        if (key in kept or key.startswith("probe/")) and value is not None  # null: it was not finite
+    }
     complete = whole()
     if complete is not None and accelerator.is_main_process:
         hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
         if config.hub.push:
             accelerator.print(f"uploaded to {hub.push(folder / 'model', config.hub)}")
     log.finish(metrics)
-    accelerator.print(f"held-out loss {metrics['eval/loss']:.4f}; model and encoder are in {folder / 'model'}")
+    loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"
+    accelerator.print(f"held-out loss {loss}; model and encoder are in {folder / 'model'}")

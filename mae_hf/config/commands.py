@@ -14,7 +14,7 @@ from mae_hf.errors import require
 # Settings that do not affect results: paths, hardware, trackers, error handling. An unfinished run may change them.
 MACHINE_SETTINGS = frozenset(
     {"output_dir", "data.cache_dir", "data.on_device", "data.on_bad_image", "hub.push", "hub.repo_id", "hub.private"}
-    | {"train.per_device_batch_size", "train.compile", "train.max_skipped_windows", "train.timeout_minutes"}
+    | {"train.per_device_batch_size", "train.compile", "train.timeout_minutes"}
     | {"train.trackers"}
 )
 
@@ -52,11 +52,6 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not (self.data.streaming and self.train.max_skipped_windows),
-            f"max_skipped_windows {self.train.max_skipped_windows} would go back to batches that a stream has passed: "
-            "leave it out with data.streaming (--train.max_skipped_windows 0)",
-        )
         require(
             self.data.fold is None and self.data.label_fraction in (None, 1.0),
             "data.fold and data.label_fraction restrict labels, which pre-training does not use: give them to "

@@ -27,8 +27,6 @@ class TrainConfig(Settings):
         save_every_epochs: epochs between two checkpoints.
         keep_checkpoints: number of newest checkpoints that are kept (fine-tuning also keeps the best). At least 2, so
             that a run can fall back if the newest is damaged.
-        max_skipped_windows: how often a loss or gradient that is not finite may send the run back to its last
-            checkpoint, to go on with the batches after the bad one; 0: it stops.
         trackers: additional trackers, `tensorboard` or `trackio`; one that fails is switched off with a warning.
         compile: whether torch.compile compiles the transformer layers: `always`, `never`, or `auto`, on a GPU only.
         timeout_minutes: how long a rank waits for its peers before it fails. It must be longer than decoding images
@@ -49,7 +47,6 @@ class TrainConfig(Settings):
     eval_every_epochs: Positive = 1.0
     save_every_epochs: Positive = 5.0
     keep_checkpoints: Annotated[int, Range(at_least=2)] = 2
-    max_skipped_windows: Annotated[int, Range(at_least=0)] = 0
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     compile: Choice = "auto"
     timeout_minutes: Positive = 30.0
@@ -115,6 +112,10 @@ class Plan:
     save_every_steps: int
     accumulation_steps: int
     micro_batch_size: int
+
+    def steps(self, epochs: float) -> int:
+        """Return the number of steps nearest to this number of epochs, at least 1."""
+        return max(1, round(epochs * self.steps_per_epoch))
 
     @property
     def eval_batch_size(self) -> int:

@@ -18,7 +18,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
@@ -49,8 +49,6 @@ class TrainState:
         best_value: that value.
         loss_sum: sum of the losses since the last line of the log.
         loss_steps: steps in that sum.
-        skipped: windows of batches that are left out because of a loss that was not finite, the first and the last of
-            each, by their number in the order of batches.
     """
 
     step: int = 0
@@ -58,12 +56,6 @@ class TrainState:
     best_value: float | None = None
     loss_sum: float = 0.0
     loss_steps: int = 0
-    skipped: list[list[int]] = field(default_factory=list)
-
-    @property
-    def num_skipped_batches(self) -> int:
-        """How far the batches are ahead of the steps."""
-        return sum(last - first + 1 for first, last in self.skipped)
 
 
 class Checkpoints:
@@ -133,12 +125,8 @@ class Checkpoints:
 
         A damaged one is set aside as `step-N.damaged`, with a warning that names it and the cause.
         """
-        return self.go_back(accelerator) or TrainState()
-
-    def go_back(self, accelerator: Accelerator) -> TrainState | None:
-        """As `resume`, and None where there is no good one: model and optimizer are as they were."""
         steps = broadcast_object_list([self._newest_good() if accelerator.is_main_process else None])
-        return None if steps[0] is None else self._read(accelerator, self.path(steps[0]))
+        return TrainState() if steps[0] is None else self._read(accelerator, self.path(steps[0]))
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""

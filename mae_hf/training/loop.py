@@ -1,12 +1,11 @@
-"""The one loop that both stages share. It knows steps, a loss and an evaluation; not images, YAML or the Hub."""
+"""The training loop of both stages. It knows steps, a loss and evaluations, but no images, YAML or Hub."""
 
 import contextlib
 import math
 import signal
 import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,11 +25,25 @@ from mae_hf.training.optim import learning_rate_at, set_learning_rate
 from mae_hf.training.run_folder import RunLog
 from mae_hf.training.signals import StopSignals
 
-Evaluate = Callable[[int], dict[str, float]]
 Sampler = BatchSampler | StreamSampler
 
-# Several GPUs are asked this often whether one of their processes was told to stop: a machine that goes gives 30 s.
-_MOST_STEPS_UNASKED = 20
+# On GPUs, failures and stop signals are checked this often. Preemption usually allows 30 s.
+_STEPS_BETWEEN_CHECKS = 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured or drawn while the model trains, by all processes together.
+
+    Args:
+        name: shown in the progress bar meanwhile.
+        every_steps: steps between two evaluations; one more follows the last step.
+        run: from the number of steps done to the values for the log.
+    """
+
+    name: str
+    every_steps: int
+    run: Callable[[int], dict[str, float]]
 
 
 def train(
@@ -43,98 +56,93 @@ def train(
     state: TrainState,
     sampler: Sampler,
     loss_of: LossOf,
-    evaluate: Evaluate,
+    evaluations: Sequence[Evaluation],
     log: RunLog,
     checkpoints: Checkpoints,
     best_key: str | None = None,
 ) -> TrainState:
-    """Runs the steps from `state.step` to `plan.total_steps`.
+    """Train from `state.step` to `plan.total_steps`.
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
-        sampler: which images come in which batch: `batch_sampler`, or that of a stream.
-        loss_of: mean loss of the images of these rows, as they are augmented in this epoch and mixed in this batch.
-        evaluate: values on validation images after this many steps.
-        best_key: the key of `evaluate`'s values whose greatest value marks the best checkpoint; None keeps no best.
+        sampler: chooses the images of each batch: `batch_sampler`, or the sampler of a stream.
+        loss_of: the mean loss of a micro-batch.
+        evaluations: run in this order.
+        best_key: the value whose maximum marks the best checkpoint; None keeps no best.
 
     Returns:
-        The state after the last step; `checkpoints` holds it, and the best. The log has a line of the last evaluation;
-        one that was lost with all steps made is evaluated again, its `train/loss` stays lost.
+        The state after the last step. The last checkpoint holds it, and the log has the values of every evaluation.
 
     Raises:
-        RunStopped: SIGTERM or Ctrl-C has come, and the state is saved. It is looked for after each step; on several
-            GPUs, which must agree without waiting, after 20 steps at most.
-        RunError: a loss or gradient is not finite, and no `config.max_skipped_windows` are
-            left. No update is made from there on; a GPU in bf16 or fp32 is asked only when a line of the log is due,
-            and may go on until then.
+        RunStopped: SIGTERM, SIGHUP or Ctrl-C arrived, and the state is saved. One process stops within a step, which
+            the resumed run repeats. Several processes finish their step, and on GPUs up to 20 steps.
+        RunError: a loss or gradient is not finite. The weights are those before that step.
     """
-    progress = tqdm(
+    progress = _Progress(
         total=plan.total_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process, smoothing=0.05
     )
     meter = _Meter(accelerator.device, state)
     failure = torch.zeros(4, device=accelerator.device)
-    if config.max_skipped_windows and state.step == 0:
-        checkpoints.save(accelerator, state)  # there must be one to go back to
-    if state.skipped:
-        log.note(skipped_batches=state.skipped)
-    if state.step == plan.total_steps and not log.has_line(state.step):  # torn after the last checkpoint
-        model.eval()
-        log.metrics(state.step, state.step / plan.steps_per_epoch, evaluate(state.step))
-    with StopSignals(accelerator.is_main_process) as signals:
-        while state.step < plan.total_steps:
-            learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
-            set_learning_rate(optimizer, learning_rate)
-            batch_index = state.step + state.num_skipped_batches
-            loss, grad_norm = gradients(accelerator, model, sampler, loss_of, batch_index, config)
-            loss, told_to_stop = over_processes(accelerator, loss, signals)
-            failure = _first_failure(failure, loss, grad_norm, state.step)
-            update(optimizer, failure[0])
-            if checkpoints.average is not None:
-                checkpoints.average.update(state.step)
-            state.step += 1
-            meter.add(loss, config.batch_size)
-            progress.update()
+    saved_step = state.step or None
+    if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
+        log.metrics(state.step, state.step / plan.steps_per_epoch, _evaluate(model, evaluations, state.step, progress))
+    with StopSignals(accelerator.is_main_process) as signals, contextlib.closing(progress):
+        try:
+            while state.step < plan.total_steps:
+                # ---- step ----
+                learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
+                set_learning_rate(optimizer, learning_rate)
+                loss, grad_norm = gradients(accelerator, model, sampler, loss_of, state.step, config, signals)
+                loss, told_to_stop = over_processes(accelerator, loss, signals)
+                failure = first_failure(failure, loss, grad_norm, state.step)
+                update(optimizer, failure[0])
+                if checkpoints.average is not None:
+                    checkpoints.average.update(state.step)
+                state.step += 1
+                meter.add(loss, config.batch_size)
+                progress.update()
 
-            last = state.step == plan.total_steps
-            evaluation_due = last or state.step % plan.eval_every_steps == 0
-            line_due = evaluation_due or state.step % config.log_every_steps == 0
-            save_due = last or state.step % plan.save_every_steps == 0
-            if not (line_due or save_due or _may_ask(accelerator, signals, state.step)):
-                continue
-            if _failed(accelerator, failure):
-                _go_back(accelerator, failure, state, config, checkpoints, log)
-                meter, failure = _Meter(accelerator.device, state), torch.zeros_like(failure)
-                progress.n = state.step
-                continue
-            stopping = told_to_stop.item() > 0
-            if line_due:
-                values = meter.values()
-                progress.set_postfix_str(
-                    f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s"
-                )
-                values |= {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
-                if evaluation_due:
-                    log.check_folder()  # pictures that an evaluation draws would make it anew
-                    model.eval()
-                    values |= evaluate(state.step)
-                    if best_key is not None and (state.best_value is None or values[best_key] > state.best_value):
-                        state.best_step, state.best_value, save_due = state.step, values[best_key], True
-                log.metrics(state.step, state.step / plan.steps_per_epoch, values)
-            if save_due or stopping:
-                meter.write_into(state)
-                log.sync()  # a checkpoint whose lines are lost in a power cut would leave a gap
-                checkpoints.save(accelerator, state)
-            if evaluation_due or save_due:
-                meter.restart()
-            if stopping:
-                progress.close()
-                raise _stopped(signals, checkpoints.path(state.step))
-    progress.close()
+                last = state.step == plan.total_steps
+                due = [evaluation for evaluation in evaluations if last or state.step % evaluation.every_steps == 0]
+                log_due = last or state.step % config.log_every_steps == 0
+                save_due = last or state.step % plan.save_every_steps == 0
+                if not (due or log_due or save_due or _may_check(accelerator, signals, state.step)):
+                    continue
+                check_finite(accelerator, failure, checkpoints)
+                meter.pause()
+
+                # ---- evaluate ----
+                values = {}
+                if due:
+                    log.check_folder()  # a figure would create a folder that was moved away
+                    values = _evaluate(model, due, state.step, progress)
+                if best_key is not None and _is_best(values.get(best_key), state):
+                    state.best_step, state.best_value, save_due = state.step, values[best_key], True
+
+                # ---- log ----
+                if log_due or values:
+                    speed = meter.values() | {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
+                    log.metrics(state.step, state.step / plan.steps_per_epoch, speed | values)
+                    progress.show(speed)
+
+                # ---- save ----
+                if save_due:
+                    _save(accelerator, state, meter, log, checkpoints)
+                    saved_step = state.step
+                meter.resume()
+                if told_to_stop.item() > 0:
+                    raise RunStopped("", signals.received or signal.SIGTERM)  # another rank may have got the signal
+        except RunStopped as stopped:
+            if saved_step != state.step:
+                check_finite(accelerator, failure, checkpoints)
+                _save(accelerator, state, meter, log, checkpoints)
+            name, path = signal.Signals(stopped.signal_number).name, checkpoints.path(state.step)
+            raise RunStopped(f"{name}: saved as {path}", stopped.signal_number) from None
     return state
 
 
 def batch_sampler(accelerator: Accelerator, config: TrainConfig, plan: Plan) -> BatchSampler:
-    """This process's share of every batch."""
+    """Return the sampler of this process's share of every batch."""
     return BatchSampler(
         plan.num_images,
         config.batch_size,
@@ -150,39 +158,47 @@ def gradients(
     model: nn.Module,
     sampler: Sampler,
     loss_of: LossOf,
-    batch_index: int,
+    step: int,
     config: TrainConfig,
+    signals: StopSignals,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of one global batch; returns the mean loss of this process's share, and the norm before clipping."""
+    """Compute the gradients of a global batch; return the mean loss of this rank's share, and the norm before clipping.
+
+    A single process stops here as soon as a signal arrives: nothing has changed yet that a checkpoint holds.
+    """
     model.train()
-    # a network's dropout draws from torch's generator: seeded by the batch, a resumed run draws as it would have
-    torch.manual_seed(integer_seed(config.seed, batch_index, f"process {accelerator.process_index}"))
-    micro_batches = sampler.micro_batches(batch_index)
+    # A network's dropout draws from torch's generator: seeded by the step, a resumed run draws the same numbers.
+    torch.manual_seed(integer_seed(config.seed, step, f"process {accelerator.process_index}"))
+    micro_batches = sampler.micro_batches(step)
     total = torch.zeros((), device=accelerator.device)
+    signals.interrupts = accelerator.num_processes == 1
     for index, rows in enumerate(micro_batches):
+        signals.raise_if_received()
         last = index == len(micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = loss_of(Draws(config.seed, sampler.epoch(batch_index), rows, batch_index)) / len(micro_batches)
-            accelerator.backward(loss)
+            loss = loss_of(Draws(config.seed, sampler.epoch(step), rows, step)) / len(micro_batches)
+            # A loss that is not finite can have finite gradients. Make them NaN: the scaler of fp16 checks only these.
+            accelerator.backward(loss * torch.ones_like(loss).masked_fill(~loss.isfinite(), math.nan))
         total += loss.detach()
+    signals.interrupts = False
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     assert grad_norm is not None
-    if isinstance(grad_norm, DTensor):  # of weights in shards
+    if isinstance(grad_norm, DTensor):  # of sharded weights
         grad_norm = grad_norm.full_tensor()
     return total, grad_norm
 
 
 def over_processes(accelerator: Accelerator, loss: Tensor, signals: StopSignals) -> tuple[Tensor, Tensor]:
-    """The mean loss over the processes, and above 0 where one of them was told to stop; a GPU is not waited for."""
+    """Return the mean loss over the processes, and a number above 0 if one of them got a signal; no device sync."""
     told = torch.full_like(loss, bool(signals.received))
     reduced: Tensor = accelerator.reduce(torch.stack((loss, told)), reduction="mean")
     return reduced[0], reduced[1]
 
 
 def update(optimizer: torch.optim.Optimizer, failed: Tensor) -> None:
-    """Makes the optimizer's step, and none where `failed` () is 1: on a GPU without asking it which of the two it is.
+    """Make the optimizer's step, or none if `failed` () is 1, without a device sync.
 
-    AdamW's fused kernel looks at `found_inf` before it touches a weight, which is how a gradient scaler skips a step.
+    AdamW's fused kernel reads `found_inf` before it changes a weight. Gradient scalers skip steps in the same way.
     """
     inner: Any = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
     inner.found_inf = failed
@@ -190,112 +206,112 @@ def update(optimizer: torch.optim.Optimizer, failed: Tensor) -> None:
     optimizer.zero_grad()
 
 
-def _first_failure(failure: Tensor, loss: Tensor, grad_norm: Tensor, step: int) -> Tensor:
-    """`failure` (4,), if it tells of one: 1, the step, its loss and gradient norm. Else that of this step, or zeros.
+def first_failure(failure: Tensor, loss: Tensor, grad_norm: Tensor, step: int) -> Tensor:
+    """Return the first step whose loss or gradient norm is not finite, as (1, step, loss, norm), or zeros: (4,).
 
-    Computed where loss and gradient norm are, and equal on every process.
+    It is computed on the device, and equal on every process.
     """
     values = torch.stack((loss, grad_norm))
-    # both: the gradient of an L1 loss is finite where the loss is not
-    failed = ~values.isfinite().all()
     here = torch.cat((values.new_full((1,), 1.0), values.new_full((1,), step), values))
-    return torch.where(failed & (failure[0] == 0), here, failure)
+    return torch.where(~values.isfinite().all() & (failure[0] == 0), here, failure)
 
 
-def _may_ask(accelerator: Accelerator, signals: StopSignals, step: int) -> bool:
-    """Whether to look at failures and signals after this step: where that costs nothing, is needed, or is overdue.
+def check_finite(accelerator: Accelerator, failure: Tensor, checkpoints: Checkpoints) -> None:
+    """Raise `RunError` if `failure` names a step; no update has been made since. Waits for the device."""
+    failed, step, loss, grad_norm = failure.tolist()
+    if not failed:
+        return
+    if math.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
+        failure.zero_()  # fp16 searches for its loss scale this way: the scaler skips the step and halves the scale
+        return
+    raise RunError(
+        f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {step:.0f} is not finite; the last good "
+        f"checkpoint is {checkpoints.latest() or 'none yet'}: lower --train.base_lr, or use bf16 or fp32 instead of "
+        "fp16"
+    )
 
-    Looking makes the host wait for its GPU. Every process must come to the same answer.
+
+def _may_check(accelerator: Accelerator, signals: StopSignals, step: int) -> bool:
+    """Whether to check for failures and signals after this step; every process must get the same answer.
+
+    A check makes the host wait for its GPU. On a CPU it costs nothing, and the scaler of fp16 waits anyway.
     """
     if accelerator.device.type != "cuda" or accelerator.scaler is not None:
         return True
-    return step % _MOST_STEPS_UNASKED == 0 or (accelerator.num_processes == 1 and signals.received != 0)
+    return step % _STEPS_BETWEEN_CHECKS == 0 or (accelerator.num_processes == 1 and signals.received != 0)
 
 
-def _failed(accelerator: Accelerator, failure: Tensor) -> bool:
-    """Whether a loss or gradient was not finite; no weight has changed since. It waits for the device."""
-    failed, _, loss, _ = failure.tolist()
-    if failed and math.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
-        failure.zero_()  # fp16 looks for its loss scale this way: the scaler skips the step and halves the scale
-        return False
-    return bool(failed)
+def _evaluate(
+    model: nn.Module, evaluations: Sequence[Evaluation], step: int, progress: "_Progress"
+) -> dict[str, float]:
+    model.eval()
+    values: dict[str, float] = {}
+    for evaluation in evaluations:
+        progress.set_description(evaluation.name)
+        values |= evaluation.run(step)
+    progress.set_description(None)
+    return values
 
 
-def _go_back(
-    accelerator: Accelerator,
-    failure: Tensor,
-    state: TrainState,
-    config: TrainConfig,
-    checkpoints: Checkpoints,
-    log: RunLog,
-) -> None:
-    """Goes back to the last good checkpoint, and on with the batches after the one that failed.
-
-    Raises:
-        RunError: that was done `max_skipped_windows` times already, or no checkpoint is good.
-    """
-    _, failed_step, loss, grad_norm = failure.tolist()
-    what = f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {failed_step:.0f} is not finite"
-    if len(state.skipped) >= config.max_skipped_windows:
-        raise RunError(
-            f"{what}; the last good checkpoint is {checkpoints.latest() or 'none yet'}: lower --train.base_lr, leave "
-            "fp16 for bf16 or fp32, or leave such batches out (--train.max_skipped_windows)"
-        )
-    ahead, skipped = state.num_skipped_batches, state.skipped
-    good = checkpoints.go_back(accelerator)
-    if good is None:  # the weights are those of the step that failed
-        raise RunError(f"{what}, and no checkpoint is good to go back to: the same command starts at step 0")
-    vars(state).update(vars(good))
-    # from one and the same checkpoint, windows may have been skipped since it was written
-    state.skipped = [*skipped, [good.step + ahead, int(failed_step) + ahead]]
-    log.rewind(state.step)
-    log.note(skipped_batches=state.skipped)
-    if accelerator.is_main_process:
-        warnings.warn(
-            f"{what}: back to step {good.step}, and on without the batches {state.skipped[-1][0]} to "
-            f"{state.skipped[-1][1]} ({len(state.skipped)} of at most {config.max_skipped_windows} times)",
-            stacklevel=2,
-        )
+def _is_best(value: float | None, state: TrainState) -> bool:
+    return value is not None and (state.best_value is None or value > state.best_value)
 
 
-def _stopped(signals: StopSignals, path: Path) -> RunStopped:
-    number = signals.received or signal.SIGTERM  # another rank may have got it
-    return RunStopped(f"{signal.Signals(number).name}: saved as {path}", number)
+def _save(accelerator: Accelerator, state: TrainState, meter: "_Meter", log: RunLog, checkpoints: Checkpoints) -> None:
+    meter.write_into(state)
+    log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
+    checkpoints.save(accelerator, state)
+
+
+class _Progress(tqdm):
+    """A progress bar that does not fail when the terminal is closed."""
+
+    def display(self, *words: Any, **options: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().display(*words, **options)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+    def show(self, values: dict[str, float]) -> None:
+        """Show loss and speed beside the bar."""
+        self.set_postfix_str(f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s")
 
 
 class _Meter:
-    """Mean loss and images per second since it was last read; evaluations and checkpoints do not count as time.
+    """Mean loss and images per second since the last line of the log; pauses do not count as time.
 
-    The loss goes on over an interruption: `state` carries it. The speed is that of this process's steps.
+    The loss survives an interruption, since `state` holds it. The speed is that of this process's steps.
     """
 
     def __init__(self, device: torch.device, state: TrainState) -> None:
         self._loss = torch.tensor(state.loss_sum, device=device)
         self._steps = state.loss_steps
         self._images, self._seconds = 0, 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the clock now."""
         self._started = time.perf_counter()
 
     def add(self, loss: Tensor, num_images: int) -> None:
-        """Counts one optimizer step."""
+        """Count one optimizer step."""
         self._loss += loss
         self._steps += 1
         self._images += num_images
 
-    def write_into(self, state: TrainState) -> None:
-        """Stops the clock, and puts into `state` what a resumed run needs to write the same next line."""
+    def pause(self) -> None:
+        """Stop the clock."""
         self._seconds += time.perf_counter() - self._started
+
+    def resume(self) -> None:
+        """Start the clock again."""
+        self._started = time.perf_counter()
+
+    def write_into(self, state: TrainState) -> None:
+        """Put into `state` what a resumed run needs to write the same next line."""
         state.loss_sum, state.loss_steps = self._loss.item(), self._steps
 
     def values(self) -> dict[str, float]:
-        """`train/loss` and `train/images_per_second`; starts anew."""
-        loss = (self._loss / self._steps).item()
-        seconds = self._seconds + time.perf_counter() - self._started
-        images_per_second = self._images / seconds
+        """Return `train/loss` and `train/images_per_second`, and start anew; the clock is paused."""
+        loss, images_per_second = (self._loss / self._steps).item(), self._images / self._seconds
         self._loss = torch.zeros_like(self._loss)
         self._steps, self._images, self._seconds = 0, 0, 0.0
-        self.restart()
         return {"train/loss": loss, "train/images_per_second": images_per_second}

@@ -13,7 +13,6 @@ from mae_hf.config.commands import (
     ReconstructConfig,
 )
 from mae_hf.config.data import DataConfig
-from mae_hf.config.train import PretrainTrainConfig
 
 FEW = {"model": "m", "output_dir": "o"}
 STREAMED = "data.streaming is only for scripts/pretrain.py .. switch it off (--data.streaming false)"
@@ -59,8 +58,3 @@ def test_probes_and_methods_are_split():
     assert EvaluateConfig(**FEW).probes == ()
     config = FewLabelsConfig(**FEW, method="knn,finetune", finetune_config="recipe.yaml")
     assert config.methods == ("knn", "finetune")
-
-
-def test_a_stream_that_would_have_to_go_back_is_refused():
-    data, train = DataConfig(streaming=True), PretrainTrainConfig(max_skipped_windows=2)
-    check_refused(PretrainConfig, {"data": data, "train": train}, "max_skipped_windows 2 would go back to batches")

@@ -74,7 +74,6 @@ def test_the_state_is_readable_json(training, tmp_path):
         "best_value": None,
         "loss_sum": 0.0,
         "loss_steps": 0,
-        "skipped": [],
         "strategy": "whole weights (DDP)",
         "mixed_precision": "no",
     }

@@ -1,6 +1,6 @@
-"""The loop's promises: the split of a batch changes nothing, nor does an interruption, and a bad loss stops in time."""
+"""The loop: neither the split of a batch nor an interruption changes a result, and a bad loss stops in time."""
 
-import json
+import contextlib
 import math
 import os
 import random
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from small_training import DEFAULTS, NUM_IMAGES, Interrupted, batch, network, run
@@ -22,6 +23,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.dataset import DeviceImages, load_pretraining_images
+from mae_hf.data.random import Draws
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.models.mae import build_mae
@@ -114,22 +116,54 @@ def send(number: int, at: int):
 
 
 @pytest.mark.parametrize("at", [0, *random.Random(5).sample(range(1, 19), 4), 19])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_run_that_is_told_to_stop_saves_after_its_step_and_goes_on_to_the_last_bit(tmp_path, number, at):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_run_that_is_told_to_stop_saves_the_state_before_its_step_and_repeats_that_step(tmp_path, name, at):
     """In the middle of an accumulation, of a line of the log and of an epoch; at the last step, too."""
+    number = getattr(signal, name)
     settings = {"dropout": 0.2, "per_device_batch_size": 2, "best_key": "eval/loss"}
     run(tmp_path / "whole", **settings)
     handler = signal.getsignal(number)
     with pytest.raises(RunStopped) as caught:
         run(tmp_path / "stopped", change=send(number, at), **settings)
     assert signal.getsignal(number) is handler
-    saved = tmp_path / "stopped" / "checkpoints" / f"step-{at + 1:08d}"
+    saved = tmp_path / "stopped" / "checkpoints" / f"step-{at:08d}"
     assert saved.is_dir()
-    name = signal.Signals(number).name
     assert str(caught.value) == f"{name}: saved as {saved}"
     assert caught.value.signal_number == number
     run(tmp_path / "stopped", **settings)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_signal_does_not_wait_for_the_micro_batches_that_are_left(tmp_path):
+    computed = []
+
+    def change(step: int, loss: torch.Tensor) -> torch.Tensor:
+        computed.append(step)
+        return send(signal.SIGTERM, 9)(step, loss)
+
+    with pytest.raises(RunStopped):
+        run(tmp_path, change=change, per_device_batch_size=1)
+    assert computed.count(8) == 8 and computed.count(9) == 1
+
+
+def test_a_signal_is_obeyed_though_a_library_swallows_what_it_raises(tmp_path):
+    def change(step: int, loss: torch.Tensor) -> torch.Tensor:
+        with contextlib.suppress(BaseException):
+            send(signal.SIGTERM, 9)(step, loss)
+        return loss
+
+    with pytest.raises(RunStopped, match="step-00000009"):
+        run(tmp_path, change=change, per_device_batch_size=4)
+
+
+def test_a_signal_during_an_evaluation_waits_for_it(tmp_path):
+    def evaluate(step: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"eval/loss": 1.0}
+
+    with pytest.raises(RunStopped, match="step-00000006"):
+        run(tmp_path, evaluate=evaluate)
+    assert read_metrics(tmp_path)[-1]["eval/loss"] == 1.0
 
 
 def test_a_run_that_is_stopped_at_every_step_is_the_uninterrupted_one(tmp_path):
@@ -137,6 +171,7 @@ def test_a_run_that_is_stopped_at_every_step_is_the_uninterrupted_one(tmp_path):
     for step in range(20):
         with pytest.raises(RunStopped):
             run(tmp_path / "stopped", dropout=0.2, change=send(signal.SIGTERM, step))
+    run(tmp_path / "stopped", dropout=0.2)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -258,85 +293,6 @@ def test_what_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path,
     assert all(torch.equal(value, expected[name]) for name, value in caught.value.model.state_dict().items())
 
 
-def spoil(*batches: int):
-    """A change that makes these batches' losses something that is not a number."""
-    return lambda batch, loss: loss * float("nan") if batch in batches else loss
-
-
-def test_windows_of_bad_batches_are_left_out_where_that_is_asked_for(tmp_path):
-    """The checkpoint before batch 9 is that of step 7: batches 7 to 9 are left out; then 10 and 11; then 19 to 22."""
-    with pytest.warns(UserWarning, match="is not finite") as caught:
-        found, state = run(tmp_path, change=spoil(9, 11, 22), max_skipped_windows=3, log_every_steps=1)
-    assert [str(warning.message).split(": ", 1)[1] for warning in caught] == [
-        "back to step 7, and on without the batches 7 to 9 (1 of at most 3 times)",
-        "back to step 7, and on without the batches 10 to 11 (2 of at most 3 times)",
-        "back to step 14, and on without the batches 19 to 22 (3 of at most 3 times)",
-    ]
-    windows = [[7, 9], [10, 11], [19, 22]]
-    assert state.skipped == windows
-    assert json.loads((tmp_path / "run.json").read_text())["skipped_batches"] == windows
-
-    config = PretrainTrainConfig(**DEFAULTS)
-    sampler = BatchSampler(NUM_IMAGES, 8, seed=0)
-    expected = network()
-    optimizer = torch.optim.AdamW(expected.parameters())
-    losses = []
-    for step, number in enumerate([*range(7), *range(12, 19), *range(23, 29)]):
-        inputs, targets = batch(*sampler.micro_batches(number), number // 4)
-        loss = nn.functional.mse_loss(expected(inputs), targets)
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, config.plan(NUM_IMAGES, 1), 0.6 * 8 / 256)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == list(range(1, 21))
-    assert [line["train/loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
-    for value, wanted in zip(found.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:the loss")
-@pytest.mark.parametrize("at", [13, 18])
-def test_skipped_windows_survive_an_interruption(tmp_path, at):
-    settings = {"max_skipped_windows": 1, "dropout": 0.2}
-    run(tmp_path / "whole", change=spoil(9), **settings)
-
-    def change(number: int, loss: torch.Tensor) -> torch.Tensor:
-        return send(signal.SIGTERM, at)(number, spoil(9)(number, loss))
-
-    with pytest.raises(RunStopped):
-        run(tmp_path / "stopped", change=change, **settings)
-    run(tmp_path / "stopped", change=spoil(9), **settings)
-    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
-    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["skipped_batches"] == [[7, 9]]
-
-
-@pytest.mark.filterwarnings("ignore:the loss")
-def test_more_bad_windows_than_may_be_skipped_stop_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"of step 8 is not finite; the last good checkpoint is .*step-00000007"):
-        run(tmp_path, change=spoil(9, 11), max_skipped_windows=1)
-
-
-@pytest.mark.filterwarnings("ignore:the loss")
-def test_a_bad_first_batch_can_be_skipped_too(tmp_path):
-    _, state = run(tmp_path, change=spoil(0), max_skipped_windows=1)
-    assert (state.step, state.skipped) == (20, [[0, 0]])
-
-
-@pytest.mark.filterwarnings("ignore:.*is damaged")
-def test_where_no_checkpoint_is_good_the_run_does_not_go_on_with_the_weights_that_failed(tmp_path):
-    def damage_all(batch: int, loss: torch.Tensor) -> torch.Tensor:
-        if batch == 9:
-            for file in (tmp_path / "checkpoints").glob("step-*/model.safetensors"):
-                file.unlink()
-        return spoil(9)(batch, loss)
-
-    with pytest.raises(RunError, match=r"of step 9 is not finite, and no checkpoint is good .* starts at step 0"):
-        run(tmp_path, change=damage_all, max_skipped_windows=3)
-
-
 def test_nothing_is_evaluated_or_drawn_for_a_run_folder_that_was_moved_away(tmp_path):
     def move(batch: int, loss: torch.Tensor) -> torch.Tensor:
         if batch == 5:
@@ -357,23 +313,46 @@ def test_without_a_checkpoint_the_message_says_so(tmp_path):
         run(tmp_path, change=lambda step, loss: loss * float("nan"))
 
 
-def test_fp16_may_skip_steps_while_it_looks_for_its_loss_scale_but_not_for_ever():
-    loss, overflow = torch.tensor(1.0), torch.tensor(float("inf"))
-    failure = loop._first_failure(torch.zeros(4), loss, overflow, 3)
+def test_fp16_may_skip_steps_while_it_searches_its_loss_scale_but_not_for_ever(tmp_path):
+    loss, overflow, checkpoints = torch.tensor(1.0), torch.tensor(float("inf")), Checkpoints(tmp_path, 2)
+    failure = loop.first_failure(torch.zeros(4), loss, overflow, 3)
     searching = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
-    assert not loop._failed(searching, failure)
+    loop.check_finite(searching, failure, checkpoints)
     assert not failure.any(), "forgotten: the next step starts anew"
     exhausted = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=0.5))
     for accelerator, bad_loss in ((exhausted, loss), (searching, overflow)):
-        failure = loop._first_failure(torch.zeros(4), bad_loss, overflow, 3)
-        assert loop._failed(accelerator, failure)
+        failure = loop.first_failure(torch.zeros(4), bad_loss, overflow, 3)
+        with pytest.raises(RunError, match="of step 3 is not finite"):
+            loop.check_finite(accelerator, failure, checkpoints)
 
 
-def test_the_first_failure_is_the_one_that_is_told():
+def test_fp16_makes_no_update_from_a_loss_that_is_not_finite_though_its_gradients_are():
+    """GradScaler overwrites `found_inf` with what it finds in the gradients alone."""
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    optimizer = AcceleratedOptimizer(build_optimizer_of(model), device_placement=False, scaler=accelerator.scaler)
+    config = PretrainTrainConfig(**DEFAULTS)
+    sampler = loop.batch_sampler(accelerator, config, config.plan(NUM_IMAGES, 1))
+    for spoilt in (math.nan, math.inf):
+
+        def loss_of(draws: Draws, spoilt: float = spoilt) -> torch.Tensor:
+            inputs, targets = batch(draws.rows, draws.epoch)
+            return nn.functional.mse_loss(model(inputs), targets) + spoilt
+
+        signals = StopSignals(is_main_process=True)
+        loss, grad_norm = loop.gradients(accelerator, model, sampler, loss_of, 0, config, signals)
+        loop.update(optimizer, loop.first_failure(torch.zeros(4), loss, grad_norm, 0)[0])
+        assert not loss.isfinite()
+        assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+
+
+def test_the_first_failure_is_the_one_that_is_reported():
     good, bad = torch.tensor(0.25), torch.tensor(float("nan"))
     failure = torch.zeros(4)
     for step, (loss, norm) in enumerate([(good, good), (good, bad), (good, good), (bad, bad)]):
-        failure = loop._first_failure(failure, loss, norm, step)
+        failure = loop.first_failure(failure, loss, norm, step)
     assert failure[:3].tolist() == [1, 1, 0.25]
     assert failure[3].isnan()
 
@@ -422,12 +401,13 @@ def test_steps_on_a_gpu_never_make_the_host_wait(on_device, precision):
     loss_of = pretraining_loss(prepared, DeviceImages(images, accelerator.device, on_device), config)
     sampler = loop.batch_sampler(accelerator, config.train, config.train.plan(len(images), 1))
     failure = torch.zeros(4, device=accelerator.device)
+    signals = StopSignals(is_main_process=True)
     try:
         for step in range(5):
             torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # the first steps may set things up
-            loss, grad_norm = loop.gradients(accelerator, prepared, sampler, loss_of, step, config.train)
-            loss, _ = loop.over_processes(accelerator, loss, StopSignals(is_main_process=True))
-            failure = loop._first_failure(failure, loss, grad_norm, step)
+            loss, grad_norm = loop.gradients(accelerator, prepared, sampler, loss_of, step, config.train, signals)
+            loss, _ = loop.over_processes(accelerator, loss, signals)
+            failure = loop.first_failure(failure, loss, grad_norm, step)
             loop.update(optimizer, failure[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -81,7 +81,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
 def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
     start(config_for(tmp_path / "run"))
     elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
-    machine = {"compile": "never", "max_skipped_windows": 2, "per_device_batch_size": 16}
+    machine = {"compile": "never", "timeout_minutes": 5.0, "per_device_batch_size": 16}
     other = dataclasses.replace(config_for(tmp_path / "run", **machine), data=elsewhere)
     assert inspect_run(other) == "unfinished"
     averaged = FinetuneConfig(output_dir=str(tmp_path / "averaged"), train=FinetuneTrainConfig(ema_decay=0.9))

@@ -125,7 +125,7 @@ def test_a_recipe_is_told_apart_by_what_it_does_to_a_run():
     slower = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, base_lr=1e-5))
     changed = dict(describe_recipe(slower, 200).items() - describe_recipe(RECIPE, 200).items())
     assert changed == {"recipe.train.base_lr": "1e-05"}
-    patient = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, max_skipped_windows=3))
+    patient = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, timeout_minutes=3.0))
     assert describe_recipe(patient, 200) == describe_recipe(RECIPE, 200), "a run that has stopped may be given it"
 
 
