@@ -17,6 +17,7 @@ from mae_hf.models.mae import build_mae
 from mae_hf.training.loop import batch_sampler, gradients, update
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from mae_hf.training.signals import StopSignals
 
 WORDS = ["--config", "configs/pretrain/digits.yaml", "--train.epochs=10", "--train.warmup_ratio=0.2"]
 
@@ -39,7 +40,7 @@ def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
     found = []
     for step in range(plan.total_steps):
         set_learning_rate(optimizer, learning_rate_at(step, plan, config.train.learning_rate))
-        loss, _ = gradients(accelerator, model, sampler, loss_of, step, config.train)
+        loss, _ = gradients(accelerator, model, sampler, loss_of, step, config.train, StopSignals(False))
         update(optimizer, torch.zeros((), dtype=torch.float32))
         found.append(loss)
     torch.set_default_dtype(torch.float32)

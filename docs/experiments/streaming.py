@@ -45,7 +45,7 @@ def open_source(source: str, folder: Path) -> StreamedImages:
     )
     config = PretrainConfig(data=data, train=PretrainTrainConfig(batch_size=BATCH))
     stream, _ = load_stream(data, SIZE)
-    return open_stream(stream, config, config.train.plan(len(stream), 1), CPU, 0, ())
+    return open_stream(stream, config, config.train.plan(len(stream), 1), CPU, 0, lambda image: None)
 
 
 def turn(batches: Iterator[torch.Tensor]) -> tuple[float, float]:
