@@ -17,7 +17,7 @@ from PIL import Image
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import Store, open_store
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.sources import Split
+from mae_hf.data.splits import Split
 from mae_hf.errors import require
 
 NUM_DRAWN = 2_000

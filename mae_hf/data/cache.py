@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cores import num_cores
-from mae_hf.data.sources import Split
+from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, clean, require
 
 FORMAT_VERSION = 2  # raise it when an image would be decoded to other pixels

@@ -17,13 +17,13 @@ import torch
 from mae_hf.config.data import DataConfig
 from mae_hf.config.fields import Choice
 from mae_hf.data.cache import Store, decode, open_store
-from mae_hf.data.label_sets import describe_few_labels, few_label_rows
-from mae_hf.data.sources import Split, load_splits, stratified_draw
+from mae_hf.data.sources import load_splits
+from mae_hf.data.splits import Part, Split, carve, describe_few_labels, set_aside, stratified_draw
 from mae_hf.data.transfer import to_device
 from mae_hf.errors import ConfigError, require
 
 NO_LABEL = -1
-CHUNK = 1024  # images on their way to a GPU at a time
+COPIED_AT_ONCE = 1024  # images, from the cache to a GPU
 
 
 class ImageSet:
@@ -129,8 +129,8 @@ def holds_all(num_bytes: int, free_bytes: int, on_device: Choice) -> bool:
 def _copy_whole(images: ImageSet, device: torch.device) -> torch.Tensor:
     """All images in the order of their rows, uint8 (n, H, W, 3) on the device; read a chunk at a time."""
     resident = torch.empty((len(images), *images.shape), dtype=torch.uint8, device=device)
-    for start in range(0, len(images), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(images)))
+    for start in range(0, len(images), COPIED_AT_ONCE):
+        rows = np.arange(start, min(start + COPIED_AT_ONCE, len(images)))
         resident[start : start + len(rows)] = images.batch(rows)
     return resident
 
@@ -141,10 +141,10 @@ def _labels(store: Store) -> np.ndarray:
 
 
 def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageSet, ImageSet]:
-    """The images to pre-train on, and those held out to compare losses on.
+    """The images to pre-train on, and the held-out images for the evaluation loss.
 
-    Pre-training takes every unlabeled image of every source and the train images that fine-tuning trains on. Held out
-    are the validation images, the very ones of fine-tuning; a part of the unlabeled ones if no source has any.
+    Pre-training takes every unlabeled image of every source, and the train images of fine-tuning. The validation images
+    of fine-tuning are held out. If no source has any, a part of the unlabeled images is held out.
 
     Args:
         config: the sources and how they are split.
@@ -153,13 +153,13 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
     Raises:
         ConfigError: a source is wrong, or an image of it cannot be decoded.
     """
-    train: list[tuple[Split, np.ndarray]] = []
-    held_out: list[tuple[Split, np.ndarray]] = []
+    train: list[Part] = []
+    held_out: list[Part] = []
     for source in config.sources:
         splits = load_splits(config, source)
         parts = _carve(splits, image_size, config)
         if "unlabeled" in splits:
-            train.append((splits["unlabeled"], np.arange(len(splits["unlabeled"]))))
+            train.append(Part(splits["unlabeled"], np.arange(len(splits["unlabeled"]))))
         train += [parts["train"]] if "train" in parts else []
         held_out += [parts["validation"]] if "validation" in parts else []
     require(
@@ -168,13 +168,9 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
         "(--data.source)",
     )
     if not held_out:
-        whole, train = train, []
-        for split, rows in whole:
-            kept, drawn = _draw(split, rows, "validation", config)
-            train.append((split, kept))
-            held_out.append((split, drawn))
-    stores = _open(train + held_out, image_size, config)
-    return _join(train, stores), _join(held_out, stores)
+        divided = [set_aside(part, "validation", config) for part in train]
+        train, held_out = [kept for kept, _ in divided], [drawn for _, drawn in divided]
+    return _image_set(train, image_size, config), _image_set(held_out, image_size, config)
 
 
 def load_evaluation_images(
@@ -203,11 +199,11 @@ def load_evaluation_images(
         parts = _carve(splits, image_size, config)
         require(
             own or "test" in parts,
-            f"{source} has no test split with labels to audit against: name another source (--audit.sources)",
+            f"{source} has no test split to audit against: name another source (--audit.sources)",
         )
         for role, sets in found.items():
             if role in parts and not (own and role == "validation"):
-                sets.append(_join([parts[role]], _open([parts[role]], image_size, config)))
+                sets.append(_image_set([parts[role]], image_size, config))
     return found
 
 
@@ -222,7 +218,7 @@ def load_labelled_images(
         roles: which of `train`, `validation`, `test` to open.
 
     Raises:
-        ConfigError: the source is wrong or has no images for a role, or an image of it cannot be decoded.
+        ConfigError: the source is wrong or has no labelled images for a role, or an image of it cannot be decoded.
     """
     require(len(config.sources) == 1, "labelled images come from one source, name one (--data.source)")
     source = config.sources[0]
@@ -239,43 +235,47 @@ def load_labelled_images(
             f"{source} has no labelled {'test' if role == 'test' else 'train'} split, only {found}: name a source that "
             "has one (--data.source)",
         )
-    stores = _open([parts[role] for role in roles], image_size, config)
+        require(
+            parts[role].split.labels is not None,
+            f"{role} of {source} has no labels: put its images into a folder per class, or give it a column `label`, "
+            "or remove it (--data.source)",
+        )
     note = describe_few_labels(splits["train"], config) if "train" in parts else ""
-    return {role: _join([parts[role]], stores, note if role == "train" else "") for role in roles}
+    return {role: _image_set([parts[role]], image_size, config, note if role == "train" else "") for role in roles}
 
 
-def load_probe_images(config: DataConfig, image_size: int, most: int) -> tuple[ImageSet, ImageSet] | None:
-    """Train and validation images with labels, to look at an encoder while it is pre-trained; never test images.
+def load_probe_images(config: DataConfig, image_size: int, max_images: int) -> tuple[ImageSet, ImageSet] | None:
+    """Labelled train and validation images to probe an encoder with during pre-training; never test images.
 
     Args:
-        config: the sources; the first with a labelled train split is taken.
+        config: the sources; the first with labelled train and validation images is taken.
         image_size: side of the images.
-        most: images of each of the two at most; more are thinned out by class.
+        max_images: maximum for each of the two; more are thinned out by class.
 
     Returns:
-        None when no source has labels.
+        None if no source has labels.
 
     Raises:
         ConfigError: a source is wrong, or an image of it cannot be decoded.
     """
     for source in config.sources:
         parts = _carve(load_splits(config, source), image_size, config)
-        if "train" not in parts:
+        chosen = [parts[role] for role in ("train", "validation") if role in parts]
+        if len(chosen) < 2 or any(part.split.labels is None for part in chosen):
             continue
-        found = []
-        for role in ("train", "validation"):
-            split, rows = parts[role]
-            assert split.labels is not None
-            if len(rows) > most:
-                rows = rows[stratified_draw(split.labels[rows], most, seed=0)]
-            found.append((split, rows))
-        stores = _open(found, image_size, config)
-        return _join(found[:1], stores), _join(found[1:], stores)
+        train, validation = (_image_set([_thin_out(part, max_images)], image_size, config) for part in chosen)
+        return train, validation
     return None
 
 
+def _thin_out(part: Part, max_images: int) -> Part:
+    if len(part.rows) <= max_images:
+        return part
+    return Part(part.split, part.rows[stratified_draw(part.labels, max_images, seed=0)])
+
+
 def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
-    """Image files by name, decoded as the store decodes them: torch.uint8 (n, S, S, 3).
+    """Image files by name, decoded like the images of a source: torch.uint8 (n, S, S, 3).
 
     Raises:
         ConfigError: a file cannot be decoded.
@@ -289,52 +289,17 @@ def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(images))
 
 
-def _open(parts: list[tuple[Split, np.ndarray]], image_size: int, config: DataConfig) -> dict[int, Store]:
-    """The store of each split, by the split's identity: train and validation are often rows of one."""
-    splits = {id(split): split for split, _ in parts}
-    return {key: open_store(split, image_size, config) for key, split in splits.items()}
+def _carve(splits: dict[str, Split], image_size: int, config: DataConfig) -> dict[str, Part]:
+    return carve(splits, config, usable=lambda split: open_store(split, image_size, config).rows)
 
 
-def _join(parts: list[tuple[Split, np.ndarray]], stores: dict[int, Store], note: str = "") -> ImageSet:
-    """Joins rows of splits; a row whose image was skipped is no longer there."""
-    joined = [(stores[id(split)], np.flatnonzero(np.isin(stores[id(split)].rows, rows))) for split, rows in parts]
+def _image_set(parts: Sequence[Part], image_size: int, config: DataConfig, note: str = "") -> ImageSet:
+    """Join parts of splits; an image that could not be decoded and was skipped is left out."""
+    joined = []
+    for part in parts:
+        store = open_store(part.split, image_size, config)
+        joined.append((store, np.flatnonzero(np.isin(store.rows, part.rows))))
     joined = [(store, indices) for store, indices in joined if len(indices)]
-    roles = " and ".join(f"{split.role} of {split.source}" for split, _ in parts)
-    require(len(joined) > 0, f"no image that was drawn from {roles} can be decoded (--data.source)")
+    names = " and ".join(f"{part.split.role} of {part.split.source}" for part in parts)
+    require(len(joined) > 0, f"no image that was drawn from {names} can be decoded (--data.source)")
     return ImageSet(joined, note)
-
-
-def _carve(splits: dict[str, Split], image_size: int, config: DataConfig) -> dict[str, tuple[Split, np.ndarray]]:
-    """The rows of the labelled roles of a source: what it lacks of test and validation is carved from train."""
-    parts = {role: (split, np.arange(len(split))) for role, split in splits.items() if split.labels is not None}
-    if "train" in parts and "test" not in parts and config.test_fraction:
-        split, rows = parts["train"]
-        kept, drawn = _draw(split, rows, "test", config)
-        parts |= {"train": (split, kept), "test": (split, drawn)}
-    if "train" in parts and config.has_label_set:
-        split, rows = parts["train"]
-        # from the images that are there: a set, and each class in it, is to be as large as it is said to be
-        rows = np.intersect1d(rows, _open([parts["train"]], image_size, config)[id(split)].rows)
-        parts["train"] = split, few_label_rows(split, rows, config)
-        parts.pop("validation", None)  # its labels are not among those of the set
-    if "train" in parts and "validation" not in parts:
-        split, rows = parts["train"]
-        kept, drawn = _draw(split, rows, "validation", config)
-        parts |= {"train": (split, kept), "validation": (split, drawn)}
-    return parts
-
-
-def _draw(split: Split, rows: np.ndarray, role: str, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The rows without and with the part that is drawn, by class, for validation or test."""
-    fraction = config.test_fraction if role == "test" else config.validation_fraction
-    num = max(1, round(fraction * len(rows)))
-    if role == "validation" and config.has_label_set and split.labels is not None:
-        num = max(num, len(np.unique(split.labels[rows])))  # so that each class can have one
-    require(
-        num < len(rows),
-        f"{role}_fraction {fraction} leaves none of the {len(rows)} images of {split.role} in {split.source}: choose "
-        f"a smaller part or a larger source (--data.{role}_fraction)",
-    )
-    labels = np.zeros(len(rows)) if split.labels is None else split.labels[rows]
-    drawn = rows[stratified_draw(labels, num, [config.split_seed, 0 if role == "test" else 1])]
-    return np.setdiff1d(rows, drawn), drawn

@@ -1,4 +1,4 @@
-"""Where a source lies. It needs no library, so that a wrong name is told before the imports that take seconds."""
+"""Check the name of a source, without any library: a wrong one is reported before the imports that take seconds."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from mae_hf.errors import require
 
 
 def check_source(source: str, streaming: bool = False) -> None:
-    """Raises ConfigError unless a source is something that can be read, or may be a Hub id.
+    """Raise ConfigError unless a source can be read or may be a Hub id.
 
     Args:
         source: as the user named it.
@@ -15,12 +15,12 @@ def check_source(source: str, streaming: bool = False) -> None:
     """
     path = Path(source).expanduser()
     suffixes = (".parquet", ".tar") if streaming else (".parquet",)
-    is_there = path.is_dir() or (path.is_file() and path.suffix in suffixes) or _is_hub_id(source)
+    exists = path.is_dir() or (path.is_file() and path.suffix in suffixes) or _is_hub_id(source)
     if streaming:
         require(
-            is_there or is_address(source),
+            exists or is_address(source),
             f"{source} is no source of shards that exists: name a folder with parquet files or webdataset tars, such a "
-            "file, its address (https://..., {000..099} for many) or a Hub id user/name (--data.source)",
+            "file, its address (https://..., {000..099} for many files) or a Hub id user/name (--data.source)",
         )
         return
     require(
@@ -28,7 +28,7 @@ def check_source(source: str, streaming: bool = False) -> None:
         f"{source} is an address, which can only be streamed: --data.streaming true, or download the files",
     )
     require(
-        source == "digits" or is_there,
+        source == "digits" or exists,
         f"{source} is neither a folder nor a parquet file that exists: name `digits`, a Hub id user/name, a folder "
         "of parquet files, of images or of STL-10 binaries (--data.source)",
     )
@@ -40,5 +40,5 @@ def is_address(source: str) -> bool:
 
 
 def _is_hub_id(source: str) -> bool:
-    """Whether a source that is not there can be meant as `user/name`."""
+    """Whether a source that does not exist here can be a Hub id `user/name`."""
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)) and not source.endswith((".parquet", ".tar"))

@@ -1,4 +1,4 @@
-"""What the datasets library can read: parquet files, folders of images and Hub datasets, as splits by name."""
+"""What the datasets library can read: parquet files, folders of images and Hub datasets, as splits by role."""
 
 import re
 from pathlib import Path
@@ -11,28 +11,19 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi, metadata_load
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from mae_hf.data.splits import names_by_role, role_of
 from mae_hf.errors import ConfigError, require
-
-ROLES = {
-    "unlabeled": "unlabeled",
-    "unlabelled": "unlabeled",
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 
 
 def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
-    """The splits of a source that the datasets library reads, by the names they have there.
+    """The splits of a source that the datasets library reads, by role.
 
     Args:
-        source: parquet file, folder of parquet files or of images, or Hub id; `check_source` has let it pass.
+        source: parquet file, folder of parquet files or of images, or Hub id, after `check_source`.
         revision: branch, tag or commit of a Hub dataset.
 
     Raises:
-        ConfigError: the source is not there or cannot be read.
+        ConfigError: the source does not exist or cannot be read, or the names of its splits are not clear.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".parquet":
@@ -45,16 +36,16 @@ def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Datas
 
 
 def files_by_card(folder: Path) -> dict[str, list[str]]:
-    """The files of each split as the folder's README.md lists them, none if it does not.
+    """The files of each split as the folder's README.md lists them, by name; empty if it lists none.
 
-    Read here, because `load_dataset(folder)` goes on serving its cached copy when such a file is replaced.
+    `load_dataset(folder)` would serve its cached copy even after such a file was replaced.
     """
     card = folder / "README.md"
     try:
         configs = ((metadata_load(card) if card.is_file() else None) or {}).get("configs") or []
         default = [config for config in configs if config.get("default") or config["config_name"] == "default"]
-    except Exception as error:  # PyYAML's, and what comes of fields of other kinds
-        raise ConfigError(f"{card} has metadata that cannot be read ({error}): mend or remove them") from None
+    except Exception as error:  # PyYAML's own, and any other for fields of wrong types
+        raise ConfigError(f"{card} has metadata that cannot be read ({error}): correct or remove them") from None
     default = default or configs
     require(
         len(default) <= 1,
@@ -65,98 +56,112 @@ def files_by_card(folder: Path) -> dict[str, list[str]]:
         return {}
     try:
         patterns = sanitize_patterns(default[0]["data_files"])
-    except Exception as error:  # the datasets library's, and what comes of fields of other kinds
-        raise ConfigError(f"{card} has data_files that cannot be read ({error}): mend or remove them") from None
-    strange = [str(pattern) for paths in patterns.values() for pattern in paths if not _is_inside(str(pattern))]
-    require(not strange, f"{card} names files outside of its folder, {', '.join(strange[:3])}: leave them out")
+    except Exception as error:  # the datasets library's own, and any other for fields of wrong types
+        raise ConfigError(f"{card} has data_files that cannot be read ({error}): correct or remove them") from None
+    outside = [str(pattern) for paths in patterns.values() for pattern in paths if not _is_inside(str(pattern))]
+    require(not outside, f"{card} names files outside of its folder, {', '.join(outside[:3])}: remove them")
     return {str(name): [str(folder / pattern) for pattern in paths] for name, paths in patterns.items()}
 
 
 def _is_inside(pattern: str) -> bool:
-    """Whether a path in a card, which may be a stranger's, stays in the card's folder and on this machine."""
+    """Whether a path in an untrusted card stays in the card's folder."""
     return not Path(pattern).is_absolute() and ".." not in Path(pattern).parts and "://" not in pattern
 
 
 def files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:
-    """The files of each split, by the split's name at the start of the file's name or of a folder's above it."""
+    """The files of each split by name, which is the first word of the file's name or of a folder above it."""
     groups: dict[str, list[str]] = {}
     for file in files:
         parts = file.relative_to(folder).parts if folder else (file.name,)
         words = [re.split(r"[-_.]", part)[0] for part in reversed(parts)]
-        name = next((word for word in words if word in ROLES), words[0])
+        name = next((word for word in words if role_of(word)), words[0])
         groups.setdefault(name, []).append(str(file))
-    if not any(name in ROLES for name in groups):  # files without split names are one split
+    if not any(role_of(name) for name in groups):  # files without split names are one split
         groups = {"train": [str(file) for file in files]}
     return groups
 
 
 def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
-    # otherwise pyarrow holds all that it has read of a file until its end
+    # Without this, pyarrow keeps all that it has read of a file in memory.
     scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
-    # each split by itself, since they may differ in columns
+    # One call per split, because splits may differ in their columns.
     return {
-        name: _load(
-            f"{name} of {source}", "parquet", data_files={"train": paths}, split="train", fragment_scan_options=scan
+        role: _load(
+            f"{name} of {source}",
+            "parquet",
+            data_files={"train": files[name]},
+            split="train",
+            fragment_scan_options=scan,
         )
-        for name, paths in files.items()
+        for role, name in names_by_role(source, files).items()
     }
 
 
 def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]:
-    suffixes = set(ImageFolder.EXTENSIONS)
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "__"))]
+    splits = {entry.name: entry for entry in entries if entry.is_dir() and role_of(entry.name)}
+    others = [entry.name for entry in entries if entry.name not in splits and _has_images(entry)]
     require(
-        any(file.suffix.lower() in suffixes for file in folder.rglob("*")),
+        bool(others) or any(map(_has_images, splits.values())),
         f"{source} holds no images, parquet files or STL-10 binaries: name the folder that does (--data.source)",
     )
-    subfolders = {entry.name: entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
-    if not any(name in ROLES for name in subfolders):
-        subfolders = {"train": folder}
-    # each split by itself: the datasets library takes class folders such as test_tube for splits
+    if splits and others:
+        raise ConfigError(
+            f"{source} has images in {', '.join(others[:10])}{' ...' if others[10:] else ''} beside the split folders "
+            f"{', '.join(splits)}: move them into a split folder, in their class ({next(iter(splits))}/{others[0]}), "
+            "or out of the source (--data.source)"
+        )
+    names = names_by_role(source, splits) if splits else {"train": ""}
+    # One call per split, because the datasets library takes class folders such as test_tube for splits.
     return {
-        name: _load(
-            f"{name} of {source}",
+        role: _load(
+            f"{role} of {source}",
             "imagefolder",
-            data_dir=str(subfolder),
+            data_dir=str(folder / name),
             data_files={"train": "**"},
             split="train",
-            drop_labels=True if ROLES.get(name) == "unlabeled" else None,
+            drop_labels=True if role == "unlabeled" else None,
         )
-        for name, subfolder in subfolders.items()
-        if name in ROLES or any(file.suffix.lower() in suffixes for file in subfolder.rglob("*"))
+        for role, name in names.items()
     }
+
+
+def _has_images(path: Path) -> bool:
+    """Whether a path is an image file or a folder that holds one, by the endings of names."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in files)
 
 
 def _read_hub(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
     where = f"{source} at revision {revision}" if revision else source
-    try:  # without this question the datasets library tries for half a minute before it says so
+    try:  # the datasets library itself would retry for half a minute
         HfApi().dataset_info(source, revision=revision, timeout=10)
     except Exception as error:  # of the HTTP library, the Hub or the offline mode
         answered = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
         if answered or not (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir():
             raise ConfigError(
                 f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the "
-                "name, the download needs a network; without one try --config configs/pretrain/digits.yaml "
-                "(--data.source)"
+                "name and the network; without a network try --config configs/pretrain/digits.yaml (--data.source)"
             ) from error
     found = dict(_load(source, source, revision=revision))
-    # without a connection the datasets library takes the copy it used last, whatever revision that is
+    # Without a connection the datasets library takes the copy that it used last, of any revision.
     commits = {Path(file["filename"]).parent.name for split in found.values() for file in split.cache_files}
     require(
         not re.fullmatch("[0-9a-f]{7,40}", revision or "")
         or all(commit.startswith(revision or "") for commit in commits),
-        f"{where} is not what was downloaded last ({', '.join(commits)}) and the Hub does not answer: connect to a "
-        "network, or name that commit (--data.revision)",
+        f"{where} is not the copy that was downloaded last ({', '.join(commits)}), and the Hub does not answer: "
+        "connect to a network, or name that commit (--data.revision)",
     )
-    return found
+    return {role: found[name] for role, name in names_by_role(source, found).items()}
 
 
 def _load(source: str, path: str, **options: Any) -> Any:
-    """`datasets.load_dataset`, with its many exceptions as one line."""
+    """`datasets.load_dataset`, whose many exceptions become one line."""
     try:
         return datasets.load_dataset(path, **options)
     except Exception as error:  # ValueError, OSError, pyarrow's, DatasetGenerationError, ...
         cause = error.__cause__ or error
         line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         if "corresponds to no data" in line or "BatchSize must be greater than 0" in line:
-            line = "it is empty"  # in the words of datasets, or of pyarrow for a file without a row
+            line = "it is empty"  # datasets says it in other words, and pyarrow for a file without a row
         raise ConfigError(f"{source} cannot be read as a dataset: {line} (--data.source)") from error

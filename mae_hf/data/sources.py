@@ -1,15 +1,13 @@
-"""What a source holds: its splits by role, checked, with the images still encoded.
+"""What a source contains: its splits by role, checked, with the images still encoded.
 
-A source is `digits`, a folder of official STL-10 binaries, parquet files, a folder of images, or a Hub dataset id;
-which of these it is follows from what is found there. Nothing is decoded here.
+A source is `digits`, a folder with the official STL-10 binaries, parquet files, a folder of images, or a Hub dataset.
+Its files decide which of these it is.
 """
 
 import hashlib
 import json
 import shlex
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,7 +15,8 @@ import numpy as np
 
 from mae_hf.config.data import STL10_CLASSES, DataConfig, check_class_names
 from mae_hf.data.locations import check_source
-from mae_hf.data.readers import ROLES, read_datasets
+from mae_hf.data.readers import read_datasets
+from mae_hf.data.splits import Split, stratified_draw
 from mae_hf.errors import ConfigError, require
 
 OFFICIAL_COUNTS = {"jxie/stl10": {"train": 5_000, "test": 8_000, "unlabeled": 100_000}}
@@ -26,55 +25,12 @@ MAX_CLASSES = 2**17  # that labels without names can make
 STL10_BYTES = 3 * 96 * 96
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """One split of a source.
-
-    Args:
-        source: the source as the user named it.
-        role: `unlabeled`, `train`, `validation` or `test`.
-        images: a dataset whose column `image` is not decoded, or an array (n, H, W) or (n, H, W, 3), uint8.
-        labels: np.int64 (n,), None when the role is `unlabeled`.
-        class_names: the names of the labels, None when there are no labels.
-        fingerprint: changes when the rows or their files change.
-        folds: the predefined folds of STL-10's train split, as row numbers.
-    """
-
-    source: str
-    role: str
-    images: datasets.Dataset | np.ndarray
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
-    fingerprint: str
-    folds: tuple[np.ndarray, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def encoded(self, start: int, stop: int) -> list[bytes | str | np.ndarray]:
-        """The images of rows `start` to `stop`: bytes of an image file, its path, or raw pixels."""
-        if isinstance(self.images, np.ndarray):
-            return list(self.images[start:stop])
-        column = self.images[start:stop]["image"]
-        return [b"" if image is None else image["bytes"] or image["path"] for image in column]
-
-    def where(self, row: int) -> str:
-        """Names a row in a message: the file, or the row and the split."""
-        place = f"row {row} of {self.role} in {self.source}"
-        if isinstance(self.images, np.ndarray):
-            return place
-        image = self.images[row]["image"]
-        if image is None or not image["path"]:
-            return place
-        return f"{place} ({image['path']})" if image["bytes"] else image["path"]
-
-
 def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
-    """The splits of one source by role: some of `unlabeled`, `train`, `validation`, `test`.
+    """The splits of a source by role: some of `unlabeled`, `train`, `validation`, `test`.
 
     Raises:
-        ConfigError: the source is not there or cannot be read, a column is missing, a split is empty, counts, class
-            names or labels are wrong.
+        ConfigError: the source does not exist or cannot be read, a column is missing, a split is empty, or counts,
+            class names or labels are wrong.
     """
     check_source(source)
     path = Path(source).expanduser()
@@ -83,8 +39,13 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     elif path.is_dir() and any((path / f"{name}_X.bin").is_file() for name in ("unlabeled", "train", "test")):
         found = _stl10_binaries(source, path)
     else:
-        found = _from_datasets(source, read_datasets(source, config.revision))
+        found = [_from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
     splits = {split.role: split for split in found}
+    require(
+        len(splits) == len(found),
+        f"{source} has two unlabeled splits, because a train split without labels is one: name them as two sources "
+        "(--data.source)",
+    )
     for role, split in splits.items():
         require(len(split) > 0, f"{role} of {source} is empty: remove it or add images (--data.source)")
         expected = OFFICIAL_COUNTS.get(source, {}).get(role, len(split))
@@ -96,27 +57,8 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     return _name_classes(source, splits, config.class_names)
 
 
-def stratified_draw(labels: np.ndarray, num: int, seed: int | list[int]) -> np.ndarray:
-    """Draws `num` of the rows at random, each class by its share (to within one image).
-
-    Args:
-        labels: integers (n,).
-        num: rows to draw.
-        seed: seed of the draw.
-
-    Returns:
-        Row numbers np.int64 (num,), ascending.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    place = np.empty(len(labels))  # of each shuffled row within its class, from 0 to 1
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels[order] == label)
-        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return np.sort(order[np.argsort(place, kind="stable")[:num]])
-
-
 def _digits() -> list[Split]:
-    """scikit-learn's 1,797 real 8x8 digits: 1,000 unlabeled, 30 a class to train on, 497 to test on."""
+    """scikit-learn's 1,797 real 8x8 digits: 1,000 unlabeled, 30 per class to train on, 497 to test on."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -183,36 +125,10 @@ def _read_folds(file: Path, num: int) -> tuple[np.ndarray, ...] | None:
     return folds
 
 
-def _from_datasets(source: str, found: dict[str, datasets.Dataset]) -> list[Split]:
-    ignored = [name for name in found if name not in ROLES]
-    require(
-        len(ignored) < len(found),
-        f"{source} has the splits {', '.join(found)}: none is called {', '.join(sorted(set(ROLES.values())))}, rename "
-        "one (--data.source)",
-    )
-    if ignored:
-        warnings.warn(f"{source}: left out {', '.join(ignored)}, the splits used are {', '.join(ROLES)}", stacklevel=2)
-    splits: list[Split] = []
-    for name, dataset in found.items():
-        if name not in ROLES:
-            continue
-        split = _from_dataset(source, ROLES[name], dataset)
-        if split.labels is None and split.role in ("validation", "test"):
-            warnings.warn(f"{source}: left out {name}, it has no column `label`", stacklevel=2)
-            continue
-        require(
-            split.role not in [other.role for other in splits],
-            f"{source} has two splits for the role {split.role} (a train split without labels is one): name them as "
-            "two sources (--data.source)",
-        )
-        splits.append(split)
-    require(len(splits) > 0, f"no split of {source} has a column `label` and none is called unlabeled (--data.source)")
-    return splits
-
-
 def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
+    """A split from the columns `image` and `label` of a dataset; a train split without labels is unlabeled."""
     fingerprint = dataset._fingerprint  # of the files, before any change of columns
-    column = _first_column(dataset, ("image", "img"))
+    column = next((name for name in ("image", "img") if name in dataset.column_names), None)
     if column is None:
         raise ConfigError(
             f"{role} of {source} has no column `image`, only {', '.join(dataset.column_names) or 'no columns'}: rename "
@@ -226,10 +142,9 @@ def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
             "as datasets.Image() (--data.source)"
         ) from error
     images = images.rename_column(column, "image") if column != "image" else images
-    column = _first_column(dataset, ("label", "labels"))
+    column = next((name for name in ("label", "labels") if name in dataset.column_names), None)
     if role == "unlabeled" or column is None:
-        role = "unlabeled" if role == "train" else role
-        return Split(source, role, images, None, None, fingerprint)
+        return Split(source, "unlabeled" if role == "train" else role, images, None, None, fingerprint)
     feature = dataset.features[column]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     values = dataset.select_columns([column])[:][column]
@@ -242,12 +157,8 @@ def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
     return Split(source, role, images, labels, names, fingerprint)
 
 
-def _first_column(dataset: datasets.Dataset, names: Iterable[str]) -> str | None:
-    return next((name for name in names if name in dataset.column_names), None)
-
-
 def _name_classes(source: str, splits: dict[str, Split], configured: tuple[str, ...] | None) -> dict[str, Split]:
-    """Checks class names and labels; plain numbers take the expected names, or their digits."""
+    """Check class names and labels; plain numbers take the expected names, or their digits."""
     labels = {role: split.labels for role, split in splits.items() if split.labels is not None}
     if not labels:
         return splits
@@ -283,5 +194,4 @@ def _name_classes(source: str, splits: dict[str, Split], configured: tuple[str, 
                 f"({len(wrong)} rows are wrong): correct them, call a split without labels unlabeled, or name all "
                 "classes (--data.class_names)"
             )
-        splits = {**splits, role: replace(splits[role], class_names=names)}
-    return splits
+    return splits | {role: replace(splits[role], class_names=names) for role in labels}

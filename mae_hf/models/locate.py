@@ -1,4 +1,4 @@
-"""Where a model lies. It needs no library, so that a wrong name is told before the imports that take seconds."""
+"""Find the folder of a model, without any library: a wrong name is reported before the imports that take seconds."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ FIX_MODEL = "give a run folder, a model folder or a Hub id (--model)"
 
 
 def find_model(name: str, fix: str) -> str:
-    """The model folder that `name` means, or `name` itself where it can only be a Hub id.
+    """Return the model folder that `name` means, or `name` itself if it can only be a Hub id.
 
     Args:
-        name: a run folder (its `model/` is meant), a model folder, or a Hub id.
-        fix: what to do where there is no such model; ends the error message.
+        name: a run folder (its `model/` is taken), a model folder, or a Hub id.
+        fix: what to do if there is no such model; ends the error message.
 
     Raises:
-        ConfigError: a folder without a model, a run that is not finished, or no such folder.
+        ConfigError: the folder does not exist or holds no model, or the run is not finished.
     """
     folder = Path(name).expanduser()
     if (folder / "model" / "config.json").is_file():
@@ -29,9 +29,9 @@ def find_model(name: str, fix: str) -> str:
         return str(folder)
     require(
         not (folder / "config.yaml").is_file(),
-        f"{name} is a run that is not finished, it has no model/ yet: run its command again to finish it",
+        f"{name} is an unfinished run without a model/: run its command again to finish it",
     )
     require(not folder.exists(), f"{name} holds no model (no config.json): {fix}")
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.parent.is_dir()
-    require(not is_path, f"{name} does not exist: {fix}")
+    may_be_hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~"))
+    require(may_be_hub_id, f"{name} does not exist: {fix}")
     return name

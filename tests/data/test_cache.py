@@ -21,7 +21,8 @@ from PIL import Image
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import open_store, to_rgb_square
-from mae_hf.data.sources import Split, load_splits
+from mae_hf.data.sources import load_splits
+from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError
 
 CONFIG = DataConfig(class_names=None)

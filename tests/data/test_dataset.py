@@ -19,11 +19,12 @@ from mae_hf.data.dataset import (
     ImageSet,
     _copy_whole,
     holds_all,
+    load_evaluation_images,
     load_image_files,
     load_labelled_images,
     load_pretraining_images,
 )
-from mae_hf.data.sources import Split
+from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError
 
 
@@ -188,6 +189,30 @@ def test_test_is_carved_from_train_on_request(image_folder):
     assert not set(seen) & set(numbers(carved["test"]))
 
 
+@pytest.fixture
+def unlabelled_test(image_folder) -> Path:
+    """The image folder, with test images that are not in class folders."""
+    for file in (image_folder / "test").rglob("*.png"):
+        file.rename(image_folder / "test" / file.name)
+    for name in ("cat", "dog"):
+        (image_folder / "test" / name).rmdir()
+    return image_folder
+
+
+def test_a_test_split_without_labels_is_refused_where_labels_are_needed(unlabelled_test):
+    with pytest.raises(ConfigError, match=r"^test of .* has no labels: put its images into a folder per class"):
+        load_labelled_images(config(unlabelled_test), 12)
+    assert len(load_labelled_images(config(unlabelled_test), 12, roles=("train", "validation"))["train"]) == 16
+
+
+def test_a_test_split_without_labels_is_audited_against_and_not_trained_on(unlabelled_test):
+    train, held_out = load_pretraining_images(config(unlabelled_test), 12)
+    assert sorted(numbers(train) + numbers(held_out)) == [*range(20), *range(30, 36)]
+    [test] = load_evaluation_images(config(unlabelled_test), (), 12)["test"]
+    assert numbers(test) == [20, 21, 22, 23]
+    assert (set(test.labels), test.class_names) == ({-1}, ())
+
+
 @pytest.mark.parametrize("roles", [("train",), ("validation",), ("test",)])
 def test_a_source_without_labels_cannot_be_fine_tuned_on(image_folder, roles):
     with pytest.raises(ConfigError, match=r"has no labelled (train|test) split, only unlabeled \(6 images\)"):
@@ -234,7 +259,7 @@ def test_on_a_cpu_batches_come_straight_from_the_store(image_folder: Path):
 
 
 def test_a_whole_set_is_copied_row_by_row(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mae_hf.data.dataset.CHUNK", 5)  # 18 images: the last chunk is not full
+    monkeypatch.setattr("mae_hf.data.dataset.COPIED_AT_ONCE", 5)  # 18 images: the last chunk is not full
     images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
     whole = _copy_whole(images, torch.device("cpu"))
     assert torch.equal(whole, images.batch(range(len(images))))

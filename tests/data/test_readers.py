@@ -15,6 +15,7 @@ from PIL import Image
 from mae_hf.data.locations import check_source
 from mae_hf.data.readers import read_datasets
 from mae_hf.errors import ConfigError
+from mae_hf.models.locate import find_model
 
 
 def write_parquet(file: Path, colours: list[int], **columns: list) -> None:
@@ -142,9 +143,40 @@ def test_class_folders_alone_are_train_and_a_class_may_be_called_test_tube(image
     assert found["train"].features["label"].names == ["cat", "test_tube"]
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "eval")])
+def test_split_folders_may_have_any_name_that_the_datasets_library_takes(image_folder, names):
+    for old, new in zip(("train", "test", "unlabeled"), (*names, "Unlabelled"), strict=True):
+        (image_folder / old).rename(image_folder / f"{new} ").rename(image_folder / new)
+    found = read_datasets(str(image_folder), None)
+    assert {role: len(split) for role, split in found.items()} == {"test": 4, "train": 20, "unlabeled": 6}
+
+
+def test_two_folders_for_one_split_are_refused_and_named(image_folder):
+    shutil.copytree(image_folder / "test", image_folder / "Testing")
+    with pytest.raises(ConfigError, match=r"has both Testing and test, and both mean the split test: rename or remove"):
+        read_datasets(str(image_folder), None)
+
+
+def test_split_folders_beside_other_folders_or_files_with_images_are_refused_and_named(image_folder):
+    shutil.copytree(image_folder / "train" / "cat", image_folder / "bird")
+    shutil.copy(image_folder / "train" / "cat" / "00.png", image_folder / "loose.png")
+    (image_folder / "notes").mkdir()
+    (image_folder / "notes" / "a.txt").write_text("no image")
+    with pytest.raises(ConfigError, match=r"images in bird, loose.png beside the split folders test, train, unlabeled"):
+        read_datasets(str(image_folder), None)
+
+
 def test_a_flat_folder_has_no_labels(image_folder):
     found = read_datasets(str(image_folder / "unlabeled"), None)
     assert {name: split.column_names for name, split in found.items()} == {"train": ["image"]}
+
+
+def test_a_hub_id_may_begin_with_the_name_of_a_local_folder(tmp_path, monkeypatch):
+    (tmp_path / "me").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check_source("me/dataset")
+    check_source("me/dataset", streaming=True)
+    assert find_model("me/model", "fix") == "me/model"
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/such/folder", "gone.parquet", "data/gone.parquet"])

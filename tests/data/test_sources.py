@@ -14,7 +14,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import STL10_CLASSES, DataConfig
 from mae_hf.data import sources
-from mae_hf.data.sources import load_splits, stratified_draw
+from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError
 
 CONFIG = DataConfig(class_names=None)
@@ -65,15 +65,6 @@ def test_the_draw_of_digits_never_changes():
     splits = load_splits(CONFIG, "digits")
     assert splits["test"].labels[:12].tolist() == [2, 2, 3, 0, 8, 0, 8, 4, 7, 0, 8, 3]
     assert splits["train"].labels[:12].tolist() == [3, 6, 5, 5, 0, 9, 5, 3, 5, 3, 7, 6]
-
-
-def test_a_stratified_draw_takes_each_class_by_its_share_and_depends_on_the_seed():
-    labels = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [100, 40, 1]))
-    drawn = stratified_draw(labels, 14, seed=0)
-    np.testing.assert_array_equal(np.bincount(labels[drawn], minlength=3), [10, 4, 0])
-    assert (np.diff(drawn) > 0).all()
-    np.testing.assert_array_equal(drawn, stratified_draw(labels, 14, seed=0))
-    assert set(drawn) != set(stratified_draw(labels, 14, seed=1))
 
 
 # ---- the official binaries ----
@@ -177,15 +168,26 @@ def test_a_row_is_named_by_file_or_by_split(image_folder, tmp_path):
     assert load_splits(CONFIG, "digits")["test"].where(17) == "row 17 of test in digits"
 
 
-def test_splits_of_other_names_are_left_out_with_a_warning(tmp_path):
+def test_parquet_files_of_other_names_are_left_out_with_a_warning(tmp_path):
     write_parquet(tmp_path / "train.parquet", labels=[0, 1, 0])
     write_parquet(tmp_path / "extra.parquet", labels=[0, 1, 0])
-    write_parquet(tmp_path / "test.parquet")
-    with (
-        pytest.warns(UserWarning, match="left out extra, the splits used are"),
-        pytest.warns(UserWarning, match="left out test, it has no column `label`"),
-    ):
+    with pytest.warns(UserWarning, match="left out extra, the splits used are train"):
         assert list(load_splits(CONFIG, str(tmp_path))) == ["train"]
+
+
+@pytest.mark.parametrize("pair", [("train", "training"), ("train", "Train"), ("test", "eval")])
+def test_two_parquet_files_for_one_split_are_refused(tmp_path, pair):
+    for name in ("train", *pair):
+        write_parquet(tmp_path / f"{name}.parquet", labels=[0, 1, 0])
+    with pytest.raises(ConfigError, match=rf"has both \w+ and \w+, and both mean the split {pair[0]}"):
+        load_splits(CONFIG, str(tmp_path))
+
+
+def test_classes_of_the_same_name_are_refused(binaries):
+    folder, _ = binaries
+    (folder / "class_names.txt").write_text("cat dog cat dog bird bee ant fox elk cow")
+    with pytest.raises(ConfigError, match=r"two classes named cat"):
+        load_splits(CONFIG, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_splits_of_other_names_are_left_out_with_a_warning(tmp_path):
             {"train": {"labels": [0, 1, 0], "names": ["a", "b"]}, "test": {"labels": [0, 1, 0], "names": ["b", "a"]}},
             r"class names of .* differ: .* give both splits the same classes",
         ),
-        ({"train": {}, "unlabeled": {}}, r"two splits for the role unlabeled"),
+        ({"train": {}, "unlabeled": {}}, r"two unlabeled splits"),
     ],
 )
 def test_wrong_columns_labels_and_splits_are_refused(tmp_path, files, message):

@@ -162,7 +162,7 @@ def test_test_images_of_other_sources_are_searched_for_too(leaky: Path):
     train, held_out, record = audit_pretraining(*load_pretraining_images(data, SIZE), evaluation, leave_out=True)
     assert sorted(numbers(train) + numbers(held_out)) == list(range(30, 36))
     assert record.num_test_duplicates == 4
-    with pytest.raises(ConfigError, match=r"unlabeled has no test split with labels .*--audit\.sources"):
+    with pytest.raises(ConfigError, match=r"unlabeled has no test split .*--audit\.sources"):
         load_evaluation_images(config(leaky), [str(leaky / "unlabeled")], SIZE)
 
 

@@ -152,7 +152,7 @@ def test_a_folder_without_a_model_and_an_unfinished_run_are_told_apart(tmp_path)
     with pytest.raises(ConfigError, match="holds no model"):
         build(str(tmp_path))
     (tmp_path / "config.yaml").write_text("output_dir: here\n")
-    with pytest.raises(ConfigError, match="a run that is not finished"):
+    with pytest.raises(ConfigError, match="an unfinished run"):
         build(str(tmp_path))
 
 

@@ -415,7 +415,7 @@ def test_a_truncated_file_is_refused(tmp_path, saved):
 
 def test_a_run_folder_stands_for_its_model_once_the_run_is_finished(tmp_path, saved):
     (tmp_path / "config.yaml").write_text("output_dir: here\n")
-    with pytest.raises(ConfigError, match=r"a run that is not finished.*run its command again"):
+    with pytest.raises(ConfigError, match=r"an unfinished run.*run its command again"):
         MaskedAutoencoder.from_pretrained(tmp_path)
     shutil.copytree(saved, tmp_path / "model")
     assert MaskedAutoencoder.from_pretrained(tmp_path).loss_kind == "l1"

@@ -29,7 +29,7 @@ from mae_hf.config.train import Plan
 from mae_hf.data.cache import FIX, decode, open_store
 from mae_hf.data.cores import num_cores
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.sources import Split
+from mae_hf.data.splits import Split
 from mae_hf.data.stream.notes import StreamNotes
 from mae_hf.data.stream.order import StreamSampler, Window
 from mae_hf.data.stream.shards import SILENCE, Encoded, ShardReader, Shards, open_shards

@@ -40,7 +40,8 @@ from tqdm import tqdm
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import cache_folder
 from mae_hf.data.locations import check_source, is_address
-from mae_hf.data.readers import ROLES, files_by_card, files_by_split
+from mae_hf.data.readers import files_by_card, files_by_split
+from mae_hf.data.splits import names_by_role
 from mae_hf.errors import ConfigError, RunError, require
 
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before a shard is opened anew; an image that arrives starts them over
@@ -180,8 +181,9 @@ def _find_files(source: str, revision: str | None) -> list[str]:
                 f"{source} is not here and cannot be read from the Hub ({type(error).__name__}): check the name and "
                 "the revision (--data.source, --data.revision)"
             ) from error
-    roles = {ROLES[name]: list(files) for name, files in groups.items() if name in ROLES}
-    files = roles.get("unlabeled") or roles.get("train") or []
+    names = names_by_role(source, groups)
+    name = names.get("unlabeled") or names.get("train")
+    files = list(groups[name]) if name else []
     suffixes = {Path(urlsplit(file).path).suffix for file in files}
     require(
         len(suffixes) == 1 and suffixes <= set(SUFFIXES),

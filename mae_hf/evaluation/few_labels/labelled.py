@@ -7,8 +7,7 @@ import numpy as np
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images
-from mae_hf.data.label_sets import few_label_rows
-from mae_hf.data.sources import Split
+from mae_hf.data.splits import Split, few_label_rows
 from mae_hf.evaluation.few_labels.protocol import LabelSet
 from mae_hf.evaluation.unseen import describe_seen
 from mae_hf.leakage.audit import seen_test_images

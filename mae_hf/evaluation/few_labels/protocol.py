@@ -6,8 +6,7 @@ from typing import Any
 
 from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.data import NUM_FOLDS, DataConfig
-from mae_hf.data.label_sets import describe_few_labels
-from mae_hf.data.sources import Split
+from mae_hf.data.splits import Split, describe_few_labels
 
 BUDGETS = (0.01, 0.05, 0.1, 0.25, 1.0)
 

@@ -5,7 +5,7 @@ import pytest
 
 from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.data import DataConfig
-from mae_hf.data.sources import Split
+from mae_hf.data.splits import Split
 from mae_hf.evaluation.few_labels.protocol import describe_protocol, is_official, label_sets
 
 

@@ -1,4 +1,4 @@
-"""Which training images keep their labels: counted by hand, by class, the same in every run, never test's."""
+"""The names of splits, and which training images keep their labels: by class, the same in every run, never test's."""
 
 import dataclasses
 import itertools
@@ -9,8 +9,16 @@ import pytest
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images, load_probe_images
-from mae_hf.data.label_sets import describe_few_labels, draw_labels, few_label_rows
-from mae_hf.data.sources import Split, load_splits
+from mae_hf.data.sources import load_splits
+from mae_hf.data.splits import (
+    Split,
+    describe_few_labels,
+    draw_labels,
+    few_label_rows,
+    names_by_role,
+    role_of,
+    stratified_draw,
+)
 from mae_hf.errors import ConfigError
 
 LABELS = np.repeat([0, 1, 2], [500, 100, 3])
@@ -18,6 +26,41 @@ LABELS = np.repeat([0, 1, 2], [500, 100, 3])
 
 def split(folds: tuple | None = None, labels: np.ndarray = LABELS) -> Split:
     return Split("drawn", "train", np.zeros((len(labels), 2, 2), np.uint8), labels, ("a", "b", "c"), "f", folds)
+
+
+@pytest.mark.parametrize(
+    ("role", "names"),
+    [
+        ("train", "train training Train TRAINING"),
+        ("validation", "validation valid val dev Val"),
+        ("test", "test testing eval evaluation Test"),
+        ("unlabeled", "unlabeled unlabelled Unlabelled"),
+    ],
+)
+def test_splits_have_the_names_of_the_datasets_library_in_any_case(role: str, names: str):
+    assert {role_of(name) for name in names.split()} == {role}
+
+
+@pytest.mark.parametrize("name", ["cat", "test_tube", "trains", "", "pretrain"])
+def test_other_names_are_no_splits(name: str):
+    assert role_of(name) is None
+
+
+def test_two_names_for_one_split_are_refused_and_named():
+    assert names_by_role("here", ["Train", "val"]) == {"train": "Train", "validation": "val"}
+    with pytest.raises(ConfigError, match=r"here has both train and training, and both mean the split train"):
+        names_by_role("here", ["train", "training"])
+    with pytest.raises(ConfigError, match=r"here has the splits a, b: none is called train, validation, test or unla"):
+        names_by_role("here", ["a", "b"])
+
+
+def test_a_stratified_draw_takes_each_class_by_its_share_and_depends_on_the_seed():
+    labels = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [100, 40, 1]))
+    drawn = stratified_draw(labels, 14, seed=0)
+    np.testing.assert_array_equal(np.bincount(labels[drawn], minlength=3), [10, 4, 0])
+    assert (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, stratified_draw(labels, 14, seed=0))
+    assert set(drawn) != set(stratified_draw(labels, 14, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +109,7 @@ def test_only_the_rows_that_may_be_used_are_drawn():
 
 def test_a_fold_that_is_not_there_or_overlaps_with_test_is_refused():
     folds = (np.arange(5), np.arange(5, 10))
-    with pytest.raises(ConfigError, match=r"fold 2 is not there: .* has 2 folds, choose 0 to 1 .*--data.fold"):
+    with pytest.raises(ConfigError, match=r"fold 2 does not exist: .* has 2 folds, choose 0 to 1 .*--data.fold"):
         few_label_rows(split(folds), np.arange(len(LABELS)), DataConfig(fold=2))
     with pytest.raises(ConfigError, match="set aside as test"):
         few_label_rows(split(folds), np.arange(7, len(LABELS)), DataConfig(fold=1))

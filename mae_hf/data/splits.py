@@ -1,0 +1,243 @@
+"""The splits of a source: their names, the rows of each role, and which training images keep their labels.
+
+The roles are `unlabeled`, `train`, `validation` and `test`. A run carves a missing validation or test split from train.
+Nothing here decodes images: labels and the config are enough.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from datasets.data_files import SPLIT_KEYWORDS
+
+from mae_hf.config.data import NUM_FOLDS, DataConfig
+from mae_hf.errors import require
+
+FOLD_FRACTION = 0.2  # STL-10: 1,000 of 5,000
+FOLD_SEED = 0
+MIN_PER_CLASS = 2  # one to train on, one to validate on
+
+# The names that the datasets library takes for splits, and two of our own.
+_ROLES = {word: str(role) for role, words in SPLIT_KEYWORDS.items() for word in words}
+_ROLES |= {"unlabeled": "unlabeled", "unlabelled": "unlabeled"}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a source.
+
+    Args:
+        source: the source as the user named it.
+        role: `unlabeled`, `train`, `validation` or `test`.
+        images: a dataset whose column `image` is not decoded, or an array (n, H, W) or (n, H, W, 3), uint8.
+        labels: np.int64 (n,), None if there are none; a train split always has some.
+        class_names: the names of the labels, None if there are no labels.
+        fingerprint: changes with the rows or their files.
+        folds: the predefined folds of STL-10's train split, as row numbers.
+    """
+
+    source: str
+    role: str
+    images: datasets.Dataset | np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    folds: tuple[np.ndarray, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def encoded(self, start: int, stop: int) -> list[bytes | str | np.ndarray]:
+        """The images of rows `start` to `stop`: bytes of an image file, its path, or raw pixels."""
+        if isinstance(self.images, np.ndarray):
+            return list(self.images[start:stop])
+        column = self.images[start:stop]["image"]
+        return [b"" if image is None else image["bytes"] or image["path"] for image in column]
+
+    def where(self, row: int) -> str:
+        """The name of a row in a message: the file, or the row and the split."""
+        name = f"row {row} of {self.role} in {self.source}"
+        image = None if isinstance(self.images, np.ndarray) else self.images[row]["image"]
+        if image is None or not image["path"]:
+            return name
+        return f"{name} ({image['path']})" if image["bytes"] else image["path"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some rows of a split, np.int64 (n,)."""
+
+    split: Split
+    rows: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of these rows, all 0 if the split has none."""
+        return np.zeros(len(self.rows), np.int64) if self.split.labels is None else self.split.labels[self.rows]
+
+
+def role_of(name: str) -> str | None:
+    """The role that a folder, file or Hub split of this name has, in any case of letters; None if it names no split."""
+    return _ROLES.get(name.lower())
+
+
+def names_by_role(source: str, names: Iterable[str]) -> dict[str, str]:
+    """Match names of splits to roles; a name that is no split's is left out with a warning.
+
+    Raises:
+        ConfigError: no name is a split's, or two names mean the same role.
+    """
+    found: dict[str, str] = {}
+    ignored = []
+    for name in names:
+        role = role_of(name)
+        if role is None:
+            ignored.append(name)
+            continue
+        require(
+            role not in found,
+            f"{source} has both {found.get(role)} and {name}, and both mean the split {role}: rename or remove one "
+            "(--data.source)",
+        )
+        found[role] = name
+    require(
+        bool(found),
+        f"{source} has the splits {', '.join(ignored)}: none is called train, validation, test or unlabeled, rename "
+        "one (--data.source)",
+    )
+    if ignored:
+        warnings.warn(f"{source}: left out {', '.join(ignored)}, the splits used are {', '.join(found)}", stacklevel=2)
+    return found
+
+
+def stratified_draw(labels: np.ndarray, num: int, seed: int | list[int]) -> np.ndarray:
+    """Draw `num` rows at random, each class by its share (to within one image).
+
+    Args:
+        labels: integers (n,).
+        num: rows to draw.
+        seed: seed of the draw.
+
+    Returns:
+        Row numbers np.int64 (num,), ascending.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    position = np.empty(len(labels))  # of each shuffled row within its class, from 0 to 1
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels[order] == label)
+        position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.sort(order[np.argsort(position, kind="stable")[:num]])
+
+
+def draw_labels(labels: np.ndarray, fraction: float, seed: int | list[int]) -> np.ndarray:
+    """Draw a fraction of each class at random, but at least two images of it, or its only one.
+
+    With the same seed, a smaller fraction is a subset of a larger one.
+
+    Args:
+        labels: integers (n,).
+        fraction: part of each class, rounded to whole images.
+        seed: seed of the draw.
+
+    Returns:
+        Row numbers np.int64, ascending.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        drawn.append(rows[: max(MIN_PER_CLASS, round(fraction * len(rows)))])
+    return np.sort(np.concatenate(drawn))
+
+
+def carve(splits: dict[str, Split], config: DataConfig, usable: Callable[[Split], np.ndarray]) -> dict[str, Part]:
+    """The rows of train, validation and test; those that the source lacks are carved from train.
+
+    Args:
+        splits: the splits of a source by role.
+        config: the fractions to carve, or the label set.
+        usable: gives the rows of a split whose images can be decoded. It is asked only if labels are few, because a
+            label set and each class in it must have the size that the config says.
+    """
+    parts = {role: Part(split, np.arange(len(split))) for role, split in splits.items() if role != "unlabeled"}
+    if "train" not in parts:
+        return parts
+    if "test" not in parts and config.test_fraction:
+        parts["train"], parts["test"] = set_aside(parts["train"], "test", config)
+    if config.has_label_set:
+        split = parts["train"].split
+        rows = np.intersect1d(parts["train"].rows, usable(split))
+        parts["train"] = Part(split, few_label_rows(split, rows, config))
+        parts.pop("validation", None)  # its labels are not among those of the set
+    if "validation" not in parts:
+        parts["train"], parts["validation"] = set_aside(parts["train"], "validation", config)
+    return parts
+
+
+def set_aside(part: Part, role: str, config: DataConfig) -> tuple[Part, Part]:
+    """Divide a part into the rows that stay and those drawn, by class, for validation or test."""
+    split, rows = part.split, part.rows
+    fraction = config.test_fraction if role == "test" else config.validation_fraction
+    num = max(1, round(fraction * len(rows)))
+    if role == "validation" and config.has_label_set and split.labels is not None:
+        num = max(num, len(np.unique(part.labels)))  # so that each class can have one
+    require(
+        num < len(rows),
+        f"{role}_fraction {fraction} leaves none of the {len(rows)} images of {split.role} in {split.source}: choose "
+        f"a smaller fraction or a larger source (--data.{role}_fraction)",
+    )
+    drawn = rows[stratified_draw(part.labels, num, [config.split_seed, 0 if role == "test" else 1])]
+    return Part(split, np.setdiff1d(rows, drawn)), Part(split, drawn)
+
+
+def few_label_rows(split: Split, rows: np.ndarray, config: DataConfig) -> np.ndarray:
+    """The rows of a train split that `config.fold` or `config.label_fraction` keeps.
+
+    Args:
+        split: the labelled train split.
+        rows: np.int64 (n,), its usable rows: the image can be decoded and is not set aside as test.
+        config: names the label set.
+
+    Returns:
+        Row numbers of the split, np.int64, ascending; all of `rows` if the config names no label set.
+
+    Raises:
+        ConfigError: the source has no such fold, or the fold overlaps with the rows set aside as test.
+    """
+    assert split.labels is not None
+    if config.fold is None:
+        if config.label_fraction is None:
+            return rows
+        return rows[draw_labels(split.labels[rows], config.label_fraction, [config.label_seed, 2])]
+    if split.folds is None:
+        return rows[draw_labels(split.labels[rows], FOLD_FRACTION, [FOLD_SEED, 3, config.fold])]
+    require(
+        config.fold < len(split.folds),
+        f"fold {config.fold} does not exist: the fold_indices.txt of {split.source} has {len(split.folds)} folds, "
+        f"choose 0 to {len(split.folds) - 1} (--data.fold)",
+    )
+    fold = np.sort(split.folds[config.fold])
+    require(
+        bool(np.isin(fold, rows).all()),
+        f"fold {config.fold} of {split.source} has images of train that are set aside as test: give the source a test "
+        "split of its own (--data.test_fraction 0)",
+    )
+    return fold
+
+
+def describe_few_labels(split: Split, config: DataConfig) -> str:
+    """Say which labels a result is based on, and whether the draw is official; empty if all labels are used."""
+    if config.fold is not None:
+        if split.folds is not None:
+            return f"official fold {config.fold} of {len(split.folds)} (fold_indices.txt)"
+        return f"unofficial fold {config.fold} of {NUM_FOLDS} (drawn by class with seed {FOLD_SEED})"
+    if config.label_fraction == 1:
+        return "all labels of train, those of validation among them"
+    if config.label_fraction is not None:
+        return (
+            f"{100 * config.label_fraction:g} % of the labels (drawn by class with seed {config.label_seed}, at least "
+            f"{MIN_PER_CLASS} a class)"
+        )
+    return ""
