@@ -1,9 +1,11 @@
-"""Every command in README.md, CONTRIBUTING.md and docs is parsed by its script, and every link leads to a file."""
+"""README.md, CONTRIBUTING.md and docs: every command is parsed, links lead to files, experiments can be imported."""
 
 import importlib
 import itertools
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,13 @@ def test_files_that_a_page_names_exist(page: str):
 def test_the_index_of_the_documentation_names_every_page():
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}
     assert not [page for page in pages if f"({page})" not in PAGES["docs/README.md"]]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.py")), ids=lambda path: path.name)
+def test_the_scripts_of_the_documentation_find_what_they_import(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    assert callable(runpy.run_path(str(path))["main"])
 
 
 def _split(command: str) -> tuple[list[str], list[str]]:
