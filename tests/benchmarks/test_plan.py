@@ -121,7 +121,7 @@ def test_rows_that_could_not_share_the_batch_are_left_out():
 
 @pytest.mark.parametrize(("name", "value"), [("devices", 0), ("efficiency", 1.5), ("device_tflops", -1.0)])
 def test_devices_that_cannot_be_are_refused(name, value):
-    with pytest.raises(ConfigError, match=f"{name} {value}"):
+    with pytest.raises(ConfigError, match=f"{name} is {value}"):
         ScalingConfig(**{name: value})
 
 

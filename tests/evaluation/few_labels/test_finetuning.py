@@ -74,7 +74,8 @@ def test_a_finished_run_of_another_config_is_refused_with_the_difference(tmp_pat
 
 def test_folders_of_another_config_are_found_before_the_first_run_starts(tmp_path: Path):
     data = DataConfig(source="digits", class_names=None)
-    config = FewLabelsConfig("m", str(tmp_path), data, "budgets", "finetune", draws=1, finetune_config="r.yaml")
+    budgets = {"protocol": "budgets", "method": "finetune", "draws": 1, "finetune_config": "r.yaml"}
+    config = FewLabelsConfig("m", str(tmp_path), data=data, **budgets)
     sets = label_sets(config, load_splits(data, "digits")["train"], "finetune")
     runs = plan_finetunings(config, RECIPE, sets, {"model": "m", "scratch": "scratch"}, SHAPE)
     assert len(runs) == 2 * 5 and not list(tmp_path.iterdir())
