@@ -1,12 +1,12 @@
-# Every target does its own set-up, on a machine that has nothing but Python 3.11 and a package registry.
-#   make quickstart   pre-train, fine-tune, train from scratch and compare on embedded data, on a CPU, in minutes
+# Every target sets up its environment first. The machine needs only Python 3.11 and a package registry.
+#   make quickstart   pre-train, fine-tune, train from scratch and compare on digits, on a CPU, in minutes
 #   make test         the test suite
-#   make fuzz         hostile configs, images, models, data sets and runs, NUM of each
-#   make chaos        every fault that a run should survive, done to real runs, and a table of what came of it
+#   make fuzz         malformed configs, images, models, data sets and runs, NUM of each
+#   make chaos        cause faults in real runs, and print a table of the results
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-# The Python that makes the environment, found before .venv is put in front of PATH.
+# The Python that creates the environment, found before .venv comes first in PATH.
 PYTHON ?= python3
 PYTHON_FOUND := $(shell command -v $(PYTHON))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: venv quickstart test chaos fuzz lint typecheck clean
 venv: .venv/installed
 
-# The stamp is last, so that an installation that failed half-way is done again.
+# The stamp is written last, so that an incomplete installation is repeated.
 .venv/installed: requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON_FOUND) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 ...")'
 	@echo "Installing into .venv, once; this takes a minute or two"
@@ -24,10 +24,10 @@ venv: .venv/installed
 	touch $@
 
 quickstart: venv
-	accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
-	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init runs/pretrain/digits
-	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --output_dir runs/finetune/digits-scratch
-	accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --train.layer_decay 1 --output_dir runs/finetune/digits-scratch-flat
+	accelerate launch --quiet --config_file configs/accelerate/one_process.yaml scripts/pretrain.py --config configs/pretrain/digits.yaml
+	accelerate launch --quiet --config_file configs/accelerate/one_process.yaml scripts/finetune.py --config configs/finetune/digits.yaml --model.init runs/pretrain/digits
+	accelerate launch --quiet --config_file configs/accelerate/one_process.yaml scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --output_dir runs/finetune/digits-scratch
+	accelerate launch --quiet --config_file configs/accelerate/one_process.yaml scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --train.layer_decay 1 --output_dir runs/finetune/digits-scratch-flat
 	python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch runs/finetune/digits-scratch-flat --output_dir runs/compare/digits
 
 test: venv
@@ -36,7 +36,7 @@ test: venv
 chaos: venv
 	python tests/chaos.py --kills 30
 
-# NUM examples for each fuzz test, others at every call
+# NUM new examples for each fuzz test
 NUM ?= 1000
 fuzz: venv
 	MAE_HF_FUZZ=$(NUM) python -m pytest -n0 tests/security --hypothesis-show-statistics
@@ -48,7 +48,7 @@ lint: venv
 typecheck: venv
 	mypy mae_hf benchmarks scripts
 
-# Runs and the cache of decoded images are kept: they are results, not build products.
+# This keeps runs and the cache of decoded images, because they are results.
 clean:
 	rm -rf .venv .venv-lowest .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mae_hf benchmarks scripts tests -name __pycache__ -prune -exec rm -rf {} +
