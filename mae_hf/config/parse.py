@@ -44,12 +44,8 @@ class _Dumper(yaml.SafeDumper):
     For PyYAML, a revision `1e3` is a string that needs no quotes; for jsonargparse, which reads it, a number.
     """
 
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = "'" if re.match(r"[-+.\d]", data) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
-
-_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver("!number", re.compile(r"[-+.\d]"), list("-+.0123456789"))
 
 
 def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: str) -> Config:
