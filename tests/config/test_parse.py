@@ -297,7 +297,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_lists_every_flag_with_its_help(name):
+def test_help_lists_every_flag_with_its_help_and_range(name):
     done = _python(str(ROOT / "scripts" / f"{name}.py"), "--help", COLUMNS="1000")
     assert done.returncode == 0, done.stderr
     words = done.stdout.split()
@@ -305,6 +305,7 @@ def test_help_lists_every_flag_with_its_help(name):
     for key, help_text in _leaves(SCRIPTS[name]):
         assert {f"--{key}", f"--{key},"} & set(words)
         assert " ".join(help_text.split()) in " ".join(words)
+    assert "(type: float above 0 and below 1, default: 0.1)" in " ".join(words)
 
 
 def test_a_wrong_command_ends_with_code_2_and_one_line():
