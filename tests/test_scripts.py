@@ -278,7 +278,7 @@ def test_few_labels_are_fine_tuned_as_runs_of_their_own(runs: Path, tmp_path: Pa
     (folder / "results.jsonl").unlink()
     changed = ("--finetune_config", recipe, "--min_steps", "5", "--output_dir", folder)
     done = run(*script, *changed)
-    assert done.returncode == 2 and "runs/budget-0.01-draw-0-model holds a run of another config" in done.stderr
+    assert done.returncode == 2 and "runs/budget-0.01-draw-0-model holds a run with a different config" in done.stderr
     assert not (folder / "results.jsonl").exists()
 
 

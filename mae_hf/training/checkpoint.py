@@ -1,10 +1,11 @@
-"""Training state on disk: named by step, rotated, and read back to go on.
+"""Training state on disk: saved whole, named by step, rotated, and read back to resume.
 
-A checkpoint is a folder `step-00001234` with what Accelerate saves (weights, optimizer, gradient scaler), the average
-of the weights where one is kept, `train_state.json`, everything else that the loop changes, and `digests.json`, the
-sha256 of each file. Schedule, data order, crops and masks need no state: they are functions of the step. All of it is
-on the disk before the folder gets its name, so that neither a kill nor a power cut leaves half of one; where a file is
-not what was written all the same, the run goes on from the checkpoint before.
+A checkpoint is a folder `step-00001234`. It holds Accelerate's files (weights, optimizer, gradient scaler), the average
+of the weights if a run keeps one, `train_state.json` with everything else that the loop changes, and `digests.json`
+with the sha256 of each file. Schedule, data order, crops and masks are functions of the step and need no state.
+
+Every file is flushed to the disk before the folder gets its name, so that a kill or a power cut leaves no half of a
+checkpoint. If a disk loses data all the same, the digests show it, and the run resumes from the checkpoint before.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,14 +30,27 @@ from torch.distributed.checkpoint import CheckpointException
 
 from mae_hf.errors import RunError, require
 from mae_hf.files import beside_of, rename, sync
+from mae_hf.training.distributed import SHARDED
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.pickles import check_shards
 
 STATE = "train_state.json"
 AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
-# What the launcher chooses, is in the state of a checkpoint, and must not change.
-_HOW_TO_LAUNCH = {"strategy": "configs/accelerate", "mixed_precision": "accelerate launch --mixed_precision"}
+# What the launch command decides and a resumed run must not change, with the way to choose it.
+_LAUNCHED = {"strategy": "configs/accelerate", "mixed_precision": "accelerate launch --mixed_precision"}
+# What goes wrong when a checkpoint is read: the error, words in its text, the problem, and the fix.
+_READ_ERRORS = (
+    (pickle.UnpicklingError, "", "holds a pickle with more than tensors", "remove it"),
+    (CheckpointException, "", "cannot be read", "once that is mended, the same command resumes the run"),
+    (
+        (RuntimeError, ValueError),
+        "state.dict",
+        "belongs to a different network",
+        "bring back the images and the encoder (--model.init) that the run started with, or choose another "
+        "--output_dir",
+    ),
+)
 
 
 @dataclass
@@ -44,11 +58,11 @@ class TrainState:
     """What the training loop changes besides tensors.
 
     Args:
-        step: optimizer steps done.
-        best_step: the step of the best validation value, or None before the first evaluation.
+        step: number of optimizer steps done.
+        best_step: the step of the best validation value; None before the first evaluation.
         best_value: that value.
         loss_sum: sum of the losses since the last line of the log.
-        loss_steps: steps in that sum.
+        loss_steps: number of steps in that sum.
     """
 
     step: int = 0
@@ -63,8 +77,8 @@ class Checkpoints:
 
     Args:
         folder: the run's `checkpoints` folder.
-        keep: how many of the newest stay; the best that each of them names stays too.
-        average: of the weights, where one is kept; saved and read along.
+        keep: number of newest checkpoints to keep, each with its best one.
+        average: the average of the weights, if the run keeps one; saved and loaded with them.
     """
 
     def __init__(self, folder: Path, keep: int, average: WeightAverage | None = None) -> None:
@@ -73,31 +87,31 @@ class Checkpoints:
         self.average = average
 
     def save(self, accelerator: Accelerator, state: TrainState) -> None:
-        """Writes `step-N` and removes what rotation no longer keeps. Every process must call it.
+        """Write `step-N` and remove the checkpoints that are no longer kept. Every process must call it.
 
         Raises:
-            RunError: it cannot be written; the checkpoints from before are as they were.
+            RunError: it cannot be written; the earlier checkpoints are unchanged.
         """
         path = self.path(state.step)
         beside = beside_of(path)
+        is_main = accelerator.is_main_process
 
-        def make_room() -> None:
-            if accelerator.is_main_process:
-                self.folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved away is not made anew
+        def begin() -> None:
+            if is_main:
+                self.folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved stays away
                 for stale in self.folder.glob(".step-*.partial"):
                     shutil.rmtree(stale)
                 beside.mkdir()
 
         def write() -> None:
             accelerator.save_state(str(beside))
-            # nothing goes on from random states, and they are pickles; another number of processes has others
+            # no run needs the random states, and they are pickles
             (beside / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl").unlink()
 
         def finish() -> None:
-            if accelerator.is_main_process:
-                content = dataclasses.asdict(state) | _launched(accelerator)
-                (beside / STATE).write_text(json.dumps(content))
-                if self.average is not None:  # Accelerate would make a pickle of it, and open it as one
+            if is_main:
+                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | _launched(accelerator)))
+                if self.average is not None:  # Accelerate would save it as a pickle
                     save_file(self.average.module.state_dict(), beside / AVERAGE)
                 _write_digests(beside)
                 sync(beside)
@@ -105,159 +119,135 @@ class Checkpoints:
                 rename(beside, path)
                 self._rotate()
 
-        for part in (make_room, write, finish):
+        for part in (begin, write, finish):
             self._together(accelerator, part, path)
 
     def load(self, accelerator: Accelerator, path: Path) -> TrainState:
-        """Reads a checkpoint into the prepared model and optimizer, and returns its `TrainState`.
+        """Read a checkpoint into the prepared model and optimizer, and return its `TrainState`.
 
         Raises:
             RunError: it is damaged.
-            ConfigError: it was saved with shards, an average or another precision than this run has.
+            ConfigError: it was saved with a different strategy or precision than this run has.
         """
-        causes = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])
-        if causes[0]:
-            raise RunError(f"{path} is damaged ({causes[0]}): the same command goes on from a checkpoint before it")
+        damage = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])[0]
+        if damage:
+            raise RunError(f"{path} is damaged ({damage}): the same command resumes from an earlier checkpoint")
         return self._read(accelerator, path)
 
     def resume(self, accelerator: Accelerator) -> TrainState:
-        """Goes on from the newest checkpoint whose files are what was written; `TrainState()` where there is none.
+        """Read the newest whole checkpoint; return `TrainState()` if there is none.
 
-        A damaged one is set aside as `step-N.damaged`, with a warning that names it and the cause.
+        A damaged one is renamed to `step-N.damaged`, with a warning that names it and the cause.
         """
-        steps = broadcast_object_list([self._newest_good() if accelerator.is_main_process else None])
-        return TrainState() if steps[0] is None else self._read(accelerator, self.path(steps[0]))
+        path = broadcast_object_list([self._newest_whole() if accelerator.is_main_process else None])[0]
+        return self._read(accelerator, path) if path else TrainState()
 
     def latest(self) -> Path | None:
-        """The newest checkpoint, or None."""
-        paths = self._all()
-        return paths[-1] if paths else None
+        """Return the newest checkpoint, or None."""
+        return max(self._all(), default=None)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """Return the path of the checkpoint of a step."""
         return self.folder / f"step-{step:08d}"
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
     def _read(self, accelerator: Accelerator, path: Path) -> TrainState:
-        saved = json.loads((path / STATE).read_text())
+        state, launched = _read_state(path)
         for name, now in _launched(accelerator).items():
-            before = saved.get(name, now)
             require(
-                before == now,
-                f"{path} was saved with {name} {before}, and this run was started with {now}: start it as before "
-                f"({_HOW_TO_LAUNCH[name]}), or choose another --output_dir",
+                launched[name] == now,
+                f"{path} was saved with {name} {launched[name]}, but this run was started with {now}: start it as "
+                f"before ({_LAUNCHED[name]}), or choose another --output_dir",
             )
-        has_average = (path / AVERAGE).exists()
-        require(
-            has_average == (self.average is not None),
-            f"{path} has {'an' if has_average else 'no'} average of the weights, and this run keeps "
-            f"{'one' if self.average is not None else 'none'}: give --train.ema_decay as before, or choose another "
-            "--output_dir",
-        )
         try:
             check_shards(path)
-            accelerator.load_state(str(path))  # safetensors, and pickles with weights_only
-        except pickle.UnpicklingError as error:
-            raise RunError(
-                f"{path} holds a pickle that is not one of tensors ({_one_line(error)}): remove it"
-            ) from None
-        except CheckpointException as error:
-            raise RunError(
-                f"{path} cannot be read ({_one_line(error)}): once that is mended, the same command goes on"
-            ) from None
-        except (RuntimeError, ValueError) as error:  # of weights, and of the optimizer's moments
-            if not re.search("state.dict", str(error)):
-                raise
-            raise RunError(
-                f"{path} is of another network ({_one_line(error)[:200]}): bring the images and the encoder "
-                "(--model.init) back that the run began with, remove it if it is not of this run, or choose another "
-                "--output_dir"
-            ) from None
+            accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
+        except (pickle.UnpicklingError, CheckpointException, RuntimeError, ValueError) as error:
+            for kind, words, problem, fix in _READ_ERRORS:
+                if isinstance(error, kind) and re.search(words, str(error)):
+                    raise RunError(f"{path} {problem} ({_one_line(error)[:200]}): {fix}") from None
+            raise
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
-        return _read_state(path)
+        return state
 
-    def _best(self, state: TrainState) -> Path:
+    def _best(self, path: Path) -> Path:
+        """The best checkpoint that this one names, or itself."""
+        state, _ = _read_state(path)
         return self.path(state.best_step or state.step)
 
     def _rotate(self) -> None:
         kept = set(self._all()[-self.keep :])
-        for path in tuple(kept):  # the best of the newest alone would leave the one before it without its own
-            with contextlib.suppress(OSError, ValueError, TypeError, RunError):  # a damaged one, that will be set aside
-                kept.add(self._best(_read_state(path)))
+        for path in tuple(kept):  # each with its best, so that a fallback still finds one
+            with contextlib.suppress(OSError, ValueError, TypeError, RunError):  # a damaged one
+                kept.add(self._best(path))
         for path in self._all():
             if path not in kept:
                 _remove(path)
 
-    def _newest_good(self) -> int | None:
+    def _newest_whole(self) -> Path | None:
         for path in reversed(self._all()):
-            cause = _damage(path)
-            if cause is None:
-                state = _read_state(path)
-                best = self._best(state)  # a run that ends needs it
-                cause = _damage(best) if best != path else None
-                if cause is None:
-                    return state.step
-                cause = f"its best checkpoint, {best.name}: {cause}"
+            damage = _damage(path)
+            if damage is None:
+                best = self._best(path)  # the end of the run needs it
+                damage = _damage(best) if best != path else None
+                if damage is None:
+                    return path
+                damage = f"its best checkpoint, {best.name}: {damage}"
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             rename(path, aside)
             warnings.warn(
-                f"{path} is damaged ({cause}): it is kept as {aside.name}, and the run goes on from the one before it",
+                f"{path} is damaged ({damage}): renamed it to {aside.name}; the run resumes from an earlier checkpoint",
                 stacklevel=2,
             )
         return None
 
     def _together(self, accelerator: Accelerator, part: Callable[[], None], path: Path) -> None:
-        """Does a part of saving; where it fails on one process, all of them stop with its cause."""
+        """Do a part of saving. If it fails on one process, all of them stop with its cause."""
         causes: list[str] = []
         try:
             part()
-        # torch.save makes a RuntimeError of a full disk, and what writes shards no Exception at all
+        # torch.save reports a full disk as RuntimeError, and the writer of shards as no Exception at all
         except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             causes.append(_one_line(error))
         causes = gather_object(causes)
         if not causes:
             return
-        free = shutil.disk_usage(_nearest(self.folder)).free / 2**20  # torch does not say that a disk is full
+        # torch does not say that a disk is full
+        free = f"; {shutil.disk_usage(self.folder).free / 2**20:.1f} MiB free" if self.folder.exists() else ""
         if accelerator.is_main_process:
-            shutil.rmtree(beside_of(path), ignore_errors=True)  # what it takes may be what is missing
+            shutil.rmtree(beside_of(path), ignore_errors=True)  # make room
         raise RunError(
-            f"{path} cannot be written ({causes[0]}; {free:.1f} MiB were free); the last good checkpoint is "
-            f"{self.latest() or 'none yet'}: make room, and the same command goes on from there"
+            f"cannot write {path} ({causes[0]}{free}); the last checkpoint is {self.latest() or 'none yet'}: make "
+            "room, then the same command resumes from there"
         )
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
-
-
 def _launched(accelerator: Accelerator) -> dict[str, str]:
-    """What the launcher chose and must choose again.
+    """What the launch command decides and a resumed run must not change.
 
-    The strategy is how the files are laid out: whole weights fit one process and several, shards fit shards. In another
-    precision the run would be another one, and fp16 needs the state of its gradient scaler.
+    Whole weights fit one process and several, but shards only fit shards. A different precision would change the
+    results, and fp16 needs the saved state of its gradient scaler.
     """
     kind = accelerator.distributed_type
-    is_sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     return {
-        "strategy": str(kind.value) if is_sharded else "whole weights (DDP)",
+        "strategy": str(kind.value) if kind in SHARDED else "whole weights (DDP)",
         "mixed_precision": str(accelerator.mixed_precision),
     }
 
 
-def _read_state(path: Path) -> TrainState:
+def _read_state(path: Path) -> tuple[TrainState, dict[str, str | None]]:
+    """What the loop changed, and what the launch command decided."""
     content = json.loads((path / STATE).read_text())
-    for name in _HOW_TO_LAUNCH:
-        content.pop(name, None)
+    launched = {name: content.pop(name, None) for name in _LAUNCHED}
     try:
-        return TrainState(**content)
+        return TrainState(**content), launched
     except TypeError as error:
         raise RunError(
-            f"{path} was saved by another version of mae_hf ({_one_line(error)}): go on with that one, or choose "
+            f"{path} was saved by another version of mae_hf ({_one_line(error)}): resume with that version, or choose "
             "another --output_dir"
         ) from None
 
@@ -269,20 +259,17 @@ def _write_digests(folder: Path) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """Which file of a checkpoint is not what was written, and how one can tell; None where all are."""
+    """Which file of a checkpoint differs from what was saved, and how that shows; None if all are whole."""
     try:
         digests = json.loads((folder / DIGESTS).read_text())
         for name in (STATE, *digests):
             if _sha256(folder / name) != digests[name]:
-                return f"the sha256 of {name} is not that in {DIGESTS}"
-        step = json.loads((folder / STATE).read_text())["step"]
-        if folder.name != f"step-{step:08}":  # it was renamed
-            return f"{STATE} says step {step}"
+                return f"the sha256 of {name} differs from {DIGESTS}"
     except (ValueError, KeyError, TypeError):
-        return f"{DIGESTS} or {STATE} is not readable or not whole"
+        return f"{DIGESTS} is damaged"
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EIO):
-            raise  # a file server that does not answer has damaged nothing
+            raise  # for example a file server that does not answer: nothing is damaged
         return f"{Path(error.filename or folder).name}: {error.strerror}"
     return None
 
@@ -293,14 +280,14 @@ def _sha256(file: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Takes a checkpoint's name away first, so that a kill leaves no half of one under it; the next save sweeps it."""
-    if path.is_symlink():  # it was moved to another disk, where it stays
+    """Remove a checkpoint. It loses its name first, so that a kill leaves no half of one; the next save removes it."""
+    if path.is_symlink():  # its owner moved it to another disk, where it stays
         return path.unlink()
     os.replace(path, beside := beside_of(path))
     shutil.rmtree(beside)
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):  # its own text is a traceback for each process
+    if isinstance(error, CheckpointException):  # its text is a traceback for each process
         error = next(iter(error.failures.values()))[0]
     return " ".join((str(error) or type(error).__name__).split())

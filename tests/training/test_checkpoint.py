@@ -85,19 +85,17 @@ def test_shards_are_not_read_into_whole_weights(training, tmp_path):
     content = json.loads((folder / "train_state.json").read_text())
     (folder / "train_state.json").write_text(json.dumps(content | {"strategy": "FSDP"}))
     mend_digest(folder / "train_state.json")
-    with pytest.raises(ConfigError, match=r"step-00000001 was saved with strategy FSDP, .* whole weights \(DDP\)"):
+    with pytest.raises(ConfigError, match=r"step-00000001 was saved with strategy FSDP, but .* whole weights \(DDP\)"):
         checkpoints.resume(training[0])
-    del content["strategy"]  # as a version of mae_hf before has saved it
-    (folder / "train_state.json").write_text(json.dumps(content))
-    mend_digest(folder / "train_state.json")
-    assert checkpoints.resume(training[0]) == TrainState(step=1)
 
 
 def test_a_run_goes_on_in_its_own_precision_alone(training, tmp_path, monkeypatch):
     """Another one would change its losses without a word, and fp16 would miss the state of its gradient scaler."""
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
     monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "bf16")
-    with pytest.raises(ConfigError, match=r"with mixed_precision no, .* with bf16: .*accelerate launch --mixed_prec"):
+    with pytest.raises(
+        ConfigError, match=r"with mixed_precision no, but .* with bf16: .*accelerate launch --mixed_prec"
+    ):
         checkpoints.resume(training[0])
     assert names(tmp_path) == ["step-00000001"], "it is not damaged"
 
@@ -181,7 +179,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_pa
     accelerator.register_for_checkpointing(broken)
     with pytest.raises(
         RunError,
-        match=r"step-00000002 cannot be written \(disk full; \d+\.\d MiB were free\); .*step-00000001: make room",
+        match=r"cannot write \S*step-00000002 \(disk full; \d+\.\d MiB free\); .*step-00000001: make room",
     ):
         checkpoints.save(accelerator, TrainState(step=2))
     assert names(tmp_path) == ["step-00000001"], "what the failed one took may be the room that is missing"
@@ -211,7 +209,7 @@ def test_shards_that_cannot_be_written_fail_like_any_other_file(training, tmp_pa
     training[0].register_for_checkpointing(in_shards)
     try:
         with pytest.raises(
-            RunError, match=r"step-00000001 cannot be written \(\[Errno 20\] Not a directory[^\n]*make room"
+            RunError, match=r"cannot write \S*step-00000001 \(\[Errno 20\] Not a directory[^\n]*make room"
         ):
             Checkpoints(tmp_path, keep=1).save(training[0], TrainState(step=1))
     finally:
@@ -308,30 +306,11 @@ def mend_digest(file: Path, name: str = "") -> None:
     digests_file.write_text(json.dumps(digests))
 
 
-def change_state(folder: Path, **changed) -> None:
-    file = folder / "train_state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
-    mend_digest(file)
-
-
-def test_a_checkpoint_that_was_renamed_is_set_aside(training, tmp_path):
-    checkpoints, _ = save_steps(training, tmp_path, TrainState(1, best_step=1), TrainState(2, best_step=1))
-    (tmp_path / "step-00000002").rename(tmp_path / "step-00000040")
-    with pytest.warns(UserWarning, match=r"step-00000040 is damaged \(train_state.json says step 2\)"):
-        assert checkpoints.resume(training[0]).step == 1
-
-
-@pytest.mark.parametrize("step", ["2", 2.0, None, -2])
-def test_a_step_that_is_none_is_damage(training, tmp_path, step):
-    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
-    change_state(tmp_path / "step-00000002", step=step)
-    with pytest.warns(UserWarning, match=r"step-00000002 is damaged \(.*train_state.json"):
-        assert checkpoints.resume(training[0]) == TrainState(step=1)
-
-
 def test_a_checkpoint_of_another_version_is_refused_and_stays(training, tmp_path):
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
-    change_state(tmp_path / "step-00000001", moment_of_truth=0.5)
+    file = tmp_path / "step-00000001" / "train_state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"moment_of_truth": 0.5}))
+    mend_digest(file)
     with pytest.raises(RunError, match=r"step-00000001 was saved by another version of mae_hf .*moment_of_truth"):
         checkpoints.resume(training[0])
     assert names(tmp_path) == ["step-00000001"]
@@ -345,7 +324,7 @@ def test_a_checkpoint_of_another_network_is_named_in_one_line(training, tmp_path
     else:
         torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "step-00000001" / file)
     mend_digest(tmp_path / "step-00000001" / file)
-    with pytest.raises(RunError, match=r"step-00000001 is of another network \(.*--model.init"):
+    with pytest.raises(RunError, match=r"step-00000001 belongs to a different network \(.*--model.init"):
         checkpoints.resume(training[0])
 
 
@@ -375,7 +354,7 @@ def test_a_tampered_checkpoint_runs_no_code_even_with_the_right_digest(training,
     folder = tmp_path / "step-00000001"
     torch.save({"state": {}, "param_groups": Payload(tmp_path / "it ran")}, folder / "optimizer.bin")
     mend_digest(folder / "optimizer.bin")
-    with pytest.raises(RunError, match="step-00000001 holds a pickle that is not one of tensors"):
+    with pytest.raises(RunError, match="step-00000001 holds a pickle with more than tensors"):
         checkpoints.resume(training[0])
     assert not (tmp_path / "it ran").exists()
     torch.load(folder / "optimizer.bin", weights_only=False)
@@ -388,7 +367,7 @@ def test_a_checkpoint_with_a_tampered_description_of_shards_is_refused(training,
     shards.mkdir()
     (shards / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "it ran")))
     mend_digest(shards / ".metadata", "optimizer_0/.metadata")
-    with pytest.raises(RunError, match=r"not one of tensors \(pathlib.* has no part"):
+    with pytest.raises(RunError, match=r"more than tensors \(pathlib.* has no part"):
         checkpoints.resume(training[0])
 
 
@@ -445,15 +424,3 @@ def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_pa
     assert (average.module.weight == 3).all()
     assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
     assert not list(checkpoints.path(1).glob("custom_checkpoint*"))
-
-
-def test_an_average_that_one_of_checkpoint_and_run_does_not_have_is_refused(training, tmp_path):
-    accelerator, model, _ = training
-    average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
-    for name, saved, read, message in (
-        ("with", average, None, "step-00000001 has an average of the weights, and this run keeps none"),
-        ("without", None, average, "step-00000001 has no average of the weights, and this run keeps one"),
-    ):
-        Checkpoints(tmp_path / name, keep=2, average=saved).save(accelerator, TrainState(step=1))
-        with pytest.raises(ConfigError, match=rf"{message}: give --train\.ema_decay as before"):
-            Checkpoints(tmp_path / name, keep=2, average=read).resume(accelerator)

@@ -192,7 +192,7 @@ def test_going_on_with_a_run_that_has_made_all_its_steps_changes_nothing(tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), expected.parameters(), strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:1 lines of .* are damaged")
+@pytest.mark.filterwarnings("ignore:removed 1 damaged lines")
 def test_a_last_line_that_was_torn_is_evaluated_again(tmp_path):
     run(tmp_path)
     lines = read_metrics(tmp_path)
