@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 
-from mae_hf.errors import RunError
+from mae_hf.errors import ConfigError, RunError
 
 PARTIAL = ".*.partial"  # names of files that are being written
 
@@ -99,12 +99,25 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_json(path: Path, kind: Any) -> Any:
+    """Return the content of an untrusted JSON file, checked by `from_json`.
+
+    Raises:
+        ConfigError: the file is missing, or does not hold a `kind`; one line that names it.
+    """
+    try:
+        return from_json(kind, json.loads(path.read_text()))
+    except (OSError, ValueError, RecursionError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path} cannot be read ({cause}): restore it, or repeat the command that wrote it") from None
+
+
 def from_json(kind: Any, value: Any, name: str = "the file") -> Any:
     """Return untrusted JSON as the type that a program expects, with every value checked.
 
     Args:
-        kind: a dataclass of such types, `tuple[kind, ...]`, `Literal`, `kind | None`, `str`, `bool`, `float` (finite)
-            or `int` (0 to 2^63 - 1).
+        kind: a dataclass of such types, `tuple[kind, ...]`, `dict[str, kind]`, `Literal`, `kind | None`, `str`, `bool`,
+            `float` (finite), `int` (0 to 2^63 - 1) or `object` (anything).
         value: what `json.loads` returned; unknown keys are ignored.
         name: of the value, for messages.
 
@@ -118,15 +131,18 @@ def from_json(kind: Any, value: Any, name: str = "the file") -> Any:
         for field in dataclasses.fields(kind):
             if field.name in value:
                 values[field.name] = from_json(types[field.name], value[field.name], field.name)
-            elif field.default is dataclasses.MISSING:
+            elif field.default is field.default_factory is dataclasses.MISSING:
                 raise ValueError(f"{field.name} is missing")
         return kind(**values)  # type: ignore[operator]  # mypy does not know that a type is meant
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(from_json(get_args(kind)[0], item, name) for item in value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: from_json(get_args(kind)[1], item, key) for key, item in value.items()}
     if get_origin(kind) is UnionType:
         return None if value is None else from_json(get_args(kind)[0], value, name)
     fits = {
         Literal: lambda: isinstance(value, str) and value in get_args(kind),
+        object: lambda: True,
         str: lambda: isinstance(value, str),
         bool: lambda: isinstance(value, bool),
         int: lambda: type(value) is int and 0 <= value < 2**63,

@@ -8,7 +8,7 @@ from PIL import Image
 from run_folders import write_run
 
 from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, audit_json
-from mae_hf.report.comparison import Comparison, compare
+from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Picture, Pictures
 
@@ -32,7 +32,7 @@ def small_comparison(folder: Path) -> Comparison:
         write_run(folder / "scratch1", "scratch", first(5), curve=(0.2, 0.6), seed=1, **common),
         write_run(folder / "flat", "scratch", first(9), curve=(0.2, 0.3), layer_decay=1.0, **common),
     ]
-    return compare(ours, scratch)
+    return compare_runs(ours, scratch)
 
 
 def small_pictures(folder: Path) -> Pictures:
@@ -55,5 +55,7 @@ def write_page(folder: Path) -> Path:
     audit = dataclasses.replace(NOT_PRETRAINED, pretrained=True, audited=(AuditedSplit("<i>a</i>", "test", 4, "f"),))
     (pretraining / "model" / "audit.json").write_text(audit_json(audit))
     path = folder / "index.html"
-    path.write_text(page(small_comparison(folder), small_pictures(folder), "runs/compare/small"), encoding="utf-8")
+    comparison = small_comparison(folder)
+    html = page(comparison, small_pictures(folder), comparison.notes(), "runs/compare/small")
+    path.write_text(html, encoding="utf-8")
     return path

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from sklearn.metrics import f1_score
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf.config import parse
@@ -55,6 +54,8 @@ def write_run(
     seed: int = 0,
     layer_decay: float = 0.65,
     seen: tuple[bool, ...] | None = None,
+    validation: tuple[bool, ...] | None = None,
+    **record: Any,
 ) -> Path:
     """Writes the run `folder` and returns it.
 
@@ -64,7 +65,9 @@ def write_run(
         curve: validation accuracy after each epoch.
         seed: of the run; runs that differ in nothing else are one recipe.
         layer_decay: a setting of the recipe.
-        seen: whether pre-training has seen each test image; None if that is not known.
+        seen: whether pre-training has seen each test image; None if that is unknown.
+        validation: whether each validation image is predicted right; by default, 100 images that fit `curve`.
+        record: more of run.json.
     """
     (folder / "model").mkdir(parents=True)
     config = FinetuneConfig(
@@ -77,16 +80,10 @@ def write_run(
         output_dir=str(folder),
     )  # fmt: skip
     (folder / "config.yaml").write_text(parse.to_yaml(config))
-    predictions = [label if ok else (label + 1) % len(class_names) for label, ok in zip(labels, right, strict=True)]
-    others = 0.1 / (len(class_names) - 1)
-    table = {
-        "index": index or tuple(range(len(labels))),
-        "label": labels,
-        "prediction": predictions,
-        "probabilities": [[0.9 if i == p else others for i in range(len(class_names))] for p in predictions],
-        "seen": pa.array(seen or [None] * len(labels), pa.bool_()),
-    }
-    pq.write_table(pa.table(table), folder / "predictions.parquet")
+    _write_predictions(folder / "predictions.parquet", labels, right, len(class_names), index, seen)
+    validation = validation or tuple(image < round(100 * max(curve)) for image in range(100))
+    classes = tuple(image % 2 for image in range(len(validation)))
+    _write_predictions(folder / "validation_predictions.parquet", classes, validation, len(class_names))
     history: list[dict[str, Any]] = []
     for epoch, accuracy in enumerate(curve, start=1):
         history.append(
@@ -97,29 +94,33 @@ def write_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
     metrics = {
         "test/accuracy": float(np.mean(right)),
-        "test/f1": float(f1_score(labels, predictions, average="macro", labels=np.unique(labels), zero_division=0)),
         "eval/accuracy": max(curve),
         "best_epoch": float(np.argmax(curve) + 1),
     }
-    if seen is not None:
-        metrics["num_seen_test_images"] = sum(seen)
-        rest = [row for row, was_seen in enumerate(seen) if not was_seen]
-        if rest:
-            known = [(labels[row], predictions[row]) for row in rest]
-            metrics["test_unseen/accuracy"] = float(np.mean([label == predicted for label, predicted in known]))
-            metrics["test_unseen/f1"] = float(
-                f1_score(
-                    *zip(*known, strict=True),
-                    average="macro",
-                    labels=np.unique([label for label, _ in known]),
-                    zero_division=0,
-                )
-            )
-            metrics["test_unseen/loss"] = float(np.mean([-np.log(0.9 if a == b else others) for a, b in known]))
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    record = {"command": f"scripts/finetune.py --model.init {init}", "num_train_images": 270, "num_parameters": 1234}
-    record |= {"data_fingerprint": fingerprint, "versions": {"torch": "2.13.0"}}
-    (folder / "run.json").write_text(json.dumps(record))
+    known = {"command": f"scripts/finetune.py --model.init {init}", "num_train_images": 270, "num_parameters": 1234}
+    known |= {"data_fingerprint": fingerprint, "versions": {"torch": "2.13.0"}}
+    (folder / "run.json").write_text(json.dumps(known | record))
     model = {"model_type": "vit", "id2label": {str(i): name for i, name in enumerate(class_names)}}
     (folder / "model" / "config.json").write_text(json.dumps(model))
     return folder
+
+
+def _write_predictions(
+    path: Path,
+    labels: tuple[int, ...],
+    right: tuple[bool, ...],
+    num_classes: int,
+    index: tuple[int, ...] | None = None,
+    seen: tuple[bool, ...] | None = None,
+) -> None:
+    predictions = [label if ok else (label + 1) % num_classes for label, ok in zip(labels, right, strict=True)]
+    others = 0.1 / (num_classes - 1)
+    table = {
+        "index": index or tuple(range(len(labels))),
+        "label": labels,
+        "prediction": predictions,
+        "probabilities": [[0.9 if i == p else others for i in range(num_classes)] for p in predictions],
+        "seen": pa.array(seen or [None] * len(labels), pa.bool_()),
+    }
+    pq.write_table(pa.table(table), path)

@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    from mae_hf.report.comparison import compare
+    from mae_hf.report.comparison import compare_runs
 
-    comparison = compare(arguments.pretrained, arguments.scratch)
+    comparison = compare_runs(arguments.pretrained, arguments.scratch)
 
     from mae_hf.report.write import text_table, write_report  # needs torch, which takes longer than to refuse runs
 

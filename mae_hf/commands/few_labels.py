@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = label_sets(config, images.split, "finetune") if "finetune" in config.methods else []
     runs = plan_finetunings(config, recipe, sets, inits, shape_of(encoder)) if recipe else {}
     inputs = {"protocol": protocol, "data": images.fingerprint, "weights": weights_digest(encoder)}
+    inputs |= {"mixed_precision": accelerator.mixed_precision}
     inputs |= {"seen": describe_seen(images.seen)} | (describe_recipe(recipe, config.min_steps) if recipe else {})
     check_inputs(folder / "inputs.json", inputs)
     results = Results(folder, images.test.labels, class_names, images.seen)

@@ -105,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         **{f"num_{role}_images": len(part) for role, part in images.items()},
         "labels": train_images.note or "all labels",
         "data_fingerprint": train_images.fingerprint,
+        "validation_fingerprint": images["validation"].fingerprint,
+        "test_fingerprint": images["test"].fingerprint,
         "num_parameters": num_parameters,
         "is_compiled": is_compiled,
         **origin,

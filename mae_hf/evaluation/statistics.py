@@ -1,61 +1,121 @@
-"""How far a difference between two arms can be trusted: intervals, a paired test, and what several seeds add.
+"""How far a difference between two arms can be trusted: intervals, a paired test, and what several runs add.
 
 Two sources of chance are kept apart. The test images are a sample: intervals over them are bootstrap intervals (Efron
-and Tibshirani 1993, chapter 13). The seed of a run is a draw: mean and standard deviation over seeds say what it moves.
+and Tibshirani 1993, chapter 13), which repeat the choice of the recipe on resampled validation images. Independent runs
+of the pipeline are a sample, too: intervals over them are Student's t intervals.
 
-Shapes: S seeds, n test images, E evaluations of a run.
+Shapes: R recipes, B resamples, m validation images, n test images, E evaluations of a run.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 from scipy.integrate import trapezoid
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 9999
-MIN_SEEDS = 5  # fewer are too few to resample: their range is given instead
+NUM_RESAMPLES = 10_000
+_AT_ONCE = 1000  # resamples, so that 10,000 images take 80 MB
 _SEED = 0  # of all resampling: the same files give the same intervals
-_BATCH = 250  # resamples at once, so that 10,000 images take 20 MB
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % bootstrap interval."""
+    """A 95 % interval."""
 
     low: float
     high: float
 
 
-def image_interval(values: np.ndarray) -> Interval | None:
-    """The percentile bootstrap interval of a mean over test images.
-
-    For an accuracy the values are 0 and 1 (of several seeds: their mean, image by image); for a difference of two
-    accuracies they are the differences image by image, so that both arms are resampled together.
+def image_interval(values: NDArray[np.generic]) -> Interval | None:
+    """Return the bootstrap interval of a mean over images; None for fewer than two images or values that are all alike.
 
     Args:
-        values: float (n,).
-
-    Returns:
-        The interval, or None where there is none: fewer than two images, or all values alike (resampling them would
-        give an interval of width 0, which claims a certainty that n images do not have).
+        values: (n,), such as 0 and 1 for an accuracy.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2:
         return None
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=NUM_RESAMPLES,
-        batch=_BATCH,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        random_state=np.random.default_rng(_SEED),
+    return percentile_interval(
+        _resampled_means(np.asarray(values, np.float64)[None], np.random.default_rng(_SEED))[:, 0]
     )
-    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def percentile_interval(resampled: Floats) -> Interval | None:
+    """Return the percentile interval of resampled numbers.
+
+    Resamples that are all alike give None: an interval of width 0 would claim a certainty that few images do not have.
+
+    Args:
+        resampled: (B,), the number in each resample.
+    """
+    if np.ptp(resampled) < 1e-12:
+        return None
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The recipes that an arm chooses from: which share of a recipe's runs classifies each image correctly.
+
+    Args:
+        validation: (R, m), on the images that decide.
+        test: (R, n), on the images that are reported.
+    """
+
+    validation: Floats
+    test: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """An arm on resampled images.
+
+    Args:
+        accuracy: (B,), the test accuracy of the recipe that validation chose in each resample.
+        chosen: (R,), the share of resamples in which validation chose each recipe.
+    """
+
+    accuracy: Floats
+    chosen: Floats
+
+
+def resample_arms(arms: Sequence[Candidates]) -> list[Resampled]:
+    """Repeat the measurement on resampled images: choose each arm's recipe on validation images, then test it.
+
+    All arms and recipes see the same resampled images. Recipes that tie on validation are chosen at random.
+
+    Args:
+        arms: each arm's recipes, on the same validation and test images.
+    """
+    generator = np.random.default_rng(_SEED)
+    test = _resampled_means(np.concatenate([arm.test for arm in arms]), generator)
+    validation = _resampled_means(np.concatenate([arm.validation for arm in arms]), generator)
+    validation += 1e-9 * generator.random(validation.shape)
+    borders = np.cumsum([len(arm.test) for arm in arms])[:-1]
+    results = []
+    for of_validation, of_test in zip(*(np.split(means, borders, axis=1) for means in (validation, test)), strict=True):
+        choice = of_validation.argmax(axis=1)
+        accuracy = np.take_along_axis(of_test, choice[:, None], axis=1)[:, 0]
+        results.append(Resampled(accuracy, np.bincount(choice, minlength=of_test.shape[1]) / len(choice)))
+    return results
+
+
+def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
+    """Means over resampled images, (B, rows) of (rows, n); every row sees the same images.
+
+    Images with the same values in all rows are interchangeable, so a resample is a multinomial draw over such groups.
+    """
+    groups, counts = np.unique(values, axis=1, return_counts=True)
+    n = values.shape[1]
+    draws = (generator.multinomial(n, counts / n, size=_AT_ONCE) for _ in range(NUM_RESAMPLES // _AT_ONCE))
+    return np.concatenate([drawn @ groups.T / n for drawn in draws])
 
 
 @dataclass(frozen=True)
@@ -63,9 +123,9 @@ class McNemar:
     """The exact McNemar test of two classifiers on the same images.
 
     Args:
-        only_first: images that only the first has right.
-        only_second: images that only the second has right.
-        p_value: two-sided; how likely so unequal a split of these images is if both classifiers are equally good.
+        only_first: images that only the first classifies correctly.
+        only_second: images that only the second classifies correctly.
+        p_value: two-sided; the probability of a split at least as unequal if both classifiers are equally good.
     """
 
     only_first: int
@@ -73,17 +133,16 @@ class McNemar:
     p_value: float
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """The exact McNemar test: the images that only one of the two has right, against a fair coin (McNemar 1947).
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
+    """Test the images that only one of two classifiers has right against a fair coin (McNemar 1947).
 
     Args:
-        first: bool (n,), whether the first classifier has each image right.
-        second: bool (n,), the second, on the same images.
+        first: (n,), whether the first classifier is right on each image.
+        second: (n,), the second, on the same images.
 
     Raises:
         ValueError: the lengths differ.
     """
-    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} and {len(second)} images: a paired test needs the same images")
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
@@ -93,16 +152,16 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 
 
 @dataclass(frozen=True)
-class OverSeeds:
-    """A number that each seed has one of.
+class Spread:
+    """A number measured once per independent run, such as the test accuracy of each seed.
 
     Args:
-        values: of each seed; `inf` where it was not reached.
-        center: their mean, or their median where one may be `inf`.
-        sd: sample standard deviation (S - 1); None with a single seed or an `inf`.
-        low: lower end of the interval; None with a single seed.
-        high: upper end of the interval; None with a single seed.
-        kind: what the interval is: `bootstrap` (95 %, over seeds), `range` (least to greatest) or `none`.
+        values: of each run; `inf` for a target that was not reached.
+        center: their mean, or their median.
+        sd: sample standard deviation; None for a single run or an `inf`.
+        low: lower end of the interval; None without an interval.
+        high: upper end of the interval; None without an interval.
+        kind: the interval: Student's `t` (95 %), `range` (smallest to largest) or `none`.
     """
 
     values: tuple[float, ...]
@@ -110,56 +169,73 @@ class OverSeeds:
     sd: float | None
     low: float | None
     high: float | None
-    kind: str
+    kind: Literal["t", "range", "none"]
 
 
-def over_seeds(values: Sequence[float], use_median: bool = False) -> OverSeeds:
-    """Center, spread and interval of one number per seed.
-
-    From `MIN_SEEDS` seeds on the interval is a percentile bootstrap over seeds; below, it is the range, and says so.
-
-    Args:
-        values: of each seed, at least one; `inf` (not reached) only with `use_median`.
-        use_median: take the median, which an `inf` does not spoil, instead of the mean.
+def mean_spread(values: Sequence[float]) -> Spread:
+    """Return the mean and its Student's t interval, which needs two values that differ.
 
     Raises:
-        ValueError: no values, a NaN, or an `inf` in a mean.
+        ValueError: no values, or values that are not finite.
     """
     array = np.asarray(values, dtype=np.float64)
-    if len(array) == 0 or np.isnan(array).any() or not (use_median or np.isfinite(array).all()):
-        raise ValueError(f"{list(values)}: a number is needed from each seed")
-    center = np.median if use_median else np.mean
-    low = high = sd = None
-    kind = "none"
-    if len(array) > 1:
-        sd = float(array.std(ddof=1)) if np.isfinite(array).all() else None
-        low, high, kind = float(array.min()), float(array.max()), "range"
-    if len(array) >= MIN_SEEDS:
-        # Sorted by hand: scipy's percentiles interpolate, which makes a NaN of two that are not reached.
-        draws = np.random.default_rng(_SEED).integers(len(array), size=(NUM_RESAMPLES, len(array)))
-        resampled = np.sort(center(array[draws], axis=1))
-        tail = round((1 - CONFIDENCE) / 2 * (NUM_RESAMPLES + 1))
-        low, high, kind = float(resampled[tail - 1]), float(resampled[-tail]), "bootstrap"
-    return OverSeeds(tuple(map(float, array)), float(center(array)), sd, low, high, kind)
+    if len(array) == 0 or not np.isfinite(array).all():
+        raise ValueError(f"{list(values)}: every run must have a finite number")
+    mean, sd = float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
+    if not sd:
+        return Spread(tuple(map(float, array)), mean, sd, None, None, "none")
+    margin = sd / math.sqrt(len(array)) * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1))
+    return Spread(tuple(map(float, array)), mean, sd, mean - margin, mean + margin, "t")
 
 
-def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The two-sided p-value of Welch's t-test (1947): whether two arms' means differ by more than their seeds do.
+def median_spread(values: Sequence[float]) -> Spread:
+    """Return the median and the range of values that may be `inf`.
+
+    Raises:
+        ValueError: no values, or a NaN.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) == 0 or np.isnan(array).any():
+        raise ValueError(f"{list(values)}: every run must have a number")
+    numbers, median = tuple(map(float, array)), float(np.median(array))
+    if len(array) == 1:
+        return Spread(numbers, median, None, None, None, "none")
+    sd = float(array.std(ddof=1)) if np.isfinite(array).all() else None
+    return Spread(numbers, median, sd, min(numbers), max(numbers), "range")
+
+
+@dataclass(frozen=True)
+class Welch:
+    """Welch's t-test of the means of two arms.
 
     Args:
-        first: a number of each seed of one arm.
+        p_value: two-sided.
+        interval: of the difference, first minus second.
+    """
+
+    p_value: float
+    interval: Interval
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
+    """Test whether two arms' means differ by more than their independent runs do (Welch 1947).
+
+    Args:
+        first: a number of each independent run of one arm.
         second: of the other arm.
 
     Returns:
-        None where an arm has a single seed, or neither arm has any spread.
+        The test, or None where an arm has a single run or neither arm varies.
     """
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return None
-    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    result = stats.ttest_ind(first, second, equal_var=False)
+    ends = result.confidence_interval(CONFIDENCE)
+    return Welch(float(result.pvalue), Interval(float(ends.low), float(ends.high)))
 
 
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:
-    """The area under a curve between two epochs, divided by their distance: the mean height of the curve.
+    """Return the mean height of a curve between two epochs: the area under it, divided by their distance.
 
     The curve is a straight line between evaluations (trapezoid rule).
 
@@ -175,11 +251,10 @@ def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: fl
     x, y = np.asarray(epochs, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if not (len(x) and x[0] <= start < end <= x[-1]):
         raise ValueError(f"the curve does not cover epochs {start:g} to {end:g}")
-    inside = (x > start) & (x < end)
-    grid = np.concatenate([[start], x[inside], [end]])
+    grid = np.concatenate([[start], x[(x > start) & (x < end)], [end]])
     return float(trapezoid(np.interp(grid, x, y), grid) / (end - start))
 
 
 def epochs_to_reach(epochs: Sequence[float], values: Sequence[float], target: float) -> float:
-    """The first epoch whose value is at least `target`, `inf` if none is; nothing is interpolated."""
+    """Return the first epoch whose value is at least `target`, `inf` if there is none; without interpolation."""
     return next((float(epoch) for epoch, value in zip(epochs, values, strict=True) if value >= target), math.inf)

@@ -1,7 +1,7 @@
-"""A comparison: the runs of two arms, set side by side, and the answer they give.
+"""A comparison: the runs of two arms, checked against each other, and the answer they give.
 
-Runs that do not answer the same question (other test images, classes or network) are refused. Runs of an arm that
-differ in their seed alone are one recipe; validation chooses the recipe that speaks for the arm, with all its seeds.
+Runs that do not answer the same question (different test images, classes or network) are refused. Runs of an arm that
+differ in their seeds alone are one recipe; validation chooses the recipe that speaks for the arm, with all its runs.
 """
 
 import dataclasses
@@ -9,20 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mae_hf.config.model import EncoderConfig
 from mae_hf.errors import require
+from mae_hf.evaluation.statistics import Interval, Spread
+from mae_hf.report.results import Arm, Recipe, Results, epochs_to, measure, recipe_name, scores_on_test
 from mae_hf.training.finished_runs import TOLERANCE, Run, read_run
 
-if TYPE_CHECKING:
-    from mae_hf.evaluation.statistics import OverSeeds
-    from mae_hf.report.results import Results
-
-
-PRETRAINED, SCRATCH = "MAE pre-trained", "from scratch"  # what the arms are called in pictures and tables
+PRETRAINED_ARM, SCRATCH_ARM = "MAE pre-trained", "from scratch"  # in pictures and tables
+MIN_VALIDATION_IMAGES = 100  # below, one image is more than a point
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,33 +28,42 @@ class Comparison:
     """Two arms that can be compared.
 
     Args:
-        pretrained: runs from a pre-trained encoder: those of the recipe that speaks for the arm, then the others, the
-            best by validation accuracy first in each part.
-        scratch: runs from random weights, in the same order.
+        recipes: the recipes of the pre-trained arm and of the arm from scratch: in each, the recipe that speaks for the
+            arm, then the others; in each recipe, the run that is best on validation first.
     """
 
-    pretrained: tuple[Run, ...]
-    scratch: tuple[Run, ...]
+    recipes: tuple[tuple[Recipe, ...], tuple[Recipe, ...]]
+
+    @property
+    def arms(self) -> dict[str, tuple[Run, ...]]:
+        """All runs of each arm, by its name."""
+        names = (PRETRAINED_ARM, SCRATCH_ARM)
+        return {name: tuple(run for runs in arm for run in runs) for name, arm in zip(names, self.recipes, strict=True)}
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """All runs, the pre-trained ones first."""
-        return self.pretrained + self.scratch
+        return tuple(run for arm in self.arms.values() for run in arm)
 
     @property
-    def chosen(self) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-        """The runs that the answer is about, pre-trained and from scratch: all seeds of each arm's best recipe."""
-        ours, baseline = (
-            tuple(run for run in arm if run.recipe == arm[0].recipe) for arm in (self.pretrained, self.scratch)
-        )
-        return ours, baseline
+    def chosen(self) -> tuple[Recipe, Recipe]:
+        """The runs that the answer is about, pre-trained and from scratch: all runs of each arm's chosen recipe."""
+        return self.recipes[0][0], self.recipes[1][0]
+
+    @property
+    def best(self) -> dict[str, Run]:
+        """The run of each arm that pictures of a single run show, by the arm's name."""
+        return {name: runs[0] for name, runs in self.arms.items()}
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether validation has chosen between recipes."""
+        return max(map(len, self.recipes)) > 1
 
     @cached_property
-    def results(self) -> "Results":
-        """The numbers of the chosen runs."""
-        from mae_hf.report.results import measure  # scipy: refused runs have been refused by now
-
-        return measure(*self.chosen)
+    def results(self) -> Results:
+        """The numbers of the comparison."""
+        return measure(*self.recipes)
 
     @property
     def points(self) -> float:
@@ -64,196 +71,206 @@ class Comparison:
         return 100 * self.results.gain
 
     def answer(self) -> str:
-        """The result in one sentence with its interval, however it turned out."""
-        num_labels = self.scratch[0].record.get("num_train_images")  # the same in all runs, as their data are
+        """Return the result in one sentence with its interval, however it turned out."""
+        num_labels = self.runs[0].record.num_train_images  # the same in all runs, as their data are
         labels = f"With {num_labels:,} labels" if num_labels else "With the same labels"
-        arms = (self.results.pretrained, self.results.scratch)
-        ours, baseline = (_percent(arm.accuracy) for arm in arms)
+        ours, baseline = (percent(arm.accuracy) for arm in (self.results.pretrained, self.results.scratch))
         return (
             f"{labels}, the MAE-pre-trained ViT reaches {ours} test accuracy, the same network from scratch "
             f"{baseline}: {self._verdict()} ({self._interval()})."
         )
 
     def details(self) -> str:
-        """What stands behind the answer: the test, the seeds, and what validation has chosen from; one sentence."""
-        details = "; ".join([self._seeds(), self._test(), *self._selection()])
+        """Return what supports the answer: runs, test and choices; one sentence."""
+        details = "; ".join([self._spread(), self._test(), *self._selection()])
         return f"{details[0].upper()}{details[1:]}."
 
     def _verdict(self) -> str:
-        interval, p_value = self.results.gain_interval, self.results.seeds_p_value
+        interval, seeds_test = self.results.gain_interval, self.results.seeds_test
         if round(self.points, 1) == 0:
             return "less than 0.1 points apart"
         verdict = f"{self.points:+.1f} points"
-        if (interval and interval.low <= 0 <= interval.high) or (p_value is not None and p_value > 0.05):
+        if (interval and interval.low <= 0 <= interval.high) or (seeds_test and seeds_test.p_value > 0.05):
             return f"{verdict}, which may be chance"
         return verdict + (", so pre-training did not help here" if self.points < 0 else "")
 
     def _interval(self) -> str:
-        interval, n = self.results.gain_interval, self.results.num_test_images
+        interval, results = self.results.gain_interval, self.results
         if interval is None:
-            return f"no interval, as the arms differ alike on all of the {n:,} test images"
-        return f"95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}, over {n:,} test images"
+            return f"no interval, as the difference is the same for each of the {results.num_test_images:,} test images"
+        choice = f" and the choice of recipe on {results.num_validation_images:,} validation images"
+        over = f"over {results.num_test_images:,} test images{choice if self.has_choice else ''}"
+        return f"95 % interval {interval_text(interval, '+.1f')}, {over}"
+
+    def _spread(self) -> str:
+        arms = (self.results.pretrained, self.results.scratch)
+        if all(arm.num_units == 1 for arm in arms):
+            return "one run in each arm, so the spread over seeds is unknown"
+        ours, baseline = map(describe_units, arms)
+        text = f"mean ± standard deviation over {ours} pre-trained and {baseline} from scratch"
+        if self.results.seeds_test:
+            return f"{text}, Welch's t-test p = {self.results.seeds_test.p_value:.2g}"
+        return f"{text}, so there is no p-value for other pre-training runs" if arms[0].is_of_one_encoder else text
 
     def _test(self) -> str:
         pairs = self.results.pairs
         values = sorted(pair.test.p_value for pair in pairs)
         if len(pairs) > 1:
             return f"exact McNemar p = {values[0]:.2g} to {values[-1]:.2g} in {len(pairs)} pairs of equal seed"
-        several = max(map(len, self.chosen)) > 1
-        which = (
-            "" if not several else " of the pair of equal seed" if pairs[0].seed is not None else " of the best runs"
-        )
-        return f"exact McNemar p{which} = {values[0]:.2g}"
-
-    def _seeds(self) -> str:
-        ours, baseline = map(len, self.chosen)
-        if ours == baseline == 1:
-            return "one seed each, so the spread over seeds is unknown"
-        p_value = self.results.seeds_p_value
-        test = f", Welch's t over seeds p = {p_value:.2g}" if p_value is not None else ""
-        if ours == baseline:
-            return f"mean ± standard deviation of {ours} seeds each{test}"
-        return f"{_count(ours, 'seed')} pre-trained and {baseline} from scratch{test}"
+        which = " of the pair of equal seed" if pairs[0].seed is not None else " of the best runs"
+        return f"exact McNemar p{which if max(map(len, self.chosen)) > 1 else ''} = {values[0]:.2g}"
 
     def _selection(self) -> list[str]:
         """What validation has chosen from."""
-        counts = {"pre-trained": self.pretrained, "from scratch": self.scratch}
-        return [
-            f"{name}: the best of {count} recipes by validation accuracy"
-            for name, arm in counts.items()
-            if (count := len({run.recipe for run in arm})) > 1
-        ]
+        counts = {"pre-trained": len(self.recipes[0]), "from scratch": len(self.recipes[1])}
+        chosen = [f"{name}: the best of {count} recipes on validation" for name, count in counts.items() if count > 1]
+        return [*chosen, "the p-values take that choice as given, the interval does not"] if chosen else []
 
     def leak(self) -> str | None:
-        """What test images that pre-training has seen do to the result; None where it has seen none."""
+        """Return how test images that pre-training has seen affect the result; None where it has seen none."""
         num_seen, unseen, n = self.results.num_seen_test_images, self.results.unseen, self.results.num_test_images
         if num_seen == 0:
             return None
         if num_seen is None:
             return (
-                "It is not known whether pre-training has seen these test images, or near copies of them. If it has, "
+                "It is unknown whether pre-training has seen these test images, or near-duplicates of them. If it has, "
                 "the pre-trained arm's numbers may be too high."
             )
-        known = f"Pre-training has seen {num_seen:,} of the {n:,} test images, or near copies of them, without labels."
+        known = f"Pre-training has seen {num_seen:,} of the {n:,} test images, or near-duplicates, without labels."
         if unseen is None:
-            return f"{known} No score without them can be given."
-        interval = unseen.gain_interval
-        ends = f"95 % interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f}" if interval else "no interval"
+            return f"{known} No other test images are left to score."
+        ends = f"95 % interval {interval_text(unseen.gain_interval, '+.1f')}" if unseen.gain_interval else "no interval"
         return (
-            f"{known} On the {unseen.num_images:,} others it is {_percent(unseen.pretrained)} pre-trained and "
-            f"{_percent(unseen.scratch)} from scratch, {100 * unseen.gain:+.1f} points ({ends})."
+            f"{known} On the other {unseen.num_images:,}, the accuracy is {percent(unseen.pretrained)} pre-trained and "
+            f"{percent(unseen.scratch)} from scratch: {100 * unseen.gain:+.1f} points ({ends})."
+        )
+
+    def few_validation_images(self) -> str | None:
+        """Return a warning if choices rest on few validation images, and how to get more."""
+        count = self.results.num_validation_images
+        if count >= MIN_VALIDATION_IMAGES:
+            return None
+        return (
+            f"{'Recipes and epochs' if self.has_choice else 'Epochs'} were chosen on {count} validation images, where "
+            f"one image is {100 / count:.1f} points. Use at least {MIN_VALIDATION_IMAGES}: repeat the runs with a "
+            "larger --data.validation_fraction."
         )
 
     def notes(self) -> list[str]:
-        """What a reader must know to judge the numbers, a sentence each."""
+        """Return what a reader must know to judge the numbers, a sentence or two each."""
         ours, baseline = self.chosen
-        leak = self.leak()
-        notes = [leak] if leak else []
+        notes = [note for note in (self.leak(), self._other_choices(), self.few_validation_images()) if note]
         other = dict(baseline[0].settings)
         also = [key for key, value in ours[0].settings if key != "model.init" and other[key] != value]
         if also:
-            notes.append(f"The chosen recipes differ in more than where they start: {', '.join(also)}.")
+            notes.append(f"The chosen recipes differ in more than their first weights: {', '.join(also)}.")
         growing = [run for run in (*ours, *baseline) if run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE]
         if growing:
             names = ", ".join(str(run.path) for run in growing)
-            notes.append(
-                f"Not trained to the end: the last epoch is the best one of {names}. Longer training may change the "
-                "difference."
-            )
+            notes.append(f"Longer training may change the difference: the last epoch is the best one of {names}.")
         if min(len(ours), len(baseline)) == 1:
+            notes.append("An arm with a single run has no spread: other seeds may give a different accuracy.")
+        if self.results.pretrained.is_of_one_encoder and len(ours) > 1:
             notes.append(
-                "An arm with a single seed has no spread: how far its number would move with another is unknown."
+                "The pre-trained arm's spread is over fine-tuning seeds of one encoder. Other pre-training seeds may "
+                "vary more."
             )
         if len(ours) != len(baseline):
             notes.append(
-                f"The arms have different numbers of seeds ({len(ours)} pre-trained, {len(baseline)} from scratch)."
+                f"The arms have different numbers of runs ({len(ours)} pre-trained, {len(baseline)} from scratch)."
             )
         if max(len(ours), len(baseline)) > 1:
             notes.append(
-                "Pictures other than curves and F1, and the numbers in them, are of one run of each arm, its best seed "
-                f"by validation: {ours[0].path} and {baseline[0].path}."
+                "Pictures other than curves and F1 show one run of each arm, the best on validation: "
+                f"{ours[0].path} and {baseline[0].path}."
             )
-        precisions = {str(run.record.get("mixed_precision")) for arm in self.chosen for run in arm}
+        precisions = {str(run.record.mixed_precision) for run in (*ours, *baseline)}
         if len(precisions) > 1:
-            notes.append(f"The runs were not made in one precision ({', '.join(sorted(precisions))}).")
+            notes.append(f"The runs differ in precision ({', '.join(sorted(precisions))}).")
         if self.results.epochs is None:
-            notes.append(
-                "No mean of the validation curves: there is no range of epochs in which every run was evaluated."
-            )
+            notes.append("The validation curves have no mean height: no range of epochs is covered by every run.")
         return notes + self._class_notes()
 
+    def _other_choices(self) -> str | None:
+        """The gains that other choices of recipe would give."""
+        gains = [100 * choice.gain for choice in self.results.choices]
+        if not self.has_choice:
+            return None
+        return (
+            f"Depending on the recipe, the gain is {min(gains):+.1f} to {max(gains):+.1f} points: see the table of "
+            "recipes."
+        )
+
     def _class_notes(self) -> list[str]:
-        names, first = self.scratch[0].class_names, self.scratch[0]
-        empty = [name for i, name in enumerate(names) if not (first.labels == i).any()]
+        names, labels = self.runs[0].class_names, self.runs[0].test.labels
+        empty = [name for i, name in enumerate(names) if not (labels == i).any()]
         notes = []
         if empty:
             notes.append(
-                f"No test image is of {', '.join(empty)}: there is no F1 for what has no images, and macro-F1 is the "
-                "mean over the other classes."
+                f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over "
+                "the other classes."
             )
         for run in (run for arm in self.chosen for run in arm):
-            never = [n for i, n in enumerate(names) if n not in empty and not (run.predictions == i).any()]
+            never = [n for i, n in enumerate(names) if n not in empty and not (run.test.predictions == i).any()]
             if never:
-                notes.append(
-                    f"{run.path} never predicts {', '.join(never)}: F1 is 0 there, as no image of it is found."
-                )
+                notes.append(f"{run.path} never predicts {', '.join(never)}: F1 is 0 there.")
         return notes
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each run, as comparison.json holds it: accuracies and F1 in 0..1."""
-        from mae_hf.report.results import epochs_to
+        """Return a row for each run, as comparison.json holds it: accuracies and F1 in 0..1."""
+        rows = []
+        for recipes in self.recipes:
+            for recipe in recipes:
+                for run in recipe:
+                    epochs = epochs_to(run, self.results.target)
+                    rows.append(
+                        {
+                            "run": str(run.path),
+                            "init": run.config.model.init,
+                            "recipe": recipe_name(recipe, recipes),
+                            "chosen": recipe is recipes[0],
+                            "seed": run.config.train.seed,
+                            "test_accuracy": scores_on_test(run)["accuracy"],
+                            "test_f1": scores_on_test(run)["f1"],
+                            "test_loss": scores_on_test(run)["loss"],
+                            "best_validation_accuracy": run.best_validation_accuracy,
+                            "best_epoch": run.metrics["best_epoch"],
+                            "epochs_to_scratch_best": epochs if np.isfinite(epochs) else None,
+                            "num_parameters": run.record.num_parameters,
+                        }
+                    )
+        return rows
 
-        chosen = [run for arm in self.chosen for run in arm]
-        return [
-            {
-                "run": str(run.path),
-                "init": run.config.model.init,
-                "recipe": _what_differs(run, arm),
-                "chosen": run in chosen,
-                "seed": run.config.train.seed,
-                "test_accuracy": run.scores["accuracy"],
-                "test_f1": run.scores["f1"],
-                "test_loss": run.scores["loss"],
-                "best_validation_accuracy": run.best_validation_accuracy,
-                "best_epoch": run.metrics["best_epoch"],
-                "epochs_to_scratch_best": _reached(epochs_to(run, self.results.target)),
-                "num_parameters": run.record.get("num_parameters"),
-            }
-            for arm in (self.pretrained, self.scratch)
-            for run in arm
-        ]
 
-
-def _percent(accuracy: "OverSeeds") -> str:
+def percent(accuracy: Spread) -> str:
+    """Return a mean in per cent, ± its standard deviation where it has one."""
     spread = "" if accuracy.sd is None else f" ± {100 * accuracy.sd:.1f}"
     return f"{100 * accuracy.center:.1f}{spread} %"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def interval_text(interval: Interval, form: str) -> str:
+    """Return the ends of an interval in per cent."""
+    return f"{100 * interval.low:{form}} to {100 * interval.high:{form}}"
 
 
-def _reached(epochs: float) -> float | None:
-    return epochs if np.isfinite(epochs) else None
+def describe_units(arm: Arm) -> str:
+    """Return what the spread of an arm is over, such as `3 encoders`."""
+    if arm.num_units == 1:
+        return "1 run"
+    count = f"{arm.num_units} {arm.spread_over}"
+    return f"{count} (each the mean of its fine-tuning runs)" if len(arm.seeds) > arm.num_units else count
 
 
-def _what_differs(run: Run, arm: Sequence[Run]) -> str:
-    """`key value` of the settings in which the recipes of an arm differ, as this run has them."""
-    recipes = [dict(other.recipe) for other in arm]
-    differing = [(key, value) for key, value in run.recipe if any(other.get(key) != value for other in recipes)]
-    return ", ".join(f"{key} {value}" for key, value in differing) or "the only one"
-
-
-def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
-    """Reads the runs of both arms and sees to it that they answer one question.
+def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
+    """Read the runs of both arms and check that they answer one question.
 
     Args:
         pretrained: run folders of fine-tuning from a pre-trained encoder.
         scratch: run folders of the same training from random weights.
 
     Raises:
-        ConfigError: a folder that is no finished run, is in the wrong arm or given twice, a seed that a recipe has
-            twice, or a run that differs from the first in test images, classes, labels or network.
+        ConfigError: a folder that is not a finished run, is in the wrong arm or given twice, a seed that a recipe has
+            twice, or a run that differs from the first in images, classes, labels or network.
     """
     resolved = [Path(path).resolve() for path in (*pretrained, *scratch)]
     twice = [str(path) for path, key in zip((*pretrained, *scratch), resolved, strict=True) if resolved.count(key) > 1]
@@ -273,54 +290,52 @@ def compare(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> 
     first, *others = ours + baseline
     for other in others:
         _check_comparable(first, other)
-    return Comparison(pretrained=_best_recipe_first(ours), scratch=_best_recipe_first(baseline))
+    return Comparison((_best_recipe_first(ours), _best_recipe_first(baseline)))
 
 
-def _best_recipe_first(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Recipes by their mean best validation accuracy, and within the first recipe, and the others, runs by theirs."""
-    recipes: dict[tuple[tuple[str, Any], ...], list[Run]] = {}
-    for run in runs:
+def _best_recipe_first(runs: Sequence[Run]) -> tuple[Recipe, ...]:
+    """Recipes by their mean best validation accuracy, runs of a recipe by theirs."""
+    recipes: dict[Any, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: -run.best_validation_accuracy):
         recipes.setdefault(run.recipe, []).append(run)
-    for same in recipes.values():
-        _check_seeds(same)
-    chosen = max(recipes.values(), key=lambda same: float(np.mean([run.best_validation_accuracy for run in same])))
-    return tuple(sorted(runs, key=lambda run: (run not in chosen, -run.best_validation_accuracy)))
+    for recipe in recipes.values():
+        _check_seeds(recipe)
+    return tuple(
+        sorted(recipes.values(), key=lambda recipe: -np.mean([run.best_validation_accuracy for run in recipe]))
+    )
 
 
 def _check_seeds(runs: Sequence[Run]) -> None:
-    by_seed: dict[tuple[int, Path], Run] = {}
+    by_seed: dict[tuple[int, str | None], Run] = {}
     for run in runs:
         seed = run.config.train.seed
-        other = by_seed.setdefault((seed, Path(run.config.model.init).expanduser().resolve()), run)
+        other = by_seed.setdefault((seed, run.encoder), run)
         require(
             other is run,
-            f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}: counted as two seeds "
-            "they would make the spread too small, name one of them",
+            f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}, and would count as two "
+            "seeds: name one of them",
         )
 
 
 def _check_comparable(first: Run, other: Run) -> None:
+    """Refuse two runs that do not answer the same question."""
+    paths = f"{first.path} and {other.path}"
     require(
         first.class_names == other.class_names,
         f"{first.path} has the classes {', '.join(first.class_names)}, {other.path} {', '.join(other.class_names)}: "
         "compare runs on the same classes",
     )
-    same = np.array_equal(first.index, other.index) and np.array_equal(first.labels, other.labels)
-    require(
-        same,
-        f"{first.path} ({len(first.index)} images) and {other.path} ({len(other.index)} images) were tested on "
-        "different images or labels: compare runs on the same data and split",
-    )
-    trained_on = [run.record.get("data_fingerprint") for run in (first, other)]
-    require(
-        trained_on[0] == trained_on[1],
-        f"{first.path} and {other.path} were trained on different images or labels (data_fingerprint "
-        f"{trained_on[0]} and {trained_on[1]} in run.json): compare runs on the same data and split",
-    )
     shape = [field.name for field in dataclasses.fields(EncoderConfig)]
     sizes = [name for name in shape if getattr(first.config.model, name) != getattr(other.config.model, name)]
-    require(
-        not sizes,
-        f"{first.path} and {other.path} are different networks: they differ in "
-        f"{', '.join('model.' + name for name in sizes)}",
-    )
+    require(not sizes, f"{paths} are different networks: they differ in {', '.join('model.' + name for name in sizes)}")
+    for what, key, are_same in (
+        ("trained", "data_fingerprint", True),
+        ("validated", "validation_fingerprint", first.validation.are_of_the_same_images(other.validation)),
+        ("tested", "test_fingerprint", first.test.are_of_the_same_images(other.test)),
+    ):
+        known = [getattr(run.record, key) for run in (first, other)]
+        require(
+            are_same and known[0] == known[1],
+            f"{paths} were {what} on different images or labels ({key} {known[0]} and {known[1]} in run.json): compare "
+            "runs on the same data and splits",
+        )

@@ -3,7 +3,7 @@
 Shapes: n images, D width of the encoder, H heads, G² patches in G rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,12 @@ from mae_hf.errors import ConfigError, require
 from mae_hf.evaluation.attention_maps import cls_attention
 from mae_hf.evaluation.inference import pixel_values_of
 from mae_hf.models.classifier import build_classifier
-from mae_hf.models.pretrained import open_classifier
+from mae_hf.models.pretrained import open_classifier, open_encoder, weights_digest
 from mae_hf.report.comparison import Comparison
 from mae_hf.training.finished_runs import Run
 
-PRETRAINED, UNTRAINED = "MAE before fine-tuning", "untrained"
-FINETUNED, SCRATCH = "MAE fine-tuned", "from scratch, trained"
+PRETRAINED_ENCODER, RANDOM_ENCODER = "MAE before fine-tuning", "untrained"
+FINETUNED_ENCODER, SUPERVISED_ENCODER = "MAE fine-tuned", "from scratch, trained"
 _BATCH = 64
 
 
@@ -66,8 +66,8 @@ def open_test_images(run: Run) -> ImageSet:
     """
     images = load_labelled_images(run.config.data, run.config.model.image_size, roles=("test",))["test"]
     require(
-        np.array_equal(images.labels, run.labels),
-        f"{', '.join(run.config.data.sources)} no longer holds the {len(run.labels)} test images of "
+        np.array_equal(images.labels, run.test.labels),
+        f"{', '.join(run.config.data.sources)} no longer holds the {len(run.test)} test images of "
         f"{run.path}/predictions.parquet",
     )
     return images
@@ -79,21 +79,40 @@ def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str,
     Before: the encoder that `model.init` names, and the random weights that the scratch run began with. After: those
     that the runs that speak for their arms have kept.
     """
-    ours, baseline = comparison.pretrained[0], comparison.scratch[0]
+    ours, baseline = comparison.best.values()
     openers: dict[str, tuple[Run, Callable[[Run], ViTModel]]] = {
-        PRETRAINED: (ours, _start_of),
-        UNTRAINED: (baseline, _start_of),
-        FINETUNED: (ours, _end_of),
-        SCRATCH: (baseline, _end_of),
+        PRETRAINED_ENCODER: (ours, _start_of),
+        RANDOM_ENCODER: (baseline, _start_of),
+        FINETUNED_ENCODER: (ours, _end_of),
+        SUPERVISED_ENCODER: (baseline, _end_of),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks, missing = {}, {}
-    for name, (run, open_encoder) in openers.items():
+    for name, (run, open_it) in openers.items():
         try:
-            networks[name] = Network(open_encoder(run).eval().to(device), run.config.data)
+            networks[name] = Network(open_it(run).eval().to(device), run.config.data)
         except ConfigError as error:
             missing[name] = str(error)
     return networks, missing
+
+
+def changed_encoders(runs: Sequence[Run]) -> list[str]:
+    """Return a warning for each run whose encoder no longer has the weights that the run started from."""
+    digests: dict[str, str | None] = {}
+    warnings = []
+    for run in (run for run in runs if run.record.init_digest):
+        init = run.config.model.init
+        if init not in digests:
+            try:
+                digests[init] = weights_digest(open_encoder(init, "sdpa"))
+            except ConfigError:
+                digests[init] = None  # `open_networks` says why
+        if digests[init] not in (None, run.record.init_digest):
+            warnings.append(
+                f"The encoder {init} has changed since {run.path} started from it: its pictures, settings and audit do "
+                "not belong to these scores. Restore it, or run scripts/finetune.py again."
+            )
+    return warnings
 
 
 def _start_of(run: Run) -> ViTModel:

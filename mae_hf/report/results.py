@@ -1,53 +1,78 @@
-"""What two arms came to: means over seeds, intervals over test images, paired tests, and how soon each arm got there.
+"""The numbers of a comparison: means and spreads, intervals over test images, paired tests, epochs to a target.
 
-An arm is the runs of one recipe, which differ in their seed alone. Nothing here chooses a run.
+A recipe is runs that differ in their seeds alone; an arm is recipes, with the one that validation chose first. Nothing
+here chooses a recipe but the bootstrap, which repeats that choice on resampled images.
+
+Shapes: n images.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.statistics import (
+    Candidates,
     Interval,
     McNemar,
-    OverSeeds,
+    Spread,
+    Welch,
     epochs_to_reach,
-    image_interval,
     mcnemar,
+    mean_spread,
     mean_under_curve,
-    over_seeds,
+    median_spread,
+    percentile_interval,
+    resample_arms,
     welch,
 )
 from mae_hf.training.finished_runs import TOLERANCE, Run
 
+Recipe = Sequence[Run]
+Units = Literal["seeds", "encoders", "fine-tuning seeds of one encoder"]
+
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm's results on test images and on the way there.
+    """The runs of the recipe that speaks for an arm.
+
+    A spread is over independent units: over seeds from scratch, and over encoders, each the mean of its fine-tuning
+    runs. With a single encoder it is over its fine-tuning seeds, which says nothing about other pre-training runs.
 
     Args:
         seeds: of its runs.
-        accuracy: test accuracy of each seed, mean and spread.
+        spread_over: what its independent units are.
+        num_units: how many of them.
+        accuracy: test accuracy.
         f1: test macro-F1.
         loss: test loss.
-        best_validation_accuracy: of each seed.
-        accuracy_interval: bootstrap over test images of the mean accuracy of these seeds.
+        best_validation_accuracy: the greatest validation accuracy of each run.
+        accuracy_interval: bootstrap over images of the arm's mean accuracy, with the recipe chosen anew each time.
         mean_validation_accuracy: mean height of the validation curve over `Results.epochs`; None without such a range.
-        epochs_to_target: first epoch at which validation accuracy is at least `Results.target`; `inf`: never.
+        epochs_to_target: first epoch of each run at which validation accuracy is at least `Results.target`, or `inf`.
     """
 
     seeds: tuple[int, ...]
-    accuracy: OverSeeds
-    f1: OverSeeds
-    loss: OverSeeds
-    best_validation_accuracy: OverSeeds
+    spread_over: Units
+    num_units: int
+    accuracy: Spread
+    f1: Spread
+    loss: Spread
+    best_validation_accuracy: Spread
     accuracy_interval: Interval | None
-    mean_validation_accuracy: OverSeeds | None
-    epochs_to_target: OverSeeds
+    mean_validation_accuracy: Spread | None
+    epochs_to_target: Spread
+
+    @property
+    def is_of_one_encoder(self) -> bool:
+        """Whether its spread leaves out pre-training."""
+        return self.spread_over == "fine-tuning seeds of one encoder"
 
 
 @dataclass(frozen=True)
@@ -68,20 +93,45 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A recipe that validation could choose, and the gain that would follow.
+
+    Args:
+        is_pretrained: whether it belongs to the pre-trained arm.
+        is_chosen: whether it speaks for its arm.
+        name: the settings that set it apart from the arm's other recipes.
+        num_runs: how many runs it has.
+        validation_accuracy: the mean best validation accuracy of its runs, by which it is chosen or not.
+        chosen: the share of resamples of the validation images in which it is chosen.
+        accuracy: its mean test accuracy.
+        gain: against the other arm's recipe that speaks for it; negative where pre-training lost.
+    """
+
+    is_pretrained: bool
+    is_chosen: bool
+    name: str
+    num_runs: int
+    validation_accuracy: float
+    chosen: float
+    accuracy: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class Unseen:
     """Both arms on the test images that no pre-training of these runs has seen.
 
     Args:
         num_images: how many.
-        pretrained: accuracy of each seed of the pre-trained arm, mean and spread.
-        scratch: the same from scratch.
+        pretrained: accuracy of the pre-trained arm on them.
+        scratch: of the arm from scratch.
         gain: the difference of the means.
         gain_interval: its paired bootstrap over these images.
     """
 
     num_images: int
-    pretrained: OverSeeds
-    scratch: OverSeeds
+    pretrained: Spread
+    scratch: Spread
     gain: float
     gain_interval: Interval | None
 
@@ -93,153 +143,198 @@ class Results:
     Args:
         pretrained: the arm from a pre-trained encoder.
         scratch: the arm from random weights.
+        choices: every recipe of both arms, those that speak for them first.
         num_test_images: n.
-        num_seen_test_images: how many of them a pre-training of these runs has seen; None if it is not known.
-        unseen: the arms on the others; None where it is not known which those are, or there are none or only those.
+        num_validation_images: images that recipes and epochs were chosen on.
+        num_seen_test_images: test images that a pre-training of these runs has seen; None if that is unknown.
+        unseen: the arms on the others; None where those are unknown, all or none.
         gain: test accuracy that pre-training gained, in 0..1; negative where it lost.
-        gain_interval: its paired bootstrap over test images.
-        seeds_p_value: of Welch's t-test of the seeds' accuracies; None without several seeds in both arms.
+        gain_interval: its bootstrap, which resamples validation images, chooses the recipes, and resamples test images.
+        seeds_test: Welch's t-test over independent runs of the pipeline; None without several of them in both arms.
         pairs: a test for each pair of runs.
-        target: the scratch arm's best validation accuracy, the mean over its seeds.
+        target: the scratch arm's best validation accuracy, the mean over its runs.
         epochs: the range of epochs in which every run was evaluated; None if there is none.
-        mean_validation_gain: difference of `mean_validation_accuracy`, for each pair of equal seed, else of the means.
     """
 
     pretrained: Arm
     scratch: Arm
+    choices: tuple[Choice, ...]
     num_test_images: int
+    num_validation_images: int
     num_seen_test_images: int | None
     unseen: Unseen | None
     gain: float
     gain_interval: Interval | None
-    seeds_p_value: float | None
+    seeds_test: Welch | None
     pairs: tuple[Pair, ...]
     target: float
     epochs: tuple[float, float] | None
-    mean_validation_gain: OverSeeds | None
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers; None is unknown or, for epochs, never reached."""
-        return _finite(dataclasses.asdict(self))
+        """Return all numbers; None is unknown or, for epochs, never reached."""
+        return _without_infinity(dataclasses.asdict(self))
 
 
-def _finite(value: Any) -> Any:
+def _without_infinity(value: Any) -> Any:
     """JSON has no word for infinity."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _without_infinity(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_without_infinity(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def measure(pretrained: Sequence[Run], scratch: Sequence[Run]) -> Results:
-    """The results of two arms, tested on the same images.
+def measure(pretrained: Sequence[Recipe], scratch: Sequence[Recipe]) -> Results:
+    """Return the results of two arms that were validated and tested on the same images.
 
     Args:
-        pretrained: runs of one recipe, the best by validation first.
-        scratch: runs of one recipe, the best by validation first.
+        pretrained: the recipes of the arm, the chosen one first; its runs, the best by validation first.
+        scratch: the same of the other arm.
     """
-    target = float(np.mean([run.best_validation_accuracy for run in scratch]))
-    epochs = _shared_epochs([*pretrained, *scratch])
-    pairs = _pairs(pretrained, scratch)
-    difference = _mean_correct(pretrained) - _mean_correct(scratch)
-    seen = _seen(pretrained)
-    arms = _arm(pretrained, target, epochs), _arm(scratch, target, epochs)
-    seeds_match = pairs[0][0].config.train.seed == pairs[0][1].config.train.seed
+    ours, baseline = pretrained[0], scratch[0]
+    target = float(np.mean([run.best_validation_accuracy for run in baseline]))
+    epochs = _shared_epochs([*ours, *baseline])
+    candidates = [
+        Candidates(
+            validation=np.array([_share_correct(runs, lambda run: run.validation.correct) for runs in recipes]),
+            test=np.array([_share_correct(runs, lambda run: run.test.correct) for runs in recipes]),
+        )
+        for recipes in (pretrained, scratch)
+    ]
+    resampled = resample_arms(candidates)
+    arms = [
+        _arm(runs, target, epochs, percentile_interval(arm.accuracy))
+        for runs, arm in zip((ours, baseline), resampled, strict=True)
+    ]
+    are_independent = not any(arm.is_of_one_encoder for arm in arms)
+    seen = _seen(ours)
+    accuracies = [arm.test.mean(axis=1) for arm in candidates]
     return Results(
         pretrained=arms[0],
         scratch=arms[1],
-        num_test_images=len(difference),
-        num_seen_test_images=None if seen is None else int(seen.sum()),
-        unseen=None if seen is None or not 0 < seen.sum() < len(seen) else _unseen(pretrained, scratch, ~seen),
-        gain=float(difference.mean()),
-        gain_interval=image_interval(difference),
-        seeds_p_value=welch(arms[0].accuracy.values, arms[1].accuracy.values),
-        pairs=tuple(
-            Pair(
-                str(ours.path),
-                str(other.path),
-                ours.config.train.seed if seeds_match else None,
-                mcnemar(ours.correct, other.correct),
+        choices=tuple(
+            Choice(
+                is_pretrained=is_pretrained,
+                is_chosen=number == 0,
+                name=recipe_name(runs, recipes),
+                num_runs=len(runs),
+                validation_accuracy=float(np.mean([run.best_validation_accuracy for run in runs])),
+                chosen=float(resampled[not is_pretrained].chosen[number]),
+                accuracy=float(own[number]),
+                gain=float(own[number] - other[0] if is_pretrained else other[0] - own[number]),
             )
-            for ours, other in pairs
+            for is_pretrained, recipes, own, other in (
+                (True, pretrained, *accuracies),
+                (False, scratch, *reversed(accuracies)),
+            )
+            for number, runs in enumerate(recipes)
         ),
+        num_test_images=len(baseline[0].test),
+        num_validation_images=len(baseline[0].validation),
+        num_seen_test_images=None if seen is None else int(seen.sum()),
+        unseen=None if seen is None or not 0 < seen.sum() < len(seen) else _unseen(ours, baseline, candidates, ~seen),
+        gain=arms[0].accuracy.center - arms[1].accuracy.center,
+        gain_interval=percentile_interval(resampled[0].accuracy - resampled[1].accuracy),
+        seeds_test=welch(arms[0].accuracy.values, arms[1].accuracy.values) if are_independent else None,
+        pairs=_pairs(ours, baseline),
         target=target,
         epochs=epochs,
-        mean_validation_gain=_mean_validation_gain(arms, pairs if seeds_match else [], epochs),
     )
 
 
-def _seen(runs: Sequence[Run]) -> np.ndarray | None:
-    """bool (n,), the test images that a pre-training of any of the runs has seen; None if one is not known."""
-    masks = [run.seen for run in runs if run.seen is not None]
-    return np.any(masks, axis=0) if len(masks) == len(runs) else None
+def recipe_name(runs: Recipe, recipes: Sequence[Recipe]) -> str:
+    """Return `key value` of the settings in which the recipes of an arm differ, as these runs have them."""
+    others = [dict(other[0].recipe) for other in recipes]
+    differing = [(key, value) for key, value in runs[0].recipe if any(other.get(key) != value for other in others)]
+    return ", ".join(f"{key} {value}" for key, value in differing) or "the only one"
 
 
-def _unseen(pretrained: Sequence[Run], scratch: Sequence[Run], rows: np.ndarray) -> Unseen:
-    difference = (_mean_correct(pretrained) - _mean_correct(scratch))[rows]
-    return Unseen(
-        num_images=int(rows.sum()),
-        pretrained=over_seeds([float(run.correct[rows].mean()) for run in pretrained]),
-        scratch=over_seeds([float(run.correct[rows].mean()) for run in scratch]),
-        gain=float(difference.mean()),
-        gain_interval=image_interval(difference),
-    )
-
-
-def _mean_validation_gain(
-    arms: tuple[Arm, Arm], pairs: Sequence[tuple[Run, Run]], epochs: tuple[float, float] | None
-) -> OverSeeds | None:
-    ours, baseline = (arm.mean_validation_accuracy for arm in arms)
-    if not (epochs and ours and baseline):
-        return None
-    gains = [_mean_height(run, epochs) - _mean_height(other, epochs) for run, other in pairs]
-    return over_seeds(gains or [ours.center - baseline.center])
-
-
-def _arm(runs: Sequence[Run], target: float, epochs: tuple[float, float] | None) -> Arm:
-    return Arm(
-        seeds=tuple(run.config.train.seed for run in runs),
-        accuracy=over_seeds([run.scores["accuracy"] for run in runs]),
-        f1=over_seeds([run.scores["f1"] for run in runs]),
-        loss=over_seeds([run.scores["loss"] for run in runs]),
-        best_validation_accuracy=over_seeds([run.best_validation_accuracy for run in runs]),
-        accuracy_interval=image_interval(_mean_correct(runs)),
-        mean_validation_accuracy=over_seeds([_mean_height(run, epochs) for run in runs]) if epochs else None,
-        epochs_to_target=over_seeds([epochs_to(run, target) for run in runs], use_median=True),
-    )
+@functools.cache
+def scores_on_test(run: Run) -> dict[str, Any]:
+    """Return what `classification_metrics` computes from a run's predictions of test images."""
+    return classification_metrics(run.test.predictions, run.test.labels, run.test.probabilities, run.class_names)
 
 
 def epochs_to(run: Run, accuracy: float) -> float:
-    """The first epoch at which validation accuracy is at least `accuracy`; `inf` if it never is."""
+    """Return the first epoch at which validation accuracy is at least `accuracy`; `inf` if it never is."""
     return epochs_to_reach(*run.curve, accuracy - TOLERANCE)
 
 
-def f1_of_classes(runs: Sequence[Run]) -> dict[str, float]:
-    """F1 of each class, the mean over runs; NaN for a class without test images."""
-    names, tested = runs[0].class_names, set(runs[0].labels.tolist())
+def f1_of_classes(runs: Recipe) -> dict[str, float]:
+    """Return F1 of each class, the mean over runs; NaN for a class without test images."""
+    names, tested = runs[0].class_names, set(runs[0].test.labels.tolist())
     return {
-        name: float(np.mean([run.scores["f1_per_class"][name] for run in runs])) if i in tested else math.nan
+        name: float(np.mean([scores_on_test(run)["f1_per_class"][name] for run in runs])) if i in tested else math.nan
         for i, name in enumerate(names)
     }
 
 
-def _mean_correct(runs: Sequence[Run]) -> np.ndarray:
-    """float (n,), the part of the seeds that have each test image right."""
-    return np.mean([run.correct for run in runs], axis=0)
+def _units(runs: Recipe) -> list[list[Run]]:
+    """The independent units of an arm: its encoders with their fine-tuning runs; with at most one encoder, its runs."""
+    by_encoder: dict[str | None, list[Run]] = {}
+    for run in runs:
+        by_encoder.setdefault(run.encoder, []).append(run)
+    return list(by_encoder.values()) if len(by_encoder) > 1 else [[run] for run in runs]
 
 
-def _mean_height(run: Run, epochs: tuple[float, float]) -> float:
-    return mean_under_curve(*run.curve, *epochs)
+def _of_units(runs: Recipe, number: Callable[[Run], float]) -> Spread:
+    return mean_spread([float(np.mean([number(run) for run in unit])) for unit in _units(runs)])
 
 
-def _shared_epochs(runs: Sequence[Run]) -> tuple[float, float] | None:
+def _share_correct(runs: Recipe, correct: Callable[[Run], NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """The share of the runs that classify each image correctly, (n,); every unit has the same weight."""
+    return np.mean([np.mean([correct(run) for run in unit], axis=0) for unit in _units(runs)], axis=0)
+
+
+def _arm(runs: Recipe, target: float, epochs: tuple[float, float] | None, interval: Interval | None) -> Arm:
+    has_encoders = len({run.encoder for run in runs}) > 1
+    return Arm(
+        seeds=tuple(run.config.train.seed for run in runs),
+        spread_over=(
+            "seeds" if runs[0].from_scratch else "encoders" if has_encoders else "fine-tuning seeds of one encoder"
+        ),
+        num_units=len(_units(runs)),
+        accuracy=_of_units(runs, lambda run: float(run.test.correct.mean())),
+        f1=_of_units(runs, lambda run: scores_on_test(run)["f1"]),
+        loss=_of_units(runs, lambda run: scores_on_test(run)["loss"]),
+        best_validation_accuracy=_of_units(runs, lambda run: run.best_validation_accuracy),
+        accuracy_interval=interval,
+        mean_validation_accuracy=_of_units(runs, lambda run: mean_under_curve(*run.curve, *epochs)) if epochs else None,
+        epochs_to_target=median_spread([epochs_to(run, target) for run in runs]),
+    )
+
+
+def _seen(runs: Recipe) -> NDArray[np.bool_] | None:
+    """The test images that a pre-training of any of the runs has seen, (n,); None if one is unknown."""
+    masks = [run.test.seen for run in runs if run.test.seen is not None]
+    return np.any(masks, axis=0) if len(masks) == len(runs) else None
+
+
+def _unseen(ours: Recipe, baseline: Recipe, candidates: Sequence[Candidates], rows: NDArray[np.bool_]) -> Unseen:
+    resampled = resample_arms([dataclasses.replace(arm, test=arm.test[:, rows]) for arm in candidates])
+    spreads = [_of_units(runs, lambda run: float(run.test.correct[rows].mean())) for runs in (ours, baseline)]
+    return Unseen(
+        num_images=int(rows.sum()),
+        pretrained=spreads[0],
+        scratch=spreads[1],
+        gain=spreads[0].center - spreads[1].center,
+        gain_interval=percentile_interval(resampled[0].accuracy - resampled[1].accuracy),
+    )
+
+
+def _shared_epochs(runs: Recipe) -> tuple[float, float] | None:
     start, end = max(run.curve[0][0] for run in runs), min(run.curve[0][-1] for run in runs)
     return (start, end) if start < end else None
 
 
-def _pairs(pretrained: Sequence[Run], scratch: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs of equal seed; where there are none, the best of each arm by validation."""
-    # of several encoders fine-tuned with one seed the best by validation: a scratch run is in one pair
+def _pairs(pretrained: Recipe, scratch: Recipe) -> tuple[Pair, ...]:
+    """Tests of runs of equal seed; where there are none, of the best run of each arm by validation."""
+    # with several encoders, of a seed's runs the best by validation: every scratch run is in one pair
     ours, baseline = ({run.config.train.seed: run for run in reversed(arm)} for arm in (pretrained, scratch))
-    return [(ours[seed], baseline[seed]) for seed in sorted(ours) if seed in baseline] or [(pretrained[0], scratch[0])]
+    pairs: list[tuple[int | None, Run, Run]] = [
+        (seed, ours[seed], baseline[seed]) for seed in sorted(ours) if seed in baseline
+    ]
+    return tuple(
+        Pair(str(first.path), str(second.path), seed, mcnemar(first.test.correct, second.test.correct))
+        for seed, first, second in pairs or [(None, pretrained[0], scratch[0])]
+    )

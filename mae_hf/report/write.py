@@ -2,15 +2,17 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from mae_hf.errors import require
 from mae_hf.files import write_text
-from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
+from mae_hf.report.comparison import Comparison
+from mae_hf.report.networks import changed_encoders
 from mae_hf.report.page import page
-from mae_hf.report.pictures import arms, draw_pictures
-from mae_hf.report.results import f1_of_classes
+from mae_hf.report.pictures import draw_pictures
+from mae_hf.report.results import f1_of_classes, scores_on_test
 
 # key of `Comparison.table` -> title in the terminal
 _COLUMNS = {
@@ -39,24 +41,28 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
     require(not folder.exists() or folder.is_dir(), f"{folder} is not a folder: choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = draw_pictures(comparison, folder)
+    changed = changed_encoders(comparison.runs)
+    for warning in [*changed, *filter(None, [comparison.has_choice and comparison.few_validation_images()])]:
+        print(f"warning: {warning}", file=sys.stderr)
+    notes = [*changed, *comparison.notes()]
     content = {
         "answer": comparison.answer(),
         "details": comparison.details(),
         "points": comparison.points,
         "results": comparison.results.to_json(),
         "runs": comparison.table(),
-        "class_names": comparison.scratch[0].class_names,
+        "class_names": comparison.runs[0].class_names,
         "f1_per_class": {
             arm: {name: f1 for name, f1 in f1_of_classes(runs).items() if not math.isnan(f1)}
-            for arm, runs in zip((PRETRAINED, SCRATCH), comparison.chosen, strict=True)
+            for arm, runs in zip(comparison.arms, comparison.chosen, strict=True)
         },
-        "confusion_matrix": {name: run.scores["confusion_matrix"] for name, run in arms(comparison).items()},
+        "confusion_matrix": {name: scores_on_test(run)["confusion_matrix"] for name, run in comparison.best.items()},
         "calibration_error": drawn.calibration_error,
         "trustworthiness": drawn.trustworthiness,
-        "notes": [*comparison.notes(), *drawn.notes],
+        "notes": [*notes, *drawn.notes],
     }
     write_text(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
-    write_text(folder / "index.html", page(comparison, drawn, str(output_dir)))
+    write_text(folder / "index.html", page(comparison, drawn, notes, str(output_dir)))
     return folder / "index.html"
 
 

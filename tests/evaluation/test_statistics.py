@@ -1,6 +1,5 @@
 """Intervals, tests and spreads on cases whose answers are known: tables, closed forms, counting by hand."""
 
-import itertools
 import math
 
 import numpy as np
@@ -8,12 +7,15 @@ import pytest
 from scipy.stats import binom, t
 
 from mae_hf.evaluation.statistics import (
-    MIN_SEEDS,
+    NUM_RESAMPLES,
+    Candidates,
     epochs_to_reach,
     image_interval,
     mcnemar,
+    mean_spread,
     mean_under_curve,
-    over_seeds,
+    median_spread,
+    resample_arms,
     welch,
 )
 
@@ -75,39 +77,77 @@ def test_a_paired_test_of_other_images_is_refused():
         mcnemar(np.ones(3), np.ones(4))
 
 
-def test_a_single_seed_has_no_spread():
-    one = over_seeds([0.5])
+def test_the_interval_of_a_mean_is_students_t():
+    # by hand: mean 3, standard deviation sqrt(2.5), 5 values, 4 degrees of freedom: 3 ± 2.776 * sqrt(2.5 / 5)
+    five = mean_spread([1, 2, 3, 4, 5])
+    assert (five.center, five.kind) == (3, "t") and five.sd == pytest.approx(2.5**0.5)
+    assert (five.low, five.high) == pytest.approx((3 - 2.776445 * 0.5**0.5, 3 + 2.776445 * 0.5**0.5), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_the_interval_over_few_seeds_covers_the_truth_95_times_of_100(num_seeds):
+    """A percentile bootstrap over five seeds covers 84 of 100."""
+    draws = np.random.default_rng(0).normal(0.7, 0.02, size=(1500, num_seeds))
+    spreads = [mean_spread(values) for values in draws]
+    covered = np.mean([spread.low <= 0.7 <= spread.high for spread in spreads])
+    assert covered == pytest.approx(0.95, abs=0.018)  # three standard deviations of 1,500 trials
+
+
+def test_one_number_and_equal_numbers_have_no_interval():
+    one, same = mean_spread([0.5]), mean_spread([0.5, 0.5])
     assert (one.center, one.sd, one.low, one.high, one.kind) == (0.5, None, None, None, "none")
+    assert (same.center, same.sd, same.low, same.high, same.kind) == (0.5, 0, None, None, "none")
+    assert median_spread([4]).kind == "none"
 
 
-def test_few_seeds_have_a_range_and_the_standard_deviation_of_a_sample():
-    three = over_seeds([0.5, 0.7, 0.9])
-    assert three.center == pytest.approx(0.7) and three.sd == pytest.approx(0.2)
-    assert (three.low, three.high, three.kind) == (0.5, 0.9, "range")
+def test_a_seed_that_never_gets_there_counts_in_the_median_and_the_range():
+    few = median_spread([4, math.inf, 6])
+    assert (few.center, few.sd, few.low, few.high, few.kind) == (6, None, 4, math.inf, "range")
+    assert median_spread([4, math.inf, math.inf]).center == math.inf
+    many = median_spread([3, 4, 5, 6, math.inf, math.inf])
+    assert (many.center, many.low, many.high) == (5.5, 3, math.inf)
 
 
-def test_the_bootstrap_over_seeds_has_the_quantiles_of_all_resamples():
-    values = [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert len(values) == MIN_SEEDS
-    means = np.sort([np.mean(draw) for draw in itertools.product(values, repeat=5)])  # all 3,125
-    result = over_seeds(values)
-    assert result.kind == "bootstrap"
-    assert result.low == pytest.approx(means[round(0.025 * 3125)], abs=0.4)
-    assert result.high == pytest.approx(means[round(0.975 * 3125)], abs=0.4)
+@pytest.mark.parametrize(
+    ("spread", "values"), [(mean_spread, []), (mean_spread, [0.5, math.inf]), (median_spread, [0.5, math.nan])]
+)
+def test_what_is_not_a_number_is_refused(spread, values):
+    with pytest.raises(ValueError, match="every run must have a"):
+        spread(values)
 
 
-def test_a_seed_that_never_gets_there_counts_in_the_median():
-    assert over_seeds([4, math.inf, 6], use_median=True).center == 6
-    most = over_seeds([4, math.inf, math.inf], use_median=True)
-    assert (most.center, most.sd, most.low, most.high) == (math.inf, None, 4, math.inf)
-    many = over_seeds([3, 4, 5, 6, math.inf, math.inf], use_median=True)
-    assert many.center == 5.5 and 3 <= many.low <= 4 and many.high == math.inf and many.kind == "bootstrap"
+def rows(*counts: int, n: int) -> np.ndarray:
+    """A row for each count: the first `count` of n images are right."""
+    return (np.arange(n) < np.array(counts)[:, None]).astype(float)
 
 
-@pytest.mark.parametrize("values", [[], [0.5, math.nan], [0.5, math.inf]])
-def test_a_mean_of_what_is_no_number_is_refused(values):
-    with pytest.raises(ValueError, match="a number is needed from each seed"):
-        over_seeds(values)
+def test_resampling_chooses_the_recipe_again_and_tests_that_recipe():
+    """Two recipes that are right on 10 and 9 of 30 validation images swap places in a known share of the resamples."""
+    disjoint = np.zeros((2, 30))
+    disjoint[0, :10], disjoint[1, 10:19] = 1, 1
+    arm = Candidates(validation=disjoint, test=rows(540, 590, n=1000))
+    other = Candidates(validation=rows(15, n=30), test=rows(600, n=1000))
+    (ours, theirs), again = resample_arms([other, arm]), resample_arms([other, arm])
+    assert ours.chosen.tolist() == [1.0]
+    # of the images that one of the two has right, Binomial(k, 10/19) belong to the first; equal counts are a fair coin
+    ties, wins = 0.0, 0.0
+    for k in range(31):
+        weight = binom.pmf(k, 30, 19 / 30)
+        ties += weight * (binom.pmf(k / 2, k, 10 / 19) if k % 2 == 0 else 0)
+        wins += weight * binom.sf(k // 2, k, 10 / 19)
+    assert theirs.chosen[0] == pytest.approx(wins + ties / 2, abs=0.02)
+    mixture = theirs.chosen @ [0.54, 0.59]
+    assert theirs.accuracy.mean() == pytest.approx(mixture, abs=0.002)
+    assert ours.accuracy.shape == (NUM_RESAMPLES,) and (theirs.accuracy == again[1].accuracy).all()
+
+
+def test_the_arms_are_resampled_on_the_same_images():
+    baseline = rows(600, n=1000)
+    better = baseline.copy()
+    better[0, 990:] = 1
+    arms = [Candidates(rows(1, n=2), test) for test in (better, baseline)]
+    gain = np.subtract(*(arm.accuracy for arm in resample_arms(arms)))
+    assert gain.min() >= 0 and gain.std() == pytest.approx(math.sqrt(0.01 * 0.99 / 1000), rel=0.05)
 
 
 def test_the_mean_under_a_curve_is_that_of_the_integral():
@@ -133,7 +173,9 @@ def test_the_first_epoch_that_reaches_the_target_counts():
 
 def test_welch_compares_the_means_of_seeds_and_needs_several_of_each():
     # by hand: means 0.62 and 0.59, variances 1e-4 and 4e-4, 3 seeds each: t = 0.03 / sqrt(5e-4 / 3), 2.94 degrees
-    p_value = welch([0.61, 0.62, 0.63], [0.57, 0.59, 0.61])
-    assert p_value == pytest.approx(2 * t.sf(0.03 / (5e-4 / 3) ** 0.5, 25 / 17 * 2), rel=1e-9)
+    test = welch([0.61, 0.62, 0.63], [0.57, 0.59, 0.61])
+    error, degrees = (5e-4 / 3) ** 0.5, 25 / 17 * 2
+    assert test.p_value == pytest.approx(2 * t.sf(0.03 / error, degrees), rel=1e-9)
+    assert test.interval.high == pytest.approx(0.03 + t.ppf(0.975, degrees) * error)
     assert welch([0.6], [0.5, 0.4]) is None
     assert welch([0.6, 0.6], [0.5, 0.5]) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_arms
 
-from mae_hf.report.comparison import Comparison, compare
+from mae_hf.report.comparison import Comparison, compare_runs
 
 
 @pytest.fixture
@@ -17,4 +17,4 @@ def runs(tmp_path: Path, image_folder: Path) -> tuple[Path, Path, Path]:
 @pytest.fixture
 def comparison(runs: tuple[Path, Path, Path]) -> Comparison:
     """The two arms of `runs`."""
-    return compare([runs[1]], [runs[2]])
+    return compare_runs([runs[1]], [runs[2]])

@@ -15,7 +15,7 @@ from mae_hf.report.networks import open_networks, open_test_images
 def normalised_test_images(comparison: Comparison) -> torch.Tensor:
     """The four test images of `image_folder`, float (4, 3, 12, 12), normalised by hand."""
     images = torch.zeros(4, 3, 12, 12)
-    data = comparison.scratch[0].config.data
+    data = comparison.best["from scratch"].config.data
     for row in range(4):
         colour = (20 + row, 2 * (20 + row), 100)
         for channel in range(3):
@@ -26,16 +26,19 @@ def normalised_test_images(comparison: Comparison) -> torch.Tensor:
 def test_each_network_gives_the_features_of_the_weights_that_it_is_named_after(runs, comparison):
     opened, missing = open_networks(comparison)
     assert not missing
-    seed = comparison.scratch[0].config.train.seed
+    scratch = comparison.best["from scratch"]
+    seed = scratch.config.train.seed
     encoders = {
-        networks.PRETRAINED: ViTModel.from_pretrained(runs[0] / "model", add_pooling_layer=False),
-        networks.UNTRAINED: build_classifier(comparison.scratch[0].config.model, ("cat", "dog"), "sdpa", seed).vit,
-        networks.FINETUNED: ViTForImageClassification.from_pretrained(runs[1] / "model").vit,
-        networks.SCRATCH: ViTForImageClassification.from_pretrained(runs[2] / "model").vit,
+        networks.PRETRAINED_ENCODER: ViTModel.from_pretrained(runs[0] / "model", add_pooling_layer=False),
+        networks.RANDOM_ENCODER: build_classifier(
+            comparison.best["from scratch"].config.model, ("cat", "dog"), "sdpa", seed
+        ).vit,
+        networks.FINETUNED_ENCODER: ViTForImageClassification.from_pretrained(runs[1] / "model").vit,
+        networks.SUPERVISED_ENCODER: ViTForImageClassification.from_pretrained(runs[2] / "model").vit,
     }
     assert opened.keys() == encoders.keys()
     pixel_values, rows = normalised_test_images(comparison), np.array([2, 0, 3])
-    images, seen = open_test_images(comparison.scratch[0]), []
+    images, seen = open_test_images(comparison.best["from scratch"]), []
     for name, encoder in encoders.items():
         with torch.no_grad():
             expected = encoder.eval()(pixel_values[rows]).last_hidden_state[:, 0].numpy()
@@ -47,7 +50,7 @@ def test_each_network_gives_the_features_of_the_weights_that_it_is_named_after(r
 
 def test_attention_can_be_read_from_every_network(comparison):
     opened, _ = open_networks(comparison)
-    images = open_test_images(comparison.scratch[0])
+    images = open_test_images(comparison.best["from scratch"])
     for network in opened.values():
         heads = network.attention(images, np.arange(3))
         assert heads.shape == (3, 2, 2, 2) and (heads > 0).all()
@@ -56,11 +59,11 @@ def test_attention_can_be_read_from_every_network(comparison):
 def test_a_network_that_is_gone_is_named_and_the_others_are_opened(runs, comparison):
     (runs[0] / "model" / "config.json").unlink()
     opened, missing = open_networks(comparison)
-    assert set(opened) == {networks.UNTRAINED, networks.FINETUNED, networks.SCRATCH}
-    assert missing.keys() == {networks.PRETRAINED} and "pretraining" in missing[networks.PRETRAINED]
+    assert set(opened) == {networks.RANDOM_ENCODER, networks.FINETUNED_ENCODER, networks.SUPERVISED_ENCODER}
+    assert missing.keys() == {networks.PRETRAINED_ENCODER} and "pretraining" in missing[networks.PRETRAINED_ENCODER]
 
 
 def test_test_images_that_changed_since_are_refused(image_folder, comparison):
     (image_folder / "test" / "cat" / "20.png").rename(image_folder / "test" / "dog" / "20.png")
     with pytest.raises(ConfigError, match=r"no longer holds the 4 test images of .*predictions.parquet"):
-        open_test_images(comparison.scratch[0])
+        open_test_images(comparison.best["from scratch"])

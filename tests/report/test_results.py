@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 from run_folders import write_run
+from scipy.stats import ttest_ind
 
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.report.results import Results, measure
 from mae_hf.training.finished_runs import Run, read_run
 
@@ -25,7 +29,7 @@ def arm(folder: Path, init: str, *runs: tuple[int, tuple[bool, ...], tuple[float
 def results(tmp_path: Path) -> Results:
     """Two seeds each, one of them in both arms."""
     ours = arm(tmp_path, "encoder", (0, ALL, (0.5, 0.7, 0.9)), (1, THREE, (0.4, 0.6, 0.8)))
-    return measure(ours, arm(tmp_path, "scratch", (1, TWO, (0.2, 0.4, 0.6)), (2, ONE, (0.1, 0.5, 0.4))))
+    return measure([ours], [arm(tmp_path, "scratch", (1, TWO, (0.2, 0.4, 0.6)), (2, ONE, (0.1, 0.5, 0.4)))])
 
 
 def test_means_and_spreads_are_over_seeds(results):
@@ -50,7 +54,7 @@ def test_runs_of_equal_seed_are_paired_and_others_are_not(results):
 
 def test_without_equal_seeds_the_best_runs_by_validation_are_paired(tmp_path):
     ours = arm(tmp_path, "encoder", (0, ALL, (0.9,)), (1, THREE, (0.8,)))
-    (pair,) = measure(ours, arm(tmp_path, "scratch", (5, TWO, (0.6,)))).pairs
+    (pair,) = measure([ours], [arm(tmp_path, "scratch", (5, TWO, (0.6,)))]).pairs
     assert (Path(pair.pretrained).name, Path(pair.scratch).name, pair.seed) == ("encoder-0", "scratch-5", None)
 
 
@@ -62,23 +66,15 @@ def test_the_target_is_the_mean_of_the_scratch_runs_best_and_epochs_to_it_are_co
 
 def test_the_area_under_the_curves_is_over_the_epochs_that_all_runs_have(tmp_path):
     ours = arm(tmp_path, "encoder", (0, ALL, (0.5, 0.7, 0.9, 1.0)))
-    results = measure(ours, arm(tmp_path, "scratch", (0, TWO, (0.2, 0.4, 0.6))))
+    results = measure([ours], [arm(tmp_path, "scratch", (0, TWO, (0.2, 0.4, 0.6)))])
     assert results.epochs == (1, 3)
     assert results.pretrained.mean_validation_accuracy.center == pytest.approx(0.7)
     assert results.scratch.mean_validation_accuracy.center == pytest.approx(0.4)
-    assert results.mean_validation_gain.center == pytest.approx(0.3)
-
-
-def test_the_gain_under_the_curve_is_that_of_pairs_or_of_means(tmp_path, results):
-    assert results.mean_validation_gain.values == pytest.approx([0.6 - 0.4])  # seed 1 alone is in both arms
-    ours = arm(tmp_path / "more", "encoder", (0, ALL, (0.5, 0.7)), (1, THREE, (0.7, 0.9)))
-    unpaired = measure(ours, arm(tmp_path / "more", "scratch", (5, TWO, (0.2, 0.4))))
-    assert unpaired.mean_validation_gain.values == pytest.approx([(0.6 + 0.8) / 2 - 0.3])
 
 
 def test_without_a_range_of_epochs_there_is_no_area(tmp_path):
-    results = measure(arm(tmp_path, "encoder", (0, ALL, (0.9,))), arm(tmp_path, "scratch", (0, TWO, (0.5, 0.6))))
-    assert results.epochs is results.pretrained.mean_validation_accuracy is results.mean_validation_gain is None
+    results = measure([arm(tmp_path, "encoder", (0, ALL, (0.9,)))], [arm(tmp_path, "scratch", (0, TWO, (0.5, 0.6)))])
+    assert results.epochs is results.pretrained.mean_validation_accuracy is None
 
 
 def test_json_says_null_where_a_target_was_not_reached(results):
@@ -93,9 +89,49 @@ def test_images_that_any_pre_training_has_seen_are_left_out_of_both_arms(tmp_pat
         for seed, right, mask in zip((0, 1), (ALL, THREE), masks, strict=True)
     ]
     other = read_run(write_run(tmp_path / "other", "scratch", TWO, seen=(False,) * 4))
-    results = measure(ours, [other])
+    results = measure([ours], [[other]])
     assert results.num_seen_test_images == 2 and results.unseen.num_images == 2
     assert results.unseen.pretrained.values == (1.0, 0.5) and results.unseen.scratch.values == (0.0,)
     assert results.unseen.gain == pytest.approx(0.75)
     unknown = read_run(write_run(tmp_path / "unknown", "encoder", ALL, seed=2))
-    assert measure([*ours, unknown], [other]).num_seen_test_images is None
+    assert measure([[*ours, unknown]], [[other]]).num_seen_test_images is None
+
+
+def of_encoders(folder: Path, rights: dict[str, list[tuple[bool, ...]]]) -> list[Run]:
+    """Fine-tuning runs of encoders with one pre-training recipe, a seed each."""
+    runs = []
+    for number, (encoder, of_encoder) in enumerate(rights.items()):
+        pretraining = folder / encoder
+        pretraining.mkdir(parents=True)
+        (pretraining / "run.json").write_text(json.dumps({"data_fingerprint": "f"}))
+        (pretraining / "config.yaml").write_text(parse.to_yaml(PretrainConfig(train=PretrainTrainConfig(seed=number))))
+        for seed, right in enumerate(of_encoder):
+            run = write_run(folder / f"{encoder}-{seed}", str(pretraining), right, seed=seed, init_digest=encoder)
+            runs.append(read_run(run))
+    return runs
+
+
+def test_with_several_encoders_the_unit_is_the_encoder(tmp_path):
+    ours = of_encoders(tmp_path, {"one": [ALL, TWO], "two": [ALL, ALL], "three": [THREE, TWO]})
+    assert len({run.recipe for run in ours}) == 1
+    scratch = arm(tmp_path, "scratch", (0, TWO, (0.6,)), (1, ONE, (0.6,)))
+    results = measure([ours], [scratch])
+    assert results.pretrained.accuracy.values == (0.75, 1.0, 0.625)
+    assert (results.pretrained.num_units, results.pretrained.spread_over) == (3, "encoders")
+    assert results.seeds_test.p_value == pytest.approx(
+        ttest_ind([0.75, 1.0, 0.625], [0.5, 0.25], equal_var=False).pvalue
+    )
+
+
+def test_several_fine_tunings_of_one_encoder_have_a_spread_of_their_own_and_no_p_value_for_the_pipeline(tmp_path):
+    ours = of_encoders(tmp_path, {"one": [ALL, ALL, THREE]})
+    results = measure([ours], [arm(tmp_path, "scratch", (0, TWO, (0.6,)), (1, ONE, (0.6,)))])
+    assert results.pretrained.spread_over == "fine-tuning seeds of one encoder"
+    assert results.scratch.spread_over == "seeds" and results.seeds_test is None
+
+
+def test_encoders_with_different_numbers_of_runs_have_equal_weight(tmp_path):
+    ours = of_encoders(tmp_path, {"one": [ALL, ALL, ALL], "two": [(False,) * 4]})
+    results = measure([ours], [arm(tmp_path, "scratch", (0, TWO, (0.6,)))])
+    assert results.pretrained.accuracy.center == 0.5 == results.gain + 0.5
+    assert results.gain_interval.low == pytest.approx(-0.5) and results.gain_interval.high == pytest.approx(0.5)

@@ -11,8 +11,9 @@ from run_folders import HALF, write_run
 
 from mae_hf.commands import compare as compare_command
 from mae_hf.errors import ConfigError
+from mae_hf.models.pretrained import open_encoder, weights_digest
 from mae_hf.report import write
-from mae_hf.report.comparison import compare
+from mae_hf.report.comparison import compare_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_pa
     assert html.count('src="data:image/png;base64,') == len(list(out.glob("*.png"))) and len(html) < 5e6
     numbers = json.loads((out / "comparison.json").read_text())
     assert numbers["points"] == 25 and numbers["answer"] == comparison.answer()
-    assert numbers["notes"] == comparison.notes() and any("single seed" in note for note in numbers["notes"])
+    assert numbers["notes"] == comparison.notes() and any("single run" in note for note in numbers["notes"])
     assert numbers["results"]["pretrained"]["accuracy"]["values"] == [0.75]
     assert [row["test_accuracy"] for row in numbers["runs"]] == [0.75, 0.5]
     assert numbers["confusion_matrix"]["MAE pre-trained"] == [[2, 0], [1, 1]]
@@ -35,6 +36,18 @@ def test_the_page_says_what_is_gone(runs, comparison, tmp_path):
     for path in (runs[0] / "figures").iterdir():
         path.unlink()
     assert "No reconstruction: " in write.write_report(comparison, tmp_path / "out").read_text()
+
+
+def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_path, capsys):
+    record = json.loads((runs[1] / "run.json").read_text())
+    digest = weights_digest(open_encoder(str(runs[0]), "sdpa"))
+    for known, is_said in ((digest, False), ("0" * 16, True)):
+        (runs[1] / "run.json").write_text(json.dumps(record | {"init_digest": known}))
+        report = write.write_report(compare_runs([runs[1]], [runs[2]]), tmp_path / "out")
+        text = f"The encoder {runs[0]} has changed since {runs[1]} started from it"
+        assert (text in capsys.readouterr().err) == is_said
+        notes = json.loads((report.parent / "comparison.json").read_text())["notes"]
+        assert any(note.startswith(text) for note in notes) == is_said == ("has changed since" in report.read_text())
 
 
 def test_an_output_folder_that_is_a_file_is_refused(comparison, tmp_path):
@@ -49,7 +62,7 @@ def test_the_table_marks_the_chosen_runs_and_says_not_reached(tmp_path):
         write_run(tmp_path / f"s{i}", "scratch", HALF, curve=(0.3, 0.65 - i / 10), layer_decay=1.0 - i / 10)
         for i in range(2)
     ]
-    head, _, *rows = write.text_table(compare([slow], scratch)).splitlines()
+    head, _, *rows = write.text_table(compare_runs([slow], scratch)).splitlines()
     assert re.split(r"  +", head)[2:] == [
         "accuracy",
         "macro-F1",

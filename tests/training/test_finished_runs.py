@@ -1,8 +1,9 @@
-"""Reading a run: scores come from its predictions; files that are missing or contradict each other are named."""
+"""Reading a run: files that are missing, malformed or from different runs are named in one line."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,8 @@ from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.errors import ConfigError
-from mae_hf.training.finished_runs import read_run
+from mae_hf.evaluation.predictions import write_predictions
+from mae_hf.training.finished_runs import read_predictions, read_run
 
 THREE = (True, True, True, False)
 
@@ -31,11 +33,19 @@ def refuses(folder: Path) -> str:
     return str(error.value)
 
 
-def test_scores_come_from_the_predictions_in_whatever_order_they_are(tmp_path):
-    run = read_run(write_run(tmp_path / "mae", "encoder", THREE, index=(3, 1, 0, 2)))
-    assert run.index.tolist() == [0, 1, 2, 3] and run.labels.tolist() == [1, 0, 1, 0]
-    assert run.scores["accuracy"] == 0.75
-    assert run.scores["confusion_matrix"] == [[2, 0], [1, 1]]
+def test_predictions_are_read_in_the_order_of_their_index(tmp_path):
+    test = read_run(write_run(tmp_path / "mae", "encoder", THREE, index=(3, 1, 0, 2), seen=(True, *[False] * 3))).test
+    assert test.index.tolist() == [0, 1, 2, 3] and test.labels.tolist() == [1, 0, 1, 0]
+    assert test.predictions.tolist() == [1, 0, 0, 0] and test.correct.tolist() == [True, True, False, True]
+    assert test.probabilities[2] == pytest.approx([0.9, 0.1]) and test.seen.tolist() == [False, False, False, True]
+
+
+def test_predictions_are_read_as_the_recipes_write_them(tmp_path):
+    probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
+    write_predictions(tmp_path / "predictions.parquet", np.array([1, 1]), probabilities, None)
+    read = read_predictions(tmp_path / "predictions.parquet", 2)
+    assert read.predictions.tolist() == [1, 0] and read.seen is None
+    assert read.probabilities.tolist() == probabilities.tolist()
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
@@ -47,11 +57,12 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("metrics.json", "is unfinished (no metrics.json): run its command again"),
+        ("metrics.json", "mae has no metrics.json: the run is unfinished. Run its command again"),
         ("predictions.parquet", "give fine-tuning runs, not pre-training runs"),
-        ("model/config.json", "no model/config.json"),
+        ("validation_predictions.parquet", "validation_predictions.parquet is missing: run scripts/finetune.py again"),
+        ("model/config.json", "config.json cannot be read (No such file or directory)"),
         ("metrics.jsonl", "metrics.jsonl is missing"),
-        ("run.json", "run.json is missing"),
+        ("run.json", "run.json cannot be read (No such file or directory)"),
     ],
 )
 def test_a_run_without_one_of_its_files_is_refused(folder, missing, message):
@@ -62,21 +73,24 @@ def test_a_run_without_one_of_its_files_is_refused(folder, missing, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metrics.json", "{", "metrics.json is not valid JSON"),
-        ("metrics.json", "{}", "lacks test/accuracy, test/f1, eval/accuracy, best_epoch"),
-        ("metrics.jsonl", '{"step": 1, "epoch": 1}\n{"st', "metrics.jsonl, line 2 is not valid JSON"),
+        ("metrics.json", "{", "metrics.json cannot be read (Expecting property name"),
+        ("metrics.json", "{}", "metrics.json: test/accuracy is 'None', not of type float"),
+        ("metrics.json", '{"test/accuracy": NaN}', "metrics.json: test/accuracy is 'nan', not of type float"),
+        ("metrics.jsonl", '{"step": 1, "epoch": 1}\n{"st', "metrics.jsonl, line 2 cannot be read (Unterminated"),
+        ("metrics.jsonl", '{"epoch": 2}\n{"epoch": 1}', "line 2 has no epoch, or one before that of the line above"),
+        ("metrics.jsonl", '{"step": 1}', "line 1 has no epoch"),
+        ("metrics.jsonl", "[1]", "line 1 cannot be read (the file is '[1]', not of type dict"),
+        ("run.json", "[]", "run.json cannot be read (the file is not a JSON object)"),
+        ("run.json", '{"num_machines": "x"}', "run.json cannot be read (num_machines is 'x', not of type int)"),
+        ("model/config.json", '{"id2label": {"a": "cat"}}', "keys of id2label are not the class numbers"),
         (
-            "metrics.jsonl",
-            '{"step": 1, "epoch": 2}\n{"step": 2, "epoch": 1}',
-            "line 2 does not hold numbers and a rising",
+            "model/config.json",
+            '{"id2label": {"0": 1}}',
+            "cannot be read (0 is '1', not of type str",
         ),
-        ("metrics.jsonl", '{"step": 1, "epoch": 1, "eval/accuracy": "x"}', "line 1 does not hold numbers"),
-        ("metrics.jsonl", '{"step": 1}', "line 1 does not hold numbers and a rising epoch"),
-        ("metrics.jsonl", "[1]", "line 1 does not hold numbers"),
-        ("run.json", "[]", "run.json is not a JSON object"),
-        ("model/config.json", '{"id2label": {"a": "cat"}}', "keys that are no class numbers, a"),
-        ("predictions.parquet", "not parquet", "predictions.parquet is not a readable parquet file"),
-        ("model/config.json", "{}", "predictions.parquet: probabilities of shape (4, 2)"),
+        ("model/config.json", '{"id2label": {"0": "a"}}', "a row has not one probability for each of the 1 classes"),
+        ("model/config.json", "{}", "config.json cannot be read (id2label is missing)"),
+        ("predictions.parquet", "not parquet", "predictions.parquet cannot be read ("),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(folder, name, content, message):
@@ -84,24 +98,28 @@ def test_a_file_that_cannot_be_read_is_named(folder, name, content, message):
     assert message in refuses(folder)
 
 
-def test_scores_that_disagree_with_the_predictions_are_an_error(folder):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test/accuracy": 0.750002}, "metrics.json has test/accuracy 0.750002, predictions.parquet has 0.750000"),
+        (
+            {"eval/accuracy": 0.8},
+            "has eval/accuracy 0.800000, validation_predictions.parquet has 0.900000",
+        ),
+    ],
+)
+def test_scores_that_disagree_with_the_predictions_are_an_error(folder, changes, message):
     path = folder / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"test/accuracy": 0.750002}))
-    assert "metrics.json says test/accuracy 0.750002, predictions.parquet gives 0.750000" in refuses(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert message in refuses(folder)
 
 
-def test_a_metric_that_is_no_number_is_refused(folder):
-    path = folder / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eval/accuracy": float("nan")}))
-    assert "says eval/accuracy nan, which is no finite number" in refuses(folder)
-
-
-def test_curves_of_another_run_are_refused(folder):
+def test_curves_of_a_different_run_are_refused(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    assert "says eval/accuracy 0.9000, the best of metrics.jsonl is 0.7000" in refuses(folder)
+    assert "has eval/accuracy 0.900000, metrics.jsonl has 0.700000" in refuses(folder)
     (folder / "metrics.jsonl").write_text("")
-    assert "the best of metrics.jsonl is nan" in refuses(folder)
+    assert "metrics.jsonl has nan" in refuses(folder)
 
 
 def test_values_that_were_not_finite_are_left_out_of_the_curves(folder):
@@ -124,19 +142,17 @@ def rewrite(folder: Path, **columns: list) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.1, float("nan")], [0.9, 0.1]]}, "not finite"),
-        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.1, 0.7], [0.9, 0.1]]}, "row 2 add up to 0.8000, not to 1"),
-        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]}, "1 predictions are not the class of the"),
-        ({"probabilities": [[0.9, 0.1], [1.0], [0.1, 0.9], [0.9, 0.1]]}, "rows of probabilities differ in length"),
+        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.1, float("nan")], [0.9, 0.1]]}, "below 0 or not finite"),
+        ({"probabilities": [[0.9, 0.1], [0.9, 0.1], [0.1, 0.7], [0.9, 0.1]]}, "probabilities do not add up to 1"),
+        ({"probabilities": [[0.9, 0.1]] * 4}, "a prediction is not the class of the greatest probability"),
+        ({"probabilities": [[0.9, 0.1], [1.0], [0.1, 0.9], [0.9, 0.1]]}, "a row has not one probability for each"),
         ({"prediction": [0, None, 1, 0]}, "has empty values in prediction"),
-        ({"label": ["0", "0", "1", "1"]}, "has the types int64, string, int64, list"),
-        ({"probabilities": [["a", "b"]] * 4}, "string>, bool in index, label, prediction, probabilities"),
-        ({"probabilities": [0.5, 0.5, 0.5, 0.5]}, "whole numbers, lists of probabilities and true or false are"),
-        ({"index": [0, 1, 2, 2]}, "names an image twice"),
+        ({"label": ["a", "0", "1", "1"]}, "predictions.parquet cannot be read (Failed to parse string: 'a'"),
+        ({"probabilities": [["a", "b"]] * 4}, "predictions.parquet cannot be read ("),
+        ({"probabilities": [0.5, 0.5, 0.5, 0.5]}, "predictions.parquet cannot be read ("),
+        ({"index": [0, 1, 2, 2]}, "an image has several rows"),
         ({"seen": [True, None, False, False]}, "has empty values in seen"),
-        ({"seen": [1, 0, 0, 0]}, "true or false are needed"),
-        ({"seen": [True, False, False, False]}, "metrics.json says num_seen_test_images nan"),
-        ({"label": [0, 0, 1, 2]}, "labels from 0 to 2: with 2 classes they must lie between 0 and 1"),
+        ({"label": [0, 0, 1, 2]}, "a class is not one of 0 to 1"),
     ],
 )
 def test_predictions_that_cannot_be_right_are_refused(folder, columns, message):

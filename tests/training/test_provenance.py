@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mae_hf.leakage.record import NOT_PRETRAINED, audit_json
-from mae_hf.training.provenance import Provenance, find_provenance, find_provenances
+from mae_hf.training.provenance import Provenance, RunRecord, find_provenance, find_provenances
 
 AUDIT = audit_json(NOT_PRETRAINED)
 
@@ -25,7 +25,7 @@ def pretraining(tmp_path: Path) -> Path:
 def test_the_audit_and_record_are_found_from_the_run_its_model_or_its_encoder(pretraining, init, audit):
     (pretraining / audit / "audit.json").write_text(AUDIT)
     found = find_provenance(str(pretraining / init))
-    assert (found.record, found.audit, found.problem) == ({"num_train_images": 1240}, NOT_PRETRAINED, None)
+    assert (found.record, found.audit, found.problem) == (RunRecord(num_train_images=1240), NOT_PRETRAINED, None)
     assert found.folder is not None and found.folder.samefile(pretraining)
 
 
@@ -47,7 +47,7 @@ def test_an_audit_that_cannot_be_read_is_named(pretraining, content, message):
     (pretraining / "audit.json").write_text(content)
     provenance = find_provenance(str(pretraining))
     assert provenance.audit is None and message in str(provenance.problem)
-    assert provenance.record == {"num_train_images": 1240}
+    assert provenance.record == RunRecord(num_train_images=1240)
 
 
 def test_an_encoder_that_several_runs_started_from_is_found_once():

@@ -165,12 +165,12 @@ def measure_finetuning(results: Results, line: dict[str, Any], script: Path, con
     if results.has(line["label_set"], line["arm"], line["method"], None):
         return
     run = run_finetuning(script, config)
-    num_validation = run.record["num_validation_images"]
+    num_validation = run.record.num_validation_images or 0
     measured = {
         "pooling": None,
-        "num_labels": run.record["num_train_images"] + num_validation,
+        "num_labels": (run.record.num_train_images or 0) + num_validation,
         "num_validation_labels": num_validation,
         "validation_accuracy": run.metrics["eval/accuracy"],
         "settings": {"best_epoch": run.metrics["best_epoch"], "epochs": config.train.epochs, "seed": config.train.seed},
     }
-    results.add({**line, **measured}, run.probabilities)
+    results.add({**line, **measured}, run.test.probabilities)

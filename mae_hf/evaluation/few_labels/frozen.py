@@ -72,12 +72,12 @@ def load_features(
     """The features of all images, read from a file or computed and kept in it.
 
     Args:
-        path: the .npz file; one that was made by other weights or from other images is made anew.
+        path: the .npz file; it is written again if weights, images or precision differ.
         encoder: a `ViTModel` in eval mode.
         images: the labelled train images and test.
         batch_size: images at once.
     """
-    key = " ".join([weights_digest(encoder), images.fingerprint])
+    key = " ".join([weights_digest(encoder), images.fingerprint, accelerator.mixed_precision])
     names = [f"{part}-{pooling}" for part in ("train", "test") for pooling in POOLINGS]
     arrays: dict[str, Any] = {}
     if path.exists():

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mae_hf.errors import ConfigError
 from mae_hf.report import networks
-from mae_hf.report.comparison import Comparison
+from mae_hf.report.comparison import PRETRAINED_ARM, SCRATCH_ARM, Comparison
 from mae_hf.report.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
 from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_mistakes
-from mae_hf.report.pictures.picture import Picture, arms
+from mae_hf.report.pictures.picture import Picture
 
-__all__ = ["Picture", "Pictures", "arms", "draw_pictures"]
+__all__ = ["Picture", "Pictures", "draw_pictures"]
 
 _FILES = (
     *("curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding", "embedding_umap"),
@@ -46,12 +46,12 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
         (folder / f"{name}.png").unlink(missing_ok=True)
     pictures = draw_scores(comparison, folder)
     notes: list[str] = []
-    probabilities = {arm: run.probabilities for arm, run in arms(comparison).items()}
+    probabilities = {arm: run.test.probabilities for arm, run in comparison.best.items()}
     picture, calibration_error = draw_reliability(comparison, probabilities, folder)
     pictures.append(picture)
     trust: dict[str, float] = {}
     try:
-        images = networks.open_test_images(comparison.scratch[0])
+        images = networks.open_test_images(comparison.best[SCRATCH_ARM])
     except ConfigError as error:
         notes.append(f"No t-SNE map, no mistakes and no attention: {error}")
     else:
@@ -60,7 +60,7 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
         notes += [f"{name} is not drawn: {reason}" for name, reason in missing.items()]
         drawn, trust = draw_maps(opened, images, folder, notes)
         pictures += drawn + draw_attention(opened, images, folder, notes)
-    pictures += draw_reconstructions(comparison.pretrained[0], folder, notes)
+    pictures += draw_reconstructions(comparison.best[PRETRAINED_ARM], folder, notes)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     return Pictures(pictures, notes, trust, calibration_error)

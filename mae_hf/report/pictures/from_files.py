@@ -12,18 +12,18 @@ from mae_hf import figures
 from mae_hf.evaluation.calibration import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts
-from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
-from mae_hf.report.pictures.picture import Picture, arms, panel_title
-from mae_hf.report.results import f1_of_classes
+from mae_hf.report.comparison import Comparison
+from mae_hf.report.pictures.picture import Picture, panel_title
+from mae_hf.report.results import f1_of_classes, scores_on_test
 from mae_hf.training.finished_runs import Run
 from mae_hf.training.provenance import find_provenance
 
 
 def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
     """Curves, confusion matrices and F1 per class."""
-    labels, class_names = comparison.scratch[0].labels, comparison.scratch[0].class_names
-    chosen = dict(zip((PRETRAINED, SCRATCH), comparison.chosen, strict=True))
-    given = {PRETRAINED: comparison.pretrained, SCRATCH: comparison.scratch}
+    labels, class_names = comparison.runs[0].test.labels, comparison.runs[0].class_names
+    given = comparison.arms
+    chosen = dict(zip(given, comparison.chosen, strict=True))
     curves = charts.curves_figure(
         {arm: [run.history for run in runs] for arm, runs in chosen.items()},
         "Fine-tuning on the same labels",
@@ -31,7 +31,7 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
         others={arm: [run.history for run in runs if run not in chosen[arm]] for arm, runs in given.items()},
     )
     confusion = charts.confusion_figure(
-        {panel_title(arm, run): run.scores["confusion_matrix"] for arm, run in arms(comparison).items()},
+        {panel_title(arm, run): scores_on_test(run)["confusion_matrix"] for arm, run in comparison.best.items()},
         class_names,
         f"Confusion on the {len(labels):,} test images",
     )
@@ -66,13 +66,13 @@ def draw_reliability(
     comparison: Comparison, probabilities: dict[str, NDArray[np.float64]], folder: Path
 ) -> tuple[Picture, dict[str, float]]:
     """The reliability diagram of both arms, and their expected calibration errors."""
-    labels = comparison.scratch[0].labels
+    labels = comparison.runs[0].test.labels
     by_arm = {arm: reliability(labels, values) for arm, values in probabilities.items()}
     errors = {arm: bins.error for arm, bins in by_arm.items()}
     panels = {}
     for arm, bins in by_arm.items():
         sure = f"mean confidence {100 * probabilities[arm].max(axis=1).mean():.1f} %"
-        title = f"{panel_title(arm, arms(comparison)[arm])}\n{sure}, calibration error {100 * bins.error:.1f} %"
+        title = f"{panel_title(arm, comparison.best[arm])}\n{sure}, calibration error {100 * bins.error:.1f} %"
         panels[title] = bins.counts, bins.confidence, bins.accuracy
     figure = charts.reliability_figure(
         panels,

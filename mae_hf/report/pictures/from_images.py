@@ -18,7 +18,7 @@ from mae_hf.figures import charts, label_of, sheets
 from mae_hf.report import networks
 from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network
-from mae_hf.report.pictures.picture import Picture, arms, panel_title
+from mae_hf.report.pictures.picture import Picture, panel_title
 
 MAX_POINTS = 1000
 MAX_MISTAKES = 9
@@ -26,9 +26,9 @@ MAX_ATTENTION = 6
 SEED = 0  # of the drawn test images and of the maps
 # What each network of a map has seen.
 _SEEN = {
-    networks.PRETRAINED: "no labels seen",
-    networks.UNTRAINED: "random weights",
-    networks.SCRATCH: "labels seen",
+    networks.PRETRAINED_ENCODER: "no labels seen",
+    networks.RANDOM_ENCODER: "random weights",
+    networks.SUPERVISED_ENCODER: "labels seen",
 }
 
 
@@ -36,7 +36,8 @@ def draw_mistakes(
     comparison: Comparison, probabilities: dict[str, NDArray[np.float64]], images: ImageSet, folder: Path
 ) -> Picture:
     """The mistakes that each arm is surest of."""
-    labels, names = comparison.scratch[0].labels, [label_of(name, 18) for name in comparison.scratch[0].class_names]
+    run = comparison.runs[0]
+    labels, names = run.test.labels, [label_of(name, 18) for name in run.class_names]
     mistakes = {}
     for arm, values in probabilities.items():
         rows = most_confident_mistakes(labels, values, MAX_MISTAKES)
@@ -45,7 +46,7 @@ def draw_mistakes(
             f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"
             for row, guess in zip(rows, predicted, strict=True)
         ]
-        mistakes[panel_title(arm, arms(comparison)[arm])] = images.batch(rows).numpy(), texts
+        mistakes[panel_title(arm, comparison.best[arm])] = images.batch(rows).numpy(), texts
     figure = sheets.mistakes_figure(mistakes, "The most confident mistakes")
     return Picture(
         figures.save(figure, folder / "mistakes.png"),
@@ -100,7 +101,7 @@ def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, n
     """Where the networks look: the mean over heads for an image of each class, and every head for the first of them."""
     rows = _one_of_each_class(images.labels)[:MAX_ATTENTION]
     maps = {}
-    for name in [name for name in opened if name != networks.UNTRAINED]:
+    for name in [name for name in opened if name != networks.RANDOM_ENCODER]:
         try:
             maps[name] = opened[name].attention(images, rows)
         except ValueError as error:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from mae_hf.report.comparison import PRETRAINED, SCRATCH, Comparison
+from mae_hf.report.results import scores_on_test
 from mae_hf.training.finished_runs import Run
 
 
@@ -24,9 +24,4 @@ class Picture:
 
 def panel_title(arm: str, run: Run) -> str:
     """What a panel is called that shows one run of an arm."""
-    return f"{arm}\n{run.path.name}, {100 * run.scores['accuracy']:.1f} % right"
-
-
-def arms(comparison: Comparison) -> dict[str, Run]:
-    """The run that speaks for each arm, by the arm's name."""
-    return {PRETRAINED: comparison.pretrained[0], SCRATCH: comparison.scratch[0]}
+    return f"{arm}\n{run.path.name}, {100 * scores_on_test(run)['accuracy']:.1f} % right"

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -37,14 +38,17 @@ def encoder(seed: int) -> ViTModel:
     return ViTModel(ViTConfig(**SHAPE, intermediate_size=32), add_pooling_layer=False).eval()
 
 
-def test_features_are_kept_until_a_weight_or_an_image_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_features_are_kept_until_a_weight_an_image_or_the_precision_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     whole = load_protocol_images(DATA, 16, None)
     path, calls = tmp_path / "features.npz", []
     extract = frozen.extract_features
     monkeypatch.setattr(frozen, "extract_features", lambda *words: calls.append(1) or extract(*words))
 
-    def load(model: ViTModel, images: ProtocolImages) -> FrozenFeatures:
-        return load_features(path, Accelerator(cpu=True), model, images, DATA, 256)
+    def load(model: ViTModel, images: ProtocolImages, precision: str = "no") -> FrozenFeatures:
+        AcceleratorState._reset_state()
+        return load_features(path, Accelerator(cpu=True, mixed_precision=precision), model, images, DATA, 256)
 
     first = load(encoder(0), whole)
     assert len(calls) == 3
@@ -53,8 +57,10 @@ def test_features_are_kept_until_a_weight_or_an_image_changes(tmp_path: Path, mo
     assert len(calls) == 3
     assert (again.train["mean"] == first.train["mean"]).all() and (again.test["cls"] == first.test["cls"]).all()
     assert (load(encoder(1), whole).train["cls"] != first.train["cls"]).any() and len(calls) == 6
+    half = load(encoder(1), whole, "bf16").train["cls"]
+    assert len(calls) == 9 and (half != load(encoder(1), whole).train["cls"]).any() and len(calls) == 12
     load(encoder(1), dataclasses.replace(whole, train=whole.train[:1]))
-    assert len(calls) == 8
+    assert len(calls) == 14
 
 
 def drawn() -> tuple[FrozenFeatures, np.ndarray]:

@@ -8,7 +8,7 @@ from PIL import Image
 from run_folders import HALF, THREE, write_run
 
 from mae_hf.figures import charts
-from mae_hf.report.comparison import Comparison, compare
+from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
 
 
@@ -17,7 +17,7 @@ def comparison(tmp_path: Path) -> Comparison:
     """Two arms; of three classes one has no test images."""
     names = ("cat", "dog", "cow")
     ours = write_run(tmp_path / "mae", str(tmp_path / "encoder"), THREE, class_names=names)
-    return compare([ours], [write_run(tmp_path / "scratch", "scratch", HALF, class_names=names)])
+    return compare_runs([ours], [write_run(tmp_path / "scratch", "scratch", HALF, class_names=names)])
 
 
 def test_a_class_without_test_images_has_no_f1(comparison, tmp_path, monkeypatch):
@@ -42,7 +42,7 @@ def test_the_caption_says_when_there_are_too_few_images_for_a_reliability_diagra
 @pytest.mark.parametrize("over_time", [False, True])
 @pytest.mark.parametrize("init", ["encoder", "encoder/model", "encoder/model/encoder"])
 def test_the_reconstruction_is_that_over_time_or_else_the_newest(comparison, tmp_path, over_time, init):
-    run, figures = comparison.pretrained[0], tmp_path / "encoder" / "figures"
+    run, figures = comparison.best["MAE pre-trained"], tmp_path / "encoder" / "figures"
     figures.mkdir(parents=True)
     (tmp_path / "encoder" / "model" / "encoder").mkdir(parents=True)
     (tmp_path / "encoder" / "run.json").write_text("{}")
@@ -59,7 +59,7 @@ def test_the_reconstruction_is_that_over_time_or_else_the_newest(comparison, tmp
 
 def test_no_reconstruction_is_said(comparison, tmp_path):
     notes: list[str] = []
-    assert draw_reconstructions(comparison.pretrained[0], tmp_path, notes) == []
+    assert draw_reconstructions(comparison.best["MAE pre-trained"], tmp_path, notes) == []
     assert notes == [f"No reconstruction: {tmp_path / 'encoder'} has no figures/reconstruction*.png"]
 
 
@@ -68,6 +68,6 @@ def test_a_hub_id_has_no_reconstruction_whatever_lies_in_the_folder_of_the_comma
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "figures").mkdir()
     Image.new("RGB", (40, 20)).save(tmp_path / "figures" / "reconstruction-1.png")
-    run = comparison.pretrained[0]
+    run = comparison.best["MAE pre-trained"]
     object.__setattr__(run.config.model, "init", "user/name")
     assert draw_reconstructions(run, tmp_path, []) == []

@@ -18,7 +18,7 @@ from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_m
 @pytest.fixture
 def images(comparison: Comparison) -> ImageSet:
     """The four test images."""
-    return open_test_images(comparison.scratch[0])
+    return open_test_images(comparison.best["from scratch"])
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
     rows = np.random.default_rng(from_images.SEED).permutation(4)
     assert not notes and drawn["labels"].tolist() == images.labels[rows].tolist()
     for name, (title, points) in zip(
-        (networks.PRETRAINED, networks.UNTRAINED, networks.SCRATCH), drawn["points"].items(), strict=True
+        (networks.PRETRAINED_ENCODER, networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER),
+        drawn["points"].items(),
+        strict=True,
     ):
         assert (title.startswith(name) and "trustworthiness 0." in title) or "trustworthiness 1." in title
         np.testing.assert_array_equal(points, opened[name].features(images, rows)[:, :2])
@@ -77,11 +79,11 @@ def test_an_installed_umap_is_drawn_too(opened, images, tmp_path, monkeypatch):
 
 def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, images, tmp_path):
     with torch.no_grad():
-        opened[networks.PRETRAINED].encoder.layers[0].attention.q_proj.bias.fill_(math.nan)
+        opened[networks.PRETRAINED_ENCODER].encoder.layers[0].attention.q_proj.bias.fill_(math.nan)
     notes: list[str] = []
     _, trust = draw_maps(opened, images, tmp_path, notes)
     pictures = draw_attention(opened, images, tmp_path, notes)
-    assert trust.keys() == {networks.UNTRAINED, networks.SCRATCH} and len(pictures) == 2
+    assert trust.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER} and len(pictures) == 2
     assert notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 features are not finite")
     assert notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
 
@@ -101,7 +103,7 @@ def test_attention_is_that_of_an_image_of_each_class_for_each_network(opened, im
     assert [name for name, _ in rows] == ["cat", "dog"]
     chosen = [int(image[0, 0, 0]) - 20 for _, image in rows]  # the colour tells the row
     assert [images.labels[row] for row in chosen] == [0, 1]
-    names = (networks.PRETRAINED, networks.FINETUNED, networks.SCRATCH)
+    names = (networks.PRETRAINED_ENCODER, networks.FINETUNED_ENCODER, networks.SUPERVISED_ENCODER)
     for name, found in zip(names, means.values(), strict=True):
         np.testing.assert_allclose(found, opened[name].attention(images, np.array(chosen)).mean(axis=1), rtol=1e-5)
     assert [" ".join(name.split()) for name, _ in networks_of_heads] == list(names)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from run_folders import HALF, write_run
 
-from mae_hf.report.comparison import compare
+from mae_hf.report.comparison import compare_runs
 from mae_hf.report.pictures import draw_pictures
 
 NAMES = [
@@ -68,5 +68,5 @@ def test_a_single_class_among_the_test_images_is_drawn(tmp_path):
         write_run(tmp_path / name, init, HALF, labels=(1, 1, 1, 1), class_names=("cat", "dog"), source="nowhere")
         for name, init in (("mae", "encoder"), ("scratch", "scratch"))
     ]
-    drawn = draw_pictures(compare(runs[:1], runs[1:]), tmp_path)
+    drawn = draw_pictures(compare_runs(runs[:1], runs[1:]), tmp_path)
     assert [picture.path.stem for picture in drawn.pictures] == NAMES[:4]
