@@ -14,7 +14,7 @@ from transformers import ViTForImageClassification
 
 from mae_hf.config.data import Triple
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
-from mae_hf.data.cache import to_rgb_square
+from mae_hf.data.decode import to_rgb_square
 from mae_hf.data.random import Draws
 from mae_hf.errors import require
 from mae_hf.figures import sheets

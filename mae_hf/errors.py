@@ -6,6 +6,7 @@ Every error message passes through `clean`.
 import os
 import re
 import unicodedata
+import warnings
 
 MAX_MESSAGE = 2000  # characters of a message; it ends with the fix
 MAX_NAME = 200  # characters of a class's name
@@ -75,6 +76,15 @@ class RunStopped(BaseException):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(clean(message))
         self.signal_number = signal_number
+
+
+class PlainWarning(UserWarning):
+    """A warning that commands print as one line, without the file and line of the code."""
+
+
+def warn(message: str) -> None:
+    """Warn with one line, once per process for the same line."""
+    warnings.warn(clean(message), PlainWarning, stacklevel=2)
 
 
 def require(condition: bool, message: str) -> None:

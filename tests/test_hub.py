@@ -26,7 +26,7 @@ from mae_hf.config.hub import HubConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
-from mae_hf.data.cache import to_rgb_square
+from mae_hf.data.decode import to_rgb_square
 from mae_hf.errors import ConfigError
 
 NEEDS_TORCHVISION = getattr(AutoImageProcessor, "is_dummy", False)

@@ -8,11 +8,12 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mae_hf.errors import ConfigError, RunError, RunStopped, redact
+from mae_hf.errors import ConfigError, PlainWarning, RunError, RunStopped, redact
 from mae_hf.training.signals import discard, stop_on_signals
 
 # The disk is full, over its quota or read-only; the folder belongs to someone else; nobody reads the output.
@@ -31,6 +32,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     command = typed_command()  # now: the launcher may be gone when the run stops
     stop_on_signals()
+    warnings.formatwarning = _format_warning
     try:
         main()
     except RunStopped as error:
@@ -62,6 +64,17 @@ def run(main: Callable[[], None]) -> NoReturn:
             time.sleep(_SECONDS_APART)
         os._exit(1)  # a broken process group cannot be closed: its threads still wait
     sys.exit(0)
+
+
+_format_with_code = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, PlainWarning):
+        return f"warning: {message}\n"
+    return _format_with_code(message, category, filename, lineno, line)
 
 
 def typed_command() -> str:

@@ -16,7 +16,8 @@ import torch
 
 from mae_hf.config.data import DataConfig
 from mae_hf.config.fields import Choice
-from mae_hf.data.cache import Store, decode, open_store
+from mae_hf.data.cache import Store, open_store
+from mae_hf.data.decode import decode
 from mae_hf.data.sources import load_splits
 from mae_hf.data.splits import Part, Split, carve, describe_few_labels, set_aside, stratified_draw
 from mae_hf.data.transfer import to_device

@@ -4,7 +4,6 @@ The roles are `unlabeled`, `train`, `validation` and `test`. A run carves a miss
 Nothing here decodes images: labels and the config are enough.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import numpy as np
 from datasets.data_files import SPLIT_KEYWORDS
 
 from mae_hf.config.data import NUM_FOLDS, DataConfig
-from mae_hf.errors import require
+from mae_hf.errors import require, warn
 
 FOLD_FRACTION = 0.2  # STL-10: 1,000 of 5,000
 FOLD_SEED = 0
@@ -108,7 +107,7 @@ def names_by_role(source: str, names: Iterable[str]) -> dict[str, str]:
         "one (--data.source)",
     )
     if ignored:
-        warnings.warn(f"{source}: left out {', '.join(ignored)}, the splits used are {', '.join(found)}", stacklevel=2)
+        warn(f"{source}: left out {', '.join(ignored)}, the splits used are {', '.join(found)}")
     return found
 
 

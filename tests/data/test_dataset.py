@@ -1,9 +1,5 @@
 """The right rows reach each stage: nothing of test is seen before the end, and labels stay with their images."""
 
-import hashlib
-import io
-import json
-import os
 import shutil
 from pathlib import Path
 
@@ -82,7 +78,7 @@ def test_pretraining_never_opens_the_test_split(image_folder):
     for file in (image_folder / "test").rglob("*.png"):
         file.write_bytes(b"cannot be decoded")
     load_pretraining_images(config(image_folder), 12)
-    with pytest.raises(ConfigError, match=r"test/cat/20.png cannot be decoded"):
+    with pytest.raises(ConfigError, match=r"no image of test in .* can be decoded"):
         load_labelled_images(config(image_folder), 12, roles=("test",))
 
 
@@ -141,14 +137,9 @@ def test_the_memory_of_a_process_does_not_grow_with_the_images(tmp_path):
     one = np.zeros((1, 96, 96, 3), np.uint8)
     many = np.broadcast_to(one[0], (100_000, 96, 96, 3))
     path = open_store(Split("drawn", "unlabeled", one, None, None, "many"), 96, cached).path
-    record = json.loads(path.with_suffix(".json").read_text())
-    del record["check"]
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": many.shape})
-    path.write_bytes(header.getvalue())
-    os.truncate(path, header.tell() + many.size)
-    check = hashlib.sha256(header.getvalue() + json.dumps(record).encode()).hexdigest()
-    path.with_suffix(".json").write_text(json.dumps({**record, "check": check}))
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": many.shape})
+        file.truncate(file.tell() + many.size)
 
     before = own_memory()
     store = open_store(Split("drawn", "unlabeled", many, None, None, "many"), 96, cached)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from mae_hf.data.cache import MAX_PIXELS, decode
 from mae_hf.data.dataset import load_image_files
+from mae_hf.data.decode import MAX_PIXELS, decode
 from mae_hf.errors import ConfigError
 
 SIZE = 16
@@ -192,7 +192,7 @@ def test_a_bomb_takes_less_than_256_mebibytes_and_a_few_seconds(tmp_path: Path):
     code = """if True:
         import resource, sys, time
         from pathlib import Path
-        from mae_hf.data.cache import decode
+        from mae_hf.data.decode import decode
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for file in sorted(Path(sys.argv[1]).iterdir()):
             start = time.process_time()
@@ -217,7 +217,7 @@ def test_the_largest_image_with_16_bits_takes_less_than_two_gigabytes(tmp_path: 
     code = """if True:
         import io, resource
         from PIL import Image
-        from mae_hf.data.cache import decode
+        from mae_hf.data.decode import decode
         target = io.BytesIO()
         Image.new("I;16", (8192, 8192), 257).save(target, "TIFF", compression="tiff_deflate")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,12 +7,11 @@ A note is a dict as JSON has it: `row` of the stream and `image`, where it is; `
 import contextlib
 import json
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_hf.errors import clean
+from mae_hf.errors import warn
 from mae_hf.files import moved_away
 
 FILE = "streamed-{}.jsonl"  # in the run folder
@@ -43,10 +42,9 @@ class StreamNotes:
                 return
             if what["kind"] == "bad" and not self._warned:
                 self._warned = True
-                found = f"{image} cannot be decoded ({what['cause']})"
-                warnings.warn(
-                    clean(f"{found}: another image takes its place, and that of all others that {self._file} names"),
-                    stacklevel=2,
+                warn(
+                    f"{image} cannot be decoded ({what['cause']}): another image takes its place, and that of all "
+                    f"others that {self._file} names"
                 )
             self._noted.add(row)
             try:  # the folder is there, or was moved away and is not to be made anew

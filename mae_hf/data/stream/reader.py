@@ -26,17 +26,17 @@ from numpy.typing import NDArray
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.train import Plan
-from mae_hf.data.cache import FIX, decode, open_store
+from mae_hf.data.cache import open_store
 from mae_hf.data.cores import num_cores
 from mae_hf.data.dataset import ImageSet
+from mae_hf.data.decode import FIX, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.data.stream.notes import StreamNotes
 from mae_hf.data.stream.order import StreamSampler, Window
 from mae_hf.data.stream.shards import SILENCE, Encoded, ShardReader, Shards, open_shards
 from mae_hf.errors import RunError, require
 
-CHUNK = 16  # images that a thread decodes at a time
-CHUNKS_AHEAD = 4  # for each decoding thread
+TASKS_AHEAD_PER_THREAD = 4
 FindDuplicate = Callable[[NDArray[np.uint8]], Mapping[str, Any] | None]
 POLL = 0.2  # seconds after which a thread that waits looks whether it is to stop
 
@@ -138,7 +138,7 @@ class StreamedImages:
         """Reads the batches from number `batch_index` on, those before `end`, until this context ends."""
         num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         micro_batch_size = len(self.sampler.micro_batches(batch_index)[0])
-        self._batches = queue.Queue(max(2, num_threads * CHUNKS_AHEAD * CHUNK // micro_batch_size))
+        self._batches = queue.Queue(max(2, num_threads * TASKS_AHEAD_PER_THREAD * IMAGES_PER_TASK // micro_batch_size))
         self._pool = ThreadPoolExecutor(num_threads, "decode")
         self._stopped.clear()
         windows = {reader: _Windows() for reader in self.sampler.readers}
@@ -208,7 +208,7 @@ class StreamedImages:
                 start = 0
                 for rows in self.sampler.micro_batches(batch_index):
                     share, start = images[start : start + len(rows)], start + len(rows)
-                    chunks = [share[at : at + CHUNK] for at in range(0, len(share), CHUNK)]
+                    chunks = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
                     self._put(_Batch(rows, [self._pool.submit(self._decode, chunk) for chunk in chunks]))
                 batch_index += 1
         except BaseException as error:
@@ -234,8 +234,8 @@ class StreamedImages:
             if isinstance(image, str):
                 if self._on_bad_image == "raise":
                     raise RunError(
-                        f"{self._shards.where(row)} cannot be decoded ({image}): {FIX}; the same command then goes on "
-                        "from the last checkpoint"
+                        f"{self._shards.where(row)} cannot be decoded ({image}): {FIX}; the same command then "
+                        "resumes from the last checkpoint"
                     )
                 self._notes.add(row, self._shards.where(row), {"kind": "bad", "cause": image})
                 continue

@@ -1,0 +1,101 @@
+"""Images of every mode and size become the pixels that the rules promise."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_hf.data.decode import to_rgb_square
+
+RANDOM = np.random.default_rng(0)
+
+
+def from_file(image: Image.Image, kind: str, **options) -> Image.Image:
+    """The image, written to a file and opened again."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return Image.open(io.BytesIO(file.getvalue()))
+
+
+def pixels(*shape: int, high: int = 256, dtype=np.uint8) -> np.ndarray:
+    return RANDOM.integers(0, high, shape).astype(dtype)
+
+
+def test_rgb_of_the_right_size_is_kept_bit_for_bit():
+    image = pixels(12, 12, 3)
+    np.testing.assert_array_equal(to_rgb_square(from_file(Image.fromarray(image), "PNG"), 12), image)
+
+
+def test_grey_is_repeated_and_one_bit_is_black_and_white():
+    grey = pixels(12, 12)
+    np.testing.assert_array_equal(to_rgb_square(from_file(Image.fromarray(grey), "PNG"), 12), np.stack([grey] * 3, -1))
+    bits = Image.fromarray((grey > 100).astype(np.uint8) * 255).convert("1")
+    np.testing.assert_array_equal(to_rgb_square(from_file(bits, "PNG"), 12)[..., 1], (grey > 100) * 255)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    grey = pixels(12, 12, high=65536, dtype=np.uint16)
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(
+            to_rgb_square(from_file(Image.fromarray(grey), kind), 12)[..., 2], np.round(grey / 65535 * 255)
+        )
+
+
+@pytest.mark.parametrize("highest", [1, 255])
+def test_floats_up_to_one_or_up_to_255_are_scaled(highest):
+    values = np.linspace(0, highest, 144).reshape(12, 12).astype(np.float32)
+    result = to_rgb_square(from_file(Image.fromarray(values), "TIFF"), 12)
+    np.testing.assert_allclose(result[..., 0], values / highest * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_over_white(mode):
+    image = pixels(12, 12, len(mode))
+    colour, alpha = image[..., :-1].astype(float), image[..., -1:] / 255
+    result = to_rgb_square(from_file(Image.fromarray(image, mode), "PNG"), 12)
+    np.testing.assert_allclose(result, np.broadcast_to(colour * alpha + 255 * (1 - alpha), (12, 12, 3)), atol=1)
+
+
+def test_a_palette_gives_its_colours_and_its_transparent_one_is_white():
+    palette, index = pixels(4, 3), pixels(12, 12, high=4)
+    image = Image.fromarray(index, "L").convert("P")
+    image.putpalette(palette.ravel().tolist())
+    np.testing.assert_array_equal(to_rgb_square(from_file(image, "PNG"), 12), palette[index])
+    palette[2] = 255
+    np.testing.assert_array_equal(to_rgb_square(from_file(image, "PNG", transparency=2), 12), palette[index])
+
+
+def test_cmyk_becomes_rgb():
+    inks = np.repeat(pixels(1, 1, 4), 12, 0).repeat(12, 1)
+    ink = inks.astype(float) / 255
+    result = to_rgb_square(from_file(Image.fromarray(inks, "CMYK"), "TIFF"), 12)
+    np.testing.assert_allclose(result, 255 * (1 - ink[..., :3]) * (1 - ink[..., 3:]), atol=2)
+    assert to_rgb_square(from_file(Image.fromarray(inks, "CMYK"), "JPEG"), 12).shape == (12, 12, 3)
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_the_orientation_in_exif_is_applied(orientation, turns):
+    image = pixels(12, 12, 3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    result = to_rgb_square(from_file(Image.fromarray(image), "PNG", exif=exif), 12)
+    np.testing.assert_array_equal(result, np.rot90(image, turns))
+
+
+@pytest.mark.parametrize("size", [(130, 97), (97, 130), (40, 200), (224, 224), (64, 64), (96, 151), (3, 2)])
+def test_other_sizes_are_resized_by_the_shorter_side_and_cropped_to_the_centre(size):
+    image = Image.fromarray(pixels(size[1], size[0], 3)).resize((max(2, size[0] // 3), size[1] // 3 or 1)).resize(size)
+    scale = 96 / min(size)
+    whole = image.resize((int(size[0] * scale), int(size[1] * scale)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - 96) // 2, (whole.height - 96) // 2
+    expected = np.asarray(whole.crop((left, top, left + 96, top + 96)), int)
+    np.testing.assert_allclose(to_rgb_square(image, 96), expected, atol=1)
+
+
+def test_a_long_thin_image_is_not_enlarged_as_a_whole():
+    start = time.thread_time()
+    result = to_rgb_square(Image.new("RGB", (60_000, 1), (1, 2, 3)), 96)  # as a whole it would be 5,760,000 x 96
+    assert (result == (1, 2, 3)).all()
+    assert time.thread_time() - start < 0.5
