@@ -1,4 +1,4 @@
-"""The demo: a page where people see what a model makes of their own images.
+"""The demo: a page where people try a model on their own images.
 
 S is the side of the model's square images, N the number of their patches.
 """
@@ -18,18 +18,17 @@ from mae_hf.data.decode import to_rgb_square
 from mae_hf.data.random import Draws
 from mae_hf.errors import require
 from mae_hf.figures import sheets
-from mae_hf.models.loading import read_config
-from mae_hf.models.locate import FIX_MODEL, find_model
+from mae_hf.models.io import Checkpoint, image_size_of, open_classifier, read_normalization
+from mae_hf.models.locate import FIX_MODEL
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct
-from mae_hf.models.pretrained import image_size_of, open_classifier, read_normalization
 
 if TYPE_CHECKING:
     import gradio
 
-PICTURE_SIZE = 320  # pixels on the page; digits of 32 would be too small to see
-# The image as it was uploaded, whatever its mode: what becomes of it is the store's business.
+PICTURE_SIZE = 320  # pixels on the page; a digit of 32 pixels is enlarged ten times
+# gradio must not convert or resize an upload: the model's own preparation does that.
 UPLOAD: dict[str, Any] = {"label": "image", "type": "pil", "image_mode": None, "sources": ["upload", "clipboard"]}
-# delete_cache: every 600 s gradio removes the images that it was given an hour ago; when it ends, all of them
+# delete_cache: every 600 s, gradio deletes uploads older than an hour; on exit it deletes all.
 BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (600, 3600)}
 
 Normalization = tuple[Triple, Triple]  # means and standard deviations of the channels
@@ -37,7 +36,7 @@ Normalization = tuple[Triple, Triple]  # means and standard deviations of the ch
 
 @torch.no_grad()
 def classify(model: ViTForImageClassification, normalization: Normalization, image: Image) -> dict[str, float]:
-    """The probability of each class; the image, of any mode and size, is prepared as in training."""
+    """Return the probability of each class for an image of any mode and size."""
     images = _prepare(image, image_size_of(model))
     probabilities = model(normalize(to_pixels(images), *normalization)).logits.float().softmax(dim=-1)[0]
     names = (model.config.id2label or {}).values()
@@ -47,13 +46,16 @@ def classify(model: ViTForImageClassification, normalization: Normalization, ima
 def hide_and_reconstruct(
     model: MaskedAutoencoder, normalization: Normalization, image: Image, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the model makes of an image, of any mode and size, when it sees few of its patches.
+    """Mask an image of any mode and size, and reconstruct the masked patches.
 
     Args:
-        seed: draws which patches are hidden.
+        model: the masked autoencoder.
+        normalization: of the model's image processor.
+        image: the image.
+        seed: decides which patches are masked.
 
     Returns:
-        The image, the image with its hidden patches in grey, and with them as predicted, each uint8 (S, S, 3).
+        The image, the image with grey masked patches, and with predicted masked patches, each uint8 (S, S, 3).
     """
     patch_embeddings = model.vit.embeddings.patch_embeddings
     images = _prepare(image, patch_embeddings.image_size[0])
@@ -66,20 +68,19 @@ def hide_and_reconstruct(
 
 
 def build_page(name: str) -> "gradio.Blocks":
-    """The page of a classifier (class probabilities) or a masked autoencoder (original, masked, reconstruction).
+    """Return the page of a classifier (class probabilities) or a masked autoencoder (image, masked, reconstruction).
 
     Args:
         name: run folder, model folder or Hub id.
 
     Raises:
-        ConfigError: gradio is not installed, or there is no such model, or it is of another kind.
+        ConfigError: gradio is not installed, or the model is missing or of another kind.
     """
     require(
         importlib.util.find_spec("gradio") is not None,
         "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
     )
-    path = find_model(name, FIX_MODEL)
-    architectures = read_config(name, path, FIX_MODEL).architectures or []
+    architectures = Checkpoint(name).config().architectures or []
     normalization = read_normalization(name)
     if "ViTForImageClassification" in architectures:
         return _classifier_page(name, open_classifier(name, "sdpa"), normalization)
@@ -88,14 +89,13 @@ def build_page(name: str) -> "gradio.Blocks":
         f"{name} is a {', '.join(architectures) or 'model without a class'}: the demo shows a classifier or a masked "
         f"autoencoder, {FIX_MODEL}",
     )
-    model = MaskedAutoencoder.from_pretrained(name).eval()
-    return _reconstruction_page(name, model, normalization)
+    return _reconstruction_page(name, MaskedAutoencoder.from_pretrained(name).eval(), normalization)
 
 
 def _classifier_page(name: str, model: ViTForImageClassification, normalization: Normalization) -> "gradio.Blocks":
     import gradio
 
-    def answer(image: Image | None) -> dict[str, float]:  # None: the image was taken away
+    def answer(image: Image | None) -> dict[str, float]:  # None after the image was removed
         return {} if image is None else classify(model, normalization, image)
 
     with gradio.Blocks(title=name, **BLOCKS) as page:
@@ -118,19 +118,19 @@ def _reconstruction_page(name: str, model: MaskedAutoencoder, normalization: Nor
 
     note = "The model does not see the grey patches."
     if model.config.norm_pix_loss:
-        note += " Their true mean and contrast, which it does not predict, are given to the reconstruction."
+        note += " The reconstruction uses their true mean and contrast, which this model does not predict."
     with gradio.Blocks(title=name, **BLOCKS) as page:
         gradio.Markdown(f"# {name}\n{note}")
         image = gradio.Image(**UPLOAD)
         seed = gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")
         with gradio.Row():
             pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
-        # always_last: of the many values that a dragged slider takes, only the last is worth an answer
+        # always_last: while the slider is dragged, answer only its last value
         triggers = {"triggers": [image.change, seed.change], "trigger_mode": "always_last"}
         gradio.on(fn=answer, inputs=[image, seed], outputs=pictures, api_name="reconstruct", **triggers)
     return page
 
 
 def _prepare(image: Image, image_size: int) -> Tensor:
-    """The image as a run stores it, uint8 (1, S, S, 3)."""
+    """Return the image as training prepares it, uint8 (1, S, S, 3)."""
     return torch.from_numpy(to_rgb_square(image, image_size))[None]

@@ -19,7 +19,7 @@ from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.classifier import SCRATCH
-from mae_hf.models.loading import quiet_transformers
+from mae_hf.models.io import quiet_transformers
 
 
 def save_model(

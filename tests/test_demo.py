@@ -22,8 +22,8 @@ from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.demo import build_page, classify, hide_and_reconstruct
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
+from mae_hf.models.io import open_classifier, read_normalization
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
-from mae_hf.models.pretrained import open_classifier, read_normalization
 
 ROOT = Path(__file__).parents[1]
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -113,7 +113,7 @@ def test_without_gradio_the_message_says_what_to_install(monkeypatch: pytest.Mon
 
 
 def test_a_port_that_is_none_is_refused_with_the_fix():
-    with pytest.raises(ConfigError, match=r"port 80 .*--port 7860"):
+    with pytest.raises(ConfigError, match=r"port is 80 .*such as 7860 \(--port\)"):
         DemoConfig(model="any", port=80)
 
 

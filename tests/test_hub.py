@@ -61,8 +61,8 @@ def publish(folder: Path) -> dict[str, Any]:
     from huggingface_hub import constants
 
     from mae_hf.models.classifier import build_classifier
+    from mae_hf.models.io import hub_revision
     from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder
-    from mae_hf.models.pretrained import hub_revision
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
     mae = build_mae(PRETRAIN.model, "sdpa").eval()

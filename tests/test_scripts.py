@@ -19,7 +19,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import load_pretraining_images
-from mae_hf.models.pretrained import open_encoder, weights_digest
+from mae_hf.models.io import open_encoder, weights_digest
 
 LAUNCH = ("accelerate", "launch", "--quiet")
 SMALL = ("--train.warmup_ratio", "0", "--train.epochs", "2", "--train.eval_every_epochs", "1")

@@ -41,11 +41,8 @@ NO_MIRROR = {
     "mae_hf.report.pictures.picture": "test_from_files.py and test_from_images.py look at the pictures",
     "mae_hf.models.initialization": "test_mae.py holds every tensor of a new model against the paper's distributions",
     "mae_hf.models.positions": "test_mae.py tries the table and the pre-flight check on the models they are for",
-    "mae_hf.models.visible_first": "test_mae.py compares predictions, losses and gradients with stock and the paper",
-    "mae_hf.models.norm": "test_mae.py and test_machine.py hold losses, gradients and names with and without autocast",
     "mae_hf.models.locate": "test_mae.py and test_scripts.py name folders, runs and models that are not there",
     "mae_hf.data.locations": "test_sources.py and test_scripts.py name sources that are not there",
-    "mae_hf.models.loading": "test_mae.py, test_classifier.py and test_pretrained.py open whole and broken models",
 }
 
 NO_MIRROR |= {

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.files import write_text
     from mae_hf.leakage.audit import seen_test_images
     from mae_hf.leakage.record import read_model_audit
-    from mae_hf.models.pretrained import image_size_of, open_classifier, open_encoder, read_normalization
+    from mae_hf.models.io import image_size_of, open_classifier, open_encoder, read_normalization
     from mae_hf.training.distributed import end_processes, start_accelerator
     from mae_hf.training.hardware import attention_for, use_cpu_well
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.evaluation.few_labels.summary import write_summary
     from mae_hf.evaluation.unseen import describe_seen
     from mae_hf.leakage.record import read_model_audit
-    from mae_hf.models.pretrained import image_size_of, open_encoder, read_normalization, weights_digest
+    from mae_hf.models.io import image_size_of, open_encoder, read_normalization, weights_digest
     from mae_hf.training.distributed import start_accelerator
     from mae_hf.training.hardware import attention_for, use_cpu_well
     from mae_hf.training.run_folder import environment

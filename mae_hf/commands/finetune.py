@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf.leakage.audit import seen_test_images
     from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
     from mae_hf.models.classifier import build_classifier
-    from mae_hf.models.pretrained import check_init, hub_revision, weights_digest
+    from mae_hf.models.io import check_init, hub_revision, weights_digest
     from mae_hf.training.checkpoint import Checkpoints
     from mae_hf.training.distributed import check_same, check_shared, prepare, start_accelerator
     from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
@@ -70,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         hub.create_repository(config.hub)  # a wrong token shows now, not when the run is done
 
     # ---- data, once it is clear that the encoder is there and takes images normalised as these are ----
-    check_init(config.model.init, config.data)
-    audit = NOT_PRETRAINED if config.model.init == SCRATCH else read_model_audit(config.model.init)
+    check_init(config.model, config.data)
+    is_pretrained = config.model.init != SCRATCH
+    audit = read_model_audit(config.model.init, config.model.revision) if is_pretrained else NOT_PRETRAINED
     with accelerator.local_main_process_first():
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]
@@ -82,10 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- model ----
     set_seed(config.train.seed)
     model = build_classifier(config.model, class_names, attention_for(accelerator), config.train.seed)
-    is_pretrained = config.model.init != SCRATCH
     origin = {
         "init_digest": weights_digest(model.vit) if is_pretrained else None,
-        "init_revision": hub_revision(config.model.init) if is_pretrained else None,
+        "init_revision": hub_revision(config.model.init, config.model.revision) if is_pretrained else None,
     }
     optimizer = build_optimizer(model, config.train)
     average = WeightAverage(model, config.train.ema_decay, accelerator.device) if config.train.ema_decay else None

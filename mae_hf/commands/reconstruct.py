@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mae_hf import figures
     from mae_hf.data.dataset import load_image_files, load_pretraining_images
     from mae_hf.evaluation.reconstruction import draw_reconstructions
+    from mae_hf.models.io import read_normalization
     from mae_hf.models.mae import MaskedAutoencoder
-    from mae_hf.models.pretrained import read_normalization
 
     model = MaskedAutoencoder.from_pretrained(config.model).eval()
     mean, std = read_normalization(config.model)

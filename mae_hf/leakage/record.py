@@ -10,8 +10,7 @@ from typing import Literal
 
 from mae_hf.errors import ConfigError
 from mae_hf.files import from_json
-from mae_hf.models.locate import FIX_MODEL
-from mae_hf.models.pretrained import find_file
+from mae_hf.models.io import Checkpoint
 
 AUDIT = "audit.json"
 EXACT_ONLY = "near-duplicates are not searched for in a stream"
@@ -112,16 +111,17 @@ def read_audit(file: Path) -> Audit:
     return audit
 
 
-def read_model_audit(name: str) -> Audit | None:
+def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
     """Return the audit of a model's pre-training, None if the model has none.
 
     Args:
         name: run folder, model folder or Hub id.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
         ConfigError: the model does not exist, or its `audit.json` cannot be read.
     """
-    file = find_file(name, AUDIT, FIX_MODEL)
+    file = Checkpoint(name, revision=revision).file(AUDIT)
     try:
         return None if file is None else read_audit(file)
     except ValueError as error:

@@ -1,23 +1,21 @@
-"""The classifier: stock ViTForImageClassification, its encoder taken whole from pre-training or started from scratch.
+"""The classifier: stock ViTForImageClassification, with a pre-trained encoder or started from scratch.
 
 Shapes: B images, N patches of an image, D width, C channels, S image side.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification, ViTMAEModel, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_encoder
-from mae_hf.models.loading import SAFE, check_loaded, opening, read_config
-from mae_hf.models.locate import FIX_INIT, SCRATCH, find_model
-from mae_hf.models.mae import encoder_config
-from mae_hf.models.norm import use_autocast_norms
+from mae_hf.models.io import Checkpoint, encoder_config, open_encoder
+from mae_hf.models.layers import use_autocast_norms
+from mae_hf.models.locate import FIX_INIT, SCRATCH
 
 SHAPE_KEYS = (
     *("image_size", "patch_size", "hidden_size"),
@@ -29,22 +27,22 @@ NEW_WEIGHTS = {"classifier.weight", "classifier.bias"}
 def build_classifier(
     config: ClassifierConfig, class_names: Sequence[str], attn_implementation: str, seed: int
 ) -> ViTForImageClassification:
-    """A classifier on the CLS feature, with the encoder that `config.init` names and a new, almost zero classifier.
+    """Return a classifier on the CLS feature: the encoder that `config.init` names, and a new, almost zero classifier.
 
-    `scratch` starts the encoder from the same distributions as the masked autoencoder's. Anything else is a run folder,
-    a model folder or a Hub id of a masked autoencoder (`vit_mae`) or a plain encoder (`vit`), moved over whole; a
-    checkpoint with a classifier of its own is refused, since its encoder has already learnt from labels.
-    The position table, fixed in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
+    `scratch` starts the encoder from the same distributions as the masked autoencoder. Anything else names a masked
+    autoencoder (`vit_mae`) or a plain encoder (`vit`), whose weights are all taken over. A classifier is refused,
+    because its encoder was already trained with labels.
+    The position table, frozen in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
 
     Args:
-        config: architecture, `init`; `drop_path` is applied.
+        config: architecture, encoder and drop path.
         class_names: in the order of the labels; saved in the config.
         attn_implementation: as for any transformers model, such as `sdpa`.
-        seed: of the new weights; the global random state is left alone.
+        seed: of the new weights; the global random state does not change.
 
     Raises:
-        ConfigError: no such encoder, another architecture than the config's, or weights that do not fit.
-        RuntimeError: the features changed on the way.
+        ConfigError: the encoder is missing, has another architecture than the config, or weights do not fit.
+        RuntimeError: the transfer changed the features.
 
     Source: arXiv 2111.06377, appendix A.1; `main_finetune.py` of facebookresearch/mae.
     """
@@ -69,40 +67,15 @@ def build_classifier(
     return model
 
 
-def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTMAEModel | ViTModel:
-    """The pre-trained encoder that `config.init` names, in float32 and with the architecture of `config`.
-
-    A masked autoencoder comes with its mask switched off (`mask_ratio` 0).
+def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTModel:
+    """Return the pre-trained encoder that `config` names, in float32.
 
     Raises:
-        ConfigError: no such encoder, one of another kind or architecture, or a checkpoint that is not whole.
+        ConfigError: the encoder is missing, incomplete, of another kind, or has another architecture than `config`.
     """
-    path = find_model(config.init, FIX_INIT)
-    saved = read_config(config.init, path, FIX_INIT)
-    kinds: dict[str, Any] = {
-        "vit_mae": (ViTMAEModel, {"mask_ratio": 0.0}),
-        "vit": (ViTModel, {"add_pooling_layer": False}),
-    }
-    require(
-        saved.model_type in kinds,
-        f"{config.init} is a model of type {saved.model_type!r}, the encoder must be one of {', '.join(kinds)}: "
-        f"{FIX_INIT}",
-    )
-    _check_architecture(config, saved)
-    model_class, options = kinds[saved.model_type]
-    options |= {"attn_implementation": attn_implementation, "dtype": torch.float32, **SAFE}
-    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # check_loaded names what does not fit
-    with opening(config.init, FIX_INIT):
-        encoder, info = model_class.from_pretrained(path, **options)
-    require(
-        not any(key.startswith("classifier.") for key in info["unexpected_keys"]),
-        f"{config.init} is a classifier that has already learnt from labels, not a pre-trained encoder: {FIX_INIT}",
-    )
-    check_loaded(config.init, encoder, info, FIX_INIT, spare=("decoder.", "pooler.", "vit.pooler."))
-    return encoder.eval()
-
-
-def _check_architecture(config: ClassifierConfig, saved: Any) -> None:
+    checkpoint = Checkpoint(config.init, FIX_INIT, config.revision)
+    encoder = open_encoder(checkpoint, attn_implementation, labelled=False)
+    saved = encoder.config
     wrong = [key for key in SHAPE_KEYS if getattr(saved, key) != getattr(config, key)]
     require(
         not wrong,
@@ -114,11 +87,12 @@ def _check_architecture(config: ClassifierConfig, saved: Any) -> None:
         saved.num_channels == 3,
         f"the encoder {config.init} takes {saved.num_channels} channels and images here have 3: {FIX_INIT}",
     )
+    return encoder
 
 
 @torch.no_grad()
-def _transfer(source: ViTMAEModel | ViTModel, model: ViTForImageClassification, image_size: int) -> None:
-    """Copies every weight of `source` into `model.vit` and compares the features of both on a fixed random batch."""
+def _transfer(source: ViTModel, model: ViTForImageClassification, image_size: int) -> None:
+    """Copy every weight of `source` into `model.vit`, and compare the features of both on a fixed random batch."""
     found = model.load_state_dict({f"vit.{key}": value for key, value in source.state_dict().items()}, strict=False)
     if set(found.missing_keys) != NEW_WEIGHTS or found.unexpected_keys:
         raise RuntimeError(
@@ -127,20 +101,11 @@ def _transfer(source: ViTMAEModel | ViTModel, model: ViTForImageClassification, 
         )
     pixel_values = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     was_training = model.training
-    before, after = _features(source, pixel_values), _features(model.eval().vit, pixel_values)
+    before, after = (vit(pixel_values).last_hidden_state for vit in (source, model.eval().vit))
     model.train(was_training)
     difference = (before - after).abs().max().item()
     if not difference <= 1e-5:
         raise RuntimeError(f"the features changed by {difference:.1e} in the transfer, more than 1e-5: report this")
-
-
-def _features(encoder: ViTMAEModel | ViTModel, pixel_values: Tensor) -> Tensor:
-    """Features (B, 1 + N, D) of whole images (B, C, S, S); a masked autoencoder must have `mask_ratio` 0."""
-    if not isinstance(encoder, ViTMAEModel):
-        return encoder(pixel_values).last_hidden_state
-    num_patches = encoder.embeddings.patch_embeddings.num_patches
-    in_order = torch.arange(num_patches, device=pixel_values.device).repeat(len(pixel_values), 1)
-    return encoder(pixel_values, noise=in_order).last_hidden_state
 
 
 class DropPath(nn.Module):
@@ -200,13 +165,13 @@ def dropping_paths(drop_paths: Sequence[DropPath], draws: Tensor) -> Iterator[No
 
 
 def set_drop_path(model: ViTForImageClassification, rate: float) -> None:
-    """Gives the layers stochastic depth, rising linearly from 0 in the first to `rate` in the last.
+    """Give the layers stochastic depth, rising linearly from 0 in the first layer to `rate` in the last.
 
-    transformers has none for ViT. `ViTLayer.dropout` acts on both branches right before they are added to the residual,
-    which is where `DropPath` belongs; it has no weights, so state dict and files stay the same.
+    transformers has none for ViT. `ViTLayer.dropout` acts on both branches before they are added to the residual, so
+    `DropPath` replaces it. It has no weights, so state dict and files stay the same.
 
     Raises:
-        RuntimeError: a layer has no such dropout, as in another version of transformers, or one that is in use.
+        RuntimeError: a layer has no such dropout, as in other versions of transformers, or its rate is not 0.
     """
     layers = model.vit.layers
     for layer, layer_rate in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):

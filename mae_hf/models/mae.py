@@ -1,4 +1,4 @@
-"""The masked autoencoder: stock ViTMAE with right initial weights, the loss of the config, and files that others open.
+"""The masked autoencoder: stock ViTMAE with the paper's initial weights, more losses, and files that stock opens.
 
 Shapes: B images, N patches of an image, D width, P patch side, C channels, S image side.
 """
@@ -10,34 +10,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
+from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTrainingOutput
 from transformers.utils.generic import can_return_tuple
 
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
-from mae_hf.models.loading import LOADED_NAMES, SAFE, check_loaded, opening, quiet_transformers, read_config, saved_name
-from mae_hf.models.locate import find_model
-from mae_hf.models.norm import use_autocast_norms
-from mae_hf.models.visible_first import ShuffledDecoder, VisibleEmbeddings, check_size, take
+from mae_hf.models.io import LOADED_NAMES, Checkpoint, encoder_config, quiet_transformers, saved_name
+from mae_hf.models.layers import ShuffledDecoder, VisibleEmbeddings, check_size, take, use_autocast_norms
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
-ENCODER_KEYS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
-    *("image_size", "patch_size", "num_channels", "qkv_bias"),
-)
+FIX = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
 
 
 class MaskedAutoencoder(ViTMAEForPreTraining):
-    """`ViTMAEForPreTraining`, initialised as in the paper, with L1, MSE or Huber loss over the hidden patches.
+    """`ViTMAEForPreTraining`, initialised as in the paper, with L1, MSE or Huber loss over the masked patches.
 
-    The loss is named by the config's key `mae_loss`, which stock transformers ignores; without it, it is stock's MSE.
-    `mae_decode_ratio` is the part of the hidden patches that a training step decodes (1 without it).
-    Both position tables are fixed. What `save_pretrained` writes opens in stock transformers 4 and 5.
+    The config's key `mae_loss` names the loss; stock transformers ignores it. Without the key, the loss is stock's MSE.
+    `mae_decode_ratio` is the part of the masked patches that a training step decodes (default 1).
+    Both position tables are frozen. Stock transformers 4 and 5 open what `save_pretrained` writes.
 
-    Source: He et al. 2022, arXiv 2111.06377; decoding a part of the hidden patches: VideoMAE v2, arXiv 2303.16727,
+    Source: He et al. 2022, arXiv 2111.06377; decoding some of the masked patches: VideoMAE v2, arXiv 2303.16727,
     section 3.2, and CrossMAE, arXiv 2401.14391, section 3.3.
 
     Raises:
@@ -58,7 +52,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         self._freeze_positions()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Where images come in: what FSDP2 may shard as one, since nothing but its own forward reads its weights."""
+        """Return the embeddings, which FSDP2 shards as one unit: only their own forward reads their weights."""
         return self.vit.embeddings
 
     def _freeze_positions(self) -> None:
@@ -69,20 +63,20 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     def forward(
         self, pixel_values: Tensor, noise: Tensor | None = None, loss_only: bool = False, **kwargs: Any
     ) -> ViTMAEForPreTrainingOutput:
-        """Reconstructs the patches that the mask hides.
+        """Reconstruct the masked patches.
 
         Args:
             pixel_values: (B, C, S, S) float, normalised; cast to the dtype of the weights, as ViT does.
-            noise: (B, N) float; the patches with the smallest values stay visible. Drawn when left out.
-            loss_only: leave out all that the loss does not need, in training also the hidden patches beyond
-                `decode_ratio`; nothing but the loss is returned. Masks are random, so those decoded are a random part.
-            kwargs: `output_hidden_states`, `output_attentions`, as stock.
+            noise: (B, N) float; the patches with the smallest values stay visible. Default: random.
+            loss_only: compute and return only the loss. In training, decode only `decode_ratio` of the masked patches;
+                masks are random, so these are a random part.
+            kwargs: `output_hidden_states`, `output_attentions`, as in stock.
 
         Returns:
-            loss () float32; logits (B, N, P²C); mask (B, N), 1 where hidden; ids_restore (B, N).
+            loss () float32; logits (B, N, P²C); mask (B, N), 1 where masked; ids_restore (B, N).
 
         Raises:
-            ValueError: images of another size than the config's, or noise of another shape than (B, N).
+            ValueError: images do not have the size of the config, or noise does not have the shape (B, N).
         """
         if kwargs.pop("interpolate_pos_encoding", False):
             raise ValueError("interpolate_pos_encoding: the decoder's positions cannot be resized, resize the images")
@@ -103,7 +97,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         if self.config.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
-        # in float32; the mean over images is that over hidden patches, since every image hides as many
+        # In float32. All images have the same number of masked patches, so the mean over these is that over images.
         loss = LOSSES[self.loss_kind](predicted.float(), target)
         if loss_only:
             return ViTMAEForPreTrainingOutput(loss=loss)
@@ -118,32 +112,26 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Opens a masked autoencoder, ours or stock (4.x or 5.x layout): quietly, and whole or not at all.
+        """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
         Args:
             pretrained_model_name_or_path: run folder, model folder or Hub id.
             args, kwargs: as for any transformers model.
 
         Raises:
-            ConfigError: no such model; weights are missing, left over or of another shape; a position table is all
-                zero (a stock ViTMAE that transformers 5 trained from scratch) or not finite.
+            ConfigError: the model is missing; weights are missing, left over or of another shape; a position table is
+                all zero (a stock ViTMAE that transformers 5 trained from scratch) or not finite.
         """
-        name = pretrained_model_name_or_path
-        fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
-        path = find_model(str(name), fix) if name is not None and "subfolder" not in kwargs else name
         wants_info = kwargs.pop("output_loading_info", False)
-        # Weights of another shape are left to check_loaded, which names them.
-        options = (
-            {"key_mapping": LOADED_NAMES}
-            | kwargs
-            | {"ignore_mismatched_sizes": True, "output_loading_info": True, **SAFE}
-        )
-        if name is not None and not {"subfolder", "config"} & kwargs.keys():
-            read_config(str(name), str(path), fix)
-        with opening(str(name), fix):
-            loaded: Any = super().from_pretrained(path, *args, **options)
-        model, info = loaded
-        check_loaded(str(name), model, info, fix)
+        checkpoint = Checkpoint(str(pretrained_model_name_or_path), FIX, kwargs.pop("revision", None))
+        path = None
+        if {"subfolder", "config"} & kwargs.keys():
+            path = pretrained_model_name_or_path
+        else:
+            checkpoint.config()
+        require(not args, "MaskedAutoencoder.from_pretrained takes its options by name")
+        options = {"key_mapping": LOADED_NAMES} | kwargs
+        model, info = checkpoint.load(super().from_pretrained, path=path, **options)
         model._freeze_positions()
         return (model, info) if wants_info else model
 
@@ -156,13 +144,13 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Writes config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
+        """Write config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
 
         Args:
-            save_directory: made if needed.
-            is_main_process: whether this process is the one that writes.
-            state_dict: weights to write instead of the model's own, by their names in memory.
-            push_to_hub: must be false; `push_to_hub` is a method of its own.
+            save_directory: created if needed.
+            is_main_process: whether this process writes.
+            state_dict: weights to write instead of the model's, by their names in memory.
+            push_to_hub: must be false; use the method `push_to_hub`.
             args, kwargs: as for any transformers model.
         """
         if push_to_hub:
@@ -171,25 +159,25 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         options = kwargs | {"save_original_format": False}
         with quiet_transformers():
             super().save_pretrained(save_directory, is_main_process, weights, False, *args, **options)
-        self.config.architectures = [ViTMAEForPreTraining.__name__]  # transformers wrote our class, which others lack
+        self.config.architectures = [ViTMAEForPreTraining.__name__]  # transformers wrote a class that others lack
         if is_main_process:
             self.config.save_pretrained(save_directory)
 
 
 def mae_config(config: MAEConfig) -> ViTMAEConfig:
-    """The transformers config of our model section."""
+    """Return the transformers config of the config section `model`."""
     fields = dict(vars(config))
     fields |= {"mae_loss": fields.pop("loss"), "mae_decode_ratio": fields.pop("decode_ratio"), "layer_norm_eps": 1e-6}
     return ViTMAEConfig(**fields)
 
 
 def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
-    """A new masked autoencoder from the global random state; `attn_implementation` reaches the decoder too."""
+    """Return a new masked autoencoder from the global random state; `attn_implementation` reaches the decoder too."""
     return MaskedAutoencoder._from_config(mae_config(config), attn_implementation=attn_implementation)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch over its pixels and channels, (B, N, 1) each, as stock's."""
+    """Return mean and standard deviation of each patch over pixels and channels, (B, N, 1) each, as in stock."""
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6) ** 0.5
 
 
@@ -200,19 +188,19 @@ def reconstruct(
     noise: Tensor,
     statistics: Literal["target", "visible"] = "target",
 ) -> tuple[Tensor, Tensor]:
-    """The images with their hidden patches as predicted and their visible patches pasted as they are.
+    """Return the images with predicted masked patches and the original visible patches.
 
-    With `norm_pix_loss` the model predicts patches without their mean and contrast, which have to come from elsewhere:
-    `target` takes each hidden patch's true ones, so colour and contrast of the picture are given, not predicted;
-    `visible` takes, for all hidden patches of an image, the average of its visible patches', and nothing hidden.
+    With `norm_pix_loss` the model predicts patches without their mean and contrast. `target` takes the true mean and
+    contrast of each masked patch, so colour and contrast are given, not predicted. `visible` takes the average over the
+    visible patches of the image, and no information from masked patches.
 
     Args:
         pixel_values: (B, C, S, S) float, normalised.
         noise: (B, N) float; the patches with the smallest values stay visible.
-        statistics: where mean and contrast come from; without `norm_pix_loss` it changes nothing.
+        statistics: source of mean and contrast; has no effect without `norm_pix_loss`.
 
     Returns:
-        pixels (B, C, S, S) float32 in the normalised space of `pixel_values`, and mask (B, N), 1 where hidden.
+        pixels (B, C, S, S) float32, normalised like `pixel_values`, and mask (B, N), 1 where masked.
     """
     outputs = model(pixel_values, noise=noise)
     hidden = outputs.mask[..., None]
@@ -228,7 +216,7 @@ def reconstruct(
 
 
 def encode(model: ViTMAEForPreTraining, pixel_values: Tensor) -> Tensor:
-    """Features of whole images, nothing masked and nothing shuffled: what `ViTModel` gives with the same weights.
+    """Return features of whole images, without mask: those of `ViTModel` with the same weights.
 
     Args:
         pixel_values: (B, C, S, S) float, normalised.
@@ -247,17 +235,12 @@ def encode(model: ViTMAEForPreTraining, pixel_values: Tensor) -> Tensor:
     return vit.layernorm(hidden_states)
 
 
-def encoder_config(config: ViTMAEConfig | ViTConfig, **extra: Any) -> ViTConfig:
-    """A clean `ViTConfig` of the encoder that `config` describes: no key of the decoder, the mask or the loss."""
-    return ViTConfig(**{key: getattr(config, key) for key in ENCODER_KEYS}, **extra)
-
-
 @torch.no_grad()
 def export_encoder(mae: ViTMAEForPreTraining) -> ViTModel:
-    """The encoder as a plain `ViTModel` for `AutoModel`: deterministic, unmasked features.
+    """Return the encoder as a plain `ViTModel` for `AutoModel`: deterministic features of whole images.
 
-    `AutoModel` gives every ViT a pooler, and would invent one where the file has none: this one is the identity, so
-    that `pooler_output` is the CLS feature itself.
+    `AutoModel` gives every ViT a pooler, with random weights if the file has none. Here the pooler is the identity, so
+    `pooler_output` is the CLS feature.
     """
     config, attention = encoder_config(mae.config, pooler_act="linear"), mae.config._attn_implementation
     encoder = ViTModel._from_config(config, attn_implementation=attention, dtype=mae.dtype)

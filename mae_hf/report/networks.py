@@ -18,7 +18,7 @@ from mae_hf.errors import ConfigError, require
 from mae_hf.evaluation.attention_maps import cls_attention
 from mae_hf.evaluation.inference import pixel_values_of
 from mae_hf.models.classifier import build_classifier
-from mae_hf.models.pretrained import open_classifier, open_encoder, weights_digest
+from mae_hf.models.io import open_classifier, open_encoder, weights_digest
 from mae_hf.report.comparison import Comparison
 from mae_hf.training.finished_runs import Run
 

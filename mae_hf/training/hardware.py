@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mae_hf.config.fields import Choice
 from mae_hf.data.cores import num_cores
 from mae_hf.errors import require
-from mae_hf.models.attention import register_cpu_attention
+from mae_hf.models.layers import register_cpu_attention
 
 # Options of mallopt, by their names in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4

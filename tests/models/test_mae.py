@@ -13,7 +13,7 @@ from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEMo
 
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import ConfigError
-from mae_hf.models.attention import register_cpu_attention
+from mae_hf.models.layers import register_cpu_attention
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder, mae_config, reconstruct
 from mae_hf.models.positions import PositionError, check_positions
 
@@ -377,8 +377,12 @@ def damaged(folder, saved, change_weights=None, **config):
     ("change", "config", "message"),
     [
         (lambda w: w.pop("decoder.mask_token"), {}, "has no weights for: decoder.mask_token"),
-        (lambda w: w["decoder.decoder_pos_embed"].zero_(), {}, "position table decoder.decoder_pos_embed is all zero"),
-        (lambda w: w[TABLES[0]].fill_(float("nan")), {}, "position table vit.* is not finite"),
+        (
+            lambda w: w["decoder.decoder_pos_embed"].zero_(),
+            {},
+            "decoder.decoder_pos_embed that is all zero",
+        ),
+        (lambda w: w[TABLES[0]].fill_(float("nan")), {}, "position table vit.* that is not finite"),
         (None, {"image_size": 64}, r"of another shape: decoder.decoder_pos_embed is \[1, 17, 32\], not \[1, 65, 32\]"),
         (None, {"decoder_num_hidden_layers": 1}, "no place for: decoder.decoder_layers.1.* and 13 more"),
         (None, {"mae_loss": "l3"}, "mae_loss 'l3' is unknown"),

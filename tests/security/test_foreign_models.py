@@ -17,8 +17,8 @@ from mae_hf.config.model import ClassifierConfig
 from mae_hf.demo import build_page
 from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import load_encoder
+from mae_hf.models.io import open_classifier, open_encoder
 from mae_hf.models.mae import MaskedAutoencoder
-from mae_hf.models.pretrained import open_classifier, open_encoder
 
 SHAPE = {"image_size": 12, "patch_size": 6, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 SHAPE["intermediate_size"] = 16
@@ -64,7 +64,7 @@ def change(folder: Path, **values: object) -> None:
 def test_pickled_weights_are_refused_with_what_to_do_and_never_opened(model: Path, kind: str, tmp_path: Path):
     (model / "model.safetensors").unlink()
     torch.save({"classifier.bias": Marker(tmp_path / "ran")}, model / "pytorch_model.bin")
-    if kind == "autoencoder":
+    if kind in ("autoencoder", "init"):
         change(model, model_type="vit_mae", architectures=["ViTMAEForPreTraining"])
     with pytest.raises(ConfigError, match=r"safetensors.*save_pretrained"):
         OPENERS[kind](str(model))

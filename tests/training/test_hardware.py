@@ -14,8 +14,8 @@ from torch._dynamo.testing import CompileCounter
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.data.cores import num_cores
 from mae_hf.errors import ConfigError
-from mae_hf.models.attention import register_cpu_attention
 from mae_hf.models.classifier import build_classifier, dropping_paths
+from mae_hf.models.layers import register_cpu_attention
 from mae_hf.models.mae import build_mae
 from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
 

@@ -22,8 +22,8 @@ from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.probes import Labelled, Probe, knn_probe, linear_probe
 from mae_hf.evaluation.probing import POOLINGS
 from mae_hf.models.classifier import SHAPE_KEYS, build_classifier
+from mae_hf.models.io import weights_digest
 from mae_hf.models.locate import SCRATCH
-from mae_hf.models.pretrained import weights_digest
 
 _PROBES: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe}
 

@@ -26,7 +26,7 @@ from mae_hf.evaluation.few_labels.frozen import (
 )
 from mae_hf.evaluation.few_labels.labelled import ProtocolImages, load_protocol_images
 from mae_hf.evaluation.few_labels.measurements import Results
-from mae_hf.models.pretrained import weights_digest
+from mae_hf.models.io import weights_digest
 
 DATA = DataConfig(source="digits", class_names=None)
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from mae_hf.models.attention import cpu_attention, register_cpu_attention
+from mae_hf.models.layers import cpu_attention, register_cpu_attention
 
 
 def qkv(dtype: torch.dtype) -> list[torch.Tensor]:

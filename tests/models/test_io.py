@@ -11,14 +11,14 @@ from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
 from mae_hf.models.classifier import build_classifier
-from mae_hf.models.mae import build_mae, encode, export_encoder
-from mae_hf.models.pretrained import (
+from mae_hf.models.io import (
     hub_revision,
     open_classifier,
     open_encoder,
     read_normalization,
     weights_digest,
 )
+from mae_hf.models.mae import build_mae, encode, export_encoder
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
