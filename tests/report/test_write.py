@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from mae_hf.models.pretrained import open_encoder, weights_digest
 from run_folders import HALF, write_run
 
 from mae_hf.commands import compare as compare_command
 from mae_hf.errors import ConfigError
+from mae_hf.models.io import open_encoder, weights_digest
 from mae_hf.report import write
 from mae_hf.report.comparison import compare_runs
 
