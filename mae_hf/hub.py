@@ -84,13 +84,14 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
     """
     init = getattr(config.model, "init", SCRATCH)
     return _TEMPLATE.render(
-        config=config,
+        model=config.model,
+        train=config.train,
         metadata=_Safe(_metadata(config, metrics).to_yaml()),
         title=Path(config.output_dir).resolve().name,
         repo=config.hub.repo_id or "path/to/this/folder",
         is_classifier=isinstance(config, FinetuneConfig),
-        sources=[_link(source, "datasets/") for source in config.data.sources],
-        init=None if init == SCRATCH else _link(init),
+        sources=_Safe(" and ".join(_escape(_link(source, "datasets/")) for source in config.data.sources)),
+        init="" if init == SCRATCH else _Safe(f"the encoder {_escape(_link(init))}"),
         metrics=metrics,
         rows=list(_rows(metrics)),
         has_probes=any(key.startswith("probe/") for key in metrics),
@@ -168,80 +169,8 @@ def _escape(value: Any) -> Any:
 
 
 _TEMPLATE = jinja2.Environment(
-    finalize=_escape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
-).from_string("""---
-{{ metadata }}
----
-
-# {{ title }}
-
-{% if is_classifier %}
-A ViT image classifier, trained on {% for source in sources %}{{ source }}{{ " and " if not loop.last }}{% endfor %}, \
-starting from {% if init %}the encoder {{ init }}{% else %}random weights{% endif %}.
-{% else %}
-A masked autoencoder and its encoder, trained without labels on images of \
-{% for source in sources %}{{ source }}{{ " and " if not loop.last }}{% endfor %}.
-{% endif %}
-Made with mae_hf, a toolkit for masked autoencoders ([He et al. 2022](https://arxiv.org/abs/2111.06377)).
-
-## Use
-```python
-{% if is_classifier %}
-from transformers import pipeline
-
-classify = pipeline("image-classification", "{{ repo }}")
-classes = classify("photo.png")  # [{"label": ..., "score": ...}, ...], the most probable class first
-{% else %}
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining
-
-processor = AutoImageProcessor.from_pretrained("{{ repo }}", subfolder="encoder")
-encoder = AutoModel.from_pretrained("{{ repo }}", subfolder="encoder")
-inputs = processor(Image.open("photo.png"), return_tensors="pt")
-features = encoder(**inputs).pooler_output  # the CLS token; no patch is masked
-
-autoencoder = ViTMAEForPreTraining.from_pretrained("{{ repo }}")
-prediction = autoencoder(**inputs).logits  # the pixels of each patch; every call masks different patches
-{% endif %}
-```
-
-## Results
-| metric | value |
-|---|---|
-{% for name, value in rows %}
-| {{ name }} | {{ value }} |
-{% endfor %}
-
-{% if is_classifier %}
-`test/` is measured on the test images. `eval/` is measured on the validation images, which chose the epoch.
-{% if "test_unseen/accuracy" in metrics %}
-`test_unseen/` leaves out the test images that pre-training has seen.
-{% endif %}
-{% else %}
-`eval/loss` is the loss on images held out from training, with fixed masks.
-{% if has_probes %}
-`probe/` measures the features with labels of train and validation images. Training itself used no labels.
-{% endif %}
-{% endif %}
-
-## Test images in pre-training
-{{ audit or "Unknown: the encoder has no audit" }}.
-
-## Recipe
-Images of {{ config.model.image_size }} px in patches of {{ config.model.patch_size }} px; \
-{% if is_classifier %}
-drop-path {{ "%g" | format(config.model.drop_path) }}, \
-layer-wise learning rate decay {{ "%g" | format(config.train.layer_decay) }}; \
-{% else %}
-{{ "%.0f" | format(100 * config.model.mask_ratio) }}% of the patches masked, loss {{ config.model.loss }}\
-{{ " on normalised patches" if config.model.norm_pix_loss }}; \
-{% endif %}
-AdamW, {{ "%g" | format(config.train.epochs) }} epochs of batch {{ config.train.batch_size }}, \
-peak learning rate {{ "%.3g" | format(config.train.learning_rate) }} \
-after a warm-up over {{ "%g" | format(100 * config.train.warmup_ratio) }} % of the steps, \
-then cosine; \
-seed {{ config.train.seed }}.
-""")
+    finalize=_escape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+).from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
 
 
 def create_repository(hub: HubConfig) -> str:
