@@ -6,7 +6,7 @@ python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finet
 Several seeds of each arm: --pretrained runs/finetune/seed-* --scratch runs/finetune/scratch-seed-*
 """
 
-from mae_hf.commands import compare, exits
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(compare.main)
+    main("compare")

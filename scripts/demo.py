@@ -4,7 +4,7 @@ python scripts/demo.py --model runs/finetune/digits
 python scripts/demo.py --model user/name --port 7861
 """
 
-from mae_hf.commands import demo, exits
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(demo.main)
+    main("demo")

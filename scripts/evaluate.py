@@ -6,7 +6,7 @@ accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source
     --probe knn,linear,head,rank --output_dir runs/evaluate/digits-probes
 """
 
-from mae_hf.commands import evaluate, exits
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(evaluate.main)
+    main("evaluate")

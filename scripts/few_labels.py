@@ -6,7 +6,7 @@ python scripts/few_labels.py --model runs/pretrain/digits --data.source digits -
     --finetune_config configs/finetune/digits.yaml --output_dir runs/few_labels/digits-folds
 """
 
-from mae_hf.commands import exits, few_labels
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(few_labels.main)
+    main("few_labels")

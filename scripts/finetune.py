@@ -5,7 +5,7 @@ accelerate launch scripts/finetune.py --config configs/finetune/digits.yaml --mo
     --output_dir runs/finetune/digits-scratch
 """
 
-from mae_hf.commands import exits, finetune
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(finetune.main)
+    main("finetune")

@@ -3,7 +3,7 @@
 python scripts/prepare_data.py --data.source digits --image_size 32 --audit-against test
 """
 
-from mae_hf.commands import exits, prepare_data
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(prepare_data.main)
+    main("prepare_data")

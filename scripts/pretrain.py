@@ -3,7 +3,7 @@
 accelerate launch scripts/pretrain.py --config configs/pretrain/digits.yaml
 """
 
-from mae_hf.commands import exits, pretrain
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(pretrain.main)
+    main("pretrain")

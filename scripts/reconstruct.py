@@ -4,7 +4,7 @@ python scripts/reconstruct.py --model runs/pretrain/digits --data.source digits 
 python scripts/reconstruct.py --model user/name --data.source '[cat.png, dog.jpg]' --output reconstruction.png
 """
 
-from mae_hf.commands import exits, reconstruct
+from mae_hf.__main__ import main
 
 if __name__ == "__main__":
-    exits.run(reconstruct.main)
+    main("reconstruct")

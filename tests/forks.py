@@ -22,19 +22,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = [
     "sklearn.datasets",
     "sklearn.model_selection",
-    "mae_hf.data.dataset",
-    "mae_hf.leakage.audit",
-    "mae_hf.evaluation.inference",
-    "mae_hf.evaluation.metrics",
-    "mae_hf.evaluation.probing",
-    "mae_hf.evaluation.reconstruction",
-    "mae_hf.evaluation.unseen",
-    "mae_hf.figures.charts",
-    "mae_hf.hub",
-    "mae_hf.models.classifier",
-    "mae_hf.models.mae",
-    "mae_hf.training.losses",
-    "mae_hf.training.loop",
+    *(f"mae_hf.commands.{name}" for name in ("pretrain", "finetune", "evaluate", "few_labels", "reconstruct")),
 ]
 
 

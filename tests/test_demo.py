@@ -1,7 +1,6 @@
 """The demo answers with what stock transformers and Pillow give for the same image, on a page of this machine."""
 
 import functools
-import importlib
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from forks import free_port
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
+from mae_hf.__main__ import run_command
 from mae_hf.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
@@ -150,7 +150,7 @@ def test_a_taken_port_is_answered_with_another(models: Path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} is taken: .*--port {port + 1}"):
-            importlib.import_module("mae_hf.commands.demo").main(["--model", str(models / "mae"), "--port", str(port)])
+            run_command("demo", ["--model", str(models / "mae"), "--port", str(port)], "demo")
 
 
 @pytest.fixture

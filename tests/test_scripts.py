@@ -15,6 +15,7 @@ from forks import ROOT, run, succeed
 from PIL import Image
 from safetensors.torch import load_file
 
+from mae_hf.__main__ import COMMANDS
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
@@ -327,16 +328,6 @@ def test_preparing_the_data_measures_the_channels_of_the_images_to_pretrain_on(t
 
 SLOW = {"torch", "numpy", "PIL", "pyarrow", "scipy", "sklearn", "matplotlib"}
 SLOW |= {"transformers", "datasets", "evaluate", "accelerate", "huggingface_hub"}
-SCRIPTS = (
-    "pretrain",
-    "finetune",
-    "evaluate",
-    "compare",
-    "reconstruct",
-    "prepare_data",
-    "demo",
-    "few_labels",
-)
 
 
 def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
@@ -344,7 +335,7 @@ def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
     return {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", COMMANDS)
 @pytest.mark.parametrize(
     ("words", "code"), [(("--help",), 0), (("--no_such_flag", "1"), 2), (("--config", "no_such_file"), 2)]
 )
@@ -372,12 +363,39 @@ def test_every_script_answers_help_and_errors_before_any_import_that_takes_long(
         ("demo", ("--model", "no_such_model")),
     ],
 )
-def test_what_is_not_there_is_named_before_torch_is_imported(script: str, words: tuple):
+def test_what_does_not_exist_is_named_before_torch_is_imported(script: str, words: tuple):
     done = typed(sys.executable, "-X", "importtime", f"scripts/{script}.py", *words)
     assert done.returncode == 2
     assert "no_such_" in done.stderr.splitlines()[-1]
     assert "mae_hf" in imported(done)
     assert "torch" not in imported(done)
+
+
+def test_commands_are_also_found_by_name():
+    listed = typed(sys.executable, "-X", "importtime", "-m", "mae_hf", "--help")
+    assert listed.returncode == 0 and not imported(listed) & SLOW
+    assert [line.split()[0] for line in listed.stdout.splitlines() if line.startswith("  ")] == list(COMMANDS)
+    wrong = typed(sys.executable, "-m", "mae_hf", "pretrian")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: pretrian is not a command: choose one of pretrain, finetune, ")
+    config = typed(sys.executable, "-m", "mae_hf", "pretrain", "--train.seed", "7", "--print_config")
+    assert "seed: 7" in config.stdout
+    words = ("--pretrained", "tests", "no_such_run", "--scratch", "docs", "--output_dir", "report")
+    missing = typed(sys.executable, "-m", "mae_hf", "compare", *words)
+    assert missing.returncode == 2 and missing.stderr.startswith("error: no_such_run is not a folder: ")
+
+
+def test_a_held_out_loss_that_is_not_finite_does_not_break_the_end_of_a_run(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import mae_hf.__main__, mae_hf.commands.pretrain\n"
+        "mae_hf.commands.pretrain.held_out_loss = lambda *words: float('nan')\n"
+        "mae_hf.__main__.main('pretrain')\n"
+    )
+    words = ("--config", "configs/pretrain/digits.yaml", "--train.epochs", "0.1", "--train.probe_every_epochs", "0")
+    printed = succeed(script, *words, "--output_dir", tmp_path / "run")
+    assert "held-out loss not finite; model and encoder are in" in printed
+    assert "eval/loss" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
 def test_a_missing_encoder_is_answered_with_what_to_type(tmp_path: Path):

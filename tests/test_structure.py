@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # The rooms of mae_hf (a folder or a file directly under it), from the top floor down: each imports only rooms below it.
 ROOMS = (
+    "__main__",
     "commands",
     "report",
     "hub",
@@ -38,6 +39,7 @@ BANNED = {"torchvision", "timm", "kornia"}
 
 # Modules with public names and no test file of their own, each with the reason.
 NO_MIRROR = {
+    "mae_hf.__main__": "tests/test_scripts.py types every command, as a script and by name",
     "mae_hf.report.pictures.picture": "test_from_files.py and test_from_images.py look at the pictures",
     "mae_hf.models.initialization": "test_mae.py holds every tensor of a new model against the paper's distributions",
     "mae_hf.models.positions": "test_mae.py tries the table and the pre-flight check on the models they are for",
@@ -54,6 +56,7 @@ NO_MIRROR |= {
         "few_labels",
         "finetune",
         "prepare_data",
+        "open_run",
         "pretrain",
         "reconstruct",
     )

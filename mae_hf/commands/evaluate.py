@@ -1,51 +1,31 @@
-"""Evaluate a classifier on test images, or probe what the frozen features of an encoder know.
-
-accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits \
-    --output_dir runs/evaluate/digits
-accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits \
-    --probe knn,linear,head,rank --output_dir runs/evaluate/digits-probes
-"""
+"""Evaluate a classifier on test images, or probe the frozen features of an encoder."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_hf.config import parse
 from mae_hf.config.commands import EvaluateConfig
-from mae_hf.data.locations import check_source
+from mae_hf.data.dataset import load_labelled_images
 from mae_hf.errors import require
-from mae_hf.models.locate import FIX_MODEL, find_model
+from mae_hf.evaluation.inference import extract_features, predict_probabilities
+from mae_hf.evaluation.metrics import classification_metrics
+from mae_hf.evaluation.predictions import write_predictions
+from mae_hf.evaluation.probing import probe_features
+from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
+from mae_hf.files import write_text
+from mae_hf.leakage.audit import seen_test_images
+from mae_hf.leakage.record import read_model_audit
+from mae_hf.models.io import image_size_of, open_classifier, open_encoder, read_normalization
+from mae_hf.training.distributed import end_processes, start_accelerator
+from mae_hf.training.hardware import attention_for, use_cpu_well
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluates as the command line says; decisions are taken on validation, the numbers are of test."""
-    config = parse.read_command(EvaluateConfig, argv, prog="scripts/evaluate.py")
-
-    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
-    check_source(config.data.sources[0])
-
-    from mae_hf.data.dataset import load_labelled_images
-    from mae_hf.evaluation.inference import extract_features, predict_probabilities
-    from mae_hf.evaluation.metrics import classification_metrics
-    from mae_hf.evaluation.predictions import write_predictions
-    from mae_hf.evaluation.probing import probe_features
-    from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
-    from mae_hf.files import write_text
-    from mae_hf.leakage.audit import seen_test_images
-    from mae_hf.leakage.record import read_model_audit
-    from mae_hf.models.io import image_size_of, open_classifier, open_encoder, read_normalization
-    from mae_hf.training.distributed import end_processes, start_accelerator
-    from mae_hf.training.hardware import attention_for, use_cpu_well
-
+def evaluate(config: EvaluateConfig) -> None:
+    """Evaluate a classifier, or probe an encoder. Validation images make decisions, test images give the numbers."""
     accelerator = start_accelerator(shards=False)
     use_cpu_well(accelerator)
     folder = Path(config.output_dir)
-    require(
-        not (folder / "config.yaml").exists(),
-        f"{folder} is a run folder, whose metrics and predictions would be lost: choose another --output_dir",
-    )
     mean, std = read_normalization(config.model)
     data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}

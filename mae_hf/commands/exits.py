@@ -22,15 +22,19 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 _SECONDS_APART = 3.0
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
     """Run a command and exit with its exit code.
 
     0 done, 1 the run failed, 2 the command or the config is wrong; 129, 130, 143 stopped by SIGHUP, Ctrl-C, SIGTERM.
+
+    Args:
+        main: the command.
+        command: what to type to resume it; None is the command of this process.
     """
     # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
     folder = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
-    command = typed_command()  # now: the launcher may be gone when the run stops
+    command = command or typed_command()  # now: the launcher may be gone when the run stops
     stop_on_signals()
     warnings.formatwarning = _format_warning
     try:

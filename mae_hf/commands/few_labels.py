@@ -1,53 +1,40 @@
-"""Measure an encoder with few labels: ten folds of the training images, or budgets of 1 to 100 % of the labels.
-
-python scripts/few_labels.py --model runs/pretrain/digits --data.source digits --protocol budgets --scratch true \
-    --output_dir runs/few_labels/digits
-python scripts/few_labels.py --model runs/pretrain/digits --data.source digits --method knn,linear,finetune \
-    --finetune_config configs/finetune/digits.yaml --output_dir runs/few_labels/digits-folds
-"""
+"""Measure an encoder with few labels: ten folds of the training images, or budgets of 1 to 100 % of the labels."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import os
 from pathlib import Path
+from typing import NoReturn
 
+from mae_hf.commands import exits
+from mae_hf.commands.finetune import finetune
 from mae_hf.config import parse
 from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig
-from mae_hf.data.locations import check_source
 from mae_hf.errors import require
-from mae_hf.models.locate import FIX_MODEL, SCRATCH, find_model
+from mae_hf.evaluation.few_labels.finetuning import describe_recipe, measure_finetuning, plan_finetunings
+from mae_hf.evaluation.few_labels.frozen import (
+    load_features,
+    measure_probe,
+    random_encoder,
+    shape_of,
+)
+from mae_hf.evaluation.few_labels.labelled import load_protocol_images
+from mae_hf.evaluation.few_labels.measurements import Results, check_inputs
+from mae_hf.evaluation.few_labels.protocol import describe_protocol, describe_set, is_official, label_sets
+from mae_hf.evaluation.few_labels.summary import write_summary
+from mae_hf.evaluation.unseen import describe_seen
+from mae_hf.leakage.record import read_model_audit
+from mae_hf.models.io import image_size_of, open_encoder, read_normalization, weights_digest
+from mae_hf.models.locate import SCRATCH
+from mae_hf.training.distributed import start_accelerator
+from mae_hf.training.hardware import attention_for, use_cpu_well
+from mae_hf.training.run_folder import environment
 
-FINETUNE = Path(__file__).with_name("finetune.py")
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measures as the command line says; what an earlier run has finished is not done again."""
-    config = parse.read_command(FewLabelsConfig, argv, prog="scripts/few_labels.py")
-
-    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
-    check_source(config.data.sources[0])
+def few_labels(config: FewLabelsConfig) -> None:
+    """Measure an encoder with few labels, or resume an earlier measurement."""
     recipe = parse.read_file(FinetuneConfig, config.finetune_config) if config.finetune_config else None
     folder = Path(config.output_dir)
-    require(
-        not (folder / "config.yaml").exists(), f"{folder} is the folder of another run: choose another --output_dir"
-    )
-
-    from mae_hf.evaluation.few_labels.finetuning import describe_recipe, measure_finetuning, plan_finetunings
-    from mae_hf.evaluation.few_labels.frozen import (
-        load_features,
-        measure_probe,
-        random_encoder,
-        shape_of,
-    )
-    from mae_hf.evaluation.few_labels.labelled import load_protocol_images
-    from mae_hf.evaluation.few_labels.measurements import Results, check_inputs
-    from mae_hf.evaluation.few_labels.protocol import describe_protocol, describe_set, is_official, label_sets
-    from mae_hf.evaluation.few_labels.summary import write_summary
-    from mae_hf.evaluation.unseen import describe_seen
-    from mae_hf.leakage.record import read_model_audit
-    from mae_hf.models.io import image_size_of, open_encoder, read_normalization, weights_digest
-    from mae_hf.training.distributed import start_accelerator
-    from mae_hf.training.hardware import attention_for, use_cpu_well
-    from mae_hf.training.run_folder import environment
 
     accelerator = start_accelerator(shards=False)
     use_cpu_well(accelerator)
@@ -78,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = Results(folder, images.test.labels, class_names, images.seen)
 
     # ---- one label set after the other ----
+    start = functools.partial(_finetune_in_child, exits.typed_command())
     for arm, model in encoders.items():
         for method in config.methods:
             if method != "finetune":
@@ -87,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for label_set in label_sets(config, images.split, method):
                 line = {**describe_set(label_set, images.split), "arm": arm, "method": method}
                 if method == "finetune":
-                    measure_finetuning(results, line, FINETUNE, runs[arm, label_set.name])
+                    measure_finetuning(results, line, start, runs[arm, label_set.name])
                 else:
                     measure_probe(results, line, features, images.rows_of(label_set), len(class_names))
                 print(f"{arm} {method} {label_set.name}: done", flush=True)
@@ -99,3 +87,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     about |= {"environment": environment(accelerator)}
     print(f"{write_summary(folder, results.lines, about)}\nwritten to {folder}")
     accelerator.end_training()
+
+
+def _finetune_in_child(command: str, config: FinetuneConfig, log: Path) -> NoReturn:
+    """Fine-tune in this new process, with its output in a file.
+
+    Args:
+        command: the one that resumes a fine-tuning that is stopped.
+        config: the run.
+        log: the file.
+    """
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    exits.run(lambda: finetune(config), command)

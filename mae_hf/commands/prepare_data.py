@@ -1,32 +1,21 @@
-"""Decode the images of every source ahead of the runs, look for leaks, and measure the channels.
+"""Decode the images of every source before the runs need them, search for leaks, and measure the channels."""
 
-python scripts/prepare_data.py --data.source digits --image_size 32 --audit-against test
-"""
+import numpy as np
 
-from collections.abc import Sequence
-
-from mae_hf.config import parse
+from mae_hf import figures
 from mae_hf.config.commands import PrepareConfig
-from mae_hf.data.locations import check_source
+from mae_hf.data.cache import cache_folder, open_store
+from mae_hf.data.dataset import load_pretraining_images
+from mae_hf.data.sources import load_splits
+from mae_hf.leakage.audit import audit_stores, check_splits, describe_matches, write_matches
+from mae_hf.leakage.picture import pairs_figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Decodes every split of every source and prints what is there, and which unlabeled images a split repeats."""
-    config = parse.read_command(PrepareConfig, argv, prog="scripts/prepare_data.py")
-
-    for source in config.data.sources:
-        check_source(source)  # before the imports that take seconds
-
-    import numpy as np
-
-    from mae_hf.data.cache import cache_folder, open_store
-    from mae_hf.data.sources import load_splits
-
+def prepare_data(config: PrepareConfig) -> None:
+    """Decode every split of every source, and print what exists and which unlabelled images a split repeats."""
     # ---- decode ----
     found = {source: load_splits(config.data, source) for source in config.data.sources}
     if config.audit_against:
-        from mae_hf.leakage.audit import audit_stores, check_splits, describe_matches, write_matches
-
         check_splits([split for splits in found.values() for split in splits.values()], config.audit_against)
     stores = []
     for source, splits in found.items():
@@ -47,9 +36,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- leaks ----
     if config.audit_against:
-        from mae_hf import figures
-        from mae_hf.leakage.picture import pairs_figure
-
         matches = audit_stores(stores, config.audit_against)
         print("\n".join(describe_matches(matches)))
         for file in write_matches(matches):
@@ -61,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"  the pairs are drawn in {figures.save(figure, match.picture)}")
 
     # ---- the channels of the pre-training images ----
-    from mae_hf.data.dataset import load_pretraining_images  # needs torch, which takes longer than to name a mistake
 
     images, held_out = load_pretraining_images(config.data, config.image_size)
     sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)

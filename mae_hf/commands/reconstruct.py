@@ -1,30 +1,18 @@
-"""Draw what a masked autoencoder makes of hidden patches: original, masked, reconstruction.
-
-python scripts/reconstruct.py --model runs/pretrain/digits --data.source digits --output digits.png
-python scripts/reconstruct.py --model user/name --data.source '[cat.png, dog.jpg]' --output reconstruction.png
-"""
+"""Draw how a masked autoencoder reconstructs masked patches: original, masked, reconstruction."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
-from mae_hf.config import parse
+from mae_hf import figures
 from mae_hf.config.commands import ReconstructConfig
-from mae_hf.models.locate import FIX_MODEL, find_model
+from mae_hf.data.dataset import load_image_files, load_pretraining_images
+from mae_hf.evaluation.reconstruction import draw_reconstructions
+from mae_hf.models.io import read_normalization
+from mae_hf.models.mae import MaskedAutoencoder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draws the picture that the command line asks for."""
-    config = parse.read_command(ReconstructConfig, argv, prog="scripts/reconstruct.py")
-
-    find_model(config.model, FIX_MODEL)  # before the imports that take seconds
-
-    from mae_hf import figures
-    from mae_hf.data.dataset import load_image_files, load_pretraining_images
-    from mae_hf.evaluation.reconstruction import draw_reconstructions
-    from mae_hf.models.io import read_normalization
-    from mae_hf.models.mae import MaskedAutoencoder
-
+def reconstruct(config: ReconstructConfig) -> None:
+    """Draw reconstructions into a PNG file."""
     model = MaskedAutoencoder.from_pretrained(config.model).eval()
     mean, std = read_normalization(config.model)
     data = dataclasses.replace(config.data, image_mean=mean, image_std=std)

@@ -178,6 +178,34 @@ class FewLabelsConfig(_StoredImages):
 
 
 @dataclass(frozen=True)
+class CompareConfig(Settings):
+    """Compare fine-tuning from a pre-trained encoder with the same training from scratch.
+
+    Runs of an arm that differ only in `train.seed` are one recipe. If an arm has several recipes, the one with the best
+    mean validation accuracy represents it.
+
+    Args:
+        pretrained: run folders of fine-tuning runs that started from a pre-trained encoder; one or several.
+        scratch: run folders of fine-tuning runs with `--model.init scratch` on the same images; equal seeds are paired.
+        output_dir: folder for index.html, comparison.json and the figures; files of these names are replaced.
+    """
+
+    pretrained: list[str] | str
+    scratch: list[str] | str
+    output_dir: str
+
+    @property
+    def pretrained_runs(self) -> list[str]:
+        """The runs of the pre-trained arm."""
+        return [self.pretrained] if isinstance(self.pretrained, str) else self.pretrained
+
+    @property
+    def scratch_runs(self) -> list[str]:
+        """The runs of the arm from scratch."""
+        return [self.scratch] if isinstance(self.scratch, str) else self.scratch
+
+
+@dataclass(frozen=True)
 class ReconstructConfig(_StoredImages):
     """Draw how a masked autoencoder reconstructs masked patches.
 

@@ -1,11 +1,13 @@
-"""Fine-tuning on one label set: the recipe cut to it, as a run of scripts/finetune.py with a folder of its own."""
+"""Fine-tuning on one label set: the recipe adapted to it, as a run with its own folder and process."""
 
+import contextlib
 import dataclasses
+import multiprocessing
+import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +21,12 @@ from mae_hf.evaluation.few_labels.measurements import Results
 from mae_hf.evaluation.few_labels.protocol import LabelSet
 from mae_hf.training.finished_runs import Run, read_run
 from mae_hf.training.run_folder import inspect_run
+from mae_hf.training.signals import TERMINATING
 
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+Start = Callable[[FinetuneConfig, Path], None]
+"""Fine-tunes with this config in a new process, writes its output into this file, and exits with its exit code."""
+
+_STOPPED = [128 + number for number in (*TERMINATING, signal.SIGINT)]
 
 
 def finetune_config(
@@ -104,67 +110,70 @@ def plan_finetunings(
     return runs
 
 
-def run_finetuning(script: Path, config: FinetuneConfig) -> Run:
-    """Runs (or goes on with, or reads) a fine-tuning in a process of its own, with this process's precision.
+def run_finetuning(start: Start, config: FinetuneConfig) -> Run:
+    """Run, resume or read a fine-tuning, in a process of its own: its memory is free again afterwards.
 
-    SIGTERM and Ctrl-C reach that process, which saves, and are waited for. Checkpoints of the finished run are removed:
-    there are many runs.
+    SIGTERM, SIGHUP and Ctrl-C reach that process too, and this one waits until it has saved. Checkpoints of the
+    finished run are removed, because there are many runs.
 
     Args:
-        script: scripts/finetune.py.
-        config: its run folder decides whether there is anything left to do.
+        start: what the process calls.
+        config: its run folder shows whether there is anything left to do.
 
     Raises:
         ConfigError: the folder holds a run of another config, or files that contradict each other.
         RunError: it failed; the message has its last line and names its log.
-        RunStopped: a signal has come, and it has saved.
+        RunStopped: a signal arrived, and its state is saved.
     """
     folder = Path(config.output_dir)
     if inspect_run(config) != "finished":
         folder.parent.mkdir(parents=True, exist_ok=True)
-        written, log = (folder.with_name(f"{folder.name}.{ending}") for ending in ("yaml", "log"))
-        written.write_text(parse.to_yaml(config))
-        with log.open("a") as output:
-            command = [sys.executable, str(script), "--config", str(written)]
-            child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-            code = _wait(child)
+        log = folder.with_name(f"{folder.name}.log")
+        child = multiprocessing.get_context("spawn").Process(target=start, args=(config, log))
+        with _pass_on_signals(child):
+            child.start()
+            child.join()
+        code = child.exitcode or 0
         if code in _STOPPED:
-            raise RunStopped(f"the fine-tuning {folder} is saved: the same command goes on here", code - 128)
+            raise RunStopped(f"{signal.Signals(code - 128).name}: the fine-tuning {folder} is saved", code - 128)
         if code != 0:
-            last = ["", *log.read_text(errors="replace").split("\n")][-2]
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
             raise RunError(
-                f"the fine-tuning {folder} failed ({last.strip()}): see {log}; the same command goes on here"
+                f"the fine-tuning {folder} failed ({lines[-1].strip() if lines else f'exit code {code}'}): see {log}; "
+                "the same command resumes here"
             )
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return read_run(folder)
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process that gets the signals of this one, as it knows best how to end."""
+@contextlib.contextmanager
+def _pass_on_signals(child: BaseProcess) -> Iterator[None]:
+    """Send a process the signals of this one, which then waits: the child knows best how to end."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if child.poll() is None and number == signal.SIGTERM:  # a terminal sends Ctrl-C to both
-            child.send_signal(number)
+        if child.pid and number != signal.SIGINT:  # a terminal sends Ctrl-C to both
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in (*TERMINATING, signal.SIGINT)}
     try:
-        return child.wait()
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def measure_finetuning(results: Results, line: dict[str, Any], script: Path, config: FinetuneConfig) -> None:
-    """Adds the line of a fine-tuning that `results` lacks: the best epoch on validation, on all test images.
+def measure_finetuning(results: Results, line: dict[str, Any], start: Start, config: FinetuneConfig) -> None:
+    """Add the line of a fine-tuning that `results` lacks: the best epoch on validation, on all test images.
 
     Args:
         line: what is known of the measurement: `label_set`, `arm` and `method` among it.
-        script: scripts/finetune.py.
+        start: as for `run_finetuning`.
         config: the run.
     """
     if results.has(line["label_set"], line["arm"], line["method"], None):
         return
-    run = run_finetuning(script, config)
+    run = run_finetuning(start, config)
     num_validation = run.record.num_validation_images or 0
     measured = {
         "pooling": None,

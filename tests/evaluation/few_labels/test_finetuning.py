@@ -1,8 +1,10 @@
 """The recipe, cut to a label set by arithmetic done here by hand, and a run that is read instead of repeated."""
 
 import dataclasses
+import importlib
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,10 @@ RECIPE = FinetuneConfig(train=FinetuneTrainConfig(**TRAIN, per_device_batch_size
 SET = LabelSet("budget-0.1-draw-2", 0.1, 2, DataConfig(source="digits", label_fraction=0.1, label_seed=2))
 
 
+def never(config: FinetuneConfig, log: Path) -> None:
+    raise AssertionError("nothing is left to do")
+
+
 def test_few_images_make_a_smaller_batch_and_longer_epochs_alike(tmp_path: Path):
     config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "run")
     # 20 images: a batch of 20, one step an epoch, 40 steps planned, so five times as long
@@ -59,7 +65,7 @@ def test_enough_images_keep_the_recipe(tmp_path: Path):
 def test_a_finished_run_is_read_and_its_checkpoints_removed(tmp_path: Path):
     folder = finished_run(tmp_path)
     (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
-    run = run_finetuning(tmp_path / "no_such_script.py", parse.read_file(FinetuneConfig, folder / "config.yaml"))
+    run = run_finetuning(never, parse.read_file(FinetuneConfig, folder / "config.yaml"))
     assert (run.metrics["test/accuracy"], run.test.correct.mean()) == (0.75, 0.75)
     assert not (folder / "checkpoints").exists()
 
@@ -68,8 +74,8 @@ def test_a_finished_run_of_another_config_is_refused_with_the_difference(tmp_pat
     folder = finished_run(tmp_path)
     config = parse.read_file(FinetuneConfig, folder / "config.yaml")
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7.0))
-    with pytest.raises(ConfigError, match=r"another config \(train.epochs: .* -> 7.*choose another --output_dir"):
-        run_finetuning(tmp_path / "no_such_script.py", other)
+    with pytest.raises(ConfigError, match=r"different config \(train.epochs: .* -> 7.*choose another --output_dir"):
+        run_finetuning(never, other)
 
 
 def test_folders_of_another_config_are_found_before_the_first_run_starts(tmp_path: Path):
@@ -97,7 +103,7 @@ def test_the_line_and_the_predictions_of_a_run_are_those_of_its_files(tmp_path: 
     (tmp_path / "few").mkdir()
     line = {"label_set": "fold-3", "arm": "model", "method": "finetune"}
     for _ in range(2):  # the second time it is there
-        measure_finetuning(results, line, tmp_path / "no_such_script.py", config)
+        measure_finetuning(results, line, never, config)
     (found,) = results.lines
     assert (found["accuracy"], found["validation_accuracy"], found["num_labels"]) == (0.75, 0.75, 300)
     assert found["unseen_accuracy"] == pytest.approx(2 / 3)  # the last of the four is wrong, the first was seen
@@ -130,32 +136,39 @@ def test_a_recipe_is_told_apart_by_what_it_does_to_a_run():
     assert describe_recipe(patient, 200) == describe_recipe(RECIPE, 200), "a run that has stopped may be given it"
 
 
-def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Path):
-    script = tmp_path / "script.py"
-    script.write_text("import sys; print(sys.argv[1:]); sys.exit('error: no such thing')")
+def start_of(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[FinetuneConfig, Path], None]:
+    """A function `start(config, log)` with this body, in a module that a new process can import."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"started_{tmp_path.name.replace('-', '_')}"
+    body = "".join(f"    {line}\n" for line in code.splitlines())
+    (tmp_path / f"{name}.py").write_text(f"import os, signal, sys, time\ndef start(config, log):\n{body}")
+    return importlib.import_module(name).start
+
+
+def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = "log.write_text(f'{config.output_dir}\\nerror: no such thing\\n')\nsys.exit(1)"
     config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "budget-0.1-model")
     with pytest.raises(
         RunError, match=r"runs/budget-0\.1-model failed \(error: no such thing\): see .*/budget-0\.1-model\.log"
     ):
-        run_finetuning(script, config)
-    assert parse.read_file(FinetuneConfig, tmp_path / "runs" / "budget-0.1-model.yaml") == config
+        run_finetuning(start_of(code, tmp_path, monkeypatch), config)
+    assert (tmp_path / "runs" / "budget-0.1-model.log").read_text().startswith(config.output_dir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_waits_for_the_fine_tuning_to_save(tmp_path: Path, number: int):
-    script, saved = tmp_path / "script.py", tmp_path / "saved"
-    script.write_text(
-        "import signal, sys, time, os\n"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_waits_for_the_fine_tuning_to_save(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch):
+    saved = tmp_path / "saved"
+    code = (
         f"def note(number, frame): time.sleep(0.5); open({str(saved)!r}, 'w').close(); sys.exit(128 + number)\n"
-        "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, note)\n"
+        f"signal.signal({int(number)}, note)\n"
         f"os.kill(os.getppid(), {int(number)})\n"
         # a terminal would have sent Ctrl-C to both
         f"{'os.kill(os.getpid(), signal.SIGINT)' if number == signal.SIGINT else ''}\n"
-        "time.sleep(60)\n"
+        "time.sleep(60)"
     )
     config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "x")
     before = signal.getsignal(number)
-    with pytest.raises(RunStopped, match="runs/x is saved: the same command goes on here") as stopped:
-        run_finetuning(script, config)
+    with pytest.raises(RunStopped, match=r"the fine-tuning .*runs/x is saved") as stopped:
+        run_finetuning(start_of(code, tmp_path, monkeypatch), config)
     assert stopped.value.signal_number == number and saved.exists()
     assert signal.getsignal(number) == before

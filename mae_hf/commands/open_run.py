@@ -1,0 +1,105 @@
+"""What both training recipes do before their first and after their last step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from mae_hf import hub
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.train import Plan
+from mae_hf.leakage.record import Audit
+from mae_hf.training.distributed import check_same, check_shared, start_accelerator
+from mae_hf.training.hardware import use_cpu_well
+from mae_hf.training.lock import RunLock
+from mae_hf.training.run_folder import RunLog, inspect_run
+
+
+@dataclass
+class OpenRun:
+    """A run that may train: its processes agree, and its folder is locked against other runs.
+
+    Args:
+        config: the config of the run.
+        accelerator: its processes.
+        folder: the run folder.
+        lock: of the folder.
+    """
+
+    config: PretrainConfig | FinetuneConfig
+    accelerator: Accelerator
+    folder: Path
+    lock: RunLock
+
+    def start_log(
+        self, step: int, plan: Plan, model: PreTrainedModel, facts: Mapping[str, Any], lines: Mapping[str, str]
+    ) -> RunLog:
+        """Write and print what the run starts with.
+
+        Args:
+            step: optimizer steps done.
+            plan: its arithmetic is printed.
+            model: not wrapped.
+            facts: for run.json.
+            lines: what to print besides folder, model size, device and plan, by its heading.
+        """
+        accelerator = self.accelerator
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        log = RunLog(accelerator, self.config, step, {**facts, "num_parameters": num_parameters}, self.lock)
+        compiled = ", compiled layers" if facts["is_compiled"] else ""
+        table = {"run": f"{self.folder}, from step {step}", **lines}
+        table["model"] = f"{num_parameters / 1e6:.1f} M parameters, {lines['model']}"
+        table["device"] = f"{accelerator.device.type}, precision {accelerator.mixed_precision}{compiled}"
+        accelerator.print("\n".join(f"{heading:15} {text}" for heading, text in table.items()))
+        accelerator.print(plan.describe(self.config.train))
+        return log
+
+    def share(
+        self, model: PreTrainedModel | None, metrics: Mapping[str, Any], audit: Audit | None, **parts: PreTrainedModel
+    ) -> None:
+        """Write `model/`, and upload it if the config says so; only the main process does.
+
+        Args:
+            model: whole, not wrapped; None on other processes.
+            metrics: the final metrics, for the card.
+            audit: which test images pre-training has seen.
+            parts: as `hub.save_model` takes them.
+        """
+        if model is not None and self.accelerator.is_main_process:
+            hub.save_model(self.folder / "model", model, self.config, metrics, audit=audit, **parts)
+        _upload(self.accelerator, self.config)
+
+
+def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
+    """Start the processes of a run and lock its folder; None if the run is finished, which is printed.
+
+    Raises:
+        ConfigError: the processes were started in a wrong way or with different settings; the folder is in use, cannot
+            be written to, or holds something else; the model cannot be uploaded.
+    """
+    folder = Path(config.output_dir)
+    accelerator = start_accelerator(
+        timeout_minutes=config.train.timeout_minutes,
+        log_with=list(config.train.trackers) or None,
+        project_dir=folder / "trackers",
+    )
+    use_cpu_well(accelerator)
+    check_same(accelerator, dict(parse.flatten(config)), "type the same command for all of them")
+    check_shared(accelerator, folder)
+    if inspect_run(config) == "finished":
+        accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
+        _upload(accelerator, config)
+        return None
+    lock = RunLock(accelerator, folder)
+    if config.hub.push and accelerator.is_main_process:
+        hub.create_repository(config.hub)  # a wrong token is reported now, not after the training
+    return OpenRun(config, accelerator, folder, lock)
+
+
+def _upload(accelerator: Accelerator, config: PretrainConfig | FinetuneConfig) -> None:
+    if config.hub.push and accelerator.is_main_process:
+        accelerator.print(f"uploaded to {hub.push(Path(config.output_dir) / 'model', config.hub)}")
