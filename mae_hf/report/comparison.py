@@ -81,9 +81,24 @@ class Comparison:
         )
 
     def details(self) -> str:
-        """Return what supports the answer: runs, test and choices; one sentence."""
-        details = "; ".join([self._spread(), self._test(), *self._selection()])
-        return f"{details[0].upper()}{details[1:]}."
+        """Return what supports the answer: runs, tests and choices."""
+        ours, baseline = map(describe_units, (self.results.pretrained, self.results.scratch))
+        sentences = [f"± is the standard deviation over {ours} (pre-trained) and {baseline} (from scratch)."]
+        if ours == baseline == "1 run":
+            sentences = ["Each arm has one run, so the spread over seeds is unknown."]
+        elif self.results.seeds_test:
+            sentences.append(f"Welch's t-test over them: p = {self.results.seeds_test.p_value:.2g}.")
+        elif self.results.pretrained.is_of_one_encoder:
+            sentences.append("One encoder gives no p-value for pre-training as a whole.")
+        sentences.append(f"{self._test()}.")
+        if self.has_choice:
+            counts = " and ".join(
+                f"{len(recipes)} recipes {name}"
+                for name, recipes in zip(("pre-trained", "from scratch"), self.recipes, strict=True)
+                if len(recipes) > 1
+            )
+            sentences.append(f"Validation chose among {counts}. The interval includes that choice, p-values do not.")
+        return " ".join(sentences)
 
     def _verdict(self) -> str:
         interval, seeds_test = self.results.gain_interval, self.results.seeds_test
@@ -102,29 +117,13 @@ class Comparison:
         over = f"over {results.num_test_images:,} test images{choice if self.has_choice else ''}"
         return f"95 % interval {interval_text(interval, '+.1f')}, {over}"
 
-    def _spread(self) -> str:
-        arms = (self.results.pretrained, self.results.scratch)
-        if all(arm.num_units == 1 for arm in arms):
-            return "one run in each arm, so the spread over seeds is unknown"
-        ours, baseline = map(describe_units, arms)
-        text = f"mean ± standard deviation over {ours} pre-trained and {baseline} from scratch"
-        if self.results.seeds_test:
-            return f"{text}, Welch's t-test p = {self.results.seeds_test.p_value:.2g}"
-        return f"{text}, so there is no p-value for other pre-training runs" if arms[0].is_of_one_encoder else text
-
     def _test(self) -> str:
         pairs = self.results.pairs
         values = sorted(pair.test.p_value for pair in pairs)
         if len(pairs) > 1:
-            return f"exact McNemar p = {values[0]:.2g} to {values[-1]:.2g} in {len(pairs)} pairs of equal seed"
+            return f"Exact McNemar test of {len(pairs)} pairs of equal seed: p = {values[0]:.2g} to {values[-1]:.2g}"
         which = " of the pair of equal seed" if pairs[0].seed is not None else " of the best runs"
-        return f"exact McNemar p{which if max(map(len, self.chosen)) > 1 else ''} = {values[0]:.2g}"
-
-    def _selection(self) -> list[str]:
-        """What validation has chosen from."""
-        counts = {"pre-trained": len(self.recipes[0]), "from scratch": len(self.recipes[1])}
-        chosen = [f"{name}: the best of {count} recipes on validation" for name, count in counts.items() if count > 1]
-        return [*chosen, "the p-values take that choice as given, the interval does not"] if chosen else []
+        return f"Exact McNemar test{which if max(map(len, self.chosen)) > 1 else ''}: p = {values[0]:.2g}"
 
     def leak(self) -> str | None:
         """Return how test images that pre-training has seen affect the result; None where it has seen none."""
@@ -168,16 +167,10 @@ class Comparison:
         if growing:
             names = ", ".join(str(run.path) for run in growing)
             notes.append(f"Longer training may change the difference: the last epoch is the best one of {names}.")
-        if min(len(ours), len(baseline)) == 1:
-            notes.append("An arm with a single run has no spread: other seeds may give a different accuracy.")
         if self.results.pretrained.is_of_one_encoder and len(ours) > 1:
             notes.append(
                 "The pre-trained arm's spread is over fine-tuning seeds of one encoder. Other pre-training seeds may "
                 "vary more."
-            )
-        if len(ours) != len(baseline):
-            notes.append(
-                f"The arms have different numbers of runs ({len(ours)} pre-trained, {len(baseline)} from scratch)."
             )
         if max(len(ours), len(baseline)) > 1:
             notes.append(
@@ -187,8 +180,6 @@ class Comparison:
         precisions = {str(run.record.mixed_precision) for run in (*ours, *baseline)}
         if len(precisions) > 1:
             notes.append(f"The runs differ in precision ({', '.join(sorted(precisions))}).")
-        if self.results.epochs is None:
-            notes.append("The validation curves have no mean height: no range of epochs is covered by every run.")
         return notes + self._class_notes()
 
     def _other_choices(self) -> str | None:
@@ -210,10 +201,6 @@ class Comparison:
                 f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over "
                 "the other classes."
             )
-        for run in (run for arm in self.chosen for run in arm):
-            never = [n for i, n in enumerate(names) if n not in empty and not (run.test.predictions == i).any()]
-            if never:
-                notes.append(f"{run.path} never predicts {', '.join(never)}: F1 is 0 there.")
         return notes
 
     def table(self) -> list[dict[str, Any]]:

@@ -44,30 +44,18 @@ class Arm:
 
     A spread is over independent units: over seeds from scratch, and over encoders, each the mean of its fine-tuning
     runs. With a single encoder it is over its fine-tuning seeds, which says nothing about other pre-training runs.
-
-    Args:
-        seeds: of its runs.
-        spread_over: what its independent units are.
-        num_units: how many of them.
-        accuracy: test accuracy.
-        f1: test macro-F1.
-        loss: test loss.
-        best_validation_accuracy: the greatest validation accuracy of each run.
-        accuracy_interval: bootstrap over images of the arm's mean accuracy, with the recipe chosen anew each time.
-        mean_validation_accuracy: mean height of the validation curve over `Results.epochs`; None without such a range.
-        epochs_to_target: first epoch of each run at which validation accuracy is at least `Results.target`, or `inf`.
     """
 
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # of its runs
     spread_over: Units
     num_units: int
-    accuracy: Spread
+    accuracy: Spread  # on test images, as F1 and loss
     f1: Spread
     loss: Spread
     best_validation_accuracy: Spread
-    accuracy_interval: Interval | None
-    mean_validation_accuracy: Spread | None
-    epochs_to_target: Spread
+    accuracy_interval: Interval | None  # bootstrap over images of the mean accuracy, choosing the recipe anew each time
+    mean_validation_accuracy: Spread | None  # mean height of the validation curve over `Results.epochs`
+    epochs_to_target: Spread  # first epoch of each run at which it reaches `Results.target`; `inf`: never
 
     @property
     def is_of_one_encoder(self) -> bool:
@@ -77,57 +65,31 @@ class Arm:
 
 @dataclass(frozen=True)
 class Pair:
-    """A paired test of two runs on the same test images.
+    """A paired test of two runs on the same test images."""
 
-    Args:
-        pretrained: its run folder.
-        scratch: its run folder.
-        seed: the seed of both; None where no seeds match, and the best runs by validation are paired.
-        test: McNemar's test; first: pre-trained.
-    """
-
-    pretrained: str
-    scratch: str
-    seed: int | None
-    test: McNemar
+    pretrained: str  # its run folder
+    scratch: str  # its run folder
+    seed: int | None  # of both; None where no seeds match, and the best runs on validation are paired
+    test: McNemar  # first: pre-trained
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe that validation could choose, and the gain that would follow.
-
-    Args:
-        is_pretrained: whether it belongs to the pre-trained arm.
-        is_chosen: whether it speaks for its arm.
-        name: the settings that set it apart from the arm's other recipes.
-        num_runs: how many runs it has.
-        validation_accuracy: the mean best validation accuracy of its runs, by which it is chosen or not.
-        chosen: the share of resamples of the validation images in which it is chosen.
-        accuracy: its mean test accuracy.
-        gain: against the other arm's recipe that speaks for it; negative where pre-training lost.
-    """
+    """A recipe that validation could choose, and the gain that would follow."""
 
     is_pretrained: bool
     is_chosen: bool
-    name: str
+    name: str  # the settings that distinguish it from the arm's other recipes
     num_runs: int
-    validation_accuracy: float
-    chosen: float
-    accuracy: float
-    gain: float
+    validation_accuracy: float  # the mean of its runs' best, which decides
+    chosen: float  # the share of resamples of the validation images in which it is chosen
+    accuracy: float  # on test images
+    gain: float  # against the chosen recipe of the other arm; negative where pre-training lost
 
 
 @dataclass(frozen=True)
 class Unseen:
-    """Both arms on the test images that no pre-training of these runs has seen.
-
-    Args:
-        num_images: how many.
-        pretrained: accuracy of the pre-trained arm on them.
-        scratch: of the arm from scratch.
-        gain: the difference of the means.
-        gain_interval: its paired bootstrap over these images.
-    """
+    """Both arms on the test images that no pre-training of these runs has seen."""
 
     num_images: int
     pretrained: Spread
@@ -138,37 +100,21 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Results:
-    """Both arms and their difference.
-
-    Args:
-        pretrained: the arm from a pre-trained encoder.
-        scratch: the arm from random weights.
-        choices: every recipe of both arms, those that speak for them first.
-        num_test_images: n.
-        num_validation_images: images that recipes and epochs were chosen on.
-        num_seen_test_images: test images that a pre-training of these runs has seen; None if that is unknown.
-        unseen: the arms on the others; None where those are unknown, all or none.
-        gain: test accuracy that pre-training gained, in 0..1; negative where it lost.
-        gain_interval: its bootstrap, which resamples validation images, chooses the recipes, and resamples test images.
-        seeds_test: Welch's t-test over independent runs of the pipeline; None without several of them in both arms.
-        pairs: a test for each pair of runs.
-        target: the scratch arm's best validation accuracy, the mean over its runs.
-        epochs: the range of epochs in which every run was evaluated; None if there is none.
-    """
+    """Both arms and their difference."""
 
     pretrained: Arm
     scratch: Arm
-    choices: tuple[Choice, ...]
+    choices: tuple[Choice, ...]  # every recipe of both arms
     num_test_images: int
     num_validation_images: int
-    num_seen_test_images: int | None
-    unseen: Unseen | None
-    gain: float
-    gain_interval: Interval | None
-    seeds_test: Welch | None
+    num_seen_test_images: int | None  # by a pre-training of these runs; None if unknown
+    unseen: Unseen | None  # None where the unseen images are unknown, all or none
+    gain: float  # of test accuracy, in 0..1; negative where pre-training lost
+    gain_interval: Interval | None  # resamples validation images, chooses the recipes, and resamples test images
+    seeds_test: Welch | None  # None without several independent runs of the pipeline in both arms
     pairs: tuple[Pair, ...]
-    target: float
-    epochs: tuple[float, float] | None
+    target: float  # the scratch arm's best validation accuracy, the mean over its runs
+    epochs: tuple[float, float] | None  # the range in which every run was evaluated
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers; None is unknown or, for epochs, never reached."""

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 from mae_hf.errors import require
 from mae_hf.files import write_text
@@ -13,19 +12,6 @@ from mae_hf.report.networks import changed_encoders
 from mae_hf.report.page import page
 from mae_hf.report.pictures import draw_pictures
 from mae_hf.report.results import f1_of_classes, scores_on_test
-
-# key of `Comparison.table` -> title in the terminal
-_COLUMNS = {
-    "run": "run",
-    "init": "started from",
-    "test_accuracy": "accuracy",
-    "test_f1": "macro-F1",
-    "test_loss": "loss",
-    "best_validation_accuracy": "best val",
-    "best_epoch": "at epoch",
-    "epochs_to_scratch_best": "epochs to scratch best",
-}
-_PERCENT = ("test_accuracy", "test_f1", "best_validation_accuracy")
 
 
 def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
@@ -67,25 +53,22 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
 
 
 def text_table(comparison: Comparison) -> str:
-    """The table for a terminal, a line per run; `*` marks the runs that the answer is about."""
-    rows = [tuple(_COLUMNS.values())] + [
-        ("* " * row["chosen"] + row["run"], *(_cell(row, key) for key in list(_COLUMNS)[1:]))
-        for row in comparison.table()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    """Return the table for a terminal, a line per run; `*` marks the runs that the answer is about."""
+    titles = ("accuracy", "macro-F1", "loss", "best val", "at epoch", "epochs to scratch best")
+    rows = [("run", "started from", *titles)]
+    for row in comparison.table():
+        accuracy, f1, best = (
+            f"{100 * row[key]:.2f}" for key in ("test_accuracy", "test_f1", "best_validation_accuracy")
+        )
+        reached = row["epochs_to_scratch_best"]
+        epochs = (f"{row['best_epoch']:g}", "not reached" if reached is None else f"{reached:g}")
+        name = f"{'* ' if row['chosen'] else ''}{row['run']}"
+        rows.append((name, row["init"], accuracy, f1, f"{row['test_loss']:.3f}", best, *epochs))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            text.rjust(w) if i > 1 else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _cell(row: dict[str, Any], key: str) -> str:
-    value = row[key]
-    if value is None:
-        return "not reached"
-    if key in _PERCENT:
-        return f"{100 * value:.2f}"
-    return f"{value:.3f}" if key == "test_loss" else f"{value:g}" if isinstance(value, float) else str(value)
+    return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])

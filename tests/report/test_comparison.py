@@ -37,7 +37,7 @@ def test_the_answer_is_one_sentence_with_both_numbers_and_what_they_are_worth(tm
         "+62.5 points (95 % interval +25.0 to +87.5, over 8 test images)."
     )
     assert compare_runs([ours], [baseline]).details() == (
-        "One run in each arm, so the spread over seeds is unknown; exact McNemar p = 0.062."
+        "Each arm has one run, so the spread over seeds is unknown. Exact McNemar test: p = 0.062."
     )
 
 
@@ -65,8 +65,7 @@ def test_the_baseline_is_the_recipe_that_is_best_on_validation_not_on_test(tmp_p
     assert [run.path.name for run in comparison.arms["from scratch"]] == ["scratch", "lucky"]
     assert "+25.0 points" in comparison.answer()
     assert comparison.details().endswith(
-        "from scratch: the best of 2 recipes on validation; the p-values take that choice as given, the interval does "
-        "not."
+        "Validation chose among 2 recipes from scratch. The interval includes that choice, p-values do not."
     )
     assert [row["chosen"] for row in comparison.table()] == [True, True, False]
     assert [row["recipe"] for row in comparison.table()] == [
@@ -93,11 +92,9 @@ def test_a_recipe_counts_with_all_its_seeds_and_is_chosen_by_their_mean(tmp_path
     answer = comparison.answer()
     assert "from scratch 75.0 ± 25.0 %: less than 0.1 points apart" in answer  # 50, 75 and 100 %
     details = comparison.details()
-    assert "exact McNemar p of the pair of equal seed = 1;" in details
-    assert details.startswith("Mean ± standard deviation over 1 run pre-trained and 3 seeds from scratch")
+    assert "Exact McNemar test of the pair of equal seed: p = 1." in details
+    assert details.startswith("± is the standard deviation over 1 run (pre-trained) and 3 seeds (from scratch). ")
     assert any(note.endswith(f"{runs[0]} and {tmp_path / 'steady1'}.") for note in comparison.notes())
-    assert any("single run has no spread" in note for note in comparison.notes())
-    assert any("different numbers of runs (1 pre-trained, 3 from scratch)" in note for note in comparison.notes())
 
 
 def test_classes_without_test_images_or_predictions_are_noted(tmp_path):
@@ -106,8 +103,6 @@ def test_classes_without_test_images_or_predictions_are_noted(tmp_path):
     never_dog = write_run(tmp_path / "scratch", "scratch", HALF, labels=labels, class_names=names)
     notes = compare_runs([ours], [never_dog]).notes()
     assert any(note.startswith("No test image belongs to cow. Such classes have no F1") for note in notes)
-    assert any("scratch never predicts dog: F1 is 0 there" in note for note in notes)
-    assert not any("mae never" in note for note in notes)
     assert compare_runs([ours], [never_dog]).results.pretrained.f1.center == 1
 
 
@@ -160,7 +155,8 @@ def test_a_gain_that_is_within_the_spread_of_the_seeds_may_be_chance(tmp_path):
     assert "+37.5 points, which may be chance" in comparison.answer()
     # t = sqrt(2) with 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
     assert comparison.details().startswith(
-        "Mean ± standard deviation over 2 encoders pre-trained and 2 seeds from scratch, Welch's t-test p = 0.29;"
+        "± is the standard deviation over 2 encoders (pre-trained) and 2 seeds (from scratch). Welch's t-test over "
+        "them: p = 0.29. "
     )
 
 
@@ -171,8 +167,8 @@ def test_fine_tuning_seeds_of_one_encoder_are_called_so(tmp_path):
     )
     comparison = compare_runs(ours, scratch)
     assert comparison.details().startswith(
-        "Mean ± standard deviation over 2 fine-tuning seeds of one encoder pre-trained and 2 seeds from scratch, so "
-        "there is no p-value for other pre-training runs;"
+        "± is the standard deviation over 2 fine-tuning seeds of one encoder (pre-trained) and 2 seeds (from scratch). "
+        "One encoder gives no p-value for pre-training as a whole. "
     )
     assert any(note.startswith("The pre-trained arm's spread is over fine-tuning seeds") for note in comparison.notes())
 
