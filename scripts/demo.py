@@ -1,4 +1,4 @@
-"""Show a classifier or a masked autoencoder at work on a web page of this machine; Ctrl-C ends it.
+"""Try a classifier or a masked autoencoder on a web page of this machine; Ctrl-C ends it.
 
 python scripts/demo.py --model runs/finetune/digits
 python scripts/demo.py --model user/name --port 7861

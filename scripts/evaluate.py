@@ -1,4 +1,4 @@
-"""Evaluate a classifier on test images, or probe what the frozen features of an encoder know.
+"""Evaluate a classifier on test images, or probe the frozen features of an encoder.
 
 accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits \
     --output_dir runs/evaluate/digits

@@ -1,4 +1,4 @@
-"""Decode the images of every source ahead of the runs, look for leaks, and measure the channels.
+"""Decode the images of every source before the runs need them, search for leaks, and measure the channels.
 
 python scripts/prepare_data.py --data.source digits --image_size 32 --audit-against test
 """

@@ -1,4 +1,4 @@
-"""Draw what a masked autoencoder makes of hidden patches: original, masked, reconstruction.
+"""Draw how a masked autoencoder reconstructs masked patches: original, masked, reconstruction.
 
 python scripts/reconstruct.py --model runs/pretrain/digits --data.source digits --output digits.png
 python scripts/reconstruct.py --model user/name --data.source '[cat.png, dog.jpg]' --output reconstruction.png

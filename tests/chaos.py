@@ -303,7 +303,7 @@ class Chaos:
 
     def told(self, number: int) -> Row:
         """SIGTERM or Ctrl-C: it saves, says how to go on, and loses nothing."""
-        row = Row({signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number])
+        row = Row({signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}[number])
         for stage in self.stages:
             folder = self.new(stage)
             life = Life(stage, folder)
@@ -544,6 +544,7 @@ def run(folder: Path, kills: int, saves: int, *, stages: tuple[str, ...], launch
         lambda: chaos.kills(saves, while_saving=True),
         lambda: chaos.told(signal.SIGTERM),
         lambda: chaos.told(signal.SIGINT),
+        lambda: chaos.told(signal.SIGHUP),
         chaos.torn,
         chaos.records,
         chaos.two_runs,

@@ -1,6 +1,7 @@
 """Small drawn data sets that several tests share. Every image has one colour of its own, so that it can be told."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 CACHE = tempfile.TemporaryDirectory(prefix="mae_hf-tests-")  # before any import of datasets, which reads it once
 os.environ |= {"MAE_HF_CACHE": CACHE.name, "HF_DATASETS_CACHE": f"{CACHE.name}/datasets"}
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, which the tests of signals must not inherit
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def coloured(number: int, size: int = 12) -> Image.Image:

@@ -1,7 +1,7 @@
-"""Scripts that are there at once: forks of a process that has loaded all libraries, which takes ten seconds.
+"""Start scripts at once, as forks of a process that has loaded all libraries: loading takes ten seconds.
 
-A script that is only tested for what it does starts this way; those that are tested for how they start (launchers,
-imports, signals of a terminal) are processes of their own.
+Tests of what a script computes start it this way. Tests of how it starts (launchers, imports, signals of a terminal)
+start a separate process.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def run(*words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
 
 
 def places(num: int) -> Iterator[dict[str, str]]:
-    """What `torchrun` tells each of several processes of a machine without GPUs; one process is told nothing."""
+    """Yield the environment that `torchrun` gives each of several processes without GPUs; a single one gets none."""
     if num == 1:
         yield {}
         return
@@ -57,7 +57,7 @@ def places(num: int) -> Iterator[dict[str, str]]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """Return a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

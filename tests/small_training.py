@@ -1,6 +1,6 @@
 """A run small enough for a test, through the real loop, log and checkpoints: an MLP learns a line.
 
-As a script, `small_training.py FOLDER`, it is what test_distributed.py starts on several processes.
+test_two_processes.py starts `small_training.py FOLDER` on several processes.
 """
 
 import json
@@ -34,7 +34,7 @@ Change = Callable[[int, Tensor], Tensor]
 
 
 class Interrupted(Exception):
-    """Stands for whatever stops a run from outside."""
+    """Stands for a crash."""
 
 
 def network(dropout: float = 0.0) -> nn.Module:
@@ -61,7 +61,7 @@ def run(
     best_key: str | None = None,
     **settings: object,
 ) -> tuple[nn.Module, TrainState]:
-    """Starts the run in this folder, or goes on with it, as the scripts do.
+    """Start the run in this folder, or resume it, as the recipes do.
 
     Args:
         dropout: rate of the MLP's dropout.
@@ -111,7 +111,7 @@ def run(
 
 
 def main(folder: Path) -> None:
-    """Writes what test_distributed.py looks at."""
+    """Write the files that test_two_processes.py checks."""
     accelerator = Accelerator(cpu=True)
     rank, is_main = accelerator.process_index, accelerator.is_main_process
     seen = {"num_processes": accelerator.num_processes}

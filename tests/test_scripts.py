@@ -27,7 +27,7 @@ SMALL = ("--train.warmup_ratio", "0", "--train.epochs", "2", "--train.eval_every
 
 
 def typed(*words: object) -> subprocess.CompletedProcess[str]:
-    """Types a command in the project's folder: a process of its own, which loads all it needs."""
+    """Type a command in the project's folder, as a separate process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [str(word) for word in words]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)

@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    small_training.run(folder / "begun on two")  # one process goes on where two were stopped
+    small_training.run(folder / "begun on two")  # one process resumes where two were stopped
     return folder
 
 

@@ -15,7 +15,7 @@ def demo(config: DemoConfig) -> None:
             share=False,
             quiet=True,
             show_error=True,
-            prevent_thread_lock=True,  # to say where the page is once it is there
+            prevent_thread_lock=True,  # print the address after the page has started
         )
     except OSError:  # gradio's word for a taken port
         raise ConfigError(f"port {config.port} is taken: choose another (--port {config.port + 1})") from None

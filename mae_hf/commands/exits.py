@@ -16,7 +16,7 @@ from typing import NoReturn
 from mae_hf.errors import ConfigError, PlainWarning, RunError, RunStopped, redact
 from mae_hf.training.signals import discard, stop_on_signals
 
-# The disk is full, over its quota or read-only; the folder belongs to someone else; nobody reads the output.
+# A full or read-only disk, an exceeded quota, missing rights, an output without a reader.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EPIPE)
 # `torchrun` checks every 0.1 s whether a rank has ended, and then ends the others
 _SECONDS_APART = 3.0
@@ -29,7 +29,7 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
 
     Args:
         main: the command.
-        command: what to type to resume it; None is the command of this process.
+        command: what to type to resume it; by default the command of this process.
     """
     # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
     folder = Path(sys.argv[0]).resolve().parent
@@ -113,7 +113,7 @@ def _end(message: str, code: int, *, of_all: bool = False) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    """Print to stderr, or nowhere if the terminal is closed: Python would end with another exit code."""
+    """Print to stderr. Discard the message if the terminal is closed: an error would change the exit code."""
     for stream, text in ((sys.stderr, message + "\n"), (sys.stdout, "")):
         try:
             stream.write(text)
@@ -128,7 +128,7 @@ def _number(name: str) -> int:
 
 
 def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether a collective operation failed: torch's errors of NCCL and the store, and those of gloo."""
+    """Whether a collective operation failed: with an error of NCCL, of gloo or of torch's store."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return (
         "DistError" in kinds

@@ -40,7 +40,7 @@ def few_labels(config: FewLabelsConfig) -> None:
     use_cpu_well(accelerator)
     require(accelerator.num_processes == 1, "few_labels.py runs as one process: start it with --num_processes 1")
 
-    # ---- images: all labelled train images, of which a label set is some rows, and test ----
+    # ---- images: all labelled train images, from which label sets are chosen, and test images ----
     mean, std = read_normalization(config.model)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_mean=mean, image_std=std))
     encoder = open_encoder(config.model, attention_for(accelerator))
@@ -49,13 +49,13 @@ def few_labels(config: FewLabelsConfig) -> None:
     protocol = describe_protocol(config, images.split)
     print(f"{protocol}\n{images.describe()}")
 
-    # ---- what is measured: the encoder, and the same network from random weights ----
+    # ---- arms: the encoder, and the same network with random weights ----
     encoders, inits = {"model": encoder}, {"model": config.model}
     if config.scratch:
         encoders["scratch"] = random_encoder(encoder, class_names, attention_for(accelerator))
         inits["scratch"] = SCRATCH
 
-    # ---- what is there already, and whether it is of the same inputs ----
+    # ---- earlier results, if they are of the same inputs ----
     sets = label_sets(config, images.split, "finetune") if "finetune" in config.methods else []
     runs = plan_finetunings(config, recipe, sets, inits, shape_of(encoder)) if recipe else {}
     inputs = {"protocol": protocol, "data": images.fingerprint, "weights": weights_digest(encoder)}
@@ -80,7 +80,7 @@ def few_labels(config: FewLabelsConfig) -> None:
                     measure_probe(results, line, features, images.rows_of(label_set), len(class_names))
                 print(f"{arm} {method} {label_set.name}: done", flush=True)
 
-    # ---- mean and standard deviation, as JSON, picture and table ----
+    # ---- mean and standard deviation, as JSON, plot and table ----
     about = {"protocol": protocol, "official": is_official(config, images.split), "model": config.model}
     about |= {"source": config.data.sources[0], "num_test_images": len(images.test)}
     about |= {"num_seen_test_images": None if images.seen is None else int(images.seen.sum())}
@@ -93,7 +93,7 @@ def _finetune_in_child(command: str, config: FinetuneConfig, log: Path) -> NoRet
     """Fine-tune in this new process, with its output in a file.
 
     Args:
-        command: the one that resumes a fine-tuning that is stopped.
+        command: what to type to resume after a stop.
         config: the run.
         log: the file.
     """

@@ -79,7 +79,7 @@ def pretrain(config: PretrainConfig) -> None:
         device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
         loss_of = pretraining_loss(prepared, device_images, config)
 
-    # ---- evaluations: held-out images, with fixed masks and without augmentation; figures; a probe ----
+    # ---- evaluations: the loss on held-out images with fixed masks, figures, a probe ----
     pictured = held_out.batch(range(min(8, len(held_out))))
 
     def loss_on_held_out(step: int) -> dict[str, float]:

@@ -282,7 +282,7 @@ class _Progress(tqdm):
 class _Meter:
     """Mean loss and images per second since the last line of the log; pauses do not count as time.
 
-    The loss survives an interruption, since `state` holds it. The speed is that of this process's steps.
+    The loss survives an interruption, since `state` holds it. The speed counts only the steps of this process.
     """
 
     def __init__(self, device: torch.device, state: TrainState) -> None:

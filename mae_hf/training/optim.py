@@ -17,10 +17,10 @@ _UNDECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "decoder
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters.
+    """Return AdamW over the model's trainable parameters.
 
-    Each group carries `lr_scale`, the factor that `set_learning_rate` puts on the schedule: 1, or with a fine-tuning
-    config `layer_decay ** distance`, where the distance is counted in layers down from the classifier.
+    Each group has an `lr_scale`, by which `set_learning_rate` multiplies the schedule. It is 1 in pre-training, and
+    `layer_decay ** distance` in fine-tuning, where the distance is counted in layers below the classifier.
 
     Args:
         model: a `MaskedAutoencoder` or a `ViTForImageClassification`.
@@ -46,7 +46,7 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def layer_index(name: str, num_layers: int) -> int:
-    """Depth of a parameter: 0 the embeddings, 1 to `num_layers` the encoder layers, `num_layers` + 1 all above."""
+    """Return the depth of a parameter: 0 embeddings, 1 to `num_layers` encoder layers, `num_layers` + 1 all above."""
     if ".embeddings." in name:
         return 0
     layer = re.search(r"^vit\.layers\.(\d+)\.", name)
@@ -54,17 +54,17 @@ def layer_index(name: str, num_layers: int) -> int:
 
 
 class WeightAverage:
-    """The exponential moving average of a model's weights, as a model of its own: often better than the last weights.
+    """A copy of a model with the exponential moving average of its weights, often better than the last weights.
 
-    After step t the average takes 1 - d of the weights, d = min(decay, (1 + t) / (10 + t)), so that the first steps do
-    not stay in it for long.
+    After step t the average takes 1 - d of the weights, with d = min(decay, (1 + t) / (10 + t)): it soon forgets the
+    first steps.
 
     Args:
         model: whose weights are averaged; not wrapped, and whole on this process.
-        decay: the greatest d.
+        decay: the maximum of d.
         device: where the model trains.
 
-    Source: Polyak & Juditsky 1992; the warm-up of d is that of TensorFlow's `ExponentialMovingAverage`.
+    Source: Polyak & Juditsky 1992; TensorFlow's `ExponentialMovingAverage` warms d up in this way.
     """
 
     def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
@@ -74,14 +74,14 @@ class WeightAverage:
         self._weights: list[torch.Tensor] = list(model.parameters())
 
     def update(self, step: int) -> None:
-        """Takes the weights in as they are after optimizer step `step`, counted from 0; a GPU is not waited for."""
+        """Add the weights after optimizer step `step`, counted from 0, without a device sync."""
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
 
 
 def learning_rate_at(step: int, plan: Plan, peak: float) -> float:
-    """The learning rate of optimizer step `step` (0-based): linear warm-up to `peak`, then a cosine to 0.
+    """Return the learning rate of optimizer step `step`, from 0: linear warm-up to `peak`, then a cosine to 0.
 
     Source: Loshchilov & Hutter, arXiv 1608.03983; per step, not per epoch.
     """
@@ -92,6 +92,6 @@ def learning_rate_at(step: int, plan: Plan, peak: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Gives every parameter group the learning rate times the group's `lr_scale`."""
+    """Set each group's learning rate: `learning_rate` times the group's `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]

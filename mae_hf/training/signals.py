@@ -35,7 +35,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def drop_lost_outputs() -> None:
-    """Redirect stdout and stderr to nowhere if their reader has gone: writing to a closed terminal is an error."""
+    """Discard further output of stdout and stderr if its reader is gone: writing to a closed terminal is an error."""
     for descriptor in (1, 2):
         poll = select.poll()
         poll.register(descriptor, 0)  # 0: errors and hang-ups only
@@ -44,7 +44,7 @@ def drop_lost_outputs() -> None:
 
 
 def discard(descriptor: int) -> None:
-    """Redirect a file descriptor to nowhere."""
+    """Discard what is written to a file descriptor from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""How a script ends, as a process: the exit code, and who says why."""
+"""How a command ends: the exit code, and which rank prints why."""
 
 import os
 import pty

@@ -1,8 +1,11 @@
-"""SIGTERM and Ctrl-C, sent to this process for real."""
+"""SIGTERM, SIGHUP and Ctrl-C, sent to real processes."""
 
 import os
+import pty
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +17,8 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_told_once_and_the_handlers_are_given_back(number, capfd):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_noted_and_confirmed_once_and_the_handlers_are_restored(number, capfd):
     before = signal.getsignal(number)
     with StopSignals(is_main_process=True) as stop:
         assert stop.received == 0
@@ -26,7 +29,7 @@ def test_a_signal_is_noted_and_told_once_and_the_handlers_are_given_back(number,
     assert capfd.readouterr().err == f"\n{name}: saving, then stopping; press Ctrl-C to stop without saving\n"
 
 
-def test_other_processes_say_nothing(capfd):
+def test_other_ranks_print_nothing(capfd):
     with StopSignals(is_main_process=False):
         send(signal.SIGTERM)
     assert capfd.readouterr().err == ""
@@ -54,7 +57,7 @@ def test_after_a_sigterm_ctrl_c_still_stops_at_once_and_further_sigterms_do_noth
             send(signal.SIGINT)
 
 
-def test_what_is_ignored_stays_ignored():
+def test_an_ignored_signal_stays_ignored():
     """As a shell has it for what it starts in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -63,3 +66,33 @@ def test_what_is_ignored_stays_ignored():
             assert stop.received == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+TRAINS = """
+import sys, time
+from pathlib import Path
+import small_training
+from mae_hf.commands import exits
+
+def change(step, loss):
+    if step == 9:
+        print("step 9", flush=True)
+        time.sleep(60)  # meanwhile the terminal is closed
+    return loss
+
+exits.run(lambda: small_training.run(Path(sys.argv[1]), change=change))
+"""
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_ends_with_129(tmp_path):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        os.execv(sys.executable, [sys.executable, "-c", TRAINS, str(tmp_path / "run")])
+    output = b""
+    while b"step 9" not in output:
+        output += os.read(terminal, 1000)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert (tmp_path / "run" / "checkpoints" / "step-00000009" / "digests.json").exists()

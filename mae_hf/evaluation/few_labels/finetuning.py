@@ -38,7 +38,7 @@ def finetune_config(
     min_steps: int,
     folder: Path,
 ) -> FinetuneConfig:
-    """The recipe for one label set: its data, a batch that it can fill, and enough optimizer steps.
+    """Return the recipe for one label set: its data, a batch that it can fill, and enough optimizer steps.
 
     Where the labels would give fewer than `min_steps` steps, epochs and the intervals between evaluations and
     checkpoints grow alike. The seed is the recipe's plus the number of the draw.
@@ -67,7 +67,7 @@ def finetune_config(
 
 
 def describe_recipe(recipe: FinetuneConfig, min_steps: int) -> dict[str, str]:
-    """What every fine-tuning of a folder must have in common, by name; data and architecture come from elsewhere."""
+    """Return the settings that all fine-tunings of a folder share, by name, except data and architecture."""
     settings = {key: str(value) for key, value in parse.flatten(recipe)}
     taken = {
         f"recipe.{key}": value
@@ -84,7 +84,7 @@ def plan_finetunings(
     inits: Mapping[str, str],
     shape: dict[str, Any],
 ) -> dict[tuple[str, str], FinetuneConfig]:
-    """Every fine-tuning of the protocol, before the first one starts; writes nothing.
+    """Return the config of every fine-tuning of the protocol. Writes nothing.
 
     Args:
         config: output folder and number of steps.
@@ -97,7 +97,7 @@ def plan_finetunings(
         (arm, name of the label set) -> the run.
 
     Raises:
-        ConfigError: the folder of a run holds one of another config; the differences are named.
+        ConfigError: the folder of a run holds a run with a different config (the message lists the differences).
     """
     runs = {}
     for label_set in sets:
@@ -111,7 +111,7 @@ def plan_finetunings(
 
 
 def run_finetuning(start: Start, config: FinetuneConfig) -> Run:
-    """Run, resume or read a fine-tuning, in a process of its own: its memory is free again afterwards.
+    """Run, resume or read a fine-tuning in a separate process, which frees its memory afterwards.
 
     SIGTERM, SIGHUP and Ctrl-C reach that process too, and this one waits until it has saved. Checkpoints of the
     finished run are removed, because there are many runs.
@@ -121,7 +121,7 @@ def run_finetuning(start: Start, config: FinetuneConfig) -> Run:
         config: its run folder shows whether there is anything left to do.
 
     Raises:
-        ConfigError: the folder holds a run of another config, or files that contradict each other.
+        ConfigError: the folder holds a run with a different config, or files that contradict each other.
         RunError: it failed; the message has its last line and names its log.
         RunStopped: a signal arrived, and its state is saved.
     """

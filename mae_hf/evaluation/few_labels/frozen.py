@@ -45,7 +45,7 @@ class FrozenFeatures:
     test: dict[str, np.ndarray]
 
     def labelled(self, rows: np.ndarray, pooling: str) -> Labelled:
-        """The features and labels of these rows of the train split; an image that was left out is not there."""
+        """Return the features and labels of these rows of the train split, without images that were left out."""
         here = np.isin(self.rows, rows)
         return Labelled(self.train[pooling][here], self.train_labels[here])
 
@@ -56,7 +56,7 @@ def shape_of(encoder: ViTModel) -> dict[str, Any]:
 
 
 def random_encoder(encoder: ViTModel, class_names: Sequence[str], attn_implementation: str) -> ViTModel:
-    """The same network from random weights, those that fine-tuning from scratch starts from with seed 0; eval mode."""
+    """Return the same network, in eval mode, with the weights that fine-tuning from scratch with seed 0 starts from."""
     config = ClassifierConfig(init=SCRATCH, **shape_of(encoder))
     return build_classifier(config, class_names, attn_implementation, seed=0).vit.eval()
 

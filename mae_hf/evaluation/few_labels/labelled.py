@@ -48,7 +48,7 @@ class ProtocolImages:
         return few_label_rows(self.split, self.rows, label_set.data)
 
     def describe(self) -> str:
-        """Numbers of images, and how many of those of test pre-training has seen, to print."""
+        """Return the numbers of images, and how many test images pre-training has seen, to print."""
         numbers = f"{len(self.rows)} labelled train images; every accuracy is of all {len(self.test)} test images"
         return f"{numbers}\n{describe_seen(self.seen)}"
 

@@ -70,7 +70,7 @@ def check_inputs(path: Path, inputs: dict[str, Any]) -> None:
     """Sees to it that a folder's results all come from one model, one set of images and one recipe.
 
     Args:
-        path: the JSON file that holds the inputs of the folder; written if it is not there.
+        path: the JSON file that holds the inputs of the folder; written if it is missing.
         inputs: what the results depend on, by name; a name that either side lacks is not compared.
 
     Raises:

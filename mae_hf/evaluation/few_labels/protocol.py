@@ -35,7 +35,7 @@ def label_sets(config: FewLabelsConfig, split: Split, method: str) -> list[Label
 
     Args:
         config: protocol, draws, and the data section that is restricted.
-        split: the labelled train split, which may have folds of its own.
+        split: the labelled train split, which may have official folds.
         method: `knn`, `linear` or `finetune`.
     """
     if config.protocol == "folds":
@@ -75,5 +75,5 @@ def describe_protocol(config: FewLabelsConfig, split: Split) -> str:
 
 
 def is_official(config: FewLabelsConfig, split: Split) -> bool:
-    """Whether the results may be called those of the official protocol."""
+    """Whether the results follow the official protocol."""
     return config.protocol == "folds" and split.folds is not None
