@@ -18,10 +18,14 @@ from mae_hf.evaluation.few_labels.frozen import (
     random_encoder,
     shape_of,
 )
-from mae_hf.evaluation.few_labels.labelled import load_protocol_images
-from mae_hf.evaluation.few_labels.measurements import Results, check_inputs
-from mae_hf.evaluation.few_labels.protocol import describe_protocol, describe_set, is_official, label_sets
-from mae_hf.evaluation.few_labels.summary import write_summary
+from mae_hf.evaluation.few_labels.measurements import Measurements, check_inputs, write_summary
+from mae_hf.evaluation.few_labels.protocol import (
+    describe_protocol,
+    describe_set,
+    is_official,
+    label_sets,
+    load_protocol_images,
+)
 from mae_hf.evaluation.unseen import describe_seen
 from mae_hf.leakage.record import read_model_audit
 from mae_hf.models.io import image_size_of, open_encoder, read_normalization, weights_digest
@@ -47,7 +51,8 @@ def few_labels(config: FewLabelsConfig) -> None:
     images = load_protocol_images(config.data, image_size_of(encoder), read_model_audit(config.model))
     class_names = images.test.class_names
     protocol = describe_protocol(config, images.split)
-    print(f"{protocol}\n{images.describe()}")
+    counts = f"{len(images.rows)} labelled train images; every accuracy is on all {len(images.test)} test images"
+    print(f"{protocol}\n{counts}\n{describe_seen(images.seen)}")
 
     # ---- arms: the encoder, and the same network with random weights ----
     encoders, inits = {"model": encoder}, {"model": config.model}
@@ -62,7 +67,7 @@ def few_labels(config: FewLabelsConfig) -> None:
     inputs |= {"mixed_precision": accelerator.mixed_precision}
     inputs |= {"seen": describe_seen(images.seen)} | (describe_recipe(recipe, config.min_steps) if recipe else {})
     check_inputs(folder / "inputs.json", inputs)
-    results = Results(folder, images.test.labels, class_names, images.seen)
+    measurements = Measurements(folder, images.test.labels, class_names, images.seen)
 
     # ---- one label set after the other ----
     start = functools.partial(_finetune_in_child, exits.typed_command())
@@ -75,9 +80,9 @@ def few_labels(config: FewLabelsConfig) -> None:
             for label_set in label_sets(config, images.split, method):
                 line = {**describe_set(label_set, images.split), "arm": arm, "method": method}
                 if method == "finetune":
-                    measure_finetuning(results, line, start, runs[arm, label_set.name])
+                    measure_finetuning(measurements, line, start, runs[arm, label_set.name])
                 else:
-                    measure_probe(results, line, features, images.rows_of(label_set), len(class_names))
+                    measure_probe(measurements, line, features, images.rows_of(label_set), len(class_names))
                 print(f"{arm} {method} {label_set.name}: done", flush=True)
 
     # ---- mean and standard deviation, as JSON, plot and table ----
@@ -85,7 +90,7 @@ def few_labels(config: FewLabelsConfig) -> None:
     about |= {"source": config.data.sources[0], "num_test_images": len(images.test)}
     about |= {"num_seen_test_images": None if images.seen is None else int(images.seen.sum())}
     about |= {"environment": environment(accelerator)}
-    print(f"{write_summary(folder, results.lines, about)}\nwritten to {folder}")
+    print(f"{write_summary(folder, measurements.lines, about)}\nwritten to {folder}")
     accelerator.end_training()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from mae_hf.evaluation.metrics import F1, Accuracy, ConfusionMatrix, LogLoss, classification_metrics
+from mae_hf.evaluation.metrics import ClassificationMetrics, classification_metrics
 
 CLASSES = ("cat", "dog", "ship")
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -75,33 +75,33 @@ def test_a_probability_of_zero_for_the_truth_gives_a_finite_loss():
     assert 80 < scores["loss"] < 90  # -log of the least normal float32
 
 
-def test_metrics_need_no_network_and_combine(monkeypatch):
+def test_the_metric_needs_no_network_and_combines_with_others(monkeypatch):
     def no_network(*args, **kwargs):
         raise AssertionError("a metric opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
-    metrics = evaluate.combine([metric(keep_in_memory=True) for metric in (Accuracy, F1, ConfusionMatrix, LogLoss)])
+    metrics = evaluate.combine([ClassificationMetrics(keep_in_memory=True)])
     scores = metrics.compute(predictions=PREDICTIONS, references=LABELS, probabilities=PROBABILITIES, num_classes=3)
     assert set(scores) == {"accuracy", "f1", "f1_per_class", "confusion_matrix", "loss"}
 
 
 def test_batches_give_the_same_as_all_at_once():
-    metric = F1(keep_in_memory=True)
+    metric, whole = (ClassificationMetrics(keep_in_memory=True) for _ in range(2))
+    inputs = {"predictions": PREDICTIONS, "references": LABELS, "probabilities": PROBABILITIES}
     for start in (0, 4):  # 4 and 2: uneven
-        metric.add_batch(predictions=PREDICTIONS[start : start + 4], references=LABELS[start : start + 4])
-    whole = F1(keep_in_memory=True).compute(predictions=PREDICTIONS, references=LABELS, num_classes=3)
-    assert metric.compute(num_classes=3) == whole
+        metric.add_batch(**{name: values[start : start + 4] for name, values in inputs.items()})
+    assert metric.compute(num_classes=3) == whole.compute(**inputs, num_classes=3)
 
 
 @pytest.mark.parametrize(
     ("predictions", "labels", "probabilities", "message"),
     [
         ([], [], np.zeros((0, 3)), "the split is empty"),
-        ([0], [0, 1], np.eye(3)[:2], "1 predictions, 2 labels and 2 rows"),
-        ([0, 1], [0, 1], np.eye(3)[:1], "1 rows of probabilities"),
-        ([0, 1], [0, 1], np.eye(2), r"probabilities of shape \(2, 2\)"),
-        ([0, 1], [0, -1], np.eye(3)[:2], "labels from -1 to 0"),
-        ([0, 3], [0, 1], np.eye(3)[:2], "predictions from 0 to 3"),
+        ([0], [0, 1], np.eye(3)[:2], r"1 predictions and probabilities of shape \(2, 3\) for 2 labels of 3"),
+        ([0, 1], [0, 1], np.eye(3)[:1], r"shape \(1, 3\) for 2 labels"),
+        ([0, 1], [0, 1], np.eye(2), r"shape \(2, 2\) for 2 labels of 3 classes"),
+        ([0, 1], [0, -1], np.eye(3)[:2], "labels are from -1 to 0"),
+        ([0, 3], [0, 1], np.eye(3)[:2], "predictions are from 0 to 3"),
         ([0, 1], [0, 1], np.array([[3.0, -1, 0], [0, 1, 0]]), "not the logits"),
         ([0, 1], [0, 1], np.array([[np.nan, 0, 0], [0, 1, 0]]), "not finite"),
     ],

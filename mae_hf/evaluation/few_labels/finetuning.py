@@ -17,7 +17,7 @@ from mae_hf.config.commands import MACHINE_SETTINGS, FewLabelsConfig, FinetuneCo
 from mae_hf.config.hub import HubConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.errors import RunError, RunStopped
-from mae_hf.evaluation.few_labels.measurements import Results
+from mae_hf.evaluation.few_labels.measurements import Measurements
 from mae_hf.evaluation.few_labels.protocol import LabelSet
 from mae_hf.training.finished_runs import Run, read_run
 from mae_hf.training.run_folder import inspect_run
@@ -163,15 +163,15 @@ def _pass_on_signals(child: BaseProcess) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def measure_finetuning(results: Results, line: dict[str, Any], start: Start, config: FinetuneConfig) -> None:
-    """Add the line of a fine-tuning that `results` lacks: the best epoch on validation, on all test images.
+def measure_finetuning(measurements: Measurements, line: dict[str, Any], start: Start, config: FinetuneConfig) -> None:
+    """Add the line of a fine-tuning that `measurements` lacks: the best epoch on validation, on all test images.
 
     Args:
         line: what is known of the measurement: `label_set`, `arm` and `method` among it.
         start: as for `run_finetuning`.
         config: the run.
     """
-    if results.has(line["label_set"], line["arm"], line["method"], None):
+    if measurements.has(line["label_set"], line["arm"], line["method"], None):
         return
     run = run_finetuning(start, config)
     num_validation = run.record.num_validation_images or 0
@@ -182,4 +182,4 @@ def measure_finetuning(results: Results, line: dict[str, Any], start: Start, con
         "validation_accuracy": run.metrics["eval/accuracy"],
         "settings": {"best_epoch": run.metrics["best_epoch"], "epochs": config.train.epochs, "seed": config.train.seed},
     }
-    results.add({**line, **measured}, run.test.probabilities)
+    measurements.add({**line, **measured}, run.test.probabilities)

@@ -16,8 +16,8 @@ from transformers import ViTModel
 
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig
-from mae_hf.evaluation.few_labels.labelled import ProtocolImages
-from mae_hf.evaluation.few_labels.measurements import Results
+from mae_hf.evaluation.few_labels.measurements import Measurements
+from mae_hf.evaluation.few_labels.protocol import ProtocolImages
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.probes import Labelled, Probe, knn_probe, linear_probe
 from mae_hf.evaluation.probing import POOLINGS
@@ -102,13 +102,13 @@ def load_features(
 
 
 def measure_probe(
-    results: Results,
+    measurements: Measurements,
     line: dict[str, Any],
     features: FrozenFeatures,
     rows: np.ndarray,
     num_classes: int,
 ) -> None:
-    """Adds a line for each pooling that `results` lacks: a probe that learns from these rows, on all test images.
+    """Adds a line for each pooling that `measurements` lacks: a probe that learns from these rows, on all test images.
 
     The strength of `linear` is chosen by cross-validation among the labels of the set, and nothing else.
 
@@ -118,10 +118,10 @@ def measure_probe(
         num_classes: classes of the data; a set may lack some.
     """
     for pooling in POOLINGS:
-        if results.has(line["label_set"], line["arm"], line["method"], pooling):
+        if measurements.has(line["label_set"], line["arm"], line["method"], pooling):
             continue
         train = features.labelled(rows, pooling)
         probe = _PROBES[line["method"]](train, None, features.test[pooling], num_classes)
         measured = {"pooling": pooling, "num_labels": len(train.labels), "num_validation_labels": 0}
         measured |= {"validation_accuracy": probe.validation_accuracy, "settings": probe.settings}
-        results.add({**line, **measured}, probe.probabilities)
+        measurements.add({**line, **measured}, probe.probabilities)

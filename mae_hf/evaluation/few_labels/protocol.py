@@ -1,37 +1,80 @@
-"""The label sets of a protocol: ten folds, or budgets with several draws each."""
+"""The label sets of a protocol (ten folds, or budgets with several draws each) and the images that they come from."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.data import NUM_FOLDS, DataConfig
-from mae_hf.data.splits import Split, describe_few_labels
+from mae_hf.data.dataset import ImageSet, load_labelled_images
+from mae_hf.data.splits import Split, describe_few_labels, few_label_rows
+from mae_hf.leakage.audit import seen_test_images
+from mae_hf.leakage.record import Audit
 
 BUDGETS = (0.01, 0.05, 0.1, 0.25, 1.0)
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """One set of labels to learn from.
+    """One set of labels to learn from."""
+
+    name: str  # of its lines and run folders, such as `fold-3` or `budget-0.05-draw-1`
+    fraction: float | None  # part of the labels; None for a fold
+    draw: int  # number of the fold, or of the draw of this budget
+    data: DataConfig  # restricts the labels to this set
+
+
+@dataclass(frozen=True, eq=False)
+class ProtocolImages:
+    """The images that label sets are taken from, and the test images that every method is scored on."""
+
+    train: tuple[ImageSet, ...]  # all labelled train images that can be decoded, in parts
+    test: ImageSet
+    seen: NDArray[np.bool_] | None  # whether the encoder's pre-training has seen each test image; None if unknown
+
+    @property
+    def split(self) -> Split:
+        """The labelled train split."""
+        return self.train[0].parts[0][0].split
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of the train split that have an image and are not test images, ascending."""
+        return np.sort(np.concatenate([part.rows for part in self.train]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that changes with any image or label."""
+        return " ".join(part.fingerprint for part in (*self.train, self.test))
+
+    def rows_of(self, label_set: LabelSet) -> NDArray[np.int64]:
+        """Return the rows of the train split in a label set: the same images that fine-tuning on it gets."""
+        return few_label_rows(self.split, self.rows, label_set.data)
+
+
+def load_protocol_images(data: DataConfig, image_size: int, audit: Audit | None) -> ProtocolImages:
+    """Open the labelled images of a source.
 
     Args:
-        name: of its lines and run folders, such as `fold-3` or `budget-0.05-draw-1`.
-        fraction: part of the labels, None for a fold.
-        draw: number of the fold, or of the draw of this budget.
-        data: the data section that restricts the labels to this set.
-    """
+        data: the source; its own validation split is not used.
+        image_size: side of the images.
+        audit: the audit of the encoder's pre-training; None if it has none.
 
-    name: str
-    fraction: float | None
-    draw: int
-    data: DataConfig
+    Raises:
+        ConfigError: the source is wrong, or an image of it cannot be decoded.
+    """
+    images = load_labelled_images(dataclasses.replace(data, label_fraction=1.0), image_size)
+    train = images["train"], images["validation"]
+    return ProtocolImages(train, images["test"], seen_test_images(audit, images["test"]))
 
 
 def label_sets(config: FewLabelsConfig, split: Split, method: str) -> list[LabelSet]:
-    """The label sets that a method has to be measured on.
+    """Return the label sets to measure a method on.
 
-    All labels are one set, whatever the draw: a probe is measured on it once, fine-tuning with several seeds.
+    All labels are a single set, whatever the draw: a probe is measured on it once, fine-tuning with several seeds.
 
     Args:
         config: protocol, draws, and the data section that is restricted.
@@ -57,13 +100,13 @@ def label_sets(config: FewLabelsConfig, split: Split, method: str) -> list[Label
 
 
 def describe_set(label_set: LabelSet, split: Split) -> dict[str, Any]:
-    """What a line of results says of its label set."""
+    """Return what a line of results says about its label set."""
     names = {"label_set": label_set.name, "fraction": label_set.fraction, "draw": label_set.draw}
     return {**names, "labels": describe_few_labels(split, label_set.data)}
 
 
 def describe_protocol(config: FewLabelsConfig, split: Split) -> str:
-    """One line for every output: what the labels are, and whether the protocol is official."""
+    """Return a line for every output: what the labels are, and whether the protocol is official."""
     if config.protocol == "budgets":
         parts = ", ".join(f"{100 * fraction:g}" for fraction in BUDGETS)
         return (
@@ -75,5 +118,5 @@ def describe_protocol(config: FewLabelsConfig, split: Split) -> str:
 
 
 def is_official(config: FewLabelsConfig, split: Split) -> bool:
-    """Whether the results follow the official protocol."""
+    """Return whether the results follow the official protocol."""
     return config.protocol == "folds" and split.folds is not None

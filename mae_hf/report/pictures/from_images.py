@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from mae_hf import figures
 from mae_hf.data.dataset import ImageSet
 from mae_hf.evaluation import projection
-from mae_hf.evaluation.mistakes import most_confident_mistakes
 from mae_hf.figures import charts, label_of, sheets
 from mae_hf.report import networks
 from mae_hf.report.comparison import Comparison
@@ -40,7 +39,8 @@ def draw_mistakes(
     labels, names = run.test.labels, [label_of(name, 18) for name in run.class_names]
     mistakes = {}
     for arm, values in probabilities.items():
-        rows = most_confident_mistakes(labels, values, MAX_MISTAKES)
+        wrong = np.flatnonzero(values.argmax(axis=1) != labels)
+        rows = wrong[np.argsort(-values[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
         predicted = values[rows].argmax(axis=1)
         texts = [
             f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"

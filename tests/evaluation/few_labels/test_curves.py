@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mae_hf.evaluation.few_labels.curves import few_labels_figure
-from mae_hf.evaluation.few_labels.summary import summarize
+from mae_hf.evaluation.few_labels.measurements import summarize
 from mae_hf.figures import save
 
 

@@ -25,7 +25,7 @@ from mae_hf.evaluation.few_labels.finetuning import (
     plan_finetunings,
     run_finetuning,
 )
-from mae_hf.evaluation.few_labels.measurements import Results
+from mae_hf.evaluation.few_labels.measurements import Measurements
 from mae_hf.evaluation.few_labels.protocol import LabelSet, label_sets
 
 SHAPE = {"image_size": 32, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3}
@@ -99,7 +99,7 @@ def test_the_line_and_the_predictions_of_a_run_are_those_of_its_files(tmp_path: 
     folder = finished_run(tmp_path)
     config = parse.read_file(FinetuneConfig, folder / "config.yaml")
     labels, seen = np.array(run_folders.LABELS), np.array([True, False, False, False])
-    results = Results(tmp_path / "few", labels, ("cat", "dog"), seen)
+    results = Measurements(tmp_path / "few", labels, ("cat", "dog"), seen)
     (tmp_path / "few").mkdir()
     line = {"label_set": "fold-3", "arm": "model", "method": "finetune"}
     for _ in range(2):  # the second time it is there

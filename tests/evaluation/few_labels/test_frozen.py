@@ -24,8 +24,8 @@ from mae_hf.evaluation.few_labels.frozen import (
     random_encoder,
     shape_of,
 )
-from mae_hf.evaluation.few_labels.labelled import ProtocolImages, load_protocol_images
-from mae_hf.evaluation.few_labels.measurements import Results
+from mae_hf.evaluation.few_labels.measurements import Measurements
+from mae_hf.evaluation.few_labels.protocol import ProtocolImages, load_protocol_images
 from mae_hf.models.io import weights_digest
 
 DATA = DataConfig(source="digits", class_names=None)
@@ -76,7 +76,7 @@ def drawn() -> tuple[FrozenFeatures, np.ndarray]:
 
 def test_a_probe_learns_from_the_rows_of_the_set_alone_and_is_scored_on_all_test_images(tmp_path: Path):
     features, test_labels = drawn()
-    results = Results(tmp_path, test_labels, ("a", "b", "c"), None)
+    results = Measurements(tmp_path, test_labels, ("a", "b", "c"), None)
     rows = np.arange(0, 201, 2)  # among them 100, whose image is not there
     measure_probe(results, {**LINE, "method": "linear"}, features, rows, 3)
     chosen = np.flatnonzero(features.rows % 2 == 0)
@@ -95,7 +95,7 @@ def test_a_probe_learns_from_the_rows_of_the_set_alone_and_is_scored_on_all_test
 
 def test_a_pooling_that_is_measured_is_not_measured_again(tmp_path: Path):
     features, test_labels = drawn()
-    results = Results(tmp_path, test_labels, ("a", "b", "c"), None)
+    results = Measurements(tmp_path, test_labels, ("a", "b", "c"), None)
     wrong = np.eye(3)[(test_labels + 1) % 3]
     results.add({**LINE, "method": "knn", "pooling": "cls"}, wrong)
     measure_probe(results, {**LINE, "method": "knn"}, features, np.arange(201), 3)

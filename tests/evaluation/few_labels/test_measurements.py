@@ -1,6 +1,7 @@
 """Lines that survive a kill, scores counted by hand, and a folder that takes results of one kind only."""
 
 import json
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation.few_labels.measurements import Results, check_inputs
+from mae_hf.evaluation.few_labels.measurements import Measurements, check_inputs, summarize, summary_text, write_summary
 
 LABELS = np.array([0, 0, 1, 1])
 HALF = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3]])  # right, wrong, right, wrong
@@ -19,8 +20,8 @@ def line(label_set: str, **fields) -> dict:
     return {"label_set": label_set, **common, **fields}
 
 
-def results_in(folder: Path, seen: np.ndarray | None = None) -> Results:
-    return Results(folder, LABELS, ("cat", "dog"), seen)
+def results_in(folder: Path, seen: np.ndarray | None = None) -> Measurements:
+    return Measurements(folder, LABELS, ("cat", "dog"), seen)
 
 
 def test_what_is_measured_is_known_to_the_next_run(tmp_path):
@@ -77,3 +78,48 @@ def test_results_of_another_model_are_not_mixed_in_but_a_recipe_may_come_later(t
         check_inputs(path, {"weights": "bb", "data": "1"})
     with pytest.raises(ConfigError, match="recipe: r -> s"):
         check_inputs(path, {"weights": "aa", "data": "1", "recipe": "s"})
+
+
+def scored(label_set: str, accuracy: float, **fields) -> dict:
+    return line(label_set, accuracy=accuracy, f1=accuracy / 2, **fields)
+
+
+def test_the_summary_has_mean_and_sample_deviation_of_each_group():
+    values = [0.5, 0.6, 0.9]
+    lines = [scored(f"budget-0.05-draw-{i}", v, fraction=0.05, num_labels=20) for i, v in enumerate(values)]
+    lines += [scored("budget-1-draw-0", 0.95, fraction=1.0, num_labels=300)]
+    lines += [scored(f"budget-0.05-draw-{i}", v, fraction=0.05, arm="scratch") for i, v in enumerate((0.1, 0.2))]
+    rows = summarize(lines)
+    assert [(row["fraction"], row["arm"], row["n"]) for row in rows] == [
+        (0.05, "model", 3), (0.05, "scratch", 2), (1.0, "model", 1)
+    ]  # fmt: skip
+    assert rows[0]["accuracy_mean"] == pytest.approx(2 / 3)
+    assert rows[0]["accuracy_sd"] == pytest.approx(statistics.stdev(values))
+    assert rows[0]["f1_mean"] == pytest.approx(1 / 3)
+    assert rows[2]["accuracy_sd"] is None
+    printed = summary_text(rows).splitlines()
+    assert "66.67 ± 20.82" in printed[1] and printed[1].split()[0] == "20" and printed[1].endswith("3")
+    assert "95.00 " in printed[3] and printed[3].count("±") == 0
+
+
+def test_scores_without_what_was_seen_are_summarised_and_shown_where_something_was_seen():
+    lines = [scored(f"fold-{i}", 0.5, unseen_accuracy=v, unseen_f1=v / 2) for i, v in enumerate((0.3, 0.5))]
+    (row,) = summarize(lines)
+    assert row["unseen_accuracy_mean"] == pytest.approx(0.4)
+    assert row["unseen_accuracy_sd"] == pytest.approx(statistics.stdev([0.3, 0.5]))
+    assert row["unseen_f1_mean"] == pytest.approx(0.2)
+    title, shown = summary_text([row]).splitlines()
+    assert "acc. unseen" in title and "40.00 ± 14.14" in shown
+    nothing_seen = [scored("fold-0", 0.5, unseen_accuracy=0.5, unseen_f1=0.25)]
+    assert "unseen" not in summary_text(summarize(nothing_seen))
+    (mixed,) = summarize([*lines, scored("fold-2", 0.5)])  # a line of another version: no mean over a part of the sets
+    assert "unseen_accuracy_mean" not in mixed and mixed["n"] == 3
+
+
+def test_the_summary_is_written_with_what_it_is_about(tmp_path: Path):
+    lines = [scored(f"fold-{i}", 0.5 + i / 10) for i in range(3)]
+    printed = write_summary(tmp_path, lines, {"protocol": "UNOFFICIAL folds", "num_seen_test_images": 2})
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written == {"protocol": "UNOFFICIAL folds", "num_seen_test_images": 2, "results": summarize(lines)}
+    assert (tmp_path / "few_labels.png").stat().st_size > 5_000
+    assert "60.00 ± 10.00" in printed and printed.endswith("UNOFFICIAL folds")
