@@ -50,5 +50,5 @@ typecheck: venv
 
 # This keeps runs and the cache of decoded images, because they are results.
 clean:
-	rm -rf .venv .venv-lowest .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-wheel .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find mae_hf benchmarks scripts tests -name __pycache__ -prune -exec rm -rf {} +
