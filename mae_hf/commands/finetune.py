@@ -6,7 +6,7 @@ import numpy as np
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
-from mae_hf import figures
+from mae_hf import figures, hub
 from mae_hf.commands.open_run import open_run
 from mae_hf.config.commands import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
@@ -127,7 +127,8 @@ def finetune(config: FinetuneConfig) -> None:
         write_predictions(file, images["validation"].labels, validation_probabilities, None)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
-    run.share(complete, metrics, audit)
+        hub.save_model(folder / "model", complete, config, metrics, audit=audit)
+    run.upload()
     log.finish(metrics)
     accelerator.print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "

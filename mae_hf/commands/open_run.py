@@ -12,7 +12,6 @@ from mae_hf import hub
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import Plan
-from mae_hf.leakage.record import Audit
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
 from mae_hf.training.hardware import use_cpu_well
 from mae_hf.training.lock import RunLock
@@ -58,19 +57,8 @@ class OpenRun:
         accelerator.print(plan.describe(self.config.train))
         return log
 
-    def share(
-        self, model: PreTrainedModel | None, metrics: Mapping[str, Any], audit: Audit | None, **parts: PreTrainedModel
-    ) -> None:
-        """Write `model/`, and upload it if the config says so; only the main process does.
-
-        Args:
-            model: whole, not wrapped; None on other processes.
-            metrics: the final metrics, for the card.
-            audit: which test images pre-training has seen.
-            parts: as `hub.save_model` takes them.
-        """
-        if model is not None and self.accelerator.is_main_process:
-            hub.save_model(self.folder / "model", model, self.config, metrics, audit=audit, **parts)
+    def upload(self) -> None:
+        """Upload `model/` if the config says so."""
         _upload(self.accelerator, self.config)
 
 

@@ -4,6 +4,7 @@ import contextlib
 
 from accelerate.utils import set_seed
 
+from mae_hf import hub
 from mae_hf.commands.open_run import open_run
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.data.dataset import (
@@ -155,8 +156,9 @@ def pretrain(config: PretrainConfig) -> None:
     last = {key: value for key, value in read_metrics(folder)[-1].items() if value is not None}
     metrics = {key: value for key, value in last.items() if key in kept or key.startswith("probe/")}
     complete = whole()
-    encoder = {} if complete is None else {"encoder": export_encoder(complete)}
-    run.share(complete, metrics, audit, **encoder)
+    if complete is not None and accelerator.is_main_process:
+        hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
+    run.upload()
     log.finish(metrics)
     loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"
     accelerator.print(f"held-out loss {loss}; model and encoder are in {folder / 'model'}")

@@ -78,10 +78,7 @@ def train(
             the resumed run repeats. Several processes finish their step, and on GPUs up to 20 steps.
         RunError: a loss or gradient is not finite. The weights are those before that step.
     """
-    progress = _Progress(
-        total=plan.total_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process, smoothing=0.05
-    )
-    meter = _Meter(accelerator.device, state)
+    progress = _Progress(accelerator, plan, state)
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
@@ -99,8 +96,7 @@ def train(
                 if checkpoints.average is not None:
                     checkpoints.average.update(state.step)
                 state.step += 1
-                meter.add(loss, config.batch_size)
-                progress.update()
+                progress.add(loss, config.batch_size)
 
                 last = state.step == plan.total_steps
                 due = [evaluation for evaluation in evaluations if last or state.step % evaluation.every_steps == 0]
@@ -109,7 +105,7 @@ def train(
                 if not (due or log_due or save_due or _may_check(accelerator, signals, state.step)):
                     continue
                 check_finite(accelerator, failure, checkpoints)
-                meter.pause()
+                progress.pause()
 
                 # ---- evaluate ----
                 values = {}
@@ -121,21 +117,20 @@ def train(
 
                 # ---- log ----
                 if log_due or values:
-                    speed = meter.values() | {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
-                    log.metrics(state.step, state.step / plan.steps_per_epoch, speed | values)
-                    progress.show(speed)
+                    rates = {"train/learning_rate": learning_rate, "train/grad_norm": float(grad_norm)}
+                    log.metrics(state.step, state.step / plan.steps_per_epoch, progress.values() | rates | values)
 
                 # ---- save ----
                 if save_due:
-                    _save(accelerator, state, meter, log, checkpoints)
+                    _save(accelerator, state, progress, log, checkpoints)
                     saved_step = state.step
-                meter.resume()
+                progress.resume()
                 if told_to_stop.item() > 0:
                     raise RunStopped("", signals.received or signal.SIGTERM)  # another rank may have got the signal
         except RunStopped as stopped:
             if saved_step != state.step:
                 check_finite(accelerator, failure, checkpoints)
-                _save(accelerator, state, meter, log, checkpoints)
+                _save(accelerator, state, progress, log, checkpoints)
             name, path = signal.Signals(stopped.signal_number).name, checkpoints.path(state.step)
             raise RunStopped(f"{name}: saved as {path}", stopped.signal_number) from None
     return state
@@ -257,14 +252,54 @@ def _is_best(value: float | None, state: TrainState) -> bool:
     return value is not None and (state.best_value is None or value > state.best_value)
 
 
-def _save(accelerator: Accelerator, state: TrainState, meter: "_Meter", log: RunLog, checkpoints: Checkpoints) -> None:
-    meter.write_into(state)
+def _save(
+    accelerator: Accelerator, state: TrainState, progress: "_Progress", log: RunLog, checkpoints: Checkpoints
+) -> None:
+    progress.write_into(state)
     log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
     checkpoints.save(accelerator, state)
 
 
 class _Progress(tqdm):
-    """A progress bar that does not fail when the terminal is closed."""
+    """The progress bar, with the mean loss and the images per second since the last line of the log.
+
+    Pauses do not count as time. The loss survives an interruption, since `state` holds it; the speed does not. A closed
+    terminal causes no error.
+    """
+
+    def __init__(self, accelerator: Accelerator, plan: Plan, state: TrainState) -> None:
+        is_hidden = not accelerator.is_main_process
+        super().__init__(total=plan.total_steps, initial=state.step, unit="step", disable=is_hidden, smoothing=0.05)
+        self._loss = torch.tensor(state.loss_sum, device=accelerator.device)
+        self._steps, self._images, self._seconds = state.loss_steps, 0, 0.0
+        self.resume()
+
+    def add(self, loss: Tensor, num_images: int) -> None:
+        """Count one optimizer step."""
+        self._loss += loss
+        self._steps += 1
+        self._images += num_images
+        self.update()
+
+    def pause(self) -> None:
+        """Stop the clock."""
+        self._seconds += time.perf_counter() - self._started
+
+    def resume(self) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def write_into(self, state: TrainState) -> None:
+        """Put into `state` what a resumed run needs to write the same next line."""
+        state.loss_sum, state.loss_steps = self._loss.item(), self._steps
+
+    def values(self) -> dict[str, float]:
+        """Show and return `train/loss` and `train/images_per_second`, and start anew. The clock is paused."""
+        loss, images_per_second = (self._loss / self._steps).item(), self._images / self._seconds
+        self._loss = torch.zeros_like(self._loss)
+        self._steps, self._images, self._seconds = 0, 0, 0.0
+        self.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
+        return {"train/loss": loss, "train/images_per_second": images_per_second}
 
     def display(self, *words: Any, **options: Any) -> None:
         with contextlib.suppress(OSError):
@@ -273,45 +308,3 @@ class _Progress(tqdm):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
-
-    def show(self, values: dict[str, float]) -> None:
-        """Show loss and speed beside the bar."""
-        self.set_postfix_str(f"loss {values['train/loss']:.4f}, {values['train/images_per_second']:.0f} images/s")
-
-
-class _Meter:
-    """Mean loss and images per second since the last line of the log; pauses do not count as time.
-
-    The loss survives an interruption, since `state` holds it. The speed counts only the steps of this process.
-    """
-
-    def __init__(self, device: torch.device, state: TrainState) -> None:
-        self._loss = torch.tensor(state.loss_sum, device=device)
-        self._steps = state.loss_steps
-        self._images, self._seconds = 0, 0.0
-        self._started = time.perf_counter()
-
-    def add(self, loss: Tensor, num_images: int) -> None:
-        """Count one optimizer step."""
-        self._loss += loss
-        self._steps += 1
-        self._images += num_images
-
-    def pause(self) -> None:
-        """Stop the clock."""
-        self._seconds += time.perf_counter() - self._started
-
-    def resume(self) -> None:
-        """Start the clock again."""
-        self._started = time.perf_counter()
-
-    def write_into(self, state: TrainState) -> None:
-        """Put into `state` what a resumed run needs to write the same next line."""
-        state.loss_sum, state.loss_steps = self._loss.item(), self._steps
-
-    def values(self) -> dict[str, float]:
-        """Return `train/loss` and `train/images_per_second`, and start anew; the clock is paused."""
-        loss, images_per_second = (self._loss / self._steps).item(), self._images / self._seconds
-        self._loss = torch.zeros_like(self._loss)
-        self._steps, self._images, self._seconds = 0, 0, 0.0
-        return {"train/loss": loss, "train/images_per_second": images_per_second}
