@@ -20,7 +20,8 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
-CONFIGS = {f"scripts/{name}.py": config_class for name, (config_class, _) in COMMANDS_OF_MAE_HF.items()}
+CONFIGS = {name: config_class for name, (config_class, _) in COMMANDS_OF_MAE_HF.items()}
+CONFIGS |= {f"scripts/{name}.py": config_class for name, config_class in CONFIGS.items()}
 CONFIGS["benchmarks.speed"] = BenchmarkConfig
 
 
@@ -43,7 +44,7 @@ def test_the_reference_has_a_command_for_every_script():
     assert named == {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")}
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if re.search(r"scripts/|speed", command)])
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if set(command.split()) & CONFIGS.keys()])
 def test_a_script_parses_its_command(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     launcher, words = _split(COMMANDS[name])
@@ -99,7 +100,7 @@ def test_the_scripts_of_the_documentation_find_what_they_import(path: Path, monk
 
 
 def _split(command: str) -> tuple[list[str], list[str]]:
-    """The words of the launcher, and those from the name of the script on."""
+    """The words of the launcher, and those from the name of the script or command on."""
     words = shlex.split(command, comments=True)
-    start = next(i for i, word in enumerate(words) if word.startswith(("scripts/", "benchmarks.")))
+    start = next(i for i, word in enumerate(words) if word in CONFIGS)
     return words[:start], words[start:]
