@@ -1,4 +1,4 @@
-"""Where an encoder looks: the attention of its CLS token over the patches, in the last layer.
+"""The attention of an encoder's CLS token over the patches, in the last layer.
 
 Shapes: B images, H heads, N = G² patches in G rows.
 """
@@ -12,14 +12,14 @@ from transformers import ViTModel
 
 @torch.no_grad()
 def cls_attention(encoder: ViTModel, pixel_values: Tensor) -> Tensor:
-    """How much each head's CLS token attends to each patch, in multiples of an attention spread evenly over all tokens.
+    """Return each head's attention of CLS to each patch, in multiples of an even spread over all tokens.
 
     Args:
         encoder: in eval mode, opened with `attn_implementation="eager"`: the faster ones give no weights.
         pixel_values: float (B, 3, S, S), normalised.
 
     Returns:
-        float32 (B, H, G, G), patches in their places; below 1 on average where CLS attends much to itself.
+        float32 (B, H, G, G), patches in their positions; below 1 on average if CLS attends much to itself.
 
     Raises:
         ValueError: the encoder gives no attention weights, or they are not finite.

@@ -1,4 +1,4 @@
-"""Whether a classifier is as often right as its probabilities say.
+"""Calibration: whether a classifier is right as often as its probabilities say.
 
 Shapes: n images, C classes, M bins.
 """
@@ -13,17 +13,11 @@ NUM_BINS = 15  # as in the paper
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """A classifier's accuracy by its confidence, in bins of equal width between 0 and 1.
+    """A classifier's accuracy by its confidence, in bins of equal width between 0 and 1."""
 
-    Args:
-        counts: int64 (M,), images in each bin.
-        confidence: float64 (M,), mean confidence of each bin; NaN where it is empty.
-        accuracy: float64 (M,), part of each bin that is right; NaN where it is empty.
-    """
-
-    counts: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
+    counts: NDArray[np.int64]  # (M,), images in each bin
+    confidence: NDArray[np.float64]  # (M,), mean confidence of each bin; NaN where it is empty
+    accuracy: NDArray[np.float64]  # (M,), part of each bin that is right; NaN where it is empty
 
     @property
     def error(self) -> float:
@@ -35,13 +29,13 @@ class Reliability:
 def reliability(
     labels: NDArray[np.int64], probabilities: NDArray[np.floating], num_bins: int = NUM_BINS
 ) -> Reliability:
-    """The reliability of a classifier over a set of images, for its diagram and its expected calibration error.
+    """Return the reliability of a classifier on a set of images, with its expected calibration error.
 
     The confidence of an image is the probability of its predicted class; bin m holds those in ((m - 1) / M, m / M].
 
     Args:
         labels: int (n,), true classes.
-        probabilities: float (n, C), what the softmax gave; the greatest is the prediction.
+        probabilities: float (n, C), the softmax; the greatest is the prediction.
         num_bins: M.
 
     Raises:
@@ -50,7 +44,7 @@ def reliability(
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599, section 2.
     """
     if len(labels) == 0:
-        raise ValueError("no images: there is nothing to calibrate")
+        raise ValueError("no images: calibration needs at least one")
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():
         raise ValueError("probabilities outside of [0, 1] or not finite: give the softmax, not the logits")
     confidence = probabilities.max(axis=1).astype(np.float64)

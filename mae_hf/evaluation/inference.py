@@ -1,4 +1,4 @@
-"""A model over a whole set of images, every image once, on any number of processes.
+"""Run a model on a whole set of images, each image once, on any number of processes.
 
 B batch, n images of the set, C classes, N patches, S side of the image.
 """
@@ -20,12 +20,12 @@ from mae_hf.data.transfer import to_device
 
 
 def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig, device: torch.device) -> Tensor:
-    """The images of these rows as the model takes them, without augmentation: float32 (B, 3, S, S)."""
+    """Return the images of these rows, normalised but not augmented: float32 (B, 3, S, S)."""
     return normalize(to_pixels(images.batch_on(device, rows)), data.image_mean, data.image_std)
 
 
 def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device) -> Tensor:
-    """The masks of held-out images, (B, N): the same in every run, so that losses can be compared."""
+    """Return the masking noise of held-out images, (B, N): the same in every run, so that losses can be compared."""
     return to_device(Draws(0, 0, rows).uniform("held-out mask", num_patches).astype(np.float32), device)
 
 
@@ -38,7 +38,7 @@ def held_out_loss(
     num_patches: int,
     batch_size: int,
 ) -> float:
-    """Mean reconstruction loss over `images`, with fixed masks and no augmentation.
+    """Return the mean reconstruction loss of `images`, with fixed masks and no augmentation.
 
     Args:
         model: a prepared `MaskedAutoencoder` in eval mode.
@@ -48,7 +48,9 @@ def held_out_loss(
     for rows, counts in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         noise = fixed_noise(rows, num_patches, accelerator.device)
-        with torch.compiler.set_stance("force_eager"):  # batches of other sizes than in training: not worth compiling
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # batches have other sizes than in training: do not compile again
             loss = model(pixel_values, noise=noise, loss_only=True).loss
         total += torch.stack([loss, torch.ones_like(loss)]) * (len(rows) if counts else 0)
     loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
@@ -60,7 +62,7 @@ def held_out_loss(
 def predict_probabilities(
     accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
 ) -> NDArray[np.float32]:
-    """Class probabilities of every image, float32 (n, C), in the order of `images`, on every process.
+    """Return class probabilities of every image, float32 (n, C), in the order of `images`, on every process.
 
     Args:
         model: a prepared `ViTForImageClassification` in eval mode.
@@ -84,7 +86,7 @@ def extract_features(
     *,
     alone: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
-    """The features of every image, nothing masked: `cls`, the CLS token, and `mean`, the mean of the patch tokens.
+    """Return the features of every image, without masking: `cls`, the CLS token, and `mean`, that of the patch tokens.
 
     Args:
         encoder: a prepared `ViTModel` in eval mode.
@@ -110,8 +112,8 @@ def _every_image(
     values_of: Callable[[NDArray[np.int64]], Tensor],
     alone: bool = False,
 ) -> NDArray[np.float32]:
-    """`values_of(rows)` for all rows, (n, ...), each once however the images split over the processes."""
-    # A process's share may be one image short: it is padded, gathered, and the padding dropped by its row.
+    """Return `values_of(rows)` for all rows, (n, ...), each once."""
+    # A process may have one image less than the others: pad, gather, and drop the padding by its row number.
     rank, num_processes = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
     rows = [rows for rows, _ in _share(rank, num_processes, num_images, batch_size)]
     with torch.compiler.set_stance("force_eager"):
@@ -128,10 +130,10 @@ def _every_image(
 
 
 def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> list[tuple[NDArray[np.int64], bool]]:
-    """This process's rows, in batches, each with whether it counts.
+    """Return this process's rows in batches, each with whether it counts.
 
-    Every process has as many: where weights are in shards, each forward pass is one of all processes. One that has run
-    out of images fills in with the first, which does not count.
+    Every process gets the same number of batches, because all processes take part in a forward pass of sharded weights.
+    A process without images left repeats the first image, which does not count.
     """
     rows = np.arange(num_images)[rank::num_processes]
     batches = [(rows[start : start + batch_size], True) for start in range(0, len(rows), batch_size)]

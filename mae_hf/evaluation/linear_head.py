@@ -18,22 +18,18 @@ LEARNING_RATES = (0.01, 0.1, 1.0)  # at `BATCH_SIZE`; validation chooses
 def head_probe(
     train: Labelled, validation: Labelled, test_features: np.ndarray, num_classes: int, seed: int = 0
 ) -> Probe:
-    """The paper's linear head on frozen features; validation chooses its learning rate.
+    """Return the paper's linear head on frozen features, with the learning rate that is best on validation.
 
     As in the paper: BatchNorm without affine parameters, a linear layer that starts at N(0, 0.01²), 90 epochs, 10 of
-    warm-up and a cosine to 0, momentum 0.9, no weight decay. Otherwise: the features were computed once, so there are
-    no random crops or flips; SGD with batches of 256 and a learning rate chosen on validation takes the place of LARS
-    with batches of 16,384.
+    warm-up and a cosine to 0, momentum 0.9, no weight decay. Two things differ. The features are computed once, without
+    random crops or flips. SGD with batches of 256 replaces LARS with batches of 16,384.
 
     Args:
         train: at least two images.
-        validation: images to choose the learning rate on.
+        validation: images that choose the learning rate, the smallest of equals.
         test_features: float (n, D).
         num_classes: C.
         seed: of the first weights and of the order of the images.
-
-    Returns:
-        The probe with the best validation accuracy; of equals, the one with the smallest `learning_rate`.
 
     Raises:
         ConfigError: features that are not finite.
@@ -41,17 +37,14 @@ def head_probe(
     Source: He et al. 2022, appendix A.1 (arXiv 2111.06377); `main_linprobe.py` of facebookresearch/mae.
     """
     check_finite(train_features=train.features, validation_features=validation.features, test_features=test_features)
-    best: Probe | None = None
-    best_accuracy = -1.0
+    candidates = []
     for learning_rate in LEARNING_RATES:
         head = _train(train, num_classes, learning_rate, seed)
         predictions = _probabilities(head, validation.features).argmax(axis=1)
-        accuracy = float((predictions == validation.labels).mean())
-        if accuracy > best_accuracy:
-            settings = {"learning_rate": learning_rate, "epochs": EPOCHS}
-            best, best_accuracy = Probe(_probabilities(head, test_features), accuracy, settings), accuracy
-    assert best is not None
-    return best
+        candidates.append((float((predictions == validation.labels).mean()), learning_rate, head))
+    accuracy, learning_rate, head = max(candidates, key=lambda candidate: candidate[0])
+    settings = {"learning_rate": learning_rate, "epochs": EPOCHS}
+    return Probe(_probabilities(head, test_features), accuracy, settings)
 
 
 def _train(train: Labelled, num_classes: int, learning_rate: float, seed: int) -> nn.Module:
@@ -76,7 +69,7 @@ def _train(train: Labelled, num_classes: int, learning_rate: float, seed: int) -
 
 
 def _factor(epoch: float) -> float:
-    """Part of the peak learning rate: linear warm-up, then a cosine to 0."""
+    """Return the factor of the learning rate: linear warm-up, then a cosine to 0."""
     if epoch < WARMUP_EPOCHS:
         return epoch / WARMUP_EPOCHS
     return (1 + math.cos(math.pi * (epoch - WARMUP_EPOCHS) / (EPOCHS - WARMUP_EPOCHS))) / 2

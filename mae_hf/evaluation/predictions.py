@@ -7,26 +7,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mae_hf.training.finished_runs import PREDICTIONS_SCHEMA
+
 
 def write_predictions(
     path: Path, labels: NDArray[np.int64], probabilities: NDArray[np.float32], seen: NDArray[np.bool_] | None
 ) -> None:
-    """Writes `predictions.parquet`: index, label, prediction, probabilities and seen of every image, in order.
+    """Write index, label, prediction, probabilities and seen of every image, in order (`PREDICTIONS_SCHEMA`).
 
     Args:
         path: the file.
         labels: (n,), the true classes.
         probabilities: (n, C), each row sums to 1.
-        seen: (n,), whether pre-training has seen the image; None, which leaves the column empty, if it is not known.
+        seen: (n,), whether pre-training has seen the image; None, which leaves the column empty, if that is unknown.
     """
-    table = pa.table(
-        {
-            "index": pa.array(np.arange(len(labels)), pa.int64()),
-            "label": pa.array(labels, pa.int64()),
-            "prediction": pa.array(probabilities.argmax(axis=1), pa.int64()),
-            "probabilities": pa.array(list(probabilities), pa.list_(pa.float32())),
-            "seen": pa.nulls(len(labels), pa.bool_()) if seen is None else pa.array(seen, pa.bool_()),
-        }
-    )
+    columns = {
+        "index": np.arange(len(labels)),
+        "label": labels,
+        "prediction": probabilities.argmax(axis=1),
+        "probabilities": list(probabilities),
+        "seen": pa.nulls(len(labels), pa.bool_()) if seen is None else seen,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
+    pq.write_table(pa.table(columns, PREDICTIONS_SCHEMA), path)

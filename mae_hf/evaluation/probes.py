@@ -1,7 +1,7 @@
-"""How much of the classes is already in the features: nearest neighbours and logistic regression, no fine-tuning.
+"""Probes of frozen features: nearest neighbours and logistic regression. The paper's linear head is in `linear_head`.
 
-Every probe learns from labelled features, decides on validation and gives class probabilities of the test images, so
-that each of its numbers can be computed again. The paper's own probe is in `linear_head`.
+A probe learns from labelled features, chooses its settings on validation images, and predicts class probabilities of
+the test images.
 
 Shapes: n images, D features, C classes.
 """
@@ -16,7 +16,7 @@ from mae_hf.errors import ConfigError, require
 NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07
 # Powers of ten around scikit-learn's default of 1. Features are standardised, so one grid serves all encoders.
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
-FIXED_STRENGTH = 1.0  # where there are too few labels to choose one
+FIXED_STRENGTH = 1.0  # with too few labels to choose
 MAX_PARTS = 5
 
 
@@ -29,27 +29,22 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe makes of the test images.
+    """The predictions of a probe."""
 
-    Args:
-        probabilities: float32 (n, C) of the test images; a class without training images has 0.
-        validation_accuracy: the accuracy by which `settings` were chosen, or could have been; None without validation.
-        settings: the probe's numbers, fixed or chosen on validation.
-    """
-
-    probabilities: np.ndarray
+    probabilities: np.ndarray  # float32 (n, C) of the test images; a class without training images has 0
+    # the accuracy by which `settings` were chosen, or could have been; None without validation
     validation_accuracy: float | None
-    settings: dict[str, float]
+    settings: dict[str, float]  # the probe's numbers, fixed or chosen on validation
 
 
 def check_finite(**features: np.ndarray) -> None:
-    """Raises ConfigError, with the name and the count, if any of the features is not finite."""
+    """Raise a ConfigError, with the name and the count, if any feature is not finite."""
     for name, values in features.items():
         bad = int((~np.isfinite(values)).sum())
         if bad:
             raise ConfigError(
-                f"{name} has {bad} non-finite values of {values.size}: the encoder's weights or its inputs are broken, "
-                "name another (--model)"
+                f"{bad} of {values.size} values of {name} are not finite: the encoder's weights are broken, choose a "
+                "different one (--model)"
             )
 
 
@@ -60,17 +55,16 @@ def knn_probabilities(
     k: int = NUM_NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> np.ndarray:
-    """Each class's part of the vote of the `k` nearest training images, weighted by exp(cosine similarity / T).
+    """Return each class's share of the vote of the `k` nearest training images, float32 (n, C).
+
+    Votes are weighted by exp(cosine similarity / T).
 
     Args:
         train: the images that vote.
         features: float (n, D), of the images to classify.
         num_classes: C.
         k: neighbours that vote; all training images if there are fewer.
-        temperature: T; the smaller, the more the nearest count.
-
-    Returns:
-        float32 (n, C), each row sums to 1.
+        temperature: T; a smaller one gives the nearest images more weight.
 
     Raises:
         ConfigError: features that are not finite.
@@ -100,16 +94,9 @@ def _unit_length(features: np.ndarray) -> np.ndarray:
 
 
 def knn_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
-    """The vote of nearest neighbours with the literature's k and temperature; nothing is chosen.
+    """Return the vote of nearest neighbours with the literature's k and temperature.
 
-    Args:
-        train: the images that vote.
-        validation: images for `validation_accuracy`, None for none.
-        test_features: float (n, D).
-        num_classes: C.
-
-    Raises:
-        ConfigError: features that are not finite.
+    Arguments and errors are those of `linear_probe`; validation images only give `validation_accuracy`.
     """
     accuracy = None
     if validation is not None:
@@ -120,19 +107,15 @@ def knn_probe(train: Labelled, validation: Labelled | None, test_features: np.nd
 
 
 def linear_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
-    """A logistic regression on standardised features; validation chooses the strength of its L2 penalty.
+    """Return a logistic regression on standardised features, with the best strength of its L2 penalty.
 
     Args:
-        train: at least two classes.
-        validation: images on whose accuracy to choose. None: the log loss of cross-validation among the training
-            images chooses, since a few images often have the same accuracy; in as many parts as the rarest class has
-            images, at most 5. Where that is one, the strength is `FIXED_STRENGTH`.
+        train: labelled images of at least two classes.
+        validation: the strength with the best accuracy on these images is chosen, the strongest of equals. None: that
+            with the best log loss of cross-validation on `train`, because accuracies on few images are often equal. It
+            has as many parts as the rarest class has images, 5 at most; with one part, `FIXED_STRENGTH` is taken.
         test_features: float (n, D).
         num_classes: C.
-
-    Returns:
-        The probe that is best on validation; of equals, the one with the strongest penalty. `settings` holds its
-        inverse strength `C`. It has learnt from all of `train`.
 
     Raises:
         ConfigError: features that are not finite, or training labels of one class only.
@@ -164,13 +147,13 @@ def _regression(strength: float) -> Any:
 
 
 def _on_validation(train: Labelled, validation: Labelled, strength: float) -> tuple[float, float | None, float]:
-    """What decides, the accuracy and the strength."""
+    """Return the score that decides, the accuracy and the strength."""
     accuracy = float(_regression(strength).fit(*train).score(*validation))
     return accuracy, accuracy, strength
 
 
 def _cross_validated(train: Labelled, strength: float, num_parts: int) -> tuple[float, float | None, float]:
-    """The same, of each training image when it is in the part that was left out."""
+    """Return the same, from each training image while its part is left out."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 

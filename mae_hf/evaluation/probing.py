@@ -1,4 +1,4 @@
-"""Every probe on both poolings: what `evaluate.py --probe` reports, and the quick look at an encoder in training.
+"""Every probe on both poolings: for `evaluate --probe`, and the quick probe of an encoder in training.
 
 Shapes: n images, D features, C classes.
 """
@@ -31,8 +31,8 @@ from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 POOLINGS = ("cls", "mean")
 ONLINE_IMAGES = 5_000  # of train and of validation at most
 ONLINE_NOTE = (
-    f"kNN (k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}) from train to validation images, with their labels, of the "
-    "encoder so far; never test images"
+    f"kNN (k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}) from labelled train images to validation images, never "
+    "test images"
 )
 _CLASSIFIERS: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe, "head": head_probe}
 
@@ -43,7 +43,7 @@ def probe_features(
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """What the features of an encoder know, by probe and pooling.
+    """Return the scores and test predictions of probes of an encoder's features.
 
     Args:
         probes: some of `knn`, `linear`, `head` and `rank`.
@@ -52,8 +52,8 @@ def probe_features(
         class_names: the name of each class.
 
     Returns:
-        Metrics by `PROBE/POOLING/NAME`: `accuracy` and macro-`f1` on test, `validation_accuracy`, and the probe's
-        settings; `rank` has `rankme` and `participation_ratio` of the train images' features. And the probabilities of
+        Metrics by `PROBE/POOLING/NAME`: `accuracy` and macro-`f1` on test images, `validation_accuracy`, and the
+        probe's settings; for `rank`, `rankme` and `participation_ratio` of the train images. And the probabilities of
         the test images, float32 (n, C), by `PROBE-POOLING`.
 
     Raises:
@@ -81,7 +81,7 @@ def probe_features(
 
 
 def scores_of(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """`accuracy` and macro-`f1` of the most probable class; a vote's zeros make a log loss of no meaning."""
+    """Return `accuracy` and macro-`f1` of the most probable class, but no loss: a vote has probabilities of 0."""
     scores: dict[str, Any] = classification_metrics(probabilities.argmax(axis=1), labels, probabilities, class_names)
     return {key: scores[key] for key in ("accuracy", "f1")}
 
@@ -94,18 +94,18 @@ def online_probe(
     data: DataConfig,
     batch_size: int,
 ) -> dict[str, float]:
-    """How well the encoder so far tells the classes of validation images apart; training is left as it was.
+    """Return kNN scores on validation images and RankMe of an encoder in training, which does not change.
 
     Args:
         model: the masked autoencoder in training, not wrapped. A sharded model is whole on the main process alone:
             the others give None, and wait for the main process to probe it.
         train: labelled images that vote, such as those of `load_probe_images`.
-        validation: labelled images to classify; never those of test.
+        validation: labelled images to classify, never test images.
         batch_size: images at once per device.
 
     Returns:
         By pooling, `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1` and `probe/rankme_POOLING` of the train images.
-        Nothing, with a warning, where the features are not finite: a look at the encoder does not end its training.
+        Nothing, with a warning, if features are not finite: a probe must not stop training.
     """
     alone = not all(gather_object([model is not None]))
     values = {} if model is None else _probe(accelerator, model, train, validation, data, batch_size, alone)
@@ -128,7 +128,7 @@ def _probe(
             for images in (train, validation)
         )
     if not all(np.isfinite(part[pooling]).all() for part in (voters, queries) for pooling in POOLINGS):
-        warnings.warn("no probe of this encoder: its features are not finite", stacklevel=2)
+        warnings.warn("this encoder is not probed: its features are not finite", stacklevel=2)
         return {}
     values: dict[str, float] = {}
     for pooling in POOLINGS:

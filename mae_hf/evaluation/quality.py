@@ -12,12 +12,12 @@ EPSILON = 1e-7
 
 
 def rankme(features: np.ndarray) -> float:
-    """exp of the entropy of the normalised singular values of the features, from 1 to min(n, D).
+    """Return exp of the entropy of the normalised singular values of the features, from 1 to min(n, D).
 
-    The same encoder has another value for other images or another number of them: compare on the same ones.
+    The value depends on the images and their number: compare encoders on the same images.
 
     Args:
-        features: float (n, D), as the encoder gives them: neither centred nor scaled.
+        features: float (n, D), neither centred nor scaled.
 
     Raises:
         ConfigError: features that are not finite, or all zero.
@@ -31,13 +31,9 @@ def rankme(features: np.ndarray) -> float:
 
 
 def participation_ratio(features: np.ndarray) -> float:
-    """The effective rank of the covariance: (sum of its eigenvalues)² / sum of their squares, from 1 to D.
+    """Return the effective rank of the covariance: (sum of its eigenvalues)² / sum of their squares, from 1 to D.
 
-    Args:
-        features: float (n, D).
-
-    Returns:
-        D for features that vary alike in all directions, 1 for those that vary along a line, 0 if all are the same.
+    Features that vary equally in all directions have D, those on a line 1, equal features 0.
 
     Raises:
         ConfigError: features that are not finite, or all zero.
@@ -54,7 +50,7 @@ def participation_ratio(features: np.ndarray) -> float:
 
 def _check(features: np.ndarray) -> None:
     check_finite(features=features)
+    is_zero = not np.any(features)
     require(
-        bool(np.any(features)),
-        "the features are all zero: the encoder's weights or its inputs are broken, name another (--model)",
+        not is_zero, "the features are all zero: the encoder's weights are broken, choose a different one (--model)"
     )

@@ -1,4 +1,4 @@
-"""Reconstruction pictures: images, what the encoder saw of them, and what the decoder made of it, once or over time."""
+"""Reconstruction pictures: images, their visible patches, and the model's reconstructions, once or over the steps."""
 
 import os
 from pathlib import Path
@@ -21,28 +21,27 @@ MAX_IMAGES, MAX_STEPS = 6, 6  # of the picture over time
 
 
 def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, title: str) -> Figure:
-    """Three rows: original, masked, reconstruction; with the fixed masks that held-out images have.
+    """Return a picture of three rows: original, masked, reconstruction, with the fixed masks of held-out images.
 
     Args:
         model: the masked autoencoder, not wrapped for training, in eval mode.
         images: uint8 (B, S, S, 3).
         data: the mean and standard deviation that normalise the images.
-        title: what the picture shows; with `norm_pix_loss`, what un-normalised the patches is added.
+        title: what the picture shows; with `norm_pix_loss`, a line on the patches' mean and variance is added.
     """
     masked, reconstructed = _reconstructed(model, images, data)
     return sheets.reconstruction_figure(images.cpu().numpy(), masked, reconstructed, title + _statistics_note(model))
 
 
 def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> None:
-    """Saves what the model makes of the same images at this step, and draws how that changed over the steps so far.
+    """Save the reconstructions of the same images at this step, and draw how they changed over the steps so far.
 
     Args:
         model: the masked autoencoder, not wrapped for training, in eval mode.
         images: uint8 (B, S, S, 3), the same at every step.
         data: the mean and standard deviation that normalise the images.
-        folder: where `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
-            `reconstruction-over-time.png` go; the latter shows the first step, the last, and of those between ever
-            fewer, as changes become smaller.
+        folder: gets `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
+            `reconstruction-over-time.png`, which shows the first and last step, and few late steps between them.
         step: of the training.
     """
     masked, reconstructed = _reconstructed(model, images, data)
@@ -53,7 +52,7 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     np.savez_compressed(beside, reconstructed=reconstructed[:MAX_IMAGES])
     os.replace(beside, path)
 
-    # what an interrupted run left of later steps is not yet true of this one
+    # an interrupted run may have left files of later steps
     files = {int(file.stem.rsplit("-")[-1]): file for file in sorted(folder.glob("reconstruction-*.npz"))}
     steps = [known for known in files if known <= step]
     chosen = sorted({round(place) - 1 for place in np.geomspace(1, len(steps), MAX_STEPS)})
@@ -61,7 +60,7 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     for place in chosen:
         with np.load(files[steps[place]]) as arrays:
             over_time[steps[place]] = arrays["reconstructed"]
-    title = f"Held-out images as training went on{note}"
+    title = f"Held-out images during training{note}"
     figure = sheets.over_time_figure(original[:MAX_IMAGES], masked[:MAX_IMAGES], over_time, title)
     figures.save(figure, folder / OVER_TIME)
 
@@ -70,7 +69,7 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
 def _reconstructed(
     model: MaskedAutoencoder, images: Tensor, data: DataConfig
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The images as the encoder saw them and as the decoder completed them, both uint8 (B, S, S, 3)."""
+    """Return the images with masked patches in grey, and the reconstructions, both uint8 (B, S, S, 3)."""
     device = model.device
     pixel_values = normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
     num_patches = model.vit.embeddings.patch_embeddings.num_patches
@@ -84,5 +83,5 @@ def _reconstructed(
 
 
 def _statistics_note(model: MaskedAutoencoder) -> str:
-    """With `norm_pix_loss` a line on where mean and contrast of the hidden patches come from, otherwise nothing."""
-    return "\n(hidden patches un-normalised with their true mean and variance)" if model.config.norm_pix_loss else ""
+    """With `norm_pix_loss`, return a line on the mean and variance of the masked patches, else nothing."""
+    return "\n(masked patches un-normalised with their true mean and variance)" if model.config.norm_pix_loss else ""

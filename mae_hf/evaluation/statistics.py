@@ -62,28 +62,18 @@ def percentile_interval(resampled: Floats) -> Interval | None:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The recipes that an arm chooses from: which share of a recipe's runs classifies each image correctly.
+    """The recipes that an arm chooses from: which share of a recipe's runs classifies each image correctly."""
 
-    Args:
-        validation: (R, m), on the images that decide.
-        test: (R, n), on the images that are reported.
-    """
-
-    validation: Floats
-    test: Floats
+    validation: Floats  # (R, m), on the images that decide
+    test: Floats  # (R, n), on the images that are reported
 
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """An arm on resampled images.
+    """An arm on resampled images."""
 
-    Args:
-        accuracy: (B,), the test accuracy of the recipe that validation chose in each resample.
-        chosen: (R,), the share of resamples in which validation chose each recipe.
-    """
-
-    accuracy: Floats
-    chosen: Floats
+    accuracy: Floats  # (B,), the test accuracy of the recipe that validation chose in each resample
+    chosen: Floats  # (R,), the share of resamples in which validation chose each recipe
 
 
 def resample_arms(arms: Sequence[Candidates]) -> list[Resampled]:
@@ -120,17 +110,11 @@ def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
 
 @dataclass(frozen=True)
 class McNemar:
-    """The exact McNemar test of two classifiers on the same images.
+    """The exact McNemar test of two classifiers on the same images."""
 
-    Args:
-        only_first: images that only the first classifies correctly.
-        only_second: images that only the second classifies correctly.
-        p_value: two-sided; the probability of a split at least as unequal if both classifiers are equally good.
-    """
-
-    only_first: int
-    only_second: int
-    p_value: float
+    only_first: int  # images that only the first classifies correctly
+    only_second: int  # images that only the second classifies correctly
+    p_value: float  # two-sided; the probability of a split at least as unequal if both classifiers are equally good
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
@@ -153,23 +137,14 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
 
 @dataclass(frozen=True)
 class Spread:
-    """A number measured once per independent run, such as the test accuracy of each seed.
+    """A number measured once per independent run, such as the test accuracy of each seed."""
 
-    Args:
-        values: of each run; `inf` for a target that was not reached.
-        center: their mean, or their median.
-        sd: sample standard deviation; None for a single run or an `inf`.
-        low: lower end of the interval; None without an interval.
-        high: upper end of the interval; None without an interval.
-        kind: the interval: Student's `t` (95 %), `range` (smallest to largest) or `none`.
-    """
-
-    values: tuple[float, ...]
-    center: float
-    sd: float | None
-    low: float | None
-    high: float | None
-    kind: Literal["t", "range", "none"]
+    values: tuple[float, ...]  # of each run; `inf` for a target that was not reached
+    center: float  # their mean, or their median
+    sd: float | None  # sample standard deviation; None for a single run or an `inf`
+    low: float | None  # lower end of the interval; None without an interval
+    high: float | None  # upper end of the interval; None without an interval
+    kind: Literal["t", "range", "none"]  # the interval: Student's `t` (95 %), `range` (smallest to largest) or `none`
 
 
 def mean_spread(values: Sequence[float]) -> Spread:
@@ -206,15 +181,10 @@ def median_spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Welch:
-    """Welch's t-test of the means of two arms.
+    """Welch's t-test of the means of two arms."""
 
-    Args:
-        p_value: two-sided.
-        interval: of the difference, first minus second.
-    """
-
-    p_value: float
-    interval: Interval
+    p_value: float  # two-sided
+    interval: Interval  # of the difference, first minus second
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:

@@ -1,7 +1,7 @@
-"""The figures: `charts` draws numbers, `sheets` pictures, `pairs` those of an audit; `save` writes any of them.
+"""The figures: `charts` draws numbers, `sheets` draws images, `save` writes a figure.
 
-Every function returns a `Figure` of its own, without pyplot and its global state. All are readable in grey: what
-differs in colour differs in line style, marker, hatch or lightness as well.
+Every function returns a new `Figure`, without pyplot and its global state. All figures are readable in grey: what
+differs in colour also differs in line style, marker, hatch or lightness.
 """
 
 import os
@@ -13,7 +13,7 @@ from mae_hf.files import write_file
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Writes `figure` as a PNG and returns its path; a reader never sees half of a file."""
+    """Write a figure as a PNG, which is whole or missing, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda file: figure.savefig(file, format="png", dpi=130, facecolor="white"))
@@ -21,7 +21,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
 
 def label_of(name: str, length: int = 24) -> str:
-    """A class name as a label: at most `length` characters, and nothing in it is read as mathematics or hidden."""
+    """Return a class name as a label of up to `length` characters, which matplotlib neither hides nor reads as math."""
     name = name if len(name) <= length else f"{name[: length - 1].rstrip()}…"
-    name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such labels out of legends
+    name = (
+        f" {name}" if name.startswith("_") else name
+    )  # matplotlib leaves labels with a leading underscore out of legends
     return name.replace("$", r"\$")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mae_hf.figures import label_of
 
+Arms = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]  # name -> runs -> lines of metrics.jsonl
 # Okabe and Ito's palette, which colour-blind people can tell apart; one entry for each arm.
 _ARM_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
@@ -38,21 +39,20 @@ _PANELS = {
 
 
 def curves_figure(
-    arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    arms: Arms,
     title: str,
     keys: Sequence[str] = tuple(_PANELS),
     target: float | None = None,
-    others: Mapping[str, Sequence[Sequence[Mapping[str, float]]]] | None = None,
+    others: Arms | None = None,
 ) -> Figure:
-    """Curves against epochs, a panel for each key that any run has.
+    """Return curves against epochs, a panel for each key that any run has.
 
     Args:
-        arms: up to two arms, name -> runs of a recipe -> lines of metrics.jsonl. The first run of an arm is drawn bold,
-            the others thin.
+        arms: up to two arms, each with the runs of a recipe. The first run is drawn bold, the others thin.
         title: above all panels.
         keys: keys of metrics.jsonl, a panel each.
         target: accuracy in [0, 1] at which a dotted line is drawn in the panel of `eval/accuracy`.
-        others: the same arms -> runs of other recipes, drawn thin, in grey and dash-dotted.
+        others: runs of the arms' other recipes, drawn thin, in grey and dash-dotted.
 
     Raises:
         ValueError: no run has any of the keys.
@@ -73,7 +73,7 @@ def curves_figure(
         panel.set(xlabel="epoch", ylabel=label)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(present) :]:  # the places that are left over when the keys are odd in number
+    for panel in panels[len(present) :]:  # an odd number of keys leaves a panel empty
         panel.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
@@ -81,44 +81,22 @@ def curves_figure(
     return figure
 
 
-def _draw_curves(
-    panel: Axes,
-    arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
-    others: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
-    key: str,
-    factor: float,
-) -> None:
-    for style, (arm, runs) in zip(_ARM_STYLES, arms.items(), strict=False):
-        for number, run in enumerate(runs):
-            points = [(line["epoch"], factor * line[key]) for line in run if key in line]
-            first = number == 0
-            panel.plot(
-                *zip(*points, strict=True) if points else ([], []),
-                **style,
-                linewidth=1.8 if first else 1.0,
-                alpha=1.0 if first else 0.8,
-                markersize=4 if first else 0,
-                markevery=max(1, len(points) // 12),
-                label=arm if first else None,
-            )
-    for style, (arm, runs) in zip(_ARM_STYLES, others.items(), strict=False):
-        for number, run in enumerate(runs):
-            points = [(line["epoch"], factor * line[key]) for line in run if key in line]
-            panel.plot(
-                *zip(*points, strict=True) if points else ([], []),
-                color="0.5",
-                linestyle="-.",
-                linewidth=1.0,
-                zorder=1,
-                marker=style["marker"],
-                markersize=2.5,
-                markevery=max(1, len(points) // 6),
-                label=f"{arm}, another recipe" if number == 0 else None,
-            )
+def _draw_curves(panel: Axes, arms: Arms, others: Arms, key: str, factor: float) -> None:
+    for runs_of, is_other in ((arms, False), (others, True)):
+        for style, (arm, runs) in zip(_ARM_STYLES, runs_of.items(), strict=False):
+            for number, run in enumerate(runs):
+                points = [(line["epoch"], factor * line[key]) for line in run if key in line]
+                is_first = number == 0
+                look = style | {"linewidth": 1.8 if is_first else 1.0, "markersize": 4 if is_first else 0}
+                look |= {"markevery": max(1, len(points) // 12), "alpha": 1.0 if is_first else 0.8}
+                if is_other:
+                    look |= {"color": "0.5", "linestyle": "-.", "linewidth": 1.0, "markersize": 2.5, "zorder": 1}
+                name = f"{arm}, other recipes" if is_other else arm
+                panel.plot(*zip(*points, strict=True) if points else ([], []), **look, label=name if is_first else None)
 
 
 def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str], title: str) -> Figure:
-    """Confusion matrices: counts in the cells where there is room, shaded by their part of the row.
+    """Return confusion matrices, shaded by the share of the row, with counts if there is room.
 
     Args:
         matrices: name -> counts, (C, C); row: true class, column: predicted.
@@ -145,17 +123,16 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
         panel.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=8)
         panel.set_title(name, fontsize=10)
         panel.set(xlabel="predicted class", ylabel="true class")
-    figure.colorbar(shading, ax=list(panels), label="part of the true class", shrink=0.8)
+    figure.colorbar(shading, ax=list(panels), label="share of the true class", shrink=0.8)
     figure.suptitle(title, fontsize=12)
     return figure
 
 
 def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """F1 of each class, a bar for each arm.
+    """Return F1 of each class, a bar for each arm.
 
     Args:
-        f1_by_name: up to two arms, name -> class name -> F1 in [0, 1]; NaN for a class without test images, which the
-            picture says.
+        f1_by_name: up to two arms, name -> class name -> F1 in [0, 1]; NaN for a class without test images.
         title: above the bars.
     """
     class_names = list(next(iter(f1_by_name.values())))
@@ -187,11 +164,11 @@ def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Fi
 def reliability_figure(
     bins_by_name: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]], title: str
 ) -> Figure:
-    """Accuracy against confidence, and below it how many images have such a confidence.
+    """Return accuracy against confidence, above a histogram of the confidence.
 
     Args:
-        bins_by_name: title of the panel (with its calibration error) -> of M bins of equal width the counts, the mean
-            confidences and the accuracies, each (M,); what an empty bin has is not drawn.
+        bins_by_name: title of the panel -> counts, mean confidences and accuracies of M bins of equal width, each (M,);
+            empty bins are not drawn.
         title: above all panels.
     """
     figure = Figure(figsize=(4.1 * len(bins_by_name) + 0.2, 5.0), layout="constrained")
@@ -208,7 +185,7 @@ def reliability_figure(
         filled = counts > 0
         upper.plot(confidence[filled], accuracy[filled], "o", color="black", markersize=4)
         upper.set_title(name, fontsize=10)
-        upper.set(ylabel="accuracy (part that is right)", xlim=(0, 1), ylim=(0, 1.03))
+        upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
         # 0.5 below, so that a bin with a single image shows on a logarithmic axis
         lower.set(xlabel="confidence (probability of the predicted class)", yscale="log", ylim=(0.5, 2 * most))
         lower.set_ylabel("images" if number == 0 else "")
@@ -231,7 +208,7 @@ def map_figure(
     method: str,
     title: str,
 ) -> Figure:
-    """Two-dimensional maps of the same images side by side, a colour and a marker for each class.
+    """Return two-dimensional maps of the same images side by side, with a colour and a marker for each class.
 
     Args:
         points_by_name: title of the map (with its trustworthiness) -> float (n, 2).

@@ -17,11 +17,11 @@ _ACROSS = 3  # mistakes beside each other
 
 
 def hide_patches(images: Any, mask: Any, patch_size: int) -> Images:
-    """The images with their hidden patches in grey, for the middle row of `reconstruction_figure`.
+    """Return the images with masked patches in grey, for the middle row of `reconstruction_figure`.
 
     Args:
         images: uint8 (n, H, W, 3), array or CPU tensor.
-        mask: (n, N), 1 = hidden, 0 = visible, patches in rows from the top left, as ViTMAE returns it.
+        mask: (n, N), 1 = masked, 0 = visible, patches in rows from the top left, as ViTMAE returns it.
         patch_size: side of a patch in pixels.
 
     Returns:
@@ -36,47 +36,47 @@ def hide_patches(images: Any, mask: Any, patch_size: int) -> Images:
 
 
 def reconstruction_figure(original: Images, masked: Images, reconstructed: Images, title: str) -> Figure:
-    """Three rows of pictures: the originals, what the encoder saw, and the reconstructions.
+    """Return three rows of pictures: originals, masked images, and reconstructions.
 
     Args:
         original: uint8 (n, H, W, 3).
-        masked: uint8 (n, H, W, 3), hidden patches in grey.
+        masked: uint8 (n, H, W, 3), masked patches in grey.
         reconstructed: uint8 (n, H, W, 3).
-        title: what was hidden and what the reconstructions hold, for example whether the visible patches were pasted.
+        title: above all rows.
     """
     rows = {"original": original, "masked": masked, "reconstruction": reconstructed}
     figure = Figure(figsize=(max(4.5, 1.2 * len(original) + 0.5), 4.2), layout="constrained")
-    for place, (name, images) in zip(figure.subplots(3, 1), rows.items(), strict=True):
-        _show(place, _strip(images))
-        place.set_ylabel(name, fontsize=10)
+    for panel, (name, images) in zip(figure.subplots(3, 1), rows.items(), strict=True):
+        _show(panel, _strip(images))
+        panel.set_ylabel(name, fontsize=10)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[int, Images], title: str) -> Figure:
-    """A row for each image: the original, what the encoder saw, and what was made of it as training went on.
+    """Return a row for each image: the original, the masked image, and its reconstructions during training.
 
     Args:
         original: uint8 (n, H, W, 3).
         masked: uint8 (n, H, W, 3), hidden patches in grey.
-        reconstructed: step of the training -> uint8 (n, H, W, 3), in the order of the steps.
-        title: what was hidden and what the reconstructions hold.
+        reconstructed: step -> uint8 (n, H, W, 3), in the order of the steps.
+        title: above all columns.
     """
     columns = {"original": original, "masked": masked}
     columns |= {f"step {step:,}": images for step, images in reconstructed.items()}
     figure = Figure(figsize=(max(6.5, 1.15 * len(columns)), 1.15 * len(original) + 0.9), layout="compressed")
-    for place, (name, images) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
-        _show(place, _strip(images.swapaxes(1, 2)).swapaxes(0, 1))
-        place.set_title(name, fontsize=9)
+    for panel, (name, images) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+        _show(panel, _strip(images.swapaxes(1, 2)).swapaxes(0, 1))
+        panel.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title: str) -> Figure:
-    """Images that were taken for something else, a block for each arm, with a text below each image.
+    """Return misclassified images, a block for each arm, with a text below each image.
 
     Args:
-        mistakes: arm -> uint8 (n, H, W, 3), and a text of at most three lines for each; n may be 0 and may differ.
+        mistakes: arm -> uint8 (n, H, W, 3), and a text of up to three lines for each; n may differ, and may be 0.
         title: above all blocks.
     """
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
@@ -91,27 +91,27 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
 
 
 def _draw_mistakes(block: SubFigure, images: Images, texts: Sequence[str], num_rows: int) -> None:
-    places = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
-    for place in places:
-        place.set_axis_off()
-    for place, image, text in zip(places, images, texts, strict=False):
-        place.set_axis_on()
-        _show(place, image)
-        place.set_xlabel(text, fontsize=7, linespacing=1.15)
+    panels = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, image, text in zip(panels, images, texts, strict=False):
+        panel.set_axis_on()
+        _show(panel, image)
+        panel.set_xlabel(text, fontsize=7, linespacing=1.15)
 
 
 def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDArray[Any]], title: str) -> Figure:
-    """Images beside heat maps of their patches, all on one scale.
+    """Return images beside heat maps of their patches, all on one scale.
 
     Args:
         rows: name of the row and its image, uint8 (H, W, 3).
-        maps: name of the column -> float (len(rows), H / P, W / P), attention in multiples of an even one.
+        maps: name of the column -> float (len(rows), H / P, W / P), attention in multiples of an even spread.
         title: above all.
     """
     side = 1.5 if len(maps) <= 6 else 1.0  # inches
     figure = Figure(figsize=(side * (1 + len(maps)) + 0.4, side * len(rows) + 1.6), layout="compressed")
     panels = figure.subplots(len(rows), 1 + len(maps), squeeze=False)
-    # a few patches that draw all attention would leave the rest black
+    # without a percentile, a few patches with most of the attention would leave the others black
     most = max(1.0, float(np.percentile(np.stack(list(maps.values())), 99)))
     for row, (name, image) in enumerate(rows):
         _show(panels[row, 0], image)
@@ -128,7 +128,7 @@ def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDAr
 
 
 def _strip(images: Images) -> Images:
-    """The images beside each other with white gaps, uint8 (H, ..., 3)."""
+    """Return the images beside each other with white gaps, uint8 (H, ..., 3)."""
     n, height, width, _ = images.shape
     gap = max(1, width // 16)
     strip = np.full((height, n * (width + gap) - gap, 3), 255, np.uint8)
@@ -137,7 +137,7 @@ def _strip(images: Images) -> Images:
     return strip
 
 
-def _show(place: Axes, image: Images) -> None:
-    place.imshow(image, interpolation="nearest")
-    place.set(xticks=[], yticks=[])
-    place.spines[:].set_visible(False)
+def _show(panel: Axes, image: Images) -> None:
+    panel.imshow(image, interpolation="nearest")
+    panel.set(xticks=[], yticks=[])
+    panel.spines[:].set_visible(False)

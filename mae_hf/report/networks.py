@@ -1,4 +1,4 @@
-"""The networks of a comparison, opened again to look into: what they make of the same test images.
+"""The networks of a comparison, opened again: their features and attention on the same test images.
 
 Shapes: n images, D width of the encoder, H heads, G² patches in G rows.
 """
@@ -29,25 +29,20 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """An encoder of a comparison, and how it takes its images.
+    """An encoder of a comparison, and how its images are normalised."""
 
-    Args:
-        encoder: in eval mode, with attention whose weights can be read.
-        data: the mean and standard deviation that normalise its images.
-    """
-
-    encoder: ViTModel
-    data: DataConfig
+    encoder: ViTModel  # in eval mode, with attention whose weights can be read
+    data: DataConfig  # the mean and standard deviation that normalise its images
 
     @torch.no_grad()
     def features(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The CLS features of these rows, (n, D)."""
+        """Return the CLS features of these rows, (n, D)."""
         batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
         features = [self.encoder(self._pixel_values(images, batch)).last_hidden_state[:, 0] for batch in batches]
         return torch.cat(features).float().cpu().numpy()
 
     def attention(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Each head's attention of CLS over the patches of these rows, (n, H, G, G); 1 is an even attention.
+        """Return each head's attention of CLS to the patches of these rows, (n, H, G, G); 1 is an even spread.
 
         Raises:
             ValueError: the encoder does not give its attention, or it is not finite.
@@ -59,10 +54,10 @@ class Network:
 
 
 def open_test_images(run: Run) -> ImageSet:
-    """The images that a run was tested on.
+    """Return the images that a run was tested on.
 
     Raises:
-        ConfigError: the data are gone, or are no longer those of the run's predictions.
+        ConfigError: the data are missing, or have changed since the run.
     """
     images = load_labelled_images(run.config.data, run.config.model.image_size, roles=("test",))["test"]
     require(
@@ -74,10 +69,10 @@ def open_test_images(run: Run) -> ImageSet:
 
 
 def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str, str]]:
-    """The networks of both arms before and after they saw labels, and why those that are missing cannot be opened.
+    """Return the networks of both arms before and after fine-tuning, and why missing ones cannot be opened.
 
-    Before: the encoder that `model.init` names, and the random weights that the scratch run began with. After: those
-    that the runs that speak for their arms have kept.
+    Before: the encoder that `model.init` names, and the random weights that the scratch run began with. After: the
+    models of each arm's best run.
     """
     ours, baseline = comparison.best.values()
     openers: dict[str, tuple[Run, Callable[[Run], ViTModel]]] = {

@@ -30,36 +30,22 @@ _RUN_COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
+    """A cell of a table."""
 
-    Args:
-        text: what is shown.
-        value: the number to sort by; None sorts by the text, NaN comes last.
-        marked: whether it stands out, by a sign as well as a colour.
-    """
-
-    text: str
-    value: float | None = None
-    marked: bool = False
+    text: str  # what is shown
+    value: float | None = None  # the number to sort by; None sorts by the text, NaN comes last
+    marked: bool = False  # whether it stands out, by a sign as well as a colour
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page.
+    """A table of the page."""
 
-    Args:
-        caption: what it shows.
-        head: titles of the columns.
-        rows: a cell for each title; the first is the heading of its row.
-        marked: whether each row stands out; empty if none does.
-        sortable: whether a click on a title sorts.
-    """
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
-    marked: Sequence[bool] = ()
-    sortable: bool = False
+    caption: str  # what it shows
+    head: Sequence[str]  # titles of the columns
+    rows: Sequence[Sequence[str | Cell]]  # a cell for each title; the first is the heading of its row
+    marked: Sequence[bool] = ()  # whether each row stands out; empty if none does
+    sortable: bool = False  # whether a click on a title sorts
 
     @property
     def is_numeric(self) -> list[bool]:

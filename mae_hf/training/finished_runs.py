@@ -46,21 +46,13 @@ Settings = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a classifier predicts for each image of a split.
+    """What a classifier predicts for each image of a split."""
 
-    Args:
-        index: int64 (n,), the images in rising order.
-        labels: int64 (n,), their classes.
-        predictions: int64 (n,), predicted classes.
-        probabilities: float64 (n, C).
-        seen: bool (n,), whether pre-training has seen each image; None if that is unknown.
-    """
-
-    index: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    predictions: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    seen: NDArray[np.bool_] | None
+    index: NDArray[np.int64]  # (n,), the images in rising order
+    labels: NDArray[np.int64]  # (n,), their classes
+    predictions: NDArray[np.int64]  # (n,), predicted classes
+    probabilities: NDArray[np.float64]  # (n, C)
+    seen: NDArray[np.bool_] | None  # (n,), whether pre-training has seen each image; None if that is unknown
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,27 +69,16 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished fine-tuning run.
+    """A finished fine-tuning run."""
 
-    Args:
-        path: the run folder.
-        config: its resolved config.
-        record: run.json.
-        history: lines of metrics.jsonl, without values that are not finite.
-        metrics: metrics.json.
-        class_names: the C classes of its model.
-        test: its predictions of test images.
-        validation: its predictions of validation images.
-    """
-
-    path: Path
-    config: FinetuneConfig
-    record: RunRecord
-    history: list[dict[str, float]]
-    metrics: dict[str, Any]
-    class_names: tuple[str, ...]
-    test: Predictions
-    validation: Predictions
+    path: Path  # the run folder
+    config: FinetuneConfig  # its resolved config
+    record: RunRecord  # run.json
+    history: list[dict[str, float]]  # lines of metrics.jsonl, without values that are not finite
+    metrics: dict[str, Any]  # metrics.json
+    class_names: tuple[str, ...]  # the C classes of its model
+    test: Predictions  # its predictions of test images
+    validation: Predictions  # its predictions of validation images
 
     @property
     def from_scratch(self) -> bool:

@@ -13,17 +13,7 @@ from mae_hf.leakage.record import AUDIT, Audit, read_audit
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json says about a run, as `mae_hf.training.run_folder` writes it; None or empty where it is silent.
-
-    Args:
-        data_fingerprint: of the training images and labels.
-        validation_fingerprint: of the validation images and labels.
-        test_fingerprint: of the test images and labels.
-        init_digest: of the encoder's weights that fine-tuning started from.
-        strategy: how several processes share the work, as Accelerate names it.
-        start: of the first process of the run, ISO 8601.
-        end: of the run, ISO 8601.
-    """
+    """What run.json says about a run, as `mae_hf.training.run_folder` writes it; None or empty where it is silent."""
 
     command: str | None = None
     git_commit: str | None = None
@@ -31,38 +21,30 @@ class RunRecord:
     device: str | None = None
     num_processes: int | None = None
     num_machines: int = 1
-    strategy: str = "NO"
+    strategy: str = "NO"  # how several processes share the work, as Accelerate names it
     mixed_precision: str | None = None
     num_train_images: int | None = None
     num_validation_images: int | None = None
     num_parameters: int | None = None
-    data_fingerprint: str | None = None
-    validation_fingerprint: str | None = None
-    test_fingerprint: str | None = None
-    init_digest: str | None = None
-    start: str | None = None
-    end: str | None = None
+    data_fingerprint: str | None = None  # of the training images and labels
+    validation_fingerprint: str | None = None  # of the validation images and labels
+    test_fingerprint: str | None = None  # of the test images and labels
+    init_digest: str | None = None  # of the encoder's weights that fine-tuning started from
+    start: str | None = None  # of the first process of the run, ISO 8601
+    end: str | None = None  # of the run, ISO 8601
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is left of the pre-training run that an encoder comes from.
+    """What is left of the pre-training run that an encoder comes from."""
 
-    Args:
-        init: the encoder, as `model.init` names it.
-        folder: the run; None where it is missing, as for a Hub id.
-        config: its resolved config; None where it is missing.
-        record: its run.json; empty where it is missing.
-        audit: its audit.json, which says which test images pre-training has seen; None where it is missing.
-        problem: why an existing file could not be read.
-    """
-
-    init: str
-    folder: Path | None = None
-    config: PretrainConfig | None = None
-    record: RunRecord = field(default_factory=RunRecord)
+    init: str  # the encoder, as `model.init` names it
+    folder: Path | None = None  # the run; None where it is missing, as for a Hub id
+    config: PretrainConfig | None = None  # its resolved config; None where it is missing
+    record: RunRecord = field(default_factory=RunRecord)  # its run.json; empty where it is missing
+    # its audit.json, which says which test images pre-training has seen; None where it is missing
     audit: Audit | None = None
-    problem: str | None = None
+    problem: str | None = None  # why an existing file could not be read
 
 
 def find_provenance(init: str) -> Provenance:

@@ -91,5 +91,5 @@ def test_the_same_seed_gives_the_same_head_whatever_was_drawn_before():
 def test_features_that_are_not_finite_are_counted():
     train, validation, test = blobs(20)
     train.features[3, 4] = np.nan
-    with pytest.raises(ConfigError, match="train_features has 1 non-finite values of 240"):
+    with pytest.raises(ConfigError, match="1 of 240 values of train_features are not finite"):
         head_probe(train, validation, test.features, 3)

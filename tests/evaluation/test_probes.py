@@ -150,7 +150,7 @@ def test_labels_of_one_class_are_refused():
 def test_features_that_are_not_finite_are_counted():
     train, validation, test = blobs()
     test.features[0, :2] = np.nan, np.inf
-    with pytest.raises(ConfigError, match=r"test_features has 2 non-finite values of 1800: .*--model"):
+    with pytest.raises(ConfigError, match=r"2 of 1800 values of test_features are not finite: .*--model"):
         linear_probe(train, validation, test.features, 3)
-    with pytest.raises(ConfigError, match="features has 2 non-finite values of 1800"):
+    with pytest.raises(ConfigError, match="2 of 1800 values of features are not finite"):
         knn_probe(train, validation, test.features, 3)

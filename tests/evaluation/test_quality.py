@@ -44,7 +44,7 @@ def test_rankme_is_not_centred_so_that_one_common_direction_counts():
 
 @pytest.mark.parametrize("measure", [rankme, participation_ratio])
 def test_broken_features_have_no_rank(measure):
-    with pytest.raises(ConfigError, match="features has 1 non-finite values of 6"):
+    with pytest.raises(ConfigError, match="1 of 6 values of features are not finite"):
         measure(np.array([[1.0, 2, 3], [4, np.nan, 6]]))
     with pytest.raises(ConfigError, match="all zero"):
         measure(np.zeros((4, 3)))

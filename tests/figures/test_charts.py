@@ -37,7 +37,7 @@ def test_curves_show_each_key_of_each_run_in_its_own_units():
     assert [text.get_text() for text in figure.legends[0].texts] == [
         "MAE",
         "scratch",
-        "scratch, another recipe",
+        "scratch, other recipes",
         "scratch's best, 55.0 %",
     ]
 

@@ -1,4 +1,4 @@
-"""The picture of a few-label protocol: accuracy over the number of labels, or fold by fold."""
+"""The picture of a few-label protocol: accuracy against the number of labels, or by fold."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ _POOLINGS = {"cls": (", CLS", "-", True), "mean": (", mean", "--", False), None:
 
 
 def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Test accuracy by method: mean and standard deviation over label sets, and every single set.
+    """Return test accuracy by method: mean and standard deviation over label sets, and every single set.
 
     Args:
         rows: the summary of `lines`; with budgets, a `fraction` in each, else one group of folds.
         lines: the measurements.
-        title: says what the label sets are, and that they are unofficial where they are.
+        title: what the label sets are, and whether they are official.
     """
     methods = [method for method in TITLES if any(row["method"] == method for row in rows)]
     figure = Figure(figsize=(max(6.4, 4.4 * len(methods)), 4.6), layout="constrained")
@@ -29,12 +29,12 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
     for panel, method in zip(panels, methods, strict=True):
         of_method = [row for row in rows if row["method"] == method]
         arms = sorted({(row["arm"], row["pooling"]) for row in of_method}, key=str)
-        for place, (arm, pooling) in enumerate(arms):
+        for position, (arm, pooling) in enumerate(arms):
             group = [row for row in of_method if (row["arm"], row["pooling"]) == (arm, pooling)]
             singles = [
                 line for line in lines if (line["method"], line["arm"], line["pooling"]) == (method, arm, pooling)
             ]
-            _draw_group(panel, group, singles, arm, pooling, place if is_folds else None)
+            _draw_group(panel, group, singles, arm, pooling, position if is_folds else None)
         if is_folds:
             names = [_ARMS[arm][0] + _POOLINGS[pooling][0] for arm, pooling in arms]
             panel.set_xticks(range(len(arms)), [name.replace(", ", "\n") for name in names], fontsize=9)
@@ -60,17 +60,17 @@ def _draw_group(
     singles: Sequence[dict[str, Any]],
     arm: str,
     pooling: str | None,
-    place: int | None,
+    position: int | None,
 ) -> None:
-    """One arm and pooling: at its `place` for folds, over the number of labels for budgets."""
+    """Draw one arm and pooling: at its `position` for folds, against the number of labels for budgets."""
     name, color, marker = _ARMS[arm]
     suffix, linestyle, is_filled = _POOLINGS[pooling]
-    if place is not None:
-        spread = place + 0.25 + 0.02 * np.arange(len(singles)) / max(1, len(singles) / 5)
+    if position is not None:
+        spread = position + 0.25 + 0.02 * np.arange(len(singles)) / max(1, len(singles) / 5)
         values = [100 * line["accuracy"] for line in singles]
         panel.plot(spread, values, linestyle="", marker=marker, markersize=3, color=color, alpha=0.6)
     panel.errorbar(
-        [row["num_labels"] for row in group] if place is None else [place],
+        [row["num_labels"] for row in group] if position is None else [position],
         [100 * row["accuracy_mean"] for row in group],
         yerr=[100 * (row["accuracy_sd"] or 0.0) for row in group],
         color=color,
@@ -80,16 +80,15 @@ def _draw_group(
         capsize=4,
         label=name + suffix,
     )
-    if place is not None:
+    if position is not None:
         (row,) = group
-        panel.annotate(
-            f"{100 * row['accuracy_mean']:.1f}", (place, 100 * row["accuracy_mean"]), (-7, 0), ha="right", va="center",
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
+        mean = 100 * row["accuracy_mean"]
+        offset: dict[str, Any] = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        panel.annotate(f"{mean:.1f}", (position, mean), fontsize=8, **offset)
 
 
 def _label_budgets(panel: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """A tick at each budget: the number of labels, and what part of all they are."""
+    """Draw a tick at each budget: the number of labels, and their share of all labels."""
     parts: dict[float, list[float]] = {}  # 1 and 5 % of few images can be the same number
     for row in rows:
         if row["fraction"] not in parts.setdefault(row["num_labels"], []):

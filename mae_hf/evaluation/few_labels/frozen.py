@@ -1,4 +1,4 @@
-"""Probes of frozen features on one label set after the other: features are computed once, and kept.
+"""Probes of frozen features on each label set. Features are computed once and stored.
 
 Shapes: n images, D features.
 """
@@ -30,19 +30,12 @@ _PROBES: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_p
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """The features of every labelled train image and of all test images, by pooling.
+    """The features of every labelled train image and of all test images, by pooling."""
 
-    Args:
-        train: pooling -> float (n, D).
-        rows: int (n,), the number of each train image in its split.
-        train_labels: int (n,).
-        test: pooling -> float (n_test, D).
-    """
-
-    train: dict[str, np.ndarray]
-    rows: np.ndarray
-    train_labels: np.ndarray
-    test: dict[str, np.ndarray]
+    train: dict[str, np.ndarray]  # pooling -> float (n, D)
+    rows: np.ndarray  # int (n,), the number of each train image in its split
+    train_labels: np.ndarray  # int (n,)
+    test: dict[str, np.ndarray]  # pooling -> float (n_test, D)
 
     def labelled(self, rows: np.ndarray, pooling: str) -> Labelled:
         """Return the features and labels of these rows of the train split, without images that were left out."""
@@ -51,7 +44,7 @@ class FrozenFeatures:
 
 
 def shape_of(encoder: ViTModel) -> dict[str, Any]:
-    """The architecture of an encoder, as the fields of `EncoderConfig` have it."""
+    """Return the architecture of an encoder, by the fields of `EncoderConfig`."""
     return {key: getattr(encoder.config, key) for key in SHAPE_KEYS}
 
 
@@ -69,7 +62,7 @@ def load_features(
     data: DataConfig,
     batch_size: int,
 ) -> FrozenFeatures:
-    """The features of all images, read from a file or computed and kept in it.
+    """Return the features of all images, read from a file, or computed and stored in it.
 
     Args:
         path: the .npz file; it is written again if weights, images or precision differ.
@@ -108,12 +101,12 @@ def measure_probe(
     rows: np.ndarray,
     num_classes: int,
 ) -> None:
-    """Adds a line for each pooling that `measurements` lacks: a probe that learns from these rows, on all test images.
+    """Add a line for each pooling that `measurements` lacks: a probe of these rows, scored on all test images.
 
-    The strength of `linear` is chosen by cross-validation among the labels of the set, and nothing else.
+    The strength of `linear` is chosen by cross-validation on the labels of the set.
 
     Args:
-        line: what is known of the measurement: `label_set`, `fraction`, `arm` and `method` among it.
+        line: what is known about the measurement: `label_set`, `fraction`, `arm` and `method` among it.
         rows: rows of the train split, the labels of this set.
         num_classes: classes of the data; a set may lack some.
     """

@@ -21,28 +21,20 @@ _FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """All pictures of a comparison.
+    """All pictures of a comparison."""
 
-    Args:
-        pictures: in the order of the report.
-        notes: what could not be drawn, and why.
-        trustworthiness: of the t-SNE maps, by network; empty where there are none.
-        calibration_error: expected calibration error on the test images, 0 to 1, by arm.
-    """
-
-    pictures: list[Picture]
-    notes: list[str]
-    trustworthiness: dict[str, float]
-    calibration_error: dict[str, float]
+    pictures: list[Picture]  # in the order of the report
+    notes: list[str]  # what could not be drawn, and why
+    trustworthiness: dict[str, float]  # of the t-SNE maps, by network; empty where there are none
+    calibration_error: dict[str, float]  # expected calibration error on the test images, 0 to 1, by arm
 
 
 def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
-    """Draws everything into `folder`, which is there.
+    """Draw everything into an existing folder.
 
-    What cannot be drawn, because images, encoders or the pre-training run are no longer there, is left out; a warning
-    says so.
+    A picture whose images, encoder or pre-training run is missing is left out, with a warning.
     """
-    for name in _FILES:  # those of an older report, should they be left out this time
+    for name in _FILES:  # an older report may have pictures that this one leaves out
         (folder / f"{name}.png").unlink(missing_ok=True)
     pictures = draw_scores(comparison, folder)
     notes: list[str] = []

@@ -20,7 +20,7 @@ from mae_hf.training.provenance import find_provenance
 
 
 def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
-    """Curves, confusion matrices and F1 per class."""
+    """Draw curves, confusion matrices and F1 per class."""
     labels, class_names = comparison.runs[0].test.labels, comparison.runs[0].class_names
     given = comparison.arms
     chosen = dict(zip(given, comparison.chosen, strict=True))
@@ -36,23 +36,23 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
         f"Confusion on the {len(labels):,} test images",
     )
     has_seeds = max(map(len, comparison.chosen)) > 1
-    means = ", means over seeds" if has_seeds else ""
+    means = ", means over runs" if has_seeds else ""
     bars = charts.bars_figure(
         {arm: f1_of_classes(runs) for arm, runs in chosen.items()}, f"F1 on the {len(labels):,} test images{means}"
     )
-    thin = " Bold is an arm's best run by validation accuracy, thin are other seeds of its recipe." if has_seeds else ""
+    thin = " Bold is an arm's best run on validation, thin are the other runs of its recipe." if has_seeds else ""
     return [
         Picture(
             figures.save(curves, folder / "curves.png"),
             "Curves",
-            "Accuracy, macro-F1 and loss against the epoch of fine-tuning; dotted: the scratch model's best validation "
-            f"accuracy.{thin} The training loss is that of augmented images and smoothed or mixed labels where the "
-            "recipe has them, so it is not comparable with the validation loss.",
+            "Accuracy, macro-F1 and loss against the epoch of fine-tuning. Dotted: the best validation accuracy from "
+            f"scratch.{thin} The training loss is not comparable with the validation loss if the recipe augments "
+            "images and mixes or smooths labels.",
         ),
         Picture(
             figures.save(confusion, folder / "confusion.png"),
             "Confusion",
-            "Test images by true class (row) and predicted class (column), shaded by their part of the row.",
+            "Test images by true class (row) and predicted class (column), shaded by their share of the row.",
         ),
         Picture(
             figures.save(bars, folder / "f1_per_class.png"),
@@ -65,7 +65,7 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
 def draw_reliability(
     comparison: Comparison, probabilities: dict[str, NDArray[np.float64]], folder: Path
 ) -> tuple[Picture, dict[str, float]]:
-    """The reliability diagram of both arms, and their expected calibration errors."""
+    """Draw the reliability diagram of both arms, and return their expected calibration errors, too."""
     labels = comparison.runs[0].test.labels
     by_arm = {arm: reliability(labels, values) for arm, values in probabilities.items()}
     errors = {arm: bins.error for arm, bins in by_arm.items()}
@@ -78,19 +78,19 @@ def draw_reliability(
         panels,
         f"Reliability on the {len(labels):,} test images",
     )
-    few = f" With {len(labels)} images in {NUM_BINS} bins this says little." if len(labels) < 10 * NUM_BINS else ""
+    few = f" {len(labels)} images are too few for {NUM_BINS} bins." if len(labels) < 10 * NUM_BINS else ""
     caption = (
-        f"Test images in {NUM_BINS} bins of equal width by the probability of their predicted class. Above: the part "
-        "of each bin that is right; below the dashed line the model is too sure of itself, above it not sure enough. "
-        "Below: how many images a bin holds, on a logarithmic axis. The expected calibration error is the mean "
-        "distance between accuracy and confidence, weighted by the images. Label smoothing and short training keep "
-        f"confidence low; a smaller error does not make a better model.{few}"
+        f"Test images in {NUM_BINS} bins of equal width by the probability of their predicted class, the confidence. "
+        "Above: the accuracy of each bin. A bar below the dashed line means overconfidence, a bar above it "
+        "underconfidence. Below: the number of images in each bin, on a logarithmic axis. The expected calibration "
+        "error is the mean distance between accuracy and confidence, weighted by the images. Label smoothing and short "
+        f"training keep confidence low. A smaller error does not make a better model.{few}"
     )
     return Picture(figures.save(figure, folder / "reliability.png"), "Reliability", caption), errors
 
 
 def draw_reconstructions(run: Run, folder: Path, notes: list[str]) -> list[Picture]:
-    """A copy of what the pre-training run that `run` started from drew: reconstructions over time, else the newest."""
+    """Copy the picture of the pre-training run that `run` started from: reconstructions over time, else the newest."""
     origin = find_provenance(run.config.model.init)
     drawn = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
     found = sorted(drawn, key=lambda path: (path.stat().st_mtime, path.name))
@@ -99,11 +99,11 @@ def draw_reconstructions(run: Run, folder: Path, notes: list[str]) -> list[Pictu
         copy = folder / "reconstruction.png"
         copy.write_bytes(found[-1].read_bytes())
         is_normalised = origin.config is None or origin.config.model.norm_pix_loss
-        over_time = " as training went on" if found[-1].name == OVER_TIME else ""
+        over_time = " during training" if found[-1].name == OVER_TIME else ""
         caption = (
-            "Held-out images, what the encoder saw of them, and what the masked autoencoder made of it"
-            f"{over_time} ({found[-1].name} of the pre-training run). Visible patches are shown as they are."
-            + (" The title says whose mean and variance the predicted patches have." if is_normalised else "")
+            f"Held-out images, their visible patches, and the masked autoencoder's reconstructions{over_time} "
+            f"({found[-1].name} of the pre-training run). Visible patches are copied."
+            + (" Masked patches have their true mean and variance." if is_normalised else "")
         )
         return [Picture(copy, "Reconstruction", caption)]
     notes.append(f"No reconstruction: {run.config.model.init} has no figures/reconstruction*.png")

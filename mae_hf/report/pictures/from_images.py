@@ -1,4 +1,4 @@
-"""Pictures that need the test images, most of them the networks too: mistakes, maps of features, attention.
+"""Pictures that need the test images, and most of them the networks: mistakes, maps of features, attention.
 
 Shapes: n test images, C classes, H heads, G² patches in G rows.
 """
@@ -23,7 +23,7 @@ MAX_POINTS = 1000
 MAX_MISTAKES = 9
 MAX_ATTENTION = 6
 SEED = 0  # of the drawn test images and of the maps
-# What each network of a map has seen.
+# What each network of a map has learned from.
 _SEEN = {
     networks.PRETRAINED_ENCODER: "no labels seen",
     networks.RANDOM_ENCODER: "random weights",
@@ -34,7 +34,7 @@ _SEEN = {
 def draw_mistakes(
     comparison: Comparison, probabilities: dict[str, NDArray[np.float64]], images: ImageSet, folder: Path
 ) -> Picture:
-    """The mistakes that each arm is surest of."""
+    """Draw the most confident mistakes of each arm."""
     run = comparison.runs[0]
     labels, names = run.test.labels, [label_of(name, 18) for name in run.class_names]
     mistakes = {}
@@ -51,15 +51,15 @@ def draw_mistakes(
     return Picture(
         figures.save(figure, folder / "mistakes.png"),
         "The most confident mistakes",
-        f"The test images, at most {MAX_MISTAKES} of each arm, that were predicted wrong with the greatest "
-        "probability, the surest first; below each its true class, the predicted one and its probability.",
+        f"Up to {MAX_MISTAKES} misclassified test images of each arm, those with the greatest probability first. Below "
+        "each image: its true class, the predicted class and its probability.",
     )
 
 
 def draw_maps(
     opened: dict[str, Network], images: ImageSet, folder: Path, notes: list[str]
 ) -> tuple[list[Picture], dict[str, float]]:
-    """The maps of the networks' features by t-SNE, and by UMAP if it is installed; and how far t-SNE can be trusted."""
+    """Draw maps of the features by t-SNE, and by UMAP if it is installed; also return t-SNE's trustworthiness."""
     rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
     features = {}
     for name in [name for name in _SEEN if name in opened]:
@@ -87,10 +87,9 @@ def draw_maps(
         )
         file = "embedding.png" if method == "t-SNE" else "embedding_umap.png"
         caption = (
-            f"The same test images, placed by {method} of the frozen networks' features. The MAE encoder has seen no "
-            "label, the untrained network no image at all, and the scratch baseline all labels. "
-            "Distances between groups mean little; trustworthiness (0 to 1) says how far neighbours in the map are "
-            "neighbours in the features."
+            f"The same test images, mapped by {method} of the frozen networks' features. The MAE encoder has seen no "
+            "labels, the untrained network no images, and the scratch baseline all labels. Distances between groups "
+            "mean little. Trustworthiness (0 to 1) says how far neighbours in the map are neighbours in the features."
         )
         pictures.append(Picture(figures.save(figure, folder / file), f"Features as a map ({method})", caption))
         trust_by_method[method] = trust
@@ -98,7 +97,7 @@ def draw_maps(
 
 
 def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, notes: list[str]) -> list[Picture]:
-    """Where the networks look: the mean over heads for an image of each class, and every head for the first of them."""
+    """Draw the attention of CLS: the mean over heads for an image of each class, and every head for the first one."""
     rows = _one_of_each_class(images.labels)[:MAX_ATTENTION]
     maps = {}
     for name in [name for name in opened if name != networks.RANDOM_ENCODER]:
@@ -118,31 +117,31 @@ def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, n
     per_head = sheets.attention_figure(
         [(fill(name, 14), pixels[0]) for name in maps],
         {f"head {head + 1}": first[:, head] for head in range(first.shape[1])},
-        "The same, each head by itself, for the first image",
+        "Each head separately, for the first image",
     )
     scale = (
-        "Bright patches draw more attention than an even spread (1) would give them, dark ones less; what is above the "
-        "arrow of the scale is as bright as its end."
+        "Bright patches get more attention than an even spread (1), dark ones less. Values beyond the arrow of the "
+        "scale have the colour of its end."
     )
     return [
         Picture(
             figures.save(figure, folder / "attention.png"),
             "Attention",
-            "How much the CLS token, whose feature is classified, attends to each patch of some test images in the "
-            f"last layer, as a mean over the heads, in which heads can cancel each other. {scale} Before fine-tuning "
-            "nothing has told CLS what to look for.",
+            "How much the CLS token, which is classified, attends to each patch of some test images in the last "
+            f"layer. This is the mean over heads, which can cancel each other. {scale} Before fine-tuning, CLS has no "
+            "training signal.",
         ),
         Picture(
             figures.save(per_head, folder / "attention_heads.png"),
             "Attention of each head",
-            "The first of these images, a row for each network and a column for each head of its last layer; the scale "
-            f"is another. {scale}",
+            "The first of these images, with a row for each network and a column for each head of its last layer. The "
+            f"scale differs from the picture above. {scale}",
         ),
     ]
 
 
 def _one_of_each_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A row of each class, drawn with the seed of the maps."""
+    """Return a random row of each class, with the seed of the maps."""
     order = np.random.default_rng(SEED).permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)
     return order[first]

@@ -9,19 +9,13 @@ from mae_hf.training.finished_runs import Run
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture of the report.
+    """A picture of the report."""
 
-    Args:
-        path: its PNG file.
-        heading: above it.
-        caption: what it shows and how to read it; also its text for those who cannot see it.
-    """
-
-    path: Path
-    heading: str
-    caption: str
+    path: Path  # its PNG file
+    heading: str  # above it
+    caption: str  # what it shows and how to read it; also its text for those who cannot see it
 
 
 def panel_title(arm: str, run: Run) -> str:
-    """What a panel is called that shows one run of an arm."""
-    return f"{arm}\n{run.path.name}, {100 * scores_on_test(run)['accuracy']:.1f} % right"
+    """Return the title of a panel that shows one run of an arm."""
+    return f"{arm}\n{run.path.name}, {100 * scores_on_test(run)['accuracy']:.1f} % accuracy"

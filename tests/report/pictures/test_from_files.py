@@ -36,7 +36,7 @@ def test_the_caption_says_when_there_are_too_few_images_for_a_reliability_diagra
     probabilities = {"MAE pre-trained": np.eye(3)[[0, 0, 1, 1]], "from scratch": np.eye(3)[[1, 1, 1, 1]]}
     picture, errors = draw_reliability(comparison, probabilities, tmp_path)
     assert errors == {"MAE pre-trained": 0, "from scratch": 0.5}
-    assert picture.caption.endswith("With 4 images in 15 bins this says little.")
+    assert picture.caption.endswith("4 images are too few for 15 bins.")
 
 
 @pytest.mark.parametrize("over_time", [False, True])
@@ -54,7 +54,7 @@ def test_the_reconstruction_is_that_over_time_or_else_the_newest(comparison, tmp
     (picture,) = draw_reconstructions(run, tmp_path, notes)
     with Image.open(tmp_path / "reconstruction.png") as image:
         assert image.getpixel((0, 0)) == ((100,) * 3 if over_time else (200,) * 3)
-    assert not notes and ("as training went on" in picture.caption) == over_time
+    assert not notes and ("during training" in picture.caption) == over_time
 
 
 def test_no_reconstruction_is_said(comparison, tmp_path):
