@@ -3,6 +3,8 @@
 import json
 import shlex
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from shard_server import ShardServer, parquet, picture, tar
 
 from mae_hf.training.run_folder import read_metrics
 
+ROOT = Path(__file__).parents[1]
 PICTURES = [picture(number) for number in range(120)]
 SHARDS = {f"s-{i}.tar": tar(PICTURES[30 * i : 30 * i + 30]) for i in range(4)}
 SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.stream_buffer 16
@@ -36,9 +39,35 @@ IMPATIENT = """if True:
 def pretrain(tmp_path: Path, name: str, source: object, processes: int = 1) -> subprocess.CompletedProcess:
     script = tmp_path / "impatient.py"
     script.write_text(IMPATIENT)
-    places = ("--data.cache_dir", tmp_path / f"cache-{name}", "--output_dir", tmp_path / name)
+    folders = ("--data.cache_dir", tmp_path / f"cache-{name}", "--output_dir", tmp_path / name)
     data = ("--data.source", source, "--audit.sources", f"[{tmp_path / 'labelled'}]")
-    return run(script, *SETTINGS, *data, *places, processes=processes)
+    return run(script, *SETTINGS, *data, *folders, processes=processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["counting", "training"])
+def test_sigterm_ends_a_run_that_waits_for_its_server(tmp_path, phase):
+    """With the full retries, which pause for 86 seconds; a preempted machine has 30."""
+    with ShardServer({f"/{name}": data for name, data in SHARDS.items()}) as server:
+        patience = 0 if phase == "counting" else 30
+        server.fault = lambda request: 503 if len(server.gets) > patience else None
+        settings = (*SETTINGS, "--data.source", f"{server.address}/s-{{0..3}}.tar", "--audit.sources", "[]")
+        folders = ("--data.cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run")
+        command = [sys.executable, "scripts/pretrain.py", *map(str, (*settings, *folders))]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while len(server.gets) <= patience + 4:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.1)
+        time.sleep(1)  # now all threads pause between two retries
+        process.terminate()
+        sent = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert time.monotonic() - sent < 20
+    assert "stopped: SIGTERM" in errors and "Traceback" not in errors
+    if phase == "training":
+        assert "saved as" in errors
 
 
 @pytest.mark.slow
@@ -63,7 +92,7 @@ def test_a_run_that_a_server_has_stopped_goes_on_with_two_processes_as_if_nothin
         stopped = pretrain(tmp_path, "stopped", address)
         assert stopped.returncode == 1
         line = next(line for line in stopped.stderr.splitlines() if "cannot be read from image" in line)
-        assert server.address in line and "503" in line and "the same command goes on" in line
+        assert server.address in line and "503" in line and "the same command resumes" in line
         assert "Traceback" not in stopped.stderr
         reached = int(max(path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()).removeprefix("step-"))
         server.fault = lambda request: "drop" if len(server.gets) % 7 == 0 else "slow"

@@ -1,9 +1,9 @@
-"""Images that are read while the model learns: windows of shards, decoded in threads, one batch after another.
+"""Images that are read during training: windows of shards, decoded in threads, one batch after another.
 
-Each of a process's readers is a thread with one window in use and at most one read ahead, still encoded. A thread that
-feeds hands the images of the coming batches to the decoding threads; `batch` takes them in turn. Which image comes when
-is `StreamSampler`'s decision alone. An image that cannot be decoded or must not be seen is replaced by the next one of
-its window, so this is a function of the batch, too.
+Each reader has one window in use and at most one read ahead, still encoded. A feeding thread hands the images of the
+coming batches to the decoding threads, and `batch` takes the decoded ones in turn. `StreamSampler` alone decides which
+image comes when. An image that cannot be decoded or must not be seen is replaced by the next one of its window. So the
+images of a batch depend on nothing else.
 
 Shapes: B images in a batch, S side of the square image.
 """
@@ -12,9 +12,11 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,12 +35,15 @@ from mae_hf.data.decode import FIX, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.data.stream.notes import StreamNotes
 from mae_hf.data.stream.order import StreamSampler, Window
-from mae_hf.data.stream.shards import SILENCE, Encoded, ShardReader, Shards, open_shards
+from mae_hf.data.stream.shards import Encoded, ShardReader, Shards, open_shards
 from mae_hf.errors import RunError, require
 
 TASKS_AHEAD_PER_THREAD = 4
+POLL = 0.2  # seconds after which the feeding thread checks whether it is to stop
+SECONDS_TO_STOP = 5.0  # for threads that read: a preempted machine has 30
+
 FindDuplicate = Callable[[NDArray[np.uint8]], Mapping[str, Any] | None]
-POLL = 0.2  # seconds after which a thread that waits looks whether it is to stop
+"""Recognises images (S, S, 3) that must not be seen: returns what to note about one, None for all others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +52,7 @@ class Stream:
 
     Args:
         shards: the files of every source.
-        num_held_out: images at the beginning that are held out.
+        num_held_out: images that are held out, the first of the stream.
     """
 
     shards: Shards
@@ -55,7 +60,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """Of the shards, and of what is held out."""
+        """Changes with the shards and the held-out images."""
         return f"{self.shards.fingerprint}-{self.num_held_out}"
 
     def __len__(self) -> int:
@@ -63,14 +68,14 @@ class Stream:
 
 
 def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
-    """The shards to pre-train on, and the images held out to compare losses on: the first of the first shards.
+    """The shards to pre-train on, and the held-out images for the evaluation loss: the first of the stream.
 
     Args:
-        config: the sources; how many images are held out, and where these are kept.
+        config: the sources, the number of held-out images, and the cache for these.
         image_size: side S of the images.
 
     Raises:
-        ConfigError: a source is wrong, or an image that is held out cannot be decoded.
+        ConfigError: a source is wrong, or a held-out image cannot be decoded.
         RunError: a shard cannot be read.
     """
     shards = open_shards(config)
@@ -78,7 +83,7 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
     require(
         num < shards.lengths.sum(),
         f"stream_held_out {num} leaves none of the {shards.lengths.sum()} images of {', '.join(config.sources)} to "
-        "train on: choose less (--data.stream_held_out)",
+        "train on: choose fewer (--data.stream_held_out)",
     )
     stream = Stream(shards, num)
     reader = ShardReader(shards, threading.Event())
@@ -105,7 +110,7 @@ class StreamedImages:
         image_size: side S of the images.
         on_bad_image: `raise` stops at an image that cannot be decoded, `skip` replaces it.
         notes: of every image that was replaced or is a duplicate.
-        find_duplicate: returns what to note about an image, (S, S, 3), that must not be seen; None for all others.
+        find_duplicate: recognises images that must not be seen.
         leave_out: whether to replace these images; otherwise they are only noted.
     """
 
@@ -129,37 +134,39 @@ class StreamedImages:
         self._notes = notes
         self._find_duplicate = find_duplicate
         self._leave_out = leave_out
-        self._stopped = threading.Event()
-        self._threads: list[threading.Thread] = []
         self._batches: queue.Queue[_Batch | BaseException] | None = None
 
     @contextlib.contextmanager
     def reading(self, batch_index: int, end: int) -> Iterator[None]:
-        """Reads the batches from number `batch_index` on, those before `end`, until this context ends."""
+        """Read the batches from number `batch_index` to before `end`, until this context ends."""
         num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         micro_batch_size = len(self.sampler.micro_batches(batch_index)[0])
         self._batches = queue.Queue(max(2, num_threads * TASKS_AHEAD_PER_THREAD * IMAGES_PER_TASK // micro_batch_size))
-        self._pool = ThreadPoolExecutor(num_threads, "decode")
-        self._stopped.clear()
-        windows = {reader: _Windows() for reader in self.sampler.readers}
-        threads = [threading.Thread(target=self._feed, args=(batch_index, end, windows), daemon=True)]
-        for reader, ready in windows.items():
-            threads.append(threading.Thread(target=self._read, args=(batch_index, end, reader, ready), daemon=True))
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stopped.set()
-            for thread in threads:  # a library's thread that is cut off when Python ends may take Python down with it
-                thread.join(timeout=SILENCE)
-            self._pool.shutdown(cancel_futures=True)
-            self._batches = None
+        self._decoders = ThreadPoolExecutor(num_threads, "decode")
+        self._stopped = threading.Event()
+        with ThreadPool(len(self.sampler.readers)) as pool:
+            readers = {
+                reader: _Reader(self.sampler.windows(reader, batch_index, end), self._shards, self._stopped, pool)
+                for reader in self.sampler.readers
+            }
+            feeder = threading.Thread(target=self._feed, args=(batch_index, end, readers), daemon=True)
+            feeder.start()
+            try:
+                yield
+            finally:
+                self._stopped.set()
+                # Threads that still read when Python ends can crash it. Those that wait for a server are left behind.
+                deadline = time.monotonic() + SECONDS_TO_STOP
+                for reader in readers.values():
+                    reader.wait(deadline - time.monotonic())
+                feeder.join(max(0.0, deadline - time.monotonic()))
+                self._decoders.shutdown(cancel_futures=True)
+                self._batches = None
 
     def batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """The images of `rows`, np.int64 (B,), as torch.uint8 (B, S, S, 3) on the device.
 
-        They must be those of the next micro-batch. Outside of `reading` they are black, enough to try speeds on.
+        The rows must be those of the next micro-batch. Outside of `reading` all images are black.
 
         Raises:
             RunError: a shard cannot be read, or an image cannot be decoded.
@@ -171,47 +178,25 @@ class StreamedImages:
             if isinstance(batch, BaseException):
                 raise batch
             if not np.array_equal(batch.rows, rows):
-                raise ValueError("the batches of a stream are to be taken in their order")
-            np.concatenate([chunk.result() for chunk in batch.chunks], out=images.numpy())
+                raise ValueError("the batches of a stream must be taken in their order")
+            np.concatenate([task.result() for task in batch.tasks], out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
-    def _read(self, batch_index: int, end: int, reader: int, windows: "_Windows") -> None:
-        """A reader's thread: one window after another, never more than one that nobody has asked for."""
-        shards = ShardReader(self._shards, self._stopped)
-        epoch, index = self.sampler.window_at(batch_index)
-        try:
-            last = self.sampler.last_window_at(end - 1)
-            while batch_index < end and (epoch, index) <= last and not self._stopped.is_set():
-                if not windows.room.acquire(timeout=POLL):
-                    continue
-                window = self.sampler.window(epoch, reader, index)
-                encoded: list[Encoded] = []
-                for shard, first, num in window.pieces:
-                    encoded += shards.read(shard, first, num)
-                windows.ready.put(_Opened(window, encoded))
-                index += 1
-                if index == self.sampler.windows_per_epoch:
-                    epoch, index = epoch + 1, 0
-        except BaseException as error:  # it is raised where the batch is asked for
-            windows.ready.put(error)
-
-    def _feed(self, batch_index: int, end: int, windows: "Mapping[int, _Windows]") -> None:
-        """The feeding thread: the images of one batch after another to those that decode."""
-        opened: dict[int, tuple[tuple[int, int], _Opened]] = {}
+    def _feed(self, batch_index: int, end: int, readers: "Mapping[int, _Reader]") -> None:
+        """Hand the images of one batch after another to the decoding threads."""
         try:
             while batch_index < end and not self._stopped.is_set():
                 epoch, images = self.sampler.epoch(batch_index), []
-                for reader, index, places in self.sampler.places(batch_index):
-                    if reader not in opened or opened[reader][0] != (epoch, index):
-                        opened[reader] = (epoch, index), windows[reader].take(self._stopped)
-                    images += [(opened[reader][1], place) for place in places]
+                for reader, index, positions in self.sampler.positions(batch_index):
+                    opened = readers[reader].opened((epoch, index))
+                    images += [(opened, position) for position in positions]
                 start = 0
                 for rows in self.sampler.micro_batches(batch_index):
                     share, start = images[start : start + len(rows)], start + len(rows)
-                    chunks = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
-                    self._put(_Batch(rows, [self._pool.submit(self._decode, chunk) for chunk in chunks]))
+                    parts = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
+                    self._put(_Batch(rows, [self._decoders.submit(self._decode, part) for part in parts]))
                 batch_index += 1
-        except BaseException as error:
+        except BaseException as error:  # raised again where the batch is asked for
             self._put(error)
 
     def _put(self, batch: "_Batch | BaseException") -> None:
@@ -223,12 +208,12 @@ class StreamedImages:
                 continue
 
     def _decode(self, images: "Sequence[tuple[_Opened, int]]") -> NDArray[np.uint8]:
-        return np.stack([self._image(opened, place) for opened, place in images])
+        return np.stack([self._image(opened, position) for opened, position in images])
 
-    def _image(self, opened: "_Opened", place: int) -> NDArray[np.uint8]:
-        """The image of a place in a window, or the next one that can be used."""
+    def _image(self, opened: "_Opened", position: int) -> NDArray[np.uint8]:
+        """The image at a position of a window, or the next one that can be used."""
         num = len(opened.encoded)
-        for index in np.roll(opened.window.order, -place):
+        for index in np.roll(opened.window.order, -position):
             row = int(opened.window.rows[index])
             image = decode(opened.encoded[index], self._image_size)
             if isinstance(image, str):
@@ -260,7 +245,7 @@ def open_stream(
     process_index: int,
     find_duplicate: FindDuplicate,
 ) -> StreamedImages:
-    """The images of this process's batches; nothing is read yet.
+    """The images of this process's batches. Nothing is read yet.
 
     Args:
         stream: the shards to pre-train on.
@@ -268,10 +253,10 @@ def open_stream(
         plan: steps and processes.
         device: where the batches are needed.
         process_index: this process, from 0.
-        find_duplicate: recognises images that must not be seen (`StreamedImages`).
+        find_duplicate: recognises images that must not be seen.
 
     Raises:
-        ConfigError: the processes cannot share out the readers.
+        ConfigError: the readers cannot be divided among the processes.
     """
     sampler = StreamSampler(
         [int(length) for length in stream.shards.lengths],
@@ -306,26 +291,41 @@ class _Opened:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """The rows of a micro-batch, and their images as they are decoded, in chunks."""
+    """The rows of a micro-batch, and the tasks that decode their images."""
 
     rows: NDArray[np.int64]
-    chunks: list[Future[NDArray[np.uint8]]]
+    tasks: list[Future[NDArray[np.uint8]]]
 
 
-class _Windows:
-    """The windows of a reader on their way from the thread that reads to the one that feeds."""
+class _Reader:
+    """The window that a reader has in use; a thread of the pool reads the next one meanwhile."""
 
-    def __init__(self) -> None:
-        self.room = threading.Semaphore(1)
-        self.ready: queue.Queue[_Opened | BaseException] = queue.Queue()
+    def __init__(self, windows: Iterator[Window], shards: Shards, stopped: threading.Event, pool: ThreadPool) -> None:
+        self._windows = windows
+        self._shards = ShardReader(shards, stopped)
+        self._pool = pool
+        self._key: tuple[int, int] | None = None
+        self._read_ahead()
 
-    def take(self, stopped: threading.Event) -> _Opened:
-        """The next window; the one after it may be read from now on."""
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Empty):
-                opened = self.ready.get(timeout=POLL)
-                if isinstance(opened, BaseException):
-                    raise opened
-                self.room.release()
-                return opened
-        raise RunError("the stream was closed")
+    def opened(self, key: tuple[int, int]) -> _Opened:
+        """The window of this epoch and number: the one in use or the next."""
+        if key != self._key:
+            assert self._next is not None
+            self._key, self._opened = key, self._next.get()
+            self._read_ahead()
+        return self._opened
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the thread is done, for that time at most."""
+        if self._next is not None:
+            self._next.wait(max(0.0, seconds))
+
+    def _read_ahead(self) -> None:
+        window = next(self._windows, None)
+        self._next = None if window is None else self._pool.apply_async(self._read, (window,))
+
+    def _read(self, window: Window) -> _Opened:
+        encoded: list[Encoded] = []
+        for shard, first, num in window.pieces:
+            encoded += self._shards.read(shard, first, num)
+        return _Opened(window, encoded)

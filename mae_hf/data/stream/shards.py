@@ -1,8 +1,7 @@
-"""The shards of streamed images: parquet files or webdataset tars, here, at an address or on the Hub.
+"""The shards of streamed images: parquet files or webdataset tars on this machine, on a server or on the Hub.
 
-The datasets library streams them; it asks again 20 times, every 5 seconds, where a server does not answer or answers
-with an error. On top of that a shard is opened anew and skipped to where it was: a tar whose connection breaks cannot
-be read on otherwise, and a server may be away for longer.
+The datasets library streams them. If a server fails, the library retries 20 times, every 5 seconds. After that we open
+the shard again and skip to the same image, because a tar cannot be read on after its connection broke.
 """
 
 import functools
@@ -18,8 +17,8 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -44,9 +43,9 @@ from mae_hf.data.readers import files_by_card, files_by_split
 from mae_hf.data.splits import names_by_role
 from mae_hf.errors import ConfigError, RunError, require
 
-PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds before a shard is opened anew; an image that arrives starts them over
+PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds between retries of a shard; they start over after each image
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
-REFUSALS = (401, 403, 404, 410)  # statuses that another try does not change
+REFUSALS = (401, 403, 404, 410)  # statuses for which a retry is useless
 COUNTED_AT_ONCE = 16
 MAX_BYTES = 2**26  # of an encoded image
 ROWS_AT_ONCE = 64  # of a parquet file in memory
@@ -57,8 +56,10 @@ Result = TypeVar("Result")
 
 
 class _Tars(WebDataset):
-    """Webdataset tars of which images alone are read, and of each so much: others, which the library would decompress
-    and decode by their endings, are taken as empty."""
+    """Webdataset tars of which only images are read, up to MAX_BYTES each.
+
+    The library would decompress and decode other members by their endings; here they are empty.
+    """
 
     DECODERS: ClassVar[dict[str, Any]] = {}
 
@@ -67,7 +68,7 @@ class _Tars(WebDataset):
         images = {f".{ending}" for ending in cls.IMAGE_EXTENSIONS}
         members = (
             (name, io.BytesIO(file.read(MAX_BYTES))) if Path(name).suffix.lower() in images
-            # another ending, since the library decompresses by it
+            # with another ending, because the library decompresses by it
             else (f"{name}_", io.BytesIO())
             for name, file in tar_iterator
         )  # fmt: skip
@@ -81,8 +82,8 @@ class Shards:
     Args:
         files: paths or addresses (K,).
         lengths: int64 (K,), images of each.
-        fingerprint: of the names, sizes and lengths of the files; not of where they lie.
-        openers: what reads each of them from an image on.
+        fingerprint: of the names, sizes and lengths of the files, not of their paths.
+        openers: for each file, the function that reads its images from a given one on.
     """
 
     files: tuple[str, ...]
@@ -91,24 +92,24 @@ class Shards:
     openers: tuple[Callable[[int], Iterator[Encoded]], ...]
 
     def where(self, row: int) -> str:
-        """Names an image, by its number over all shards, in a message."""
+        """The name of an image in a message, from its number over all shards."""
         ends = np.cumsum(self.lengths)
         shard = int(np.searchsorted(ends, row, side="right"))
         return f"image {row - int(ends[shard] - self.lengths[shard])} of {self.files[shard]}"
 
 
 class ShardReader:
-    """Reads pieces of shards; a piece that goes on where the last one ended is read from the same connection.
+    """Reads pieces of shards, with retries. A piece that follows the last one is read from the same connection.
 
     Args:
         shards: the files.
-        stopped: when it is set, no shard is waited for any more.
+        stopped: once it is set, the reader makes no more retries.
     """
 
     def __init__(self, shards: Shards, stopped: threading.Event) -> None:
         self._shards = shards
         self._stopped = stopped
-        self._place = (-1, 0)
+        self._position = (-1, 0)  # shard, and the image that comes next
         self._images: Iterator[Encoded] = iter(())
 
     def read(self, shard: int, first: int, num: int) -> list[Encoded]:
@@ -120,25 +121,25 @@ class ShardReader:
         images: list[Encoded] = []
         pauses = iter(PAUSES)
         while len(images) < num:
-            place = (shard, first + len(images))
+            at = first + len(images)
             try:
-                if self._place != place:
-                    self._images = self._shards.openers[shard](place[1])
+                if self._position != (shard, at):
+                    self._images = self._shards.openers[shard](at)
                 images.append(next(self._images))
-                self._place = (shard, place[1] + 1)
+                self._position = (shard, at + 1)
                 pauses = iter(PAUSES)
             except StopIteration:
                 raise RunError(
-                    f"{self._shards.files[shard]} ends after {place[1]} images, {self._shards.lengths[shard]} were "
-                    "counted: bring the file back, or start anew in another --output_dir"
+                    f"{self._shards.files[shard]} ends after {at} images, {self._shards.lengths[shard]} were counted: "
+                    "restore the file, or start a new run in another --output_dir"
                 ) from None
             except Exception as error:  # of the HTTP libraries, the Hub's, pyarrow's, tarfile's
-                self._place = (-1, 0)
+                self._position = (-1, 0)
                 pause = next(pauses, None)
                 if pause is None or self._stopped.wait(pause):
                     raise RunError(
-                        f"{self._shards.files[shard]} cannot be read from image {place[1]} on ({_cause(error)}), asked "
-                        f"{len(PAUSES) + 1} times: the same command goes on from the last checkpoint when it can"
+                        f"{self._shards.files[shard]} cannot be read from image {at} on ({_cause(error)}), after "
+                        f"{len(PAUSES)} retries: once it can be read, the same command resumes from the last checkpoint"
                     ) from error
         return images
 
@@ -147,7 +148,7 @@ def open_shards(config: DataConfig) -> Shards:
     """The shards of every source, counted; nothing is decoded.
 
     Raises:
-        ConfigError: a source is not there, is not made of such files, or cannot be counted.
+        ConfigError: a source does not exist, has other files, or cannot be counted.
     """
     found = {source: _find_files(source, config.revision) for source in config.sources}
     files = [file for source in config.sources for file in found[source]]
@@ -173,13 +174,13 @@ def _find_files(source: str, revision: str | None) -> list[str]:
         listed = {name: [f for p in paths for f in sorted(glob.glob(p))] for name, paths in files_by_card(path).items()}
         groups = listed or files_by_split(found, path)
     else:
-        try:  # without this question the datasets library tries for half a minute before it says so
+        try:  # the datasets library itself would retry for half a minute
             HfApi().dataset_info(source, revision=revision, timeout=10)
             groups = datasets.load_dataset_builder(source, revision=revision).config.data_files or {}
         except Exception as error:  # of the HTTP library, the Hub, the datasets library
             raise ConfigError(
-                f"{source} is not here and cannot be read from the Hub ({type(error).__name__}): check the name and "
-                "the revision (--data.source, --data.revision)"
+                f"{source} does not exist here and cannot be read from the Hub ({type(error).__name__}): check the "
+                "name and the revision (--data.source, --data.revision)"
             ) from error
     names = names_by_role(source, groups)
     name = names.get("unlabeled") or names.get("train")
@@ -188,7 +189,8 @@ def _find_files(source: str, revision: str | None) -> list[str]:
     require(
         len(suffixes) == 1 and suffixes <= set(SUFFIXES),
         f"{source} has {f'files of {sorted(suffixes)}' if files else 'no unlabeled or train split'}: streaming reads "
-        "parquet files or webdataset tars, one kind per source; others without --data.streaming (--data.source)",
+        "parquet files or webdataset tars, one kind per source; other sources work without --data.streaming "
+        "(--data.source)",
     )
     return files
 
@@ -208,13 +210,13 @@ def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator
     """For each file, the function that reads its images from a number on."""
     from aiohttp import ClientTimeout  # it takes time to import
 
-    # its own limit, five minutes for a whole file, would cut off a tar that is read as slowly as a model learns
+    # aiohttp's own limit of five minutes per file would cut off a tar that is read at the speed of training.
     patience = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE)}}
     options: dict[str, Any] = {"storage_options": {"http": patience, "https": patience}}
     options["data_files"] = DataFilesDict(train=DataFilesList(list(files), [("",)] * len(files)))
 
     def open_tars() -> tuple[Any, list[str]]:
-        # the library would ask a connection that is gone 20 times; ShardReader opens another
+        # The library would retry on the broken connection; ShardReader opens a new one.
         datasets.config.STREAMING_READ_MAX_RETRIES = 1
         dataset = _Tars(**options).as_streaming_dataset("train")
         return dataset, [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
@@ -223,7 +225,7 @@ def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator
         with xopen(files[0], "rb") as file:
             names = pyarrow.parquet.read_schema(file).names
         columns = [name for name in ("image", "img") if name in names][:1]
-        # otherwise pyarrow holds all that it has read of a file until its end
+        # Without this, pyarrow keeps all that it has read of a file in memory.
         scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
         read = {"columns": columns, "batch_size": ROWS_AT_ONCE, "fragment_scan_options": scan}
         return Parquet(**options, **read).as_streaming_dataset("train") if columns else None, columns
@@ -250,7 +252,7 @@ def _read(images: datasets.IterableDataset, columns: Sequence[str], index: int, 
 
 
 def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]:
-    """Bytes and images of each file; what was counted before is kept in the cache, until the file changes."""
+    """Bytes and images of each file. The cache keeps the counts until a file changes."""
     cache = folder / f"stream-{hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()[:20]}.json"
     try:
         kept = json.loads(cache.read_text())
@@ -262,26 +264,22 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
         return kept[file] if kept.get(file, [None])[0] == state else [state, _patiently(file, lambda: _count(file))]
 
     try:
-        with (
-            ThreadPoolExecutor(COUNTED_AT_ONCE) as pool,
-            tqdm(total=len(files), desc="counting images", unit="shard", disable=None) as progress,
-        ):
-            tasks = {file: pool.submit(count, file) for file in files}
-            for file, task in tasks.items():
+        # Unlike ThreadPoolExecutor, this pool does not wait for its threads if a signal or an error ends it.
+        with ThreadPool(COUNTED_AT_ONCE) as pool:
+            counts = pool.imap(count, files)
+            for file in tqdm(files, desc="counting images", unit="shard", disable=None):
                 try:
-                    kept[file] = task.result()
+                    kept[file] = next(counts)
                 except Exception as error:
-                    pool.shutdown(cancel_futures=True)
                     raise ConfigError(f"{file} cannot be counted: {_cause(error)} (--data.source)") from error
-                progress.update()
     finally:
         _write(cache, {file: kept[file] for file in files if file in kept})
     return {file: (kept[file][0][0], kept[file][1]) for file in files}
 
 
 def _state(file: str) -> list[Any]:
-    """What changes with a file: its size first, then time or tag."""
-    # as the datasets library asks: with the password of ~/.netrc and through the environment's proxy
+    """What changes with a file: its size first, then its time or tag."""
+    # As in the datasets library: with the password of ~/.netrc and the proxy of the environment.
     options = {"client_kwargs": {"trust_env": True}} if is_address(file) else {}
     filesystem, path = fsspec.core.url_to_fs(file, **options)
     info = filesystem.info(path)
@@ -289,26 +287,26 @@ def _state(file: str) -> list[Any]:
 
 
 def _count(file: str) -> int:
-    """Images of a shard: from a parquet file's footer; a tar has none and is looked through."""
+    """Images of a shard: a parquet file says it in its footer, a tar is read to its end."""
     with xopen(file, "rb") as stream:
         if not _is_tar(file):
             return int(pyarrow.parquet.read_metadata(stream).num_rows)
         with tarfile.open(fileobj=stream, mode="r:") as tar:
-            # as the datasets library reads it: hidden files are none, neighbours of one key are one example
+            # As in the datasets library: hidden files do not count, and neighbours with one key are one example.
             names = (member.name for member in tar if _is_whole(member))
             keys = (base_plus_ext(name)[0] for name in names if not os.path.basename(name).startswith((".", "__")))
             return sum(1 for _ in itertools.groupby(key for key in keys if key is not None))
 
 
 def _is_whole(member: tarfile.TarInfo) -> bool:
-    """Whether a member is a file; links, devices and folders are passed over, by the datasets library, too."""
-    if member.issparse():  # a few bytes that say that they are gigabytes
+    """Whether a member is a file; the datasets library ignores links, devices and folders, too."""
+    if member.issparse():  # a few bytes that claim to be gigabytes
         raise ValueError(f"its member {member.name} is a sparse file: pack the images anew, without --sparse")
     return member.isreg()
 
 
 def _patiently(file: str, action: Callable[[], Result]) -> Result:
-    """What `action` gives, tried again where a server may have failed it."""
+    """Return the result of `action`, retried if a server failed."""
     for pause in PAUSES:
         try:
             return action()
@@ -335,6 +333,6 @@ def _write(cache: Path, content: dict[str, Any]) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong, in a line; the datasets library hides it behind its own `Server Disconnected`."""
+    """The cause of an error as one line; the datasets library hides it behind its own `Server Disconnected`."""
     error = error.__cause__ or error
     return " ".join(f"{type(error).__name__}: {error}".split())

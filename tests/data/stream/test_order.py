@@ -54,34 +54,38 @@ def test_a_step_asked_alone_is_the_step_of_the_sequence():
         np.testing.assert_array_equal(sampler_of(seed=5).micro_batches(step)[0], sequence[step])
 
 
-def test_epochs_and_seeds_have_their_own_order():
+def windows_of(sampler, reader, epoch=0):
+    """The windows that a reader opens in an epoch."""
+    return sampler.windows(reader, epoch * sampler.batches_per_epoch, (epoch + 1) * sampler.batches_per_epoch)
+
+
+def test_epochs_and_seeds_have_different_orders():
     orders = {tuple(rows_of_step(10 * epoch, seed=seed)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
-def test_every_window_is_shuffled_in_its_own_way():
+def test_every_window_is_shuffled_differently():
     sampler = sampler_of(num_readers=2, batch_size=2, buffer_size=20)
     orders = {tuple(sampler.window(e, r, i).order) for e in range(3) for r in range(2) for i in range(4)}
     assert len(orders) == 24
 
 
-def test_a_windows_pieces_name_the_images_of_its_rows():
+def test_the_pieces_of_a_window_name_the_images_of_its_rows():
     starts = np.cumsum([0, *LENGTHS])
     sampler = sampler_of()
     for reader in range(4):
-        for index in range(sampler.windows_per_epoch):
-            window = sampler.window(1, reader, index)
+        for window in windows_of(sampler, reader, epoch=1):
             read = [starts[shard] + first + i for shard, first, num in window.pieces for i in range(num)]
             assert read == window.rows.tolist()
             assert sorted(window.order) == list(range(len(window.rows)))
 
 
-def test_windows_that_follow_each_other_go_on_reading_where_the_last_one_ended():
+def test_a_window_begins_where_the_previous_one_ended():
     sampler = sampler_of()
     for reader in range(4):
         ends = {}
-        for index in range(sampler.windows_per_epoch):
-            for shard, first, num in sampler.window(0, reader, index).pieces:
+        for window in windows_of(sampler, reader):
+            for shard, first, num in window.pieces:
                 assert first == ends.get(shard, first)
                 ends[shard] = first + num
 
@@ -90,31 +94,36 @@ def test_each_process_reads_its_own_part_and_a_window_is_as_large_as_its_share_o
     own = [sampler_of(2, index) for index in range(2)]
     assert [list(sampler.readers) for sampler in own] == [[0, 1], [2, 3]]
     assert len(own[0].window(0, 0, 0).rows) == 24 // 4
-    rows = [
-        np.concatenate([s.window(0, r, i).rows for r in s.readers for i in range(s.windows_per_epoch)]) for s in own
-    ]
+    rows = [np.concatenate([window.rows for r in s.readers for window in windows_of(s, r)]) for s in own]
     assert not np.intersect1d(*rows).size
 
 
-def test_a_batch_mixes_as_many_places_as_there_are_readers():
+def test_a_batch_has_images_of_every_reader():
     sampler = sampler_of()
     for step in range(10):
-        assert [reader for reader, _, _ in sampler.places(step)] == [0, 1, 2, 3] or len(sampler.places(step)) > 4
+        assert {reader for reader, _, _ in sampler.positions(step)} == {0, 1, 2, 3}
 
 
-def test_the_first_window_of_a_step_is_the_one_that_its_places_begin_in():
+@pytest.mark.parametrize(("start", "end"), [(0, 20), (3, 9), (5, 6), (6, 6), (4, 13)])
+def test_a_reader_opens_the_windows_of_its_batches_in_order_and_no_other(start, end):
     sampler = sampler_of(batch_size=12, buffer_size=20)
-    for step in range(20):
-        epoch, index = sampler.window_at(step)
-        assert (epoch, index) == (step // 6, sampler.places(step)[0][1])
+    for reader in sampler.readers:
+        opened = [tuple(window.rows) for window in sampler.windows(reader, start, end)]
+        needed = [
+            tuple(sampler.window(step // 6, reader, index).rows)
+            for step in range(start, end)
+            for owner, index, _ in sampler.positions(step)
+            if owner == reader
+        ]
+        assert opened == [rows for rows, before in zip(needed, [None, *needed], strict=False) if rows != before]
 
 
-def test_a_shard_all_of_whose_images_are_held_out_is_not_read():
+def test_a_shard_is_not_read_if_all_its_images_are_held_out():
     sampler = sampler_of(first=8, batch_size=4)
-    pieces = [p for r in range(4) for i in range(sampler.windows_per_epoch) for p in sampler.window(0, r, i).pieces]
+    pieces = [piece for reader in range(4) for window in windows_of(sampler, reader) for piece in window.pieces]
     assert {shard for shard, _, _ in pieces} == {2, 3, 4, 5}
 
 
-def test_readers_that_the_processes_cannot_share_are_refused_with_the_fix():
-    with pytest.raises(ConfigError, match=r"stream_readers 4 cannot be shared out to 3 .*--data\.stream_readers"):
+def test_readers_that_cannot_be_divided_among_the_processes_are_refused():
+    with pytest.raises(ConfigError, match=r"stream_readers 4 cannot be divided among 3 .*--data\.stream_readers"):
         sampler_of(num_processes=3, batch_size=12)

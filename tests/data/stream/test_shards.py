@@ -108,7 +108,7 @@ def test_a_server_that_stays_away_is_named_with_the_shard_and_the_cause(tmp_path
     # datasets 4 asks a server that refuses a parquet file whether that is a folder, and fails in its own way at that
     hidden = datasets.__version__ < "5" and kind == "parquet"
     assert ("payload" if fault == "drop" else "NonHttpUrlClientError" if hidden else "500") in message
-    assert "asked 4 times" in message and "the same command goes on" in message and "\n" not in message
+    assert "after 3 retries" in message and "the same command resumes" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("kind", KINDS)
