@@ -1,19 +1,30 @@
-"""README.md, CONTRIBUTING.md and docs: every command is parsed, links lead to files, experiments can be imported."""
+"""README.md, CONTRIBUTING.md and docs: commands are parsed, links lead to files, recipes and experiments work."""
 
 import itertools
+import math
 import re
 import runpy
 import shlex
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
+from PIL import Image
+from sklearn.datasets import make_classification
+from sklearn.neighbors import NearestCentroid
 
 from benchmarks.config import BenchmarkConfig
 from mae_hf.__main__ import COMMANDS as COMMANDS_OF_MAE_HF
 from mae_hf.__main__ import join_lists
 from mae_hf.config import parse
+from mae_hf.data.augment import erase
+from mae_hf.evaluation import probes
+from mae_hf.models import mae
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -87,6 +98,22 @@ def test_files_that_a_page_names_exist(page: str):
     assert not [name for name in names if not (ROOT / name).exists()]
 
 
+def test_the_recipes_of_contributing_work():
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", PAGES["CONTRIBUTING.md"], re.S)]
+    names: dict[str, Any] = {**vars(probes), **vars(mae), **vars(erase), "math": math, "Image": Image}
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+    names |= {"IMAGES": images, "PIXELS": torch.from_numpy(images).permute(0, 3, 1, 2)}
+    names |= {"DRAWS": erase.Draws(0, 0, np.arange(64)), "NearestCentroid": NearestCentroid, "blobs": blobs}
+    for block in blocks:
+        if "def " in block:
+            exec(block, names)
+    names["test_grayscale_equals_pillow"]()
+    names["test_grayscale_does_not_depend_on_the_split_of_the_batch"]()
+    names["test_the_centroid_probe_predicts_like_sklearns_nearest_centroid"]()
+    gap = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    torch.testing.assert_close(names["log_cosh"](gap, torch.zeros_like(gap)), gap.cosh().log().mean())
+
+
 def test_the_index_of_the_documentation_names_every_page():
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}
     assert not [page for page in pages if f"({page})" not in PAGES["docs/README.md"]]
@@ -97,6 +124,12 @@ def test_the_scripts_of_the_documentation_find_what_they_import(path: Path, monk
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
     assert callable(runpy.run_path(str(path))["main"])
+
+
+def blobs() -> list[probes.Labelled]:
+    """Features of 3 classes in three thirds, as `tests/evaluation/test_probes.py` has them."""
+    features, labels = make_classification(450, 12, n_informative=4, n_classes=3, class_sep=0.7, random_state=0)
+    return [probes.Labelled(features[start : start + 150], labels[start : start + 150]) for start in (0, 150, 300)]
 
 
 def _split(command: str) -> tuple[list[str], list[str]]:
