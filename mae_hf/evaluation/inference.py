@@ -86,7 +86,7 @@ def extract_features(
     *,
     alone: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the features of every image, without masking: `cls`, the CLS token, and `mean`, that of the patch tokens.
+    """Return the features of every image, without masking: the CLS token (`cls`) and the mean patch token (`mean`).
 
     Args:
         encoder: a prepared `ViTModel` in eval mode.

@@ -96,7 +96,7 @@ def _unit_length(features: np.ndarray) -> np.ndarray:
 def knn_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
     """Return the vote of nearest neighbours with the literature's k and temperature.
 
-    Arguments and errors are those of `linear_probe`; validation images only give `validation_accuracy`.
+    Arguments and errors are as for `linear_probe`; validation images only give `validation_accuracy`.
     """
     accuracy = None
     if validation is not None:

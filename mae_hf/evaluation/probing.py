@@ -99,7 +99,7 @@ def online_probe(
     Args:
         model: the masked autoencoder in training, not wrapped. A sharded model is whole on the main process alone:
             the others give None, and wait for the main process to probe it.
-        train: labelled images that vote, such as those of `load_probe_images`.
+        train: labelled images that vote, such as `load_probe_images` returns.
         validation: labelled images to classify, never test images.
         batch_size: images at once per device.
 

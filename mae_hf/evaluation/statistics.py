@@ -33,19 +33,6 @@ class Interval:
     high: float
 
 
-def image_interval(values: NDArray[np.generic]) -> Interval | None:
-    """Return the bootstrap interval of a mean over images; None for fewer than two images or values that are all alike.
-
-    Args:
-        values: (n,), such as 0 and 1 for an accuracy.
-    """
-    if len(values) < 2:
-        return None
-    return percentile_interval(
-        _resampled_means(np.asarray(values, np.float64)[None], np.random.default_rng(_SEED))[:, 0]
-    )
-
-
 def percentile_interval(resampled: Floats) -> Interval | None:
     """Return the percentile interval of resampled numbers.
 

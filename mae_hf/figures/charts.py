@@ -59,7 +59,7 @@ def curves_figure(
     """
     present = [key for key in keys if any(key in line for runs in arms.values() for run in runs for line in run)]
     if not present:
-        raise ValueError(f"none of the runs has any of {', '.join(keys)}: there are no curves to draw")
+        raise ValueError(f"no run has any of {', '.join(keys)}: there are no curves to draw")
     columns = min(2, len(present))
     num_rows = -(-len(present) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.2 * num_rows + 0.8), layout="constrained")

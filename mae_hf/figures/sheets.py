@@ -58,7 +58,7 @@ def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[in
 
     Args:
         original: uint8 (n, H, W, 3).
-        masked: uint8 (n, H, W, 3), hidden patches in grey.
+        masked: uint8 (n, H, W, 3), masked patches in grey.
         reconstructed: step -> uint8 (n, H, W, 3), in the order of the steps.
         title: above all columns.
     """

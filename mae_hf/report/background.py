@@ -1,4 +1,4 @@
-"""What lies behind a comparison's numbers: data, leakage, recipe, environment and commands."""
+"""The background of a comparison: data, leakage, recipe, environment and commands."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -101,7 +101,7 @@ def recipe_tables(comparison: Comparison) -> tuple[list[str], list[Table]]:
     ours, baseline = (dict(arm[0].settings) for arm in comparison.chosen)
     differing = [key for key in ours if ours[key] != baseline[key]]
     rows = [(key, _setting(ours[key]), Cell(_setting(baseline[key]), marked=key in differing)) for key in ours]
-    tables = [Table("Settings of the recipe that speaks for each arm", ("setting", PRETRAINED_ARM, SCRATCH_ARM), rows)]
+    tables = [Table("Settings of each arm's chosen recipe", ("setting", PRETRAINED_ARM, SCRATCH_ARM), rows)]
     pretraining = [(key, _setting(value)) for key, value in comparison.runs[0].pretraining]
     if pretraining:
         tables.append(Table("Settings of its pre-training", ("setting", PRETRAINED_ARM), pretraining))

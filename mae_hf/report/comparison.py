@@ -1,7 +1,7 @@
 """A comparison: the runs of two arms, checked against each other, and the answer they give.
 
 Runs that do not answer the same question (different test images, classes or network) are refused. Runs of an arm that
-differ in their seeds alone are one recipe; validation chooses the recipe that speaks for the arm, with all its runs.
+differ in their seeds alone are one recipe; validation chooses the recipe that represents the arm, with all its runs.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class Comparison:
     """Two arms that can be compared.
 
     Args:
-        recipes: the recipes of the pre-trained arm and of the arm from scratch: in each, the recipe that speaks for the
-            arm, then the others; in each recipe, the run that is best on validation first.
+        recipes: the recipes of the pre-trained arm and of the arm from scratch, the chosen recipe first. The runs of a
+            recipe start with the best on validation.
     """
 
     recipes: tuple[tuple[Recipe, ...], tuple[Recipe, ...]]
@@ -174,7 +174,7 @@ class Comparison:
             )
         if max(len(ours), len(baseline)) > 1:
             notes.append(
-                "Pictures other than curves and F1 show one run of each arm, the best on validation: "
+                "Curves and F1 show all runs; the other pictures show the best run of each arm on validation: "
                 f"{ours[0].path} and {baseline[0].path}."
             )
         precisions = {str(run.record.mixed_precision) for run in (*ours, *baseline)}
@@ -256,24 +256,16 @@ def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]
         scratch: run folders of the same training from random weights.
 
     Raises:
-        ConfigError: a folder that is not a finished run, is in the wrong arm or given twice, a seed that a recipe has
-            twice, or a run that differs from the first in images, classes, labels or network.
+        ConfigError: a folder that is not a finished run or is in the wrong arm, a seed that a recipe has twice, or a
+            run that differs from the first in images, classes, labels or network.
     """
-    resolved = [Path(path).resolve() for path in (*pretrained, *scratch)]
-    twice = [str(path) for path, key in zip((*pretrained, *scratch), resolved, strict=True) if resolved.count(key) > 1]
-    require(not twice, f"{twice[0] if twice else ''} is given more than once: name each run in one arm, once")
     ours, baseline = [read_run(path) for path in pretrained], [read_run(path) for path in scratch]
-    for run in ours:
-        require(
-            not run.from_scratch,
-            f"{run.path} was trained from scratch (model.init: scratch): name it after --scratch, not --pretrained",
-        )
-    for run in baseline:
-        require(
-            run.from_scratch,
-            f"{run.path} started from {run.config.model.init}, not from scratch: name it after --pretrained, not "
-            "--scratch",
-        )
+    for runs, is_scratch, option in ((ours, False, "--scratch"), (baseline, True, "--pretrained")):
+        for run in runs:
+            require(
+                run.from_scratch == is_scratch,
+                f"{run.path} has model.init {run.config.model.init}: name it after {option}",
+            )
     first, *others = ours + baseline
     for other in others:
         _check_comparable(first, other)
@@ -281,27 +273,21 @@ def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]
 
 
 def _best_recipe_first(runs: Sequence[Run]) -> tuple[Recipe, ...]:
-    """Recipes by their mean best validation accuracy, runs of a recipe by theirs."""
+    """Return recipes by their mean best validation accuracy, and the runs of a recipe by theirs."""
     recipes: dict[Any, list[Run]] = {}
     for run in sorted(runs, key=lambda run: -run.best_validation_accuracy):
-        recipes.setdefault(run.recipe, []).append(run)
-    for recipe in recipes.values():
-        _check_seeds(recipe)
+        recipe = recipes.setdefault(run.recipe, [])
+        for other in recipe:
+            seeds = other.config.train.seed, run.config.train.seed
+            require(
+                seeds[0] != seeds[1] or other.encoder != run.encoder,
+                f"{other.path} and {run.path} are the same recipe with the same train.seed {seeds[0]}, and would count "
+                "as two seeds: name one of them",
+            )
+        recipe.append(run)
     return tuple(
         sorted(recipes.values(), key=lambda recipe: -np.mean([run.best_validation_accuracy for run in recipe]))
     )
-
-
-def _check_seeds(runs: Sequence[Run]) -> None:
-    by_seed: dict[tuple[int, str | None], Run] = {}
-    for run in runs:
-        seed = run.config.train.seed
-        other = by_seed.setdefault((seed, run.encoder), run)
-        require(
-            other is run,
-            f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}, and would count as two "
-            "seeds: name one of them",
-        )
 
 
 def _check_comparable(first: Run, other: Run) -> None:

@@ -21,7 +21,7 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
     The template escapes every text that it inserts.
 
     Args:
-        comparison: what it is about.
+        comparison: the runs and their results.
         drawn: its pictures.
         notes: what a reader must know to judge the numbers.
         output_dir: where the report goes, as the command names it.

@@ -1,7 +1,7 @@
 """The numbers of a comparison: means and spreads, intervals over test images, paired tests, epochs to a target.
 
-A recipe is runs that differ in their seeds alone; an arm is recipes, with the one that validation chose first. Nothing
-here chooses a recipe but the bootstrap, which repeats that choice on resampled images.
+A recipe is a set of runs that differ in their seeds alone. An arm is a list of recipes, the chosen recipe first. The
+bootstrap repeats that choice on resampled images.
 
 Shapes: n images.
 """
@@ -40,7 +40,7 @@ Units = Literal["seeds", "encoders", "fine-tuning seeds of one encoder"]
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs of the recipe that speaks for an arm.
+    """The runs of the chosen recipe of an arm.
 
     A spread is over independent units: over seeds from scratch, and over encoders, each the mean of its fine-tuning
     runs. With a single encoder it is over its fine-tuning seeds, which says nothing about other pre-training runs.
@@ -82,7 +82,7 @@ class Choice:
     name: str  # the settings that distinguish it from the arm's other recipes
     num_runs: int
     validation_accuracy: float  # the mean of its runs' best, which decides
-    chosen: float  # the share of resamples of the validation images in which it is chosen
+    chosen: float  # the share of resampled validation images that choose it
     accuracy: float  # on test images
     gain: float  # against the chosen recipe of the other arm; negative where pre-training lost
 
@@ -117,7 +117,7 @@ class Results:
     epochs: tuple[float, float] | None  # the range in which every run was evaluated
 
     def to_json(self) -> dict[str, Any]:
-        """Return all numbers; None is unknown or, for epochs, never reached."""
+        """Return all numbers, with None for what is unknown and for epochs that are never reached."""
         return _without_infinity(dataclasses.asdict(self))
 
 

@@ -118,8 +118,8 @@ def choices_table(comparison: Comparison) -> Table | None:
         for choice in choices
     ]
     caption = (
-        "Recipes: the gain in points if validation had chosen this recipe, and how often it does on resampled images. "
-        "Marked rows speak for their arm."
+        "Recipes: the gain if validation had chosen this recipe, and how often it chooses it on resampled images. "
+        "Marked recipes are chosen."
     )
     head = (
         "arm",

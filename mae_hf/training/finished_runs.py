@@ -100,7 +100,7 @@ class Run:
 
     @property
     def best_validation_accuracy(self) -> float:
-        """The greatest validation accuracy, that of the weights that were kept."""
+        """The greatest validation accuracy, which the kept weights have."""
         return max(self.curve[1])
 
     @property
@@ -206,7 +206,7 @@ def _read_lines(path: Path) -> list[dict[str, float]]:
         line = {key: float(value) for key, value in values.items() if _is_number(value)}
         require(
             line.get("epoch", -np.inf) >= (lines[-1]["epoch"] if lines else 0),
-            f"{path}, line {number} has no epoch, or one before that of the line above: {_AGAIN}",
+            f"{path}, line {number} has no epoch, or a smaller one than the line above: {_AGAIN}",
         )
         lines.append(line)
     return lines

@@ -1,4 +1,4 @@
-"""Charts hold the numbers that they were given, and are told apart without colour."""
+"""Charts hold the numbers that they were given, and are readable without colour."""
 
 from itertools import pairwise
 
@@ -49,7 +49,7 @@ def test_there_are_only_panels_with_curves(keys, expected):
 
 
 def test_runs_without_any_of_the_keys_cannot_be_drawn():
-    with pytest.raises(ValueError, match="none of the runs has any of eval/f1"):
+    with pytest.raises(ValueError, match="no run has any of eval/f1"):
         charts.curves_figure({"MAE": [HISTORY[:1]]}, "t", keys=("eval/f1",))
 
 

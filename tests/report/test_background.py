@@ -1,4 +1,4 @@
-"""What lies behind the numbers: data, leakage, recipe, environment and commands, as the runs' files have them."""
+"""The background of the numbers: data, leakage, recipe, environment and commands, as the runs' files have them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ MACHINE = {"device": "cpu: <X>", "num_processes": 2, "mixed_precision": "bf16", 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path]:
-    """A run of either arm; the one from scratch has a recipe of its own."""
+    """A run of either arm; the run from scratch has a different recipe."""
     ours = write_run(tmp_path / "mae", "runs/pretrain/x", (True, True, True, False), **TIMES, **MACHINE)
     return ours, write_run(tmp_path / "scratch", "scratch", (True, False, False, False), layer_decay=1.0, seed=4)
 

@@ -123,8 +123,9 @@ def refuses(pretrained: list[Path], scratch: list[Path]) -> str:
 
 
 def test_a_run_in_the_wrong_arm_is_refused(runs):
-    assert "was trained from scratch" in refuses([runs[1]], [runs[0]])
-    assert "started from runs/pretrain/digits, not from scratch" in refuses([runs[0]], [runs[1], _copy(runs[0])])
+    assert "has model.init scratch: name it after --scratch" in refuses([runs[1]], [runs[0]])
+    message = refuses([runs[0]], [runs[1], _copy(runs[0])])
+    assert "has model.init runs/pretrain/digits: name it after --pretrained" in message
 
 
 def _copy(run: Path) -> Path:
@@ -201,7 +202,9 @@ def test_a_choice_on_few_validation_images_is_part_of_the_interval_of_the_headli
 
 
 def test_a_run_that_is_given_twice_is_refused(runs):
-    assert "is given more than once" in refuses([runs[0], runs[0] / ".." / runs[0].name], [runs[1]])
+    assert "are the same recipe with the same train.seed 0" in refuses(
+        [runs[0], runs[0] / ".." / runs[0].name], [runs[1]]
+    )
 
 
 @pytest.mark.parametrize(

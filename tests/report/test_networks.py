@@ -1,4 +1,4 @@
-"""The networks of a comparison are those that its runs began with and kept, and they see the runs' test images."""
+"""The networks of a comparison: the first and last weights of its runs, on the runs' test images."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The page of a comparison: what it says first, that its numbers are those of the runs, that names stay text."""
+"""The page of a comparison opens with the answer, requests nothing, and shows names as text."""
 
 import re
 from html.parser import HTMLParser

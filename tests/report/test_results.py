@@ -41,7 +41,7 @@ def test_means_and_spreads_are_over_seeds(results):
 
 
 def test_the_interval_is_over_test_images_of_the_mean_over_seeds(results):
-    # Image by image the arms gain 0, 1/2, 1 and 1/2: resampled means lie between 0 and 1, and seldom at the ends.
+    # Image by image the arms gain 0, 1/2, 1 and 1/2: resampled means are between 0 and 1, and seldom at the ends.
     assert results.gain_interval is not None
     assert 0 < results.gain_interval.low < 0.5 < results.gain_interval.high < 1
 

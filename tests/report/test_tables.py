@@ -1,4 +1,4 @@
-"""The tables of the page: their numbers are those of the runs, worked out by hand."""
+"""The tables of the page hold the numbers of the runs, computed by hand here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,5 +97,5 @@ def test_a_class_without_test_images_has_no_numbers(comparison):
     classes = rows(classes_table(comparison))
     assert classes["<script>hack()</script>"] == ["0", "–", "–", "–", "–", "–"]
     # dog: 4 images, of which the pre-trained runs find 4 and 3, without a false alarm: F1 is 1 and 6/7, 92.9 % in the
-    # mean. From scratch none is found.
+    # mean. The runs from scratch find no dog.
     assert classes['dog & "cat"'] == ["4", "87.5", "0.0", "92.9", "0.0", "+92.9"]

@@ -77,7 +77,7 @@ def test_a_run_without_one_of_its_files_is_refused(folder, missing, message):
         ("metrics.json", "{}", "metrics.json: test/accuracy is 'None', not of type float"),
         ("metrics.json", '{"test/accuracy": NaN}', "metrics.json: test/accuracy is 'nan', not of type float"),
         ("metrics.jsonl", '{"step": 1, "epoch": 1}\n{"st', "metrics.jsonl, line 2 cannot be read (Unterminated"),
-        ("metrics.jsonl", '{"epoch": 2}\n{"epoch": 1}', "line 2 has no epoch, or one before that of the line above"),
+        ("metrics.jsonl", '{"epoch": 2}\n{"epoch": 1}', "line 2 has no epoch, or a smaller one than the line above"),
         ("metrics.jsonl", '{"step": 1}', "line 1 has no epoch"),
         ("metrics.jsonl", "[1]", "line 1 cannot be read (the file is '[1]', not of type dict"),
         ("run.json", "[]", "run.json cannot be read (the file is not a JSON object)"),

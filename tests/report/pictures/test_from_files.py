@@ -1,4 +1,4 @@
-"""Pictures from the runs' files alone: their numbers are those of the files."""
+"""Pictures from the runs' files alone, with the numbers of the files."""
 
 from pathlib import Path
 

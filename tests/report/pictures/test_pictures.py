@@ -1,4 +1,4 @@
-"""The pictures of a comparison: all of them where everything is there, and a note for each that cannot be drawn."""
+"""The pictures of a comparison, and a note for each picture that cannot be drawn."""
 
 import pytest
 from PIL import Image
