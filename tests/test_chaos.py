@@ -1,4 +1,4 @@
-"""The harness of faults with a few of each on one script; `make chaos` does all, several processes included."""
+"""Cause a few faults of each kind in fine-tuning; `make chaos` causes all, also with several processes."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# In a process of its own: it forks, and must not inherit what other tests have made of Accelerate's global state.
+# A separate process, because the forks must not inherit the state of Accelerate from other tests.
 FEW = """
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_runs_survive_faults_and_end_as_if_nothing_had_happened(tmp_path):
     done = subprocess.run([sys.executable, "-c", FEW, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line][2:]
-    assert len(rows) == 11
+    assert len(rows) in (7, 9), "a row for each fault and their sum; two faults need root"
     for fault, tried, survived, _, damaged, note in rows:
         assert survived == tried, (fault, note)
         assert damaged == "0", (fault, note)

@@ -1,7 +1,7 @@
 """The processes of a run and the model on them: whole (one process, DDP) or in shards (FSDP2).
 
 `accelerate launch` silently runs fewer processes, or another strategy, where it cannot do what it was asked for. These
-checks find that out before any data is loaded. docs/devices.md lists what was tried where.
+checks find that out before any data is loaded. docs/devices.md lists the tests on real machines.
 """
 
 import copy
@@ -95,26 +95,25 @@ def check_launch(environment: Mapping[str, str]) -> None:
     ranks = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
     is_launched = "ACCELERATE_MIXED_PRECISION" in environment
     is_alone = is_launched and "MASTER_ADDR" in environment and not any(rank in environment for rank in ranks)
-    fsdp, version = _is_on(environment, "ACCELERATE_USE_FSDP"), environment.get("FSDP_VERSION", "1")
-    no_deepspeed = importlib.util.find_spec("deepspeed") is None
-    problems = {
+    require(
+        not is_alone,
         "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that): for "
         f"several processes on CPUs, type {ON_CPUS} ...; for one, type --num_processes 1, and unset MASTER_ADDR if you "
-        "have set it": is_alone,
-        "Megatron-LM is not supported: choose a file of configs/accelerate, such as fsdp2.yaml": _is_on(
-            environment, "ACCELERATE_USE_MEGATRON_LM"
-        ),
-        "parallelism_config is not supported: choose a file of configs/accelerate, such as fsdp2.yaml": _is_on(
-            environment, "ACCELERATE_USE_PARALLELISM_CONFIG"
-        ),
-        f"fsdp_version {version} is not supported: choose 2 (configs/accelerate/fsdp2.yaml)": fsdp and version != "2",
-        "fsdp_offload_params is not supported: choose false (configs/accelerate/fsdp2.yaml)": fsdp
-        and _is_on(environment, "FSDP_OFFLOAD_PARAMS"),
-        "DeepSpeed is not installed: pip install deepspeed, or choose configs/accelerate/fsdp2.yaml": no_deepspeed
-        and _is_on(environment, "ACCELERATE_USE_DEEPSPEED"),
+        "have set it",
+    )
+    fsdp, version = _is_on(environment, "ACCELERATE_USE_FSDP"), environment.get("FSDP_VERSION", "1")
+    unsupported = {
+        "Megatron-LM": _is_on(environment, "ACCELERATE_USE_MEGATRON_LM"),
+        "parallelism_config": _is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"),
+        f"fsdp_version {version}": fsdp and version != "2",
+        "fsdp_offload_params": fsdp and _is_on(environment, "FSDP_OFFLOAD_PARAMS"),
     }
-    for message, is_wrong in problems.items():
-        require(not is_wrong, message)
+    for name, is_asked in unsupported.items():
+        require(not is_asked, f"{name} is not supported: choose a file of configs/accelerate, such as fsdp2.yaml")
+    require(
+        not _is_on(environment, "ACCELERATE_USE_DEEPSPEED") or importlib.util.find_spec("deepspeed") is not None,
+        "DeepSpeed is not installed: pip install deepspeed, or choose configs/accelerate/fsdp2.yaml",
+    )
 
 
 def check_shared(accelerator: Accelerator, folder: Path) -> None:
