@@ -1,7 +1,7 @@
-"""Drawn images that are like photographs in size and smoothness, so that a benchmark needs no data.
+"""Generated images with the size and smoothness of photographs, so that a benchmark needs no data.
 
-All contenders see the same: as PNG bytes in a `datasets.Dataset`, or decoded in a store, 100,000 rows of 2,000 images
-either way. No epoch so ends within a measurement, as none does in a real run.
+All contenders get the same 2,000 images in 100,000 rows: as PNG bytes in a `datasets.Dataset`, or decoded in a store.
+With that many rows, no epoch ends during a measurement.
 """
 
 import io
@@ -23,7 +23,7 @@ from mae_hf.errors import require
 NUM_DRAWN = 2_000
 NUM_ROWS = 100_000
 CLASS_NAMES = tuple(f"class {number}" for number in range(10))
-CELLS = (3, 6, 12, 24, 48)  # per side, of the fields that are laid over each other
+CELLS = (3, 6, 12, 24, 48)  # per side, of the colour fields that are added up
 WEIGHTS = (0.4, 0.25, 0.15, 0.12, 0.08)
 NOISE = 4.0  # grey levels
 
@@ -31,7 +31,7 @@ _PNGS, _BLOCKS = "drawn.arrow", "repeated.npy"
 
 
 def draw_image(number: int, image_size: int) -> Image.Image:
-    """Image `number`: random colour fields from coarse to fine, and a little noise."""
+    """Return image `number`: random colour fields from coarse to fine, and a little noise."""
     generator = np.random.default_rng(number)
     pixels = generator.normal(0, NOISE, (image_size, image_size, 3))
     for cells, weight in zip(CELLS, WEIGHTS, strict=True):
@@ -41,7 +41,7 @@ def draw_image(number: int, image_size: int) -> Image.Image:
 
 
 def draw(folder: Path, image_size: int) -> None:
-    """Draws the images into `folder`, encoded and decoded."""
+    """Write the images into `folder`, encoded and decoded."""
 
     def encode(number: int) -> dict[str, bytes | None]:
         file = io.BytesIO()
@@ -58,12 +58,12 @@ def draw(folder: Path, image_size: int) -> None:
 
 
 def dataset(folder: Path) -> datasets.Dataset:
-    """The images as a user finds them: memory-mapped PNG bytes `image`, and `label`."""
+    """Return the images for stock: memory-mapped PNG bytes `image`, and `label`."""
     return datasets.concatenate_datasets([_drawn(folder)] * (NUM_ROWS // NUM_DRAWN))
 
 
 def image_set(folder: Path, image_size: int) -> ImageSet:
-    """The images as mae_hf trains on them: in a store that was decoded from the PNG bytes."""
+    """Return the images for mae_hf: a store of images decoded from the PNG bytes."""
     drawn = _drawn(folder)
     encoded = drawn.cast_column("image", datasets.Image(decode=False))
     split = Split("drawn", "train", encoded, np.array(drawn["label"]), CLASS_NAMES, fingerprint="drawn")
@@ -72,15 +72,15 @@ def image_set(folder: Path, image_size: int) -> ImageSet:
 
 
 def repeat(folder: Path, image_size: int, num: int) -> None:
-    """Writes `num` decoded images into one file, those that were drawn again and again.
+    """Write `num` decoded images into one file, by repeating the generated ones.
 
     Raises:
-        ConfigError: there is no room for them.
+        ConfigError: the disk has too little space.
     """
     needed, free = num * image_size**2 * 3, shutil.disk_usage(folder).free
     require(
         needed < free,
-        f"{num:,} images need {needed >> 20} MiB in {folder.parent}, {free >> 20} are free: choose another folder "
+        f"{num:,} images need {needed >> 20} MiB in {folder.parent}, but {free >> 20} are free: choose another folder "
         "(TMPDIR=FOLDER python -m benchmarks.speed ...), or leave out --measure size",
     )
     images = image_set(folder, image_size).batch(np.arange(NUM_DRAWN)).numpy()
@@ -91,7 +91,7 @@ def repeat(folder: Path, image_size: int, num: int) -> None:
 
 
 def repeated_set(folder: Path, num: int) -> ImageSet:
-    """The first `num` images of that file, each with rows of its own on disk."""
+    """Return the first `num` images of the file that `repeat` wrote. Each has separate bytes on disk."""
     images = np.load(folder / _BLOCKS, mmap_mode="r")
     split = Split("repeated", "unlabeled", images, None, None, fingerprint="repeated")
     return ImageSet(

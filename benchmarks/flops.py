@@ -1,8 +1,8 @@
-"""The work that is needed, in matrix products, and how fast the machine does them: what speed is measured against.
+"""The necessary work in matrix products, and the speed of this machine at them: the measure for the throughput.
 
-Counted are multiplications and additions of the matrix products; a backward pass is two forward passes.
+It counts multiplications and additions of matrix products. A backward pass counts as two forward passes.
 
-N patches of an image, V visible and K decoded hidden ones, D width.
+N patches of an image, V of them visible, K masked ones decoded, D width.
 """
 
 import itertools
@@ -17,9 +17,9 @@ SIDES = (1024, 2048, 4096, 8192) if torch.cuda.is_available() else (1024, 2048, 
 
 
 def pretraining_gflop(model: MAEConfig) -> float:
-    """GFLOP per image of a pre-training step, forward and backward, without work that could be left out.
+    """Return the GFLOP per image of a pre-training step, forward and backward, without avoidable work.
 
-    V patches are embedded, V + 1 tokens encoded, V + K + 1 decoded (of which the last layer needs K), K predicted.
+    V patches are embedded, V + 1 tokens encoded, V + K + 1 decoded (the last layer needs K), and K predicted.
     """
     visible, values = model.num_visible, 3 * model.patch_size**2
     decoded = max(1, round(model.decode_ratio * (model.num_patches - visible)))
@@ -34,26 +34,26 @@ def pretraining_gflop(model: MAEConfig) -> float:
 
 
 def features_gflop(model: EncoderConfig) -> float:
-    """GFLOP per image of encoding a whole image, forward only."""
+    """Return the GFLOP of encoding a whole image, forward only."""
     products = model.num_patches * 3 * model.patch_size**2 * model.hidden_size
     products += _layers(model.num_patches + 1, model.num_hidden_layers, model.hidden_size, model.intermediate_size)
     return 2 * products / 1e9
 
 
 def finetuning_gflop(model: EncoderConfig, num_classes: int) -> float:
-    """GFLOP per image of a fine-tuning step, forward and backward; the classifier sees one token."""
+    """Return the GFLOP per image of a fine-tuning step, forward and backward. The classifier takes one token."""
     return 3 * (features_gflop(model) + 2 * model.hidden_size * num_classes / 1e9)
 
 
 def _layers(tokens: int, num_layers: int, width: int, mlp_width: int, num_queries: int | None = None) -> int:
-    """Multiply-adds of transformer layers: key and value; of each query, itself, scores and their use, output, MLP."""
+    """Multiply-adds of transformer layers: keys and values; for each query its projections, attention and MLP."""
     queries = tokens if num_queries is None else num_queries
-    of_query = 2 * width**2 + 2 * tokens * width + 2 * width * mlp_width
-    return num_layers * (2 * tokens * width**2 + queries * of_query)
+    per_query = 2 * width**2 + 2 * tokens * width + 2 * width * mlp_width
+    return num_layers * (2 * tokens * width**2 + queries * per_query)
 
 
 def multiply_matrices(turns: Turns, dtype: torch.dtype) -> None:
-    """A contender that multiplies square matrices and counts GFLOP: of the size that is fastest in its first turn."""
+    """A contender: multiply square matrices of the fastest size, and count GFLOP."""
     matrices = _matrices(dtype)
     turns.begin()
     size = max(SIDES, key=lambda size: _rate(matrices[size]))
@@ -65,7 +65,7 @@ def multiply_matrices(turns: Turns, dtype: torch.dtype) -> None:
 
 
 def peak_tflops(dtype: torch.dtype) -> float:
-    """Matrix products of this machine, of the size that is fastest, in TFLOP/s: a quick look, in a few seconds."""
+    """Return the TFLOP/s of matrix products of the fastest size on this machine. It takes a few seconds."""
     return max(2 * _rate(pair) / 1e12 for pair in _matrices(dtype).values())
 
 
@@ -76,7 +76,7 @@ def _matrices(dtype: torch.dtype) -> dict[int, torch.Tensor]:
 
 
 def _rate(pair: torch.Tensor) -> float:
-    """Multiply-adds per second of the product of this pair of matrices, the second time."""
+    """Multiply-adds per second of the product of these two matrices, at the second try."""
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is measured: who takes part in each measure."""
+"""The measures of the benchmark, and the contenders of each."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,15 +21,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes part.
+    """A contender of a measure.
 
     Args:
-        work: what it does.
-        precision: `fp32` or `bf16`; the peak of that precision is measured beside it.
-        gflop: what an image needs; None where no model takes part.
-        unit: what its turns count.
+        work: the function that does the work.
+        precision: `fp32` or `bf16`; the peak throughput in that precision is measured, too.
+        gflop: work per image; None without a model.
+        unit: the unit of its turns.
         is_baseline: whether the others are compared with it.
-        is_whole: whether it does all that a baseline does, so that a ratio means something.
+        is_whole: whether it does all the work of a baseline, so that a ratio has a meaning.
     """
 
     work: Work
@@ -45,12 +45,12 @@ Contenders = dict[str, Contender]
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contenders of a run are given.
+    """The settings of all contenders.
 
     Args:
-        config: the pre-training run that says shape, crops and batch; `output_dir` is a folder to write into.
-        folder: of the drawn images.
-        mixed_precision: of mae_hf's contenders, `no` or `bf16`.
+        config: the pre-training run, with its model, crops and batch; `output_dir` is a folder for files.
+        folder: the folder of the generated images.
+        mixed_precision: mixed precision of mae_hf, `no` or `bf16`.
     """
 
     config: PretrainConfig
@@ -59,12 +59,12 @@ class Setup:
 
     @property
     def precision(self) -> str:
-        """`mixed_precision` as people say it."""
+        """The name of the precision in the table."""
         return "fp32" if self.mixed_precision == "no" else self.mixed_precision
 
     @property
     def images(self) -> ours.OpenImages:
-        """Opens the drawn images as mae_hf trains on them."""
+        """A function that opens the generated images for mae_hf."""
         return partial(drawn.image_set, self.folder, self.config.model.image_size)
 
     def mae_hf(
@@ -75,18 +75,18 @@ class Setup:
         is_whole: bool = True,
         **changes: Any,
     ) -> Contender:
-        """A contender of ours; `changes` to what its `work` is given."""
+        """Return a contender of mae_hf, with `changes` to the arguments of its work."""
         given = {"config": self.config, "precision": self.mixed_precision, "open_images": self.images} | changes
         return Contender(partial(work, **given), self.precision, gflop, is_baseline=is_baseline, is_whole=is_whole)
 
     def stock(self, work: Callable[..., None], gflop: float, precision: str = "fp32", **options: Any) -> Contender:
-        """A baseline."""
+        """Return a baseline."""
         work = partial(work, config=self.config, folder=self.folder, **options)
         return Contender(work, precision, gflop, is_baseline=True)
 
 
 def pretraining(setup: Setup) -> Contenders:
-    """Pre-training: stock in both precisions, ours from end to end and in parts."""
+    """Pre-training: stock in both precisions, mae_hf as a whole and in parts."""
     config, model = setup.config, setup.config.model
     half = dataclasses.replace(config, model=dataclasses.replace(model, decode_ratio=0.5))
     preparation = partial(ours.preparation_alone, config=config, open_images=setup.images)
@@ -102,7 +102,7 @@ def pretraining(setup: Setup) -> Contenders:
 
 
 def finetuning(setup: Setup) -> Contenders:
-    """Fine-tuning with crop and flip alone."""
+    """Fine-tuning with crop and flip only."""
     gflop = finetuning_gflop(setup.config.model, len(drawn.CLASS_NAMES))
     return {"stock fp32": setup.stock(stock.finetune, gflop), "mae_hf": setup.mae_hf(ours.finetune, gflop)}
 
@@ -128,7 +128,7 @@ def compiling(setup: Setup) -> Contenders:
 
 
 def sizes(setup: Setup) -> Contenders:
-    """Pre-training on more and more images."""
+    """Pre-training on data sets of different sizes."""
     drawn.repeat(setup.folder, setup.config.model.image_size, max(NUM_IMAGES))
     gflop = pretraining_gflop(setup.config.model)
     return {
@@ -149,7 +149,7 @@ MEASURES = {
 
 
 def contenders_of(measure: str, setup: Setup) -> Contenders:
-    """The contenders of a measure by their names in the table, and the matrix products of their precisions."""
+    """Return the contenders of a measure by name, with matrix products in each of their precisions."""
     found = MEASURES[measure](setup)
     for precision in sorted({contender.precision for contender in found.values()}):
         products = partial(multiply_matrices, dtype=DTYPES[precision])

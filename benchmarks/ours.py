@@ -1,4 +1,4 @@
-"""mae_hf as a contender: the training loop, losses, optimizer and features of the scripts, on drawn images."""
+"""mae_hf as a contender: the training loop, losses, optimizer and features of the commands, on generated images."""
 
 import dataclasses
 import itertools
@@ -38,7 +38,7 @@ OpenImages = Callable[[], ImageSet]
 
 
 def pretrain(turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages) -> None:
-    """A contender: pre-training from end to end, as scripts/pretrain.py does it."""
+    """A contender: pre-training as scripts/pretrain.py does it."""
     accelerator = _set_up(precision)
     images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
     model = build_mae(config.model, attention_for(accelerator))
@@ -46,7 +46,7 @@ def pretrain(turns: Turns, config: PretrainConfig, precision: str, open_images: 
 
 
 def step_alone(turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages) -> None:
-    """A contender: the same, with one batch that was prepared before and serves every step."""
+    """A contender: pre-training with one prepared batch for every step."""
     accelerator = _set_up(precision)
     images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
     kept = _Keep()
@@ -71,7 +71,7 @@ def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenIma
 
 
 class _Keep(nn.Module):
-    """Stands where the model would: keeps what it is given, so that the real loss prepares a batch and no more."""
+    """Takes the place of the model and keeps its input, so that the real loss only prepares a batch."""
 
     def forward(self, pixel_values: Tensor, **others: Any) -> SimpleNamespace:
         self.batch = {"pixel_values": pixel_values, **others}
@@ -79,7 +79,7 @@ class _Keep(nn.Module):
 
 
 def finetune(turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages) -> None:
-    """A contender: fine-tuning as scripts/finetune.py does it, with what stock does to images and no more."""
+    """A contender: fine-tuning as scripts/finetune.py does it, with the augmentation of stock only."""
     accelerator = _set_up(precision)
     labelled, task = open_images(), finetuning_config(config)
     images = DeviceImages(labelled, accelerator.device, config.data.on_device)
@@ -89,7 +89,7 @@ def finetune(turns: Turns, config: PretrainConfig, precision: str, open_images: 
 
 
 def finetuning_config(config: PretrainConfig) -> FinetuneConfig:
-    """The encoder, crops and batch of a pre-training run; all that fine-tuning adds to crop and flip is off."""
+    """Return the fine-tuning with a pre-training run's encoder, crops and batch, and no other augmentation."""
     encoder = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(EncoderConfig)}
     crops = {field.name: getattr(config.augment, field.name) for field in dataclasses.fields(CropConfig)}
     off: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(AugmentConfig) if field.name not in crops}
@@ -109,7 +109,7 @@ def finetuning_config(config: PretrainConfig) -> FinetuneConfig:
 def extract_features(
     turns: Turns, config: PretrainConfig, precision: str, open_images: OpenImages, batch_size: int
 ) -> None:
-    """A contender: the features of whole images, as scripts/evaluate.py probes them."""
+    """A contender: the features of whole images, as scripts/evaluate.py computes them."""
     accelerator, images = _set_up(precision), open_images()
     encoder: Any = ViTModel(encoder_config(mae_config(config.model)), add_pooling_layer=False).eval()
     encoder.set_attn_implementation(attention_for(accelerator))
@@ -135,7 +135,7 @@ def _train(
     images: DeviceImages,
     loss_for: Callable[[nn.Module], LossOf],
 ) -> None:
-    """The loop of both stages, without evaluations and checkpoints; a step is done where the next one begins."""
+    """Run the training loop without evaluations and checkpoints. A step ends where the next one begins."""
     train: TrainConfig = dataclasses.replace(
         config.train, epochs=NEVER, eval_every_epochs=NEVER, save_every_epochs=NEVER, trackers=()
     )

@@ -1,7 +1,7 @@
-"""What a run will take on other machines, on paper: images per second, memory, gradient traffic and hours.
+"""Estimate a run on other machines: images per second, memory, gradient traffic and hours.
 
-The batch is the preset's, whatever the number of devices: more devices take smaller shares of it, and each sends as
-much as before. docs/scaling.md compares these numbers with measured ones and says how far off they are.
+The global batch stays the same. With more devices, each gets a smaller share of the batch, but sends as many gradients
+as before. docs/scaling.md compares these estimates with measurements.
 
 P parameters, n devices, B images of the batch on a device, T tokens, D width.
 """
@@ -23,17 +23,17 @@ _HALF = 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run on n devices, each with the whole model (DDP) or with an n-th of it (FSDP2).
+    """A run on n devices, each with the whole model (DDP) or 1/n of it (FSDP2).
 
     Args:
         num_devices: n.
-        images_per_second: of all devices together.
-        efficiency: that, over n times the images per second of one device.
-        step_seconds: of an optimizer step.
-        traffic_bytes: what a device sends in a step, of gradients (DDP).
-        replicated_bytes: memory of a device, the whole model on each.
-        sharded_bytes: memory of a device, weights, gradients and optimizer state split.
-        hours: of all epochs of the preset, by the number of images.
+        images_per_second: throughput of all devices together.
+        efficiency: this throughput divided by n times the throughput of one device.
+        step_seconds: duration of an optimizer step.
+        traffic_bytes: gradients that a device sends in a step (DDP).
+        replicated_bytes: memory of a device with the whole model.
+        sharded_bytes: memory of a device with sharded weights, gradients and optimizer state.
+        hours: duration of all epochs of the preset, by the number of images.
     """
 
     num_devices: int
@@ -47,17 +47,18 @@ class Estimate:
 
 
 def estimate(config: PretrainConfig, mixed_precision: str, scaling: ScalingConfig, tflops: float) -> list[Estimate]:
-    """Estimates for 1, 2, 4 and so on devices, those that can share the batch, the last with as many as asked for.
+    """Return estimates for 1, 2, 4, ... devices that can share the batch, up to the number of `scaling`.
 
     Args:
-        config: the run; its batch is split over the devices, and over accumulation steps as it says.
+        config: the run; its batch is split over devices and accumulation steps.
         mixed_precision: `no` or `bf16`.
-        tflops: matrix products that a device does in this precision, in TFLOP/s.
+        scaling: the devices.
+        tflops: speed of a device at matrix products in this precision, in TFLOP/s.
 
     Raises:
         ConfigError: the devices cannot share the batch.
     """
-    config.train.plan(max(NUM_IMAGES), 1)  # what is wrong on one device is wrong in the preset
+    config.train.plan(max(NUM_IMAGES), 1)  # an error here is an error of the preset
     shared_by = [num for num in range(1, config.train.batch_size + 1) if _can_share(config.train, num)]
     require(
         scaling.devices in shared_by,
@@ -72,9 +73,9 @@ def estimate(config: PretrainConfig, mixed_precision: str, scaling: ScalingConfi
     for num in sorted(powers.intersection(shared_by) | {scaling.devices}):
         plan = config.train.plan(max(NUM_IMAGES), num)
         computing = config.train.batch_size / num * gflop / (1000 * tflops * scaling.efficiency)
-        # a ring: what is summed goes round once, the sum once more, n - 1 of n parts each time
+        # ring all-reduce: the parts go round once to be summed and once as sums, n - 1 of n parts each time
         traffic = 2 * (num - 1) / num * _FP32 * trained
-        # gradients are sent while the last micro-batch's backward pass, two thirds of its time, computes others
+        # gradients are sent during the backward pass of the last micro-batch, two thirds of its time
         sending = traffic / (1e9 * scaling.link_gb_per_second)
         step = computing + max(0.0, sending - 2 / 3 * computing / plan.accumulation_steps)
         images_per_second = config.train.batch_size / step
@@ -103,7 +104,7 @@ def _can_share(train: TrainConfig, num_devices: int) -> bool:
 
 
 def num_parameters(model: MAEConfig) -> tuple[int, int]:
-    """The parameters of a masked autoencoder: those that are trained, and all with the two tables of positions."""
+    """Return the number of trained parameters of a masked autoencoder, and of all with the two position tables."""
     values, width, decoder = 3 * model.patch_size**2, model.hidden_size, model.decoder_hidden_size
     encoder_layers = model.num_hidden_layers * _layer_parameters(width, model.intermediate_size)
     decoder_layers = model.decoder_num_hidden_layers * _layer_parameters(decoder, model.decoder_intermediate_size)
@@ -113,24 +114,24 @@ def num_parameters(model: MAEConfig) -> tuple[int, int]:
 
 
 def _layer_parameters(width: int, mlp_width: int) -> int:
-    """Four projections, two of the MLP, two norms; each with its bias."""
+    """Four projections, two MLP layers and two norms, each with its bias."""
     return 4 * (width + 1) * width + (width + 1) * mlp_width + (mlp_width + 1) * width + 4 * width
 
 
 def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bool) -> int:
-    """Memory of weights, gradients and AdamW's two moments in fp32, and of autocast's copies in half precision.
+    """Return the memory of weights, gradients and AdamW's two moments in fp32, and of autocast's half-precision copies.
 
     Args:
-        trained: parameters with a gradient.
-        stored: all parameters.
-        is_bucketed: whether gradients are copied into buckets to be sent (DDP).
+        trained: number of parameters with a gradient.
+        stored: number of all parameters.
+        is_bucketed: whether gradients are copied into buckets before they are sent (DDP).
     """
     copies = _HALF * stored if mixed_precision != "no" else 0
     return _FP32 * stored + (3 + is_bucketed) * _FP32 * trained + copies
 
 
 def activation_bytes(model: MAEConfig, mixed_precision: str) -> int:
-    """What an image's forward pass keeps for the backward pass, in bytes, attention without its scores (sdpa)."""
+    """Return the bytes that an image's forward pass keeps for the backward pass; sdpa keeps no attention scores."""
     visible, hidden = model.num_visible + 1, model.num_patches - model.num_visible
     decoded = max(1, round(model.decode_ratio * hidden))
     values, tokens = 3 * model.patch_size**2, visible + decoded
@@ -154,15 +155,15 @@ def activation_bytes(model: MAEConfig, mixed_precision: str) -> int:
 def _layer_bytes(
     tokens: int, width: int, mlp_width: int, heads: int, *, half: int, num_queries: int | None = None
 ) -> int:
-    """Of a transformer layer: what the norms read stays fp32, what the products read is in half precision."""
+    """Bytes of a transformer layer: inputs of norms stay in fp32, inputs of products are in half precision."""
     queries = tokens if num_queries is None else num_queries
-    of_token = _FP32 * width + 3 * half * width + 2 * _FP32  # norm; its output, key, value; mean and deviation
-    of_query = _FP32 * width + 3 * half * width + 2 * half * mlp_width + 2 * _FP32 + heads * _FP32
-    return tokens * of_token + queries * of_query
+    per_token = _FP32 * width + 3 * half * width + 2 * _FP32  # norm; its output, key, value; mean and deviation
+    per_query = _FP32 * width + 3 * half * width + 2 * half * mlp_width + 2 * _FP32 + heads * _FP32
+    return tokens * per_token + queries * per_query
 
 
 def table(rows: Sequence[Estimate], memory_gib: float) -> str:
-    """The estimates for the console; what does not fit into a device's memory has a `!`."""
+    """Return the estimates as a table. A `!` marks what does not fit into a device's memory."""
     hours = "".join(f"{'hours, ' + _short(num):>14}" for num in NUM_IMAGES)
     lines = [f"{'devices':>7}{'images/s':>11}{'of linear':>11}{'step':>10}{'sent':>10}{'DDP':>12}{'FSDP2':>12}{hours}"]
     for row in rows:

@@ -1,4 +1,4 @@
-"""Measure how many images per second mae_hf and stock transformers work through, in turns; needs no data.
+"""Measure the throughput of mae_hf and of stock transformers in turns, on generated images.
 
 python -m benchmarks.speed --preset configs/pretrain/digits.yaml
 python -m benchmarks.speed --preset configs/benchmark/tiny8.yaml --mixed_precision bf16 \
@@ -8,7 +8,6 @@ python -m benchmarks.speed --preset configs/pretrain/stl10_base.yaml --mixed_pre
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from mae_hf.errors import require
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures as the command line says, prints a table per measure, and writes the numbers where they are wanted."""
+    """Run the measures of the command line, print a table for each, and write the numbers to `--output`."""
     config = parse.read_command(BenchmarkConfig, argv, prog="benchmarks/speed.py")
     preset = parse.read_file(PretrainConfig, config.preset)
     if config.plan:
@@ -31,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     launched = os.environ.keys() & {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE"}
     require(
         not launched,
-        f"{', '.join(sorted(launched))}, set by a launcher, would not reach stock and mae_hf alike: start it "
-        "with python -m benchmarks.speed (--mixed_precision bf16)",
+        f"{', '.join(sorted(launched))}: these launcher settings affect stock and mae_hf differently. Start with "
+        "python -m benchmarks.speed (--mixed_precision bf16)",
     )
 
     import torch
@@ -42,29 +41,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     from benchmarks.measures import Setup, contenders_of
     from benchmarks.table import summarize, table
     from benchmarks.turns import take_turns
-    from mae_hf.files import write_text
+    from mae_hf.files import write_json
     from mae_hf.training.hardware import use_cpu_well
     from mae_hf.training.run_folder import environment as describe_environment
 
     require(
         torch.cuda.device_count() < 2,
-        f"{torch.cuda.device_count()} GPUs: the benchmark measures one, start it with CUDA_VISIBLE_DEVICES=0",
+        f"{torch.cuda.device_count()} GPUs are visible but the benchmark measures one: set CUDA_VISIBLE_DEVICES=0",
     )
     accelerator, num_threads = Accelerator(mixed_precision=config.mixed_precision), torch.get_num_threads()
     use_cpu_well(accelerator)
     require(
         torch.get_num_threads() == num_threads,
-        f"stock would have 1 thread and mae_hf {torch.get_num_threads()}: unset OMP_NUM_THREADS, or give the benchmark "
-        "one core (taskset -c 0 python -m benchmarks.speed ...)",
+        f"stock uses 1 thread but mae_hf {torch.get_num_threads()}: unset OMP_NUM_THREADS, or run on one core "
+        "(taskset -c 0 python -m benchmarks.speed ...)",
     )
-    if config.output:  # before the work, so that a folder that cannot be made is known at once
+    if config.output:  # first, so that a folder that cannot be created fails at once
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     environment = describe_environment(accelerator)
     print(
         f"preset     {config.preset}, images of {preset.model.image_size}, batches of {preset.train.batch_size}\n"
         f"device     {environment['device']}, {num_threads} threads\n"
         f"precision  {config.mixed_precision} for mae_hf\n"
-        f"turns      of {config.seconds:g} s and more, {config.rounds} of each; medians, and ratios of medians"
+        f"turns      {config.rounds} of at least {config.seconds:g} s each; medians, and ratios of medians"
     )
 
     measures = {}
@@ -86,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "threads": num_threads,
             "measures": measures,
         }
-        write_text(Path(config.output), json.dumps(record, indent=2) + "\n")
+        write_json(Path(config.output), record)
         print(f"\nwritten to {config.output}")
 
 
 def print_plan(config: BenchmarkConfig, preset: PretrainConfig) -> None:
-    """Prints what the preset would take on the machines that the command line describes."""
+    """Print what the preset needs on the machines of `--scaling`."""
     from benchmarks.plan import estimate, table
 
     tflops, origin = config.scaling.device_tflops, "as given"

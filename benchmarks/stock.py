@@ -1,7 +1,7 @@
-"""What a user of transformers would run instead: the real `Trainer`, as transformers' `run_mae` sets it up.
+"""Stock transformers as a contender: the real `Trainer`, configured as in transformers' `run_mae`.
 
-Images are PNG bytes that loader processes decode, crop, flip and normalise one by one. torchvision is not needed: its
-transforms on Pillow images are Pillow's and a few lines of numpy and torch, and are written out here.
+Loader processes decode, crop, flip and normalise PNG images one by one. torchvision is not needed: its transforms of
+Pillow images use Pillow and a few lines of numpy and torch, which are written out here.
 
 Shapes: B images of a batch, S side of the image.
 """
@@ -91,7 +91,7 @@ def _train(
         lr_scheduler_type="cosine",
         warmup_steps=1000,
         bf16=bf16,
-        use_cpu=not torch.accelerator.is_available(),  # without it, bf16 is refused on a CPU
+        use_cpu=not torch.accelerator.is_available(),  # otherwise Trainer refuses bf16 on a CPU
         dataloader_num_workers=NUM_WORKERS,
         remove_unused_columns=False,
         save_strategy="no",
@@ -103,22 +103,22 @@ def _train(
 
 
 class TakingTurns(TrainerCallback):
-    """Waits for the first turn where training begins, and for the next after a step with which a turn is over."""
+    """Waits for the first turn when training begins, and for the next turn after the last step of a turn."""
 
     def __init__(self, turns: Turns, batch_size: int) -> None:
         self._turns, self._batch_size = turns, batch_size
 
     def on_train_begin(self, *args: object, **kwargs: object) -> None:
-        """All is set up; the loader processes start in the first turn."""
+        """Wait for the first turn; the loader processes start in it."""
         self._turns.begin()
 
     def on_step_end(self, *args: object, **kwargs: object) -> None:
-        """The optimizer has made its step."""
+        """Count the step."""
         self._turns.done(self._batch_size)
 
 
 def with_transform(folder: Path, transform: Transform) -> datasets.Dataset:
-    """The drawn images, transformed when they are fetched: rows of `pixel_values` (3, S, S) and `label`."""
+    """Return the generated images, transformed on access: rows of `pixel_values` (3, S, S) and `label`."""
 
     def transform_batch(examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         pixel_values = [transform(image.convert("RGB")) for image in examples["image"]]
@@ -130,12 +130,12 @@ def with_transform(folder: Path, transform: Transform) -> datasets.Dataset:
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows as a batch: `pixel_values` (B, 3, S, S)."""
+    """Return rows as a batch: `pixel_values` (B, 3, S, S)."""
     return {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
 
 
 def collate_labelled(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows as a batch: `pixel_values` (B, 3, S, S) and `labels` (B,)."""
+    """Return rows as a batch: `pixel_values` (B, 3, S, S) and `labels` (B,)."""
     return collate(examples) | {"labels": torch.tensor([example["label"] for example in examples])}
 
 
@@ -163,9 +163,9 @@ def normalised(image: Image.Image, data: DataConfig) -> Tensor:
 
 
 def crop_box(width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """`RandomResizedCrop.get_params` with aspects of 3/4 to 4/3: left, top, width and height of a random box.
+    """Return left, top, width and height of a random box, as `RandomResizedCrop.get_params` with aspects of 3/4 to 4/3.
 
-    Ten tries, then the whole image, of which it takes the middle where its own aspect is beyond those.
+    After ten tries it takes the centre of the image, with the nearest aspect in that range.
     """
     for _ in range(10):
         area = width * height * random.uniform(*scale)

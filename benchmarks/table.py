@@ -1,4 +1,4 @@
-"""What the turns come to: a record for the JSON, and a table of it for people."""
+"""Summarize the turns of a measure: a record for the JSON file, and a table."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,11 @@ Record = Mapping[str, Mapping[str, Any]]
 
 
 def summarize(contenders: Contenders, results: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
-    """What goes into the JSON of each contender.
+    """Return the JSON record of each contender.
 
-    Returns:
-        By contender: `unit`; `rounds`, units per second of each turn, with `median`, `min` and `max`; `turns` as they
-        were; `ratio_to`, the ratio of its median to that of each baseline; `per_cent_of_peak`, what its median comes
-        to in GFLOP, of the median of the matrix products in its precision; `threads` and memory in MiB.
+    `rounds` has the units per second of each turn, and `median`, `min` and `max` summarize them. `ratio_to` compares
+    the median with each baseline. `per_cent_of_peak` compares its GFLOP with matrix products in the same precision.
+    Memory is in MiB.
     """
     rates = {name: [turn.amount / turn.seconds for turn in result.turns] for name, result in results.items()}
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -45,7 +44,7 @@ def summarize(contenders: Contenders, results: Mapping[str, Result]) -> dict[str
 
 
 def table(record: Record) -> str:
-    """The record of one measure for people, a line per contender."""
+    """Return the record of a measure as a table, a line for each contender."""
     baselines = list(dict.fromkeys(base for row in record.values() for base in row["ratio_to"]))
     on_device = any(row["device_mib"] is not None for row in record.values())
     head = ["", "median", "min", "max", "", *(f"to {base}" for base in baselines), "% of peak", "own MiB", "mapped MiB"]
@@ -64,7 +63,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in columns: the first to the left, the others to the right."""
+    """Align cells in columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(row))

@@ -1,7 +1,7 @@
-"""Contenders take turns, round after round, each in a process of its own: its memory, its threads, its allocator.
+"""Let contenders take turns, round after round, each in a separate process with its memory, threads and allocator.
 
-A slow moment of the machine so falls on all of them. While a process waits for its turn, its loader processes are
-stopped: nothing is fetched ahead in the time of another.
+A slow moment of the machine then affects all of them. While a contender waits, its loader processes are stopped, so
+that it cannot fetch images during the turn of another contender.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from tqdm import tqdm
 
 from mae_hf.errors import RunError
 
-LEAST_STEPS = 2  # of a turn, however long they take
-SAMPLE_SECONDS = 0.05  # between two looks at the memory of the process whose turn it is
+MIN_STEPS = 2  # of a turn
+SAMPLE_SECONDS = 0.05  # between two samples of the memory of the contender whose turn it is
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a contender did in a turn.
+    """The work of a contender in a turn.
 
     Args:
-        amount: images, or what else it counts.
-        seconds: how long that took, until the device was done.
-        threads: that torch computes with.
-        device_mib: most memory of a GPU that was ever held; None without one.
+        amount: number of images, or of other units.
+        seconds: time until the device had finished.
+        threads: number of threads of torch.
+        device_mib: peak memory on the GPU; None without a GPU.
     """
 
     amount: float
@@ -48,11 +48,11 @@ class Result:
     """The turns of a contender, and its memory.
 
     Args:
-        turns: one a round.
-        own_mib: the most anonymous memory that was seen at once (`RssAnon`, 20 times a second), and what its loader
-            processes do not share with it; None where there is no /proc.
-        mapped_mib: the most pages of files that were seen at once (`RssFile`), such as libraries and a store of images;
-            the kernel takes them back when it needs them.
+        turns: one for each round.
+        own_mib: peak anonymous memory (`RssAnon`, sampled 20 times a second), plus memory that its loader processes do
+            not share with it; None without /proc.
+        mapped_mib: peak memory of mapped files (`RssFile`), such as libraries and decoded images. The kernel can
+            reclaim it.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -61,25 +61,25 @@ class Result:
 
 
 class Turns:
-    """A contender's own side: it calls `begin` once, when all is set up, and `done` after every step."""
+    """The side of the contender. It calls `begin` once after its setup, and `done` after every step."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def begin(self) -> None:
-        """Returns when the first turn has come, which is not counted."""
+        """Wait for the first turn, which is not counted."""
         self._amount, self._steps = 0.0, 0
         self._report(0.0)
 
     def done(self, amount: float) -> None:
-        """Counts a step; where the turn is over, returns when the next has come.
+        """Count a step. At the end of a turn, wait for the next.
 
         Args:
-            amount: images of the step.
+            amount: number of images of the step.
         """
         self._amount += amount
         self._steps += 1
-        if self._steps >= LEAST_STEPS and time.perf_counter() - self._started >= self._seconds:
+        if self._steps >= MIN_STEPS and time.perf_counter() - self._started >= self._seconds:
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
             self._report(time.perf_counter() - self._started)
@@ -95,21 +95,21 @@ class Turns:
 
 
 Work = Callable[[Turns], None]
-"""A contender: sets itself up, begins, and works for ever. It can be pickled."""
+"""A contender: a function that sets itself up, begins, and works forever. It can be pickled."""
 
 
 def take_turns(works: Mapping[str, Work], rounds: int, seconds: float) -> dict[str, Result]:
-    """Lets every contender work for `seconds` in each of `rounds`, after a first round that is not counted.
+    """Let every contender work for `seconds` in each of `rounds`, after a first round that is not counted.
 
     Args:
         works: contenders by name.
-        rounds: turns of each that are counted.
-        seconds: least length of a turn.
+        rounds: number of counted turns of each.
+        seconds: minimum length of a turn.
 
     Raises:
-        RunError: a contender failed or ended; the others have ended, too.
+        RunError: a contender failed or ended; the others are stopped.
     """
-    # forks of one process that has all libraries loaded and has computed nothing: as good as new, and there at once
+    # forks of a process that has loaded all libraries and computed nothing: they start at once
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.measures"])
     processes: dict[str, _Process] = {}
@@ -132,7 +132,7 @@ def take_turns(works: Mapping[str, Work], rounds: int, seconds: float) -> dict[s
 
 
 class _Process:
-    """A contender as the parent sees it."""
+    """The side of the parent process."""
 
     def __init__(self, context: Any, name: str, work: Work) -> None:
         self.result = Result()
@@ -141,19 +141,19 @@ class _Process:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_compete, args=(theirs, work), name=name)
         self._process.start()
-        theirs.close()  # or the end of the process would not be the end of the pipe
+        theirs.close()  # so that the pipe ends with the process
 
     def take_turn(self, seconds: float) -> Turn:
-        """Lets it go on for so long."""
-        with contextlib.suppress(OSError):  # it ended while it waited, which its answer tells
+        """Let it work for this long."""
+        with contextlib.suppress(OSError):  # it ended while it waited, as `answer` will report
             self._connection.send(seconds)
         return self.answer()
 
     def answer(self) -> Turn:
-        """What it says next; then it waits."""
+        """Return its next message."""
         try:
             while not self._connection.poll(SAMPLE_SECONDS):
-                self._look_at_memory()
+                self._sample_memory()
             message = self._connection.recv()
         except (EOFError, OSError):
             self._process.join()
@@ -162,21 +162,21 @@ class _Process:
             raise RunError(f"{self._name} ended with exit code {code}{hint}") from None
         if not isinstance(message, Turn):
             raise RunError(f"{self._name} failed: {message}")
-        self._look_at_memory(with_loaders=True)
+        self._sample_memory(with_loaders=True)
         return message
 
     def kill(self) -> None:
-        """Ends it and all that it has started, stopped or not."""
+        """Kill it and all its loader processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
         self._connection.close()
 
-    def _look_at_memory(self, with_loaders: bool = False) -> None:
-        """Raises the peaks in `result`. Loaders are counted between turns only: that takes time."""
+    def _sample_memory(self, with_loaders: bool = False) -> None:
+        """Update the peaks in `result`. Loaders are read only between turns, because that takes time."""
         process = Path(f"/proc/{self._process.pid}")
-        with contextlib.suppress(OSError, KeyError):  # no /proc, or it has just ended
+        with contextlib.suppress(OSError, KeyError):  # no /proc, or it has ended
             memory = _mib(process / "status")
             self._own_mib = max(memory["RssAnon"], self._own_mib)
             if with_loaders:
@@ -188,22 +188,22 @@ class _Process:
 
 
 def _mib(path: Path) -> dict[str, float]:
-    """The lines `key: number kB` of a file in /proc."""
+    """Return the lines `key: number kB` of a file in /proc, in MiB."""
     rows = [line.split() for line in path.read_text().splitlines() if line.endswith("kB")]
     return {key.rstrip(":"): int(kib) / 1024 for key, kib, _ in rows}
 
 
 def _signal_loaders(number: signal.Signals) -> None:
-    """Sends a signal to the loader processes of this one."""
+    """Send a signal to the loader processes of this process."""
     for loader in multiprocessing.active_children():
         assert loader.pid is not None
         os.kill(loader.pid, number)
 
 
 def _compete(connection: Connection, work: Work) -> None:
-    """What a contender's process runs."""
-    os.setpgid(0, 0)  # a group of its own, loaders included: it does not hear Ctrl-C, and ends as a whole
-    multiprocessing.set_start_method(None, force=True)  # loaders start as they do in any process
+    """Run a contender in its process."""
+    os.setpgid(0, 0)  # a separate group with its loaders: Ctrl-C does not reach it, and it ends as a whole
+    multiprocessing.set_start_method(None, force=True)  # loaders start in the default way
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -212,7 +212,7 @@ def _compete(connection: Connection, work: Work) -> None:
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = (str(error).strip() or "no message").splitlines()[0]
-        with contextlib.suppress(OSError):  # the parent may be gone, which is why it came to this
+        with contextlib.suppress(OSError):  # the parent may have ended, which caused the error
             connection.send(f"{type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno})")
     finally:
-        os.killpg(0, signal.SIGKILL)  # a loader that is stopped would not hear of anything else
+        os.killpg(0, signal.SIGKILL)  # a stopped loader reacts to no other signal

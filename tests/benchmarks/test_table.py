@@ -124,11 +124,11 @@ def test_the_table_is_that_of_the_rounds_in_the_json(benchmark: tuple[str, dict]
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "start it with python -m benchmarks.speed"),
-        ({"OMP_NUM_THREADS": "1"}, "stock would have 1 thread and mae_hf [0-9]+: unset OMP_NUM_THREADS"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "Start with python -m benchmarks.speed"),
+        ({"OMP_NUM_THREADS": "1"}, "stock uses 1 thread but mae_hf [0-9]+: unset OMP_NUM_THREADS"),
     ],
 )
-def test_what_would_hamper_stock_alone_is_refused(setting: dict[str, str], message: str):
+def test_settings_that_would_slow_stock_down_are_refused(setting: dict[str, str], message: str):
     if "OMP_NUM_THREADS" in setting and len(os.sched_getaffinity(0)) == 1:
         pytest.skip("one core is one thread for all")
     command = [sys.executable, "-m", "benchmarks.speed", "--preset", "configs/pretrain/digits.yaml"]
