@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on this machine, for tests: the requests that huggingface_hub and datasets really make.
+"""A small Hugging Face Hub on this machine, for tests. It answers the requests of huggingface_hub and datasets.
 
     with Hub() as hub:
         sha = hub.commit("datasets/me/name", {"train.parquet": data})  # or uploaded to, as user `me` with WRITE_TOKEN
@@ -22,7 +22,7 @@ REPO = r"(?P<repo>[^/]+/[^/]+)"
 
 
 class Refused(Exception):
-    """The answer to a request that fails: status, and the code by which the client tells one 404 from another."""
+    """The answer to a failed request: the status, and the code by which clients distinguish 404 errors."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class Refused(Exception):
 
 
 class Hub(ThreadingHTTPServer):
-    """The server and what it holds: `commits` of `models/USER/NAME` and `datasets/USER/NAME`, and the `requests`."""
+    """The server with its `commits` of `models/USER/NAME` and `datasets/USER/NAME`, and the `requests` so far."""
 
     daemon_threads = True
 

@@ -1,7 +1,8 @@
-"""A script on CPU processes with its weights in shards: `torchrun tests/sharded_script.py SCRIPT.py ARGUMENTS`.
+"""Run a script with sharded weights on CPU processes: `torchrun tests/sharded_script.py SCRIPT.py ARGUMENTS`.
 
-Accelerate goes to FSDP2 from several GPUs only, and quietly to DDP from several CPUs. Told that these are several GPUs,
-it takes its own way to FSDP2, over gloo: what is sharded, saved, loaded and gathered is real, CUDA and NCCL are not.
+Accelerate uses FSDP2 with several GPUs only, and silently DDP with several CPUs. This script makes it believe that it
+has several GPUs, so that it uses FSDP2 over gloo. Sharding, saving, loading and gathering are real; CUDA and NCCL are
+not involved.
 """
 
 import os

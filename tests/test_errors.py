@@ -1,4 +1,4 @@
-"""What is shown holds no secret and no command to a terminal; a config that would keep a secret is refused."""
+"""Shown text has no secrets and no control characters; a config with a secret is refused."""
 
 import pytest
 from hypothesis import given
@@ -25,18 +25,18 @@ KEPT = ("https://host/x.parquet?page=3", "user/name", "a@b.c", "https://host/{00
 
 
 @pytest.mark.parametrize("text", SECRETS)
-def test_a_secret_is_replaced_wherever_it_stands(text):
+def test_a_secret_is_replaced_anywhere_in_a_text(text):
     assert TOKEN[3:] not in redact(f"cannot read {text}: try again")
     for error in (ConfigError(text), RunError(text), RunStopped(text, 15)):
         assert TOKEN[3:] not in str(error)
 
 
 @pytest.mark.parametrize("text", KEPT)
-def test_what_is_no_secret_stays(text):
+def test_text_without_secrets_stays(text):
     assert redact(text) == text
 
 
-def test_the_value_of_hf_token_is_replaced_whatever_it_looks_like(monkeypatch):
+def test_the_value_of_hf_token_is_replaced(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "my own words")
     assert redact("401: my own words are wrong") == "401: *** are wrong"
 
@@ -61,7 +61,7 @@ def test_no_error_about_the_command_line_repeats_a_secret():
     assert TOKEN[3:] not in str(caught.value)
 
 
-def test_a_terminal_obeys_nothing_in_a_message():
+def test_control_characters_of_a_message_are_escaped():
     shown = clean("\x1b[2Ja\r\n\x9b31mb\u202ec\x00\udcff\u2028")
     assert shown == r"\x1b[2Ja\r\n\x9b31mb\u202ec\x00\udcff\u2028"
 
@@ -78,12 +78,12 @@ def test_a_long_message_keeps_its_beginning_and_the_fix_at_its_end():
     [("<script>", True), ("../x", True), ("🦊\u200d🔥", True), ("שלום", True), ("", True), ("a\nb", False)]
     + [(f"a{char}b", False) for char in "\x00\x07\x1b\x7f\x9b\u200f\u202e\u2066\u2028\udcff"],
 )
-def test_names_may_hold_any_letters_but_nothing_that_hides(name, plain):
+def test_names_may_hold_any_letters_but_no_hidden_characters(name, plain):
     assert is_plain(name) is plain
 
 
 @given(st.text(max_size=50))
-def test_what_is_clean_is_plain_and_stays_as_it_is(text):
+def test_clean_text_is_plain_and_cleaning_it_again_changes_nothing(text):
     assert is_plain(clean(text))
     assert clean(clean(text)) == clean(text)
 

@@ -1,4 +1,4 @@
-"""A file or folder is whole under its name, or it is not there."""
+"""Files and folders are whole under their name, or missing."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_is_filled_beside_and_then_renamed(tmp_path):
+def test_a_folder_is_filled_beside_its_path_and_then_renamed(tmp_path):
     def write(folder: Path) -> None:
         assert not (tmp_path / "model").exists()
         (folder / "config.json").write_text("new")
@@ -47,4 +47,4 @@ def test_a_text_is_replaced_whole(tmp_path):
     assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"])
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half\ud800")
-    assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"]), "what it took may be the room that is missing"
+    assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"]), "the space of the failed file is freed"

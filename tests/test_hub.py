@@ -1,4 +1,4 @@
-"""What is uploaded opens for people who have transformers and not mae_hf; all requests go to a Hub on this machine."""
+"""Uploaded models open with transformers alone. All requests go to a Hub on this machine."""
 
 import html
 import json
@@ -57,7 +57,7 @@ def road(image: Image.Image, config: PretrainConfig | FinetuneConfig) -> torch.T
 
 @torch.no_grad()
 def publish(folder: Path) -> dict[str, Any]:
-    """Saves and uploads both models; what a photo gives here, and what goes wrong without rights or connection."""
+    """Save and upload both models; return their outputs for a photo, and the errors without rights or connection."""
     from huggingface_hub import constants
 
     from mae_hf.models.classifier import build_classifier
@@ -94,7 +94,7 @@ def publish(folder: Path) -> dict[str, Any]:
 
     errors = {"401": error(token="hf_unknown"), "no token": error(token=""), "403": error(token=READ_TOKEN)}
     errors |= {"other's": error("you/new"), "500": error("me/broken"), "name": error("me/new..model")}
-    constants.ENDPOINT = "http://127.0.0.1:9"  # nobody listens at the discard port
+    constants.ENDPOINT = "http://127.0.0.1:9"  # no server listens at the discard port
     errors["dead"] = error()
     constants.HF_HUB_OFFLINE = True
     errors["offline"] = error()
@@ -217,7 +217,7 @@ def test_others_open_the_classifier_with_the_auto_class(world, there):
     assert there["id2label"] == list(CLASS_NAMES)
 
 
-def test_opening_what_is_shared_warns_about_nothing(there):
+def test_opening_shared_models_raises_no_warnings(there):
     assert "warn" not in there["output"].lower() and "MISSING" not in there["output"]
 
 
@@ -251,7 +251,7 @@ def test_the_token_is_in_no_file_and_in_no_message(world):
         ("offline", "cannot upload to me/new", "unset HF_HUB_OFFLINE"),
     ],
 )
-def test_what_stops_an_upload_is_one_line_with_the_fix(world, case, problem, fix):
+def test_a_failed_upload_is_reported_in_one_line_with_the_fix(world, case, problem, fix):
     message = world["here"]["errors"][case]
     assert problem in message and fix in message
     assert message.endswith(f"then run the same command again; the model is in {world['folder'] / 'classifier'}")
@@ -304,7 +304,7 @@ def test_the_card_names_no_folder_of_this_machine(tmp_path):
     assert "datasets" not in front and "base_model" not in front
 
 
-def test_the_card_of_a_baseline_says_that_it_started_from_nothing():
+def test_the_card_of_a_baseline_says_that_it_started_from_random_weights():
     config = FinetuneConfig(data=DataConfig(source="digits"), model=ClassifierConfig(**SHAPE, init="scratch"))
     front, text = card_of(config, METRICS)
     assert "trained on digits, starting from random weights" in text

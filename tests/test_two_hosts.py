@@ -1,4 +1,4 @@
-"""Two hosts pre-train as one does; a cut cable stops both with a message, and the run goes on (tests/two_hosts.py)."""
+"""Two hosts have the losses of one. After a cut cable both stop with a message, and the run resumes."""
 
 import json
 import os
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("two_hosts.py")
 
 
 def reason() -> str:
-    """Why two hosts cannot be made here, or nothing."""
+    """The reason why two hosts cannot be created here, or an empty text."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -47,7 +47,7 @@ def test_an_output_folder_that_the_hosts_do_not_share_is_refused(report):
 
 
 @pytest.mark.slow
-def test_a_cut_cable_stops_both_hosts_with_a_message_and_the_run_goes_on(report):
+def test_a_cut_cable_stops_both_hosts_with_a_message_and_the_run_resumes(report):
     for host in report["cut"]:
         assert host["code"] not in (0, -9), "ended by itself"
         assert len(host["errors"]) == 1

@@ -1,7 +1,7 @@
 """Two hosts on one machine: network namespaces A and B, joined by a cable (a veth pair) that can be cut. Needs root.
 
 `python tests/two_hosts.py FOLDER` pre-trains in FOLDER/one on one host and in FOLDER/two on two, cuts the cable in the
-middle of FOLDER/cut, goes on from there, and writes FOLDER/report.json.
+middle of FOLDER/cut, resumes that run, and writes FOLDER/report.json.
 
 The hosts share a file system, as hosts that train together must, and nothing else: each has its own network stack, and
 all that passes between their processes passes through the cable.
@@ -28,7 +28,7 @@ RUN += " --train.probe_every_epochs 0"
 
 
 def ip(*words: str) -> None:
-    """Runs `ip`."""
+    """Run `ip`."""
     subprocess.run(["ip", *words], check=True)
 
 
@@ -50,7 +50,7 @@ def two_hosts() -> Iterator[None]:
 
 
 def kill() -> None:
-    """Ends what still runs on the hosts: workers have sessions of their own and outlive their launcher."""
+    """Kill what still runs on the hosts: workers have separate sessions and outlive their launcher."""
     for host in HOSTS:
         found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True)
         for pid in map(int, found.stdout.split()):
@@ -59,7 +59,7 @@ def kill() -> None:
 
 
 def remove() -> None:
-    """Removes the namespaces, and with them the cable."""
+    """Remove the namespaces, and the cable with them."""
     kill()
     for host in HOSTS:
         subprocess.run(["ip", "netns", "del", host], capture_output=True)
@@ -67,7 +67,7 @@ def remove() -> None:
 
 
 def start(folder: Path, *more: str, places: Sequence[Path] = (ROOT, ROOT)) -> list[subprocess.Popen[str]]:
-    """The same command on both hosts, as docs/devices.md has it, typed in these folders."""
+    """Start the command of docs/devices.md on both hosts, in these folders."""
     address = next(iter(HOSTS.values()))
     started = []
     for rank, (host, end) in enumerate(zip(HOSTS, CABLE, strict=True)):
@@ -92,7 +92,7 @@ def start(folder: Path, *more: str, places: Sequence[Path] = (ROOT, ROOT)) -> li
 
 
 def finish(started: list[subprocess.Popen[str]], timeout: float = 300) -> list[dict[str, object]]:
-    """Exit code, output, and seconds until it ended, of each host; what does not end in time is killed."""
+    """Return exit code, output and duration of each host. A process that does not end in time is killed."""
     begin, ended = time.monotonic(), []
     for process in started:
         try:
@@ -116,7 +116,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 
 def main(folder: Path) -> None:
-    """Does what the file's first lines say."""
+    """Run the tests that the first lines of this file describe."""
     report: dict[str, object] = {}
     epochs = ("--train.epochs", "1")
     one = [sys.executable, "scripts/pretrain.py", *RUN.split(), *epochs, "--output_dir", str(folder / "one")]
@@ -130,7 +130,7 @@ def main(folder: Path) -> None:
             place.mkdir()
         report["apart"] = finish(start(Path("runs", "apart"), *epochs, places=places))
 
-        # the cable is cut after the first checkpoint: packets vanish, and no end is told
+        # the cable is cut after the first checkpoint: packets are lost without an error
         longer = ("--train.epochs", "100", "--train.timeout_minutes", "0.5")
         started = start(folder / "cut", *longer)
         while len(lines(folder / "cut")) < 6 and all(process.poll() is None for process in started):
@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
         report["cut"] = finish(started)
         report["steps_before"] = len(lines(folder / "cut"))
 
-        # the cable is back, and the same command goes on
+        # the cable is back, and the same command resumes
         ip("-n", next(iter(HOSTS)), "link", "set", CABLE[0], "up")
         started = start(folder / "cut", *longer)
         goal = int(str(report["steps_before"])) + 20

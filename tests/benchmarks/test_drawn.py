@@ -1,4 +1,4 @@
-"""Drawn images: like photographs to a decoder, and the same for all contenders."""
+"""Generated images cost a decoder as much as photographs, and are the same for all contenders."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks import drawn
 from mae_hf.errors import ConfigError
 
 
-def test_a_png_of_96_pixels_is_as_long_as_that_of_a_photograph():
+def test_a_png_of_96_pixels_has_the_size_of_a_photograph():
     lengths = []
     for number in range(10):
         file = io.BytesIO()
@@ -37,7 +37,7 @@ def test_stock_and_mae_hf_see_the_same_images_and_labels(tmp_path: Path):
     assert images.features["label"].names == list(stored.class_names)
 
 
-def test_repeated_images_lie_each_in_a_place_of_its_own_on_disk(tmp_path: Path):
+def test_repeated_images_have_separate_bytes_on_disk(tmp_path: Path):
     drawn.draw(tmp_path, 16)
     drawn.repeat(tmp_path, 16, 4_500)
     assert (tmp_path / "repeated.npy").stat().st_size > 4_500 * 16 * 16 * 3
@@ -46,7 +46,7 @@ def test_repeated_images_lie_each_in_a_place_of_its_own_on_disk(tmp_path: Path):
     np.testing.assert_array_equal(many.batch([4_321])[0], drawn.draw_image(321, 16))
 
 
-def test_no_room_for_them_is_said_before_they_are_written(tmp_path: Path):
+def test_too_little_space_is_reported_before_images_are_written(tmp_path: Path):
     drawn.draw(tmp_path, 16)
     with pytest.raises(ConfigError, match=r"need \d+ MiB in .* are free: choose another folder \(TMPDIR"):
         drawn.repeat(tmp_path, 16, 10**13)

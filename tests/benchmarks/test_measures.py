@@ -1,4 +1,4 @@
-"""Who takes part in each measure, and with what."""
+"""The contenders of each measure, and their settings."""
 
 import dataclasses
 import pickle
@@ -24,7 +24,7 @@ def test_the_command_line_knows_every_measure():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_contenders_travel_to_their_processes_and_have_a_peak_to_be_held_against(
+def test_contenders_can_be_pickled_and_have_a_peak_to_compare_with(
     setup: Setup, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(measures, "NUM_IMAGES", (10, 20))
@@ -54,13 +54,13 @@ def test_all_train_the_same_shape_and_half_the_decoding_counts_half(setup: Setup
     assert contenders["stock fp32"].gflop == contenders["mae_hf"].gflop == pretraining_gflop(MODEL)
 
 
-def test_compiled_layers_are_held_against_eager_ones(setup: Setup):
+def test_compiled_layers_are_compared_with_eager_ones(setup: Setup):
     eager, compiled, _ = contenders_of("compile", setup).values()
     assert [c.work.keywords["config"].train.compile for c in (eager, compiled)] == ["never", "always"]
     assert (eager.is_baseline, compiled.is_baseline) == (True, False)
 
 
-def test_sizes_differ_in_their_images_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch):
+def test_sizes_differ_only_in_their_images(setup: Setup, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measures, "NUM_IMAGES", (10, 2_500))
     contenders = [c for c in contenders_of("size", setup).values() if c.gflop]
     assert [len(c.work.keywords["open_images"]()) for c in contenders] == [10, 2_500]
@@ -71,6 +71,6 @@ def test_features_are_taken_in_batches_of_one_size(setup: Setup):
     assert contenders_of("features", setup)["mae_hf"].work.keywords["batch_size"] == stock.FEATURES_BATCH
 
 
-def test_the_folder_is_that_of_the_drawn_images(setup: Setup):
+def test_the_folder_holds_the_generated_images(setup: Setup):
     assert isinstance(setup.folder, Path)
     assert len(setup.images()) == 100_000

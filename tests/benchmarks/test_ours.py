@@ -1,4 +1,4 @@
-"""mae_hf's contenders are the scripts' own loop, losses and features: seen in what that loop writes down."""
+"""The contenders of mae_hf run the loop, losses and features of the scripts, as their log shows."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> PretrainConfig:
 
 @pytest.fixture(autouse=True)
 def _new_process():
-    """As in a process of its own: Accelerate knows no precision yet, and torch has its threads."""
+    """Reset Accelerate and the threads of torch, as in a new process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
     yield
@@ -47,7 +47,7 @@ def test_pre_training_is_that_of_the_loop_and_another_batch_each_time(run: Pretr
     assert len(set(losses(run))) == len(losses(run)) == 5
 
 
-def test_a_step_alone_learns_its_one_batch_by_heart(run: PretrainConfig):
+def test_a_step_alone_memorises_its_one_batch(run: PretrainConfig):
     few(ours.step_alone, 60, **given(run, precision="no"))
     first, *_, last = losses(run)
     assert last < 0.9 * first
@@ -65,7 +65,7 @@ def test_preparation_alone_trains_nothing(run: PretrainConfig):
     assert not list(Path(run.output_dir).glob("*/metrics.jsonl"))
 
 
-def test_fine_tuning_does_to_images_what_stock_does_and_no_more(run: PretrainConfig):
+def test_fine_tuning_augments_images_only_as_stock_does(run: PretrainConfig):
     run = dataclasses.replace(run, augment=CropConfig(crop_scale=(0.3, 0.9), flip=False))
     task = ours.finetuning_config(run)
     crops = {field.name for field in dataclasses.fields(CropConfig)}

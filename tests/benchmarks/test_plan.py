@@ -1,4 +1,4 @@
-"""The plan: its parameters and memory are those of real models, its arithmetic that of the formulas."""
+"""The plan agrees with real models in parameters and memory, and with the formulas in its arithmetic."""
 
 import dataclasses
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_one_device_computes_and_sends_nothing():
     assert row.replicated_bytes == row.sharded_bytes == 4 * stored + 12 * trained + 64 * activation_bytes(SMALL, "no")
 
 
-def test_more_devices_share_the_batch_and_send_what_a_ring_needs():
+def test_more_devices_share_the_batch_and_send_the_traffic_of_a_ring():
     config = PretrainConfig(model=SMALL, train=dataclasses.replace(TRAIN, per_device_batch_size=8))
     scaling = ScalingConfig(devices=4, link_gb_per_second=0.5)
     one, two, four = estimate(config, "bf16", scaling, tflops=1.0)
@@ -91,7 +91,7 @@ def test_more_devices_share_the_batch_and_send_what_a_ring_needs():
     assert four.sharded_bytes == pytest.approx((6 * stored + 12 * trained) / 4 + activations)
 
 
-def test_the_last_row_has_as_many_devices_as_asked_for_and_what_does_not_fit_is_marked():
+def test_the_last_row_has_the_maximum_of_devices_and_too_large_runs_are_marked():
     rows = estimate(
         PretrainConfig(train=dataclasses.replace(TRAIN, batch_size=384)), "no", ScalingConfig(devices=6), 1.0
     )
@@ -113,14 +113,14 @@ def test_devices_that_cannot_share_the_batch_are_refused_with_a_flag_of_the_benc
         estimate(config, "no", ScalingConfig(devices=3), 1.0)
 
 
-def test_rows_that_could_not_share_the_batch_are_left_out():
+def test_numbers_of_devices_that_cannot_share_the_batch_are_left_out():
     config = PretrainConfig(model=SMALL, train=dataclasses.replace(TRAIN, batch_size=12))
     rows = estimate(config, "no", ScalingConfig(devices=12), 1.0)
     assert [row.num_devices for row in rows] == [1, 2, 4, 12]
 
 
 @pytest.mark.parametrize(("name", "value"), [("devices", 0), ("efficiency", 1.5), ("device_tflops", -1.0)])
-def test_devices_that_cannot_be_are_refused(name, value):
+def test_impossible_devices_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name} is {value}"):
         ScalingConfig(**{name: value})
 
@@ -132,7 +132,7 @@ def test_the_command_prints_a_row_for_each_number_of_devices():
     assert [line.split()[0] for line in printed.splitlines()[-3:]] == ["1", "2", "4"]
 
 
-def test_sending_that_a_fast_link_hides_behind_the_backward_pass_costs_nothing():
+def test_traffic_that_overlaps_the_backward_pass_costs_nothing():
     scaling = ScalingConfig(devices=2, link_gb_per_second=1e6)
     one, two = estimate(PretrainConfig(model=SMALL, train=TRAIN), "no", scaling, tflops=1.0)
     assert two.step_seconds == pytest.approx(one.step_seconds / 2) and two.efficiency == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""The baseline is what transformers' users run: the real Trainer, and torchvision's transforms by rule and value."""
+"""The baseline is the real Trainer, with transforms that agree with torchvision's."""
 
 import random
 from dataclasses import replace
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
 
 
 @pytest.mark.parametrize("transform", [stock.augmented, stock.whole])
-def test_a_whole_image_is_normalised_as_ours_is(run: PretrainConfig, transform):
+def test_a_whole_image_is_normalised_as_in_mae_hf(run: PretrainConfig, transform):
     image = drawn.draw_image(0, 16)
     found = transform(image, run)
     expected = (np.asarray(image) / 255 - run.data.image_mean) / run.data.image_std
@@ -61,7 +61,7 @@ def test_crops_follow_the_rule_of_random_resized_crop():
     assert stats.kstest(top / (4000 - height), stats.uniform.cdf).pvalue > 0.01
 
 
-def test_where_no_crop_fits_the_middle_is_taken():
+def test_if_no_crop_fits_the_centre_is_taken():
     assert stock.crop_box(100, 12, (1.0, 1.0)) == (42, 0, 16, 12)
     assert stock.crop_box(12, 100, (1.0, 1.0)) == (0, 42, 12, 16)
 

@@ -1,4 +1,4 @@
-"""Ratios and per cents of peak, and the script from end to end: the numbers in the table are those of the rounds."""
+"""The table shows the ratios and percentages of the rounds; the script runs from end to end."""
 
 import json
 import os
@@ -47,7 +47,7 @@ RESULTS = {
 }
 
 
-def test_ratios_are_those_of_medians_and_per_cents_those_of_the_peak_in_the_same_precision():
+def test_ratios_compare_medians_and_percentages_the_peak_of_the_same_precision():
     record = summarize(CONTENDERS, RESULTS)
     assert {name: row["median"] for name, row in record.items()} == pytest.approx(
         {"stock fp32": 50, "mae_hf": 100, "preparation": 5000, "bf16 GEMM": 400, "fp32 GEMM": 200}
@@ -61,7 +61,7 @@ def test_ratios_are_those_of_medians_and_per_cents_those_of_the_peak_in_the_same
     assert record["bf16 GEMM"]["ratio_to"] == {}
 
 
-def test_the_table_has_a_line_per_contender_and_a_dash_where_there_is_nothing_to_say():
+def test_the_table_has_a_line_per_contender_and_a_dash_for_missing_values():
     head, *lines = table(summarize(CONTENDERS, RESULTS)).splitlines()
     assert head.split("  ")[-1].strip() == "threads"
     rows = {line.split("  ")[0]: line.split()[len(line.split("  ")[0].split()) :] for line in lines}
@@ -87,7 +87,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-def test_the_script_writes_what_was_measured_and_where(benchmark: tuple[str, dict]):
+def test_the_script_writes_its_measurements_and_the_machine(benchmark: tuple[str, dict]):
     printed, record = benchmark
     assert record["preset"].endswith("preset.yaml")
     assert record["config"]["model.hidden_size"] == 24
@@ -100,7 +100,7 @@ def test_the_script_writes_what_was_measured_and_where(benchmark: tuple[str, dic
 
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", RUN)
-def test_the_table_is_that_of_the_rounds_in_the_json(benchmark: tuple[str, dict], measure: str):
+def test_the_table_shows_the_rounds_of_the_json(benchmark: tuple[str, dict], measure: str):
     printed, record = benchmark
     rows = record["measures"][measure]
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""Contenders take turns in processes of their own, do nothing in between, and none outlives the benchmark."""
+"""Contenders take turns in separate processes, do nothing in between, and end with the benchmark."""
 
 import json
 import multiprocessing
@@ -99,7 +99,7 @@ def load_ahead(turns: Turns, file: Path) -> None:
         turns.done(1)
 
 
-def test_nothing_is_loaded_ahead_in_the_time_of_another(tmp_path: Path):
+def test_a_waiting_contender_loads_no_images(tmp_path: Path):
     ahead, other = tmp_path / "ahead", tmp_path / "other"
     works = {"ahead": partial(load_ahead, file=ahead), "other": sleeping(other, "other", 0.1)}
     take_turns(works, rounds=1, seconds=0.4)
@@ -130,7 +130,7 @@ def work_on(turns: Turns) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_the_memory_of_loaders_counts_where_they_do_not_share_it():
+def test_memory_that_loaders_do_not_share_counts():
     alone, loading = take_turns({"alone": work_on, "loading": hold_in_a_loader}, rounds=1, seconds=0.1).values()
     assert 90 < loading.own_mib - alone.own_mib < 200
 
@@ -205,7 +205,7 @@ def test_all_end_at_ctrl_c(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_all_end_where_the_benchmark_is_killed(tmp_path: Path):
+def test_all_end_when_the_benchmark_is_killed(tmp_path: Path):
     """One is in its turn, one waits, with a loader that is stopped and hears of nothing but a signal."""
     ahead, other = tmp_path / "ahead", tmp_path / "other"
     code = f"""if True:

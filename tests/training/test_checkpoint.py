@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, rotate, and give back what was saved."""
+"""Checkpoints are whole or missing, rotate, and restore exactly what was saved."""
 
 import errno
 import hashlib
@@ -59,7 +59,7 @@ def test_saving_and_loading_gives_back_model_optimizer_and_state(training, tmp_p
     loaded = checkpoints.load(accelerator, checkpoints.latest())
     assert loaded == state
     assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 1.0]
-    step(model, optimizer)  # the same only if the moments came back too
+    step(model, optimizer)  # equal only if the moments were restored, too
     for name, value in model.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
@@ -89,8 +89,8 @@ def test_shards_are_not_read_into_whole_weights(training, tmp_path):
         checkpoints.resume(training[0])
 
 
-def test_a_run_goes_on_in_its_own_precision_alone(training, tmp_path, monkeypatch):
-    """Another one would change its losses without a word, and fp16 would miss the state of its gradient scaler."""
+def test_a_run_cannot_resume_in_a_different_precision(training, tmp_path, monkeypatch):
+    """Otherwise the losses would silently change, and fp16 would lack the state of its gradient scaler."""
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
     monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "bf16")
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_rotation_keeps_the_newest(training, tmp_path):
     assert checkpoints.latest() == tmp_path / "step-00001000" == checkpoints.path(1000)
 
 
-def test_rotation_keeps_the_best_however_old_until_another_one_is_best(training, tmp_path):
+def test_rotation_keeps_the_best_until_a_new_best_is_saved(training, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     for number in (1, 2, 3):
         checkpoints.save(training[0], TrainState(step=number, best_step=1, best_value=0.9))
@@ -117,7 +117,7 @@ def test_rotation_keeps_the_best_however_old_until_another_one_is_best(training,
     assert names(tmp_path) == ["step-00000004"]
 
 
-def test_a_new_best_does_not_take_that_of_the_checkpoint_before_it_away(training, tmp_path):
+def test_rotation_keeps_the_best_of_every_retained_checkpoint(training, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for number, best in ((10, 10), (20, 10), (30, 30)):
         checkpoints.save(training[0], TrainState(number, best_step=best, best_value=0.5))
@@ -130,7 +130,7 @@ def test_a_new_best_does_not_take_that_of_the_checkpoint_before_it_away(training
     assert names(tmp_path) == ["step-00000030", "step-00000030.damaged", "step-00000040"]
 
 
-def test_a_damaged_checkpoint_does_not_keep_the_next_one_from_being_saved(training, tmp_path):
+def test_a_damaged_checkpoint_does_not_prevent_the_next_save(training, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(training[0], TrainState(step=1))
     (tmp_path / "step-00000001" / "train_state.json").write_text('["torn')
@@ -143,7 +143,7 @@ def test_without_checkpoints_there_is_no_latest(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["step-9", "step-00000009.damaged", "notes"])
-def test_what_is_not_a_whole_checkpoint_is_neither_listed_nor_removed(training, tmp_path, name):
+def test_other_folders_are_neither_listed_nor_removed(training, tmp_path, name):
     (tmp_path / name).mkdir()
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert checkpoints.latest() is None
@@ -152,7 +152,7 @@ def test_what_is_not_a_whole_checkpoint_is_neither_listed_nor_removed(training, 
     assert names(tmp_path) == sorted([name, "step-00000002"])
 
 
-def test_what_a_killed_save_left_is_swept_up_by_the_next_one(training, tmp_path):
+def test_the_next_save_removes_what_a_killed_save_left(training, tmp_path):
     (tmp_path / ".step-00000009.partial").mkdir()
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert checkpoints.latest() is None
@@ -160,7 +160,7 @@ def test_what_a_killed_save_left_is_swept_up_by_the_next_one(training, tmp_path)
     assert names(tmp_path) == ["step-00000010"]
 
 
-def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_path):
+def test_after_a_failed_save_the_last_checkpoint_is_still_the_newest(training, tmp_path):
     accelerator, model, _ = training
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(accelerator, TrainState(step=1))
@@ -182,7 +182,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_pa
         match=r"cannot write \S*step-00000002 \(disk full; \d+\.\d MiB free\); .*step-00000001: make room",
     ):
         checkpoints.save(accelerator, TrainState(step=2))
-    assert names(tmp_path) == ["step-00000001"], "what the failed one took may be the room that is missing"
+    assert names(tmp_path) == ["step-00000001"], "the space of the failed save is freed"
 
     accelerator._custom_objects.remove(broken)
     assert checkpoints.resume(accelerator) == TrainState(step=1)
@@ -193,7 +193,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_in_charge(training, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_shards_that_cannot_be_written_fail_like_any_other_file(training, tmp_path):
-    """torch's error has its text from the process that failed, and is no Exception."""
+    """torch reports the text of the process that failed, in an error that is no Exception."""
 
     class InShards:
         def state_dict(self):
@@ -214,7 +214,7 @@ def test_shards_that_cannot_be_written_fail_like_any_other_file(training, tmp_pa
             Checkpoints(tmp_path, keep=1).save(training[0], TrainState(step=1))
     finally:
         training[0]._custom_objects.remove(in_shards)
-    assert names(tmp_path) == [], "what it took may be the room that is missing"
+    assert names(tmp_path) == [], "the space of the failed save is freed"
 
 
 # ---- damage ----
@@ -237,7 +237,7 @@ DAMAGE = {
 
 
 def save_steps(training, folder: Path, *states: TrainState) -> tuple[Checkpoints, list[dict[str, torch.Tensor]]]:
-    """Checkpoints of these states, with other weights in each."""
+    """Save checkpoints of these states, with different weights in each."""
     accelerator, model, optimizer = training
     checkpoints, weights = Checkpoints(folder, keep=9), []
     for state in states:
@@ -258,7 +258,7 @@ def test_a_checkpoint_is_tensors_and_json_and_no_pickle_of_random_states(trainin
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(training, tmp_path, name, damage):
+def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_is_loaded(training, tmp_path, name, damage):
     accelerator, model, _ = training
     checkpoints, weights = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
     DAMAGE[damage](tmp_path / "step-00000002" / name)
@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(trainin
     assert checkpoints.resume(accelerator) == TrainState(step=2)
 
 
-def test_where_no_checkpoint_is_good_a_run_starts_anew_and_nothing_is_removed(training, tmp_path):
+def test_without_a_whole_checkpoint_a_run_starts_again_and_removes_nothing(training, tmp_path):
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
     for path in tmp_path.iterdir():
         flip_a_bit(path / "optimizer.bin")
@@ -283,7 +283,7 @@ def test_where_no_checkpoint_is_good_a_run_starts_anew_and_nothing_is_removed(tr
     assert names(tmp_path) == ["step-00000001.damaged", "step-00000002.damaged"]
 
 
-def test_a_checkpoint_whose_best_one_is_damaged_cannot_end_the_run_and_is_not_gone_on_from(training, tmp_path):
+def test_a_checkpoint_with_a_damaged_best_checkpoint_is_not_resumed(training, tmp_path):
     states = [TrainState(step=1), TrainState(3, best_step=2, best_value=0.5)]
     checkpoints, _ = save_steps(training, tmp_path, states[0], TrainState(2, best_step=2, best_value=0.5), states[1])
     flip_a_bit(tmp_path / "step-00000002" / "model.safetensors")
@@ -298,7 +298,7 @@ def test_a_checkpoint_whose_best_one_is_damaged_cannot_end_the_run_and_is_not_go
 
 
 def mend_digest(file: Path, name: str = "") -> None:
-    """Writes down a file's digest as that of what was saved, as someone who tampers with it does."""
+    """Write the right digest of a changed file, as an attacker would."""
     name = name or file.name
     digests_file = file.parents[name.count("/")] / "digests.json"
     digests = json.loads(digests_file.read_text())
@@ -306,7 +306,7 @@ def mend_digest(file: Path, name: str = "") -> None:
     digests_file.write_text(json.dumps(digests))
 
 
-def test_a_checkpoint_of_another_version_is_refused_and_stays(training, tmp_path):
+def test_a_checkpoint_of_another_version_is_refused_and_kept(training, tmp_path):
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
     file = tmp_path / "step-00000001" / "train_state.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"moment_of_truth": 0.5}))
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_stays(training, tmp_path
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin"])
-def test_a_checkpoint_of_another_network_is_named_in_one_line(training, tmp_path, file):
+def test_a_checkpoint_of_a_different_network_is_refused_in_one_line(training, tmp_path, file):
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
     if file == "model.safetensors":
         save_file({"weight": torch.ones(2, 4), "bias": torch.ones(2)}, tmp_path / "step-00000001" / file)
@@ -340,7 +340,7 @@ def test_a_checkpoint_that_was_moved_and_linked_to_is_read_and_rotated(training,
 
 
 class Payload:
-    """What a pickle runs when it is opened by whoever trusts it."""
+    """A pickle that runs code when it is opened without `weights_only`."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -371,7 +371,7 @@ def test_a_checkpoint_with_a_tampered_description_of_shards_is_refused(training,
         checkpoints.resume(training[0])
 
 
-def test_a_file_server_that_does_not_answer_is_not_taken_for_damage(training, tmp_path, monkeypatch):
+def test_a_file_server_that_does_not_answer_is_no_damage(training, tmp_path, monkeypatch):
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
 
     def no_answer(*_):
@@ -404,14 +404,14 @@ def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(training, 
     assert calls[5:] == [("replace", str(tmp_path / "step-00000001")), ("fsync", str(tmp_path))]
 
 
-def test_a_checkpoint_does_not_make_a_run_folder_anew_that_was_moved_away(training, tmp_path):
+def test_a_save_does_not_create_a_moved_run_folder_again(training, tmp_path):
     checkpoints = Checkpoints(tmp_path / "moved" / "checkpoints", keep=1)
     with pytest.raises(RunError, match="No such file or directory"):
         checkpoints.save(training[0], TrainState(step=1))
     assert not (tmp_path / "moved").exists()
 
 
-def test_the_average_of_the_weights_comes_back_and_is_no_pickle(training, tmp_path):
+def test_the_average_of_the_weights_is_restored_and_is_no_pickle(training, tmp_path):
     accelerator, model, _ = training
     average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What was asked of `accelerate launch` is what runs; a model in shards trains, is saved, resumed and shared as one."""
+"""Launches run as asked or are refused; a sharded model trains, resumes and is shared like a whole one."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def machine_file(tmp_path):
 
 
 @pytest.mark.parametrize("words", [("--cpu", "--num_processes", "2"), ("--config_file", "FILE")])
-def test_one_process_instead_of_several_is_refused_with_what_to_type(words, machine_file):
+def test_one_process_instead_of_several_is_refused_with_the_right_command(words, machine_file):
     environment = exported(*[machine_file if word == "FILE" else word for word in words])
     with pytest.raises(ConfigError, match=r"several processes but started one.*ACCELERATE_USE_CPU=true accelerate"):
         check_launch(environment)
@@ -64,11 +64,11 @@ def test_one_process_instead_of_several_is_refused_with_what_to_type(words, mach
         ("--config_file", str(ROOT / "configs" / "accelerate" / "fsdp2.yaml")),
     ],
 )
-def test_what_runs_as_asked_is_not_refused(words):
+def test_launches_that_run_as_asked_are_accepted(words):
     check_launch(exported(*words))
 
 
-def test_a_script_started_without_accelerate_may_have_an_address_to_meet_at():
+def test_a_script_started_without_accelerate_may_have_a_master_address():
     check_launch({"MASTER_ADDR": "10.0.0.1"})
     check_launch({"MASTER_ADDR": "10.0.0.1", "ACCELERATE_MIXED_PRECISION": "no", "OMPI_COMM_WORLD_RANK": "0"})
 
@@ -94,7 +94,7 @@ def test_deepspeed_that_is_not_installed_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(("stage", "per_device"), [(3, None), (2, 16)])
-def test_what_deepspeed_would_do_otherwise_is_refused(stage, per_device):
+def test_deepspeed_with_stage_3_or_accumulation_is_refused(stage, per_device):
     plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={})
     accelerator = SimpleNamespace(
         distributed_type=DistributedType.DEEPSPEED, state=SimpleNamespace(deepspeed_plugin=plugin)
@@ -105,13 +105,13 @@ def test_what_deepspeed_would_do_otherwise_is_refused(stage, per_device):
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_an_average_of_weights_that_are_in_shards_is_refused(kind):
+def test_an_average_of_sharded_weights_is_refused(kind):
     train = FinetuneTrainConfig(batch_size=64, ema_decay=0.9)
     with pytest.raises(ConfigError, match=f"ema_decay averages whole weights, but {kind.value} shards them"):
         prepare(SimpleNamespace(distributed_type=kind), torch.nn.Linear(1, 1), None, train.plan(100, 2), train)
 
 
-def test_a_folder_that_several_machines_cannot_write_to_is_refused_as_on_one(tmp_path, monkeypatch):
+def test_a_folder_that_several_machines_cannot_write_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     (tmp_path / "file").touch()
     two_machines = SimpleNamespace(num_processes=2, is_main_process=True)
@@ -179,7 +179,7 @@ FINETUNE += " --train.per_device_batch_size 12"
 
 
 def launch(kind: str, stage: str, folder: Path) -> str:
-    """Runs scripts/STAGE.py on one process, or on two: `ddp`, or in `shards`. Returns what it prints."""
+    """Run scripts/STAGE.py on one process, or on two (`ddp` or `shards`), and return its output."""
     words = [f"scripts/{stage}.py", *{"pretrain": PRETRAIN, "finetune": FINETUNE}[stage].split()]
     words += ["--output_dir", str(folder)]
     if kind == "ddp":
@@ -241,7 +241,7 @@ def test_two_processes_train_and_share_the_model_of_one(runs, kind, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "shards"])
-def test_a_run_on_two_processes_goes_on_from_its_checkpoint(runs, kind, tmp_path):
+def test_a_run_on_two_processes_resumes_from_its_checkpoint(runs, kind, tmp_path):
     whole, folder = runs(kind, "pretrain"), tmp_path / "run"
     shutil.copytree(whole, folder)
     for path in (folder / "model", folder / "checkpoints" / "step-00000006"):
@@ -269,8 +269,8 @@ def test_a_run_on_two_processes_goes_on_from_its_checkpoint(runs, kind, tmp_path
         ),
     ],
 )
-def test_processes_that_were_not_told_the_same_or_see_other_images_are_refused(words, message, tmp_path):
-    """As two machines, where a command is typed twice; each of them would train a model of its own."""
+def test_processes_with_different_settings_or_images_are_refused(words, message, tmp_path):
+    """As on two machines, where a command is typed twice. Otherwise each would train a different model."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 16, 16, 3), dtype=np.uint8)
     for rank, number in np.ndindex(2, 40):
         image = tmp_path / str(rank) / "images" / "unlabeled" / f"{number}.png"
@@ -299,7 +299,7 @@ def test_processes_that_were_not_told_the_same_or_see_other_images_are_refused(w
         ),
     ],
 )
-def test_a_launch_that_does_something_else_ends_in_one_line_before_any_data_is_read(words, message, tmp_path):
+def test_a_launch_that_does_not_run_as_asked_ends_in_one_line_before_any_data_is_read(words, message, tmp_path):
     if torch.cuda.is_available() and "--use_fsdp" in words:
         pytest.skip("with GPUs, FSDP runs")
     command = [*LAUNCH, "--main_process_port", str(free_port()), *words, "scripts/pretrain.py"]

@@ -1,4 +1,4 @@
-"""A run takes what the machine has: the fastest attention, the cores, memory that is used again, compiled layers."""
+"""A run fits its machine: the fastest attention, all cores, reused memory, compiled layers."""
 
 import platform
 import subprocess
@@ -82,7 +82,7 @@ def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_memory_that_is_freed_stays_with_the_process():
+def test_freed_memory_stays_with_the_process():
     code = """if True:
         import ctypes, torch
         from types import SimpleNamespace
@@ -99,8 +99,8 @@ def test_memory_that_is_freed_stays_with_the_process():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_a_large_tensor_takes_its_memory_from_the_kernel_once():
-    """Page faults tell: 64 MiB are 16,384 pages, and without `use_cpu_well` every new tensor brings them all again."""
+def test_a_large_tensor_requests_its_memory_from_the_kernel_once():
+    """Counts page faults: 64 MiB are 16,384 pages, which every new tensor faults again without `use_cpu_well`."""
     code = """if True:
         import resource, torch
         from types import SimpleNamespace
@@ -167,7 +167,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients_under_the_same_names()
     assert list(model.state_dict()) == names
 
 
-def test_layers_that_cannot_be_compiled_run_as_they_are_in_mode_auto(monkeypatch):
+def test_layers_that_cannot_be_compiled_run_eagerly_in_mode_auto(monkeypatch):
     model, compile_really = build_mae(MODEL, "sdpa"), nn.Module.compile
     expected = loss_of(model)()
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_really(module, backend=refuse))

@@ -1,4 +1,4 @@
-"""One run at a time in a run folder, whatever becomes of the process that has it."""
+"""One run at a time in a run folder, even if a run is killed."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture
 def holder(tmp_path: Path):
-    """Another process that has the lock of the folder `run`."""
+    """A process that holds the lock of the folder `run`."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
@@ -38,9 +38,7 @@ def holder(tmp_path: Path):
     process.wait()
 
 
-def test_a_second_run_is_refused_and_the_first_one_is_named_and_a_killed_one_holds_nothing(
-    accelerator, holder, tmp_path
-):
+def test_a_second_run_is_refused_with_the_name_of_the_first_until_that_is_killed(accelerator, holder, tmp_path):
     with pytest.raises(ConfigError) as caught:
         RunLock(accelerator, tmp_path / "run")
     message = str(caught.value)
@@ -65,14 +63,14 @@ def test_a_released_lock_leaves_no_file_and_can_be_taken_again(accelerator, tmp_
         assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_lock_that_nobody_holds_any_more_is_free(accelerator, tmp_path):
+def test_a_lock_is_free_after_its_holder_is_deleted(accelerator, tmp_path):
     lock = RunLock(accelerator, tmp_path)
     del lock
     RunLock(accelerator, tmp_path).release()
 
 
-def test_a_lock_on_a_file_that_was_just_removed_is_no_lock(accelerator, tmp_path, monkeypatch):
-    """The first run ends between the moments when the second one opens the file and locks it."""
+def test_a_lock_on_a_removed_file_does_not_count(accelerator, tmp_path, monkeypatch):
+    """The first run ends after the second has opened the file, and before it locks it."""
     fcntl = pytest.importorskip("fcntl")
     first, flock = RunLock(accelerator, tmp_path), fcntl.flock
 
@@ -87,7 +85,7 @@ def test_a_lock_on_a_file_that_was_just_removed_is_no_lock(accelerator, tmp_path
     second.release()
 
 
-def test_a_folder_that_cannot_be_made_is_refused_with_the_cause(accelerator, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused_with_the_cause(accelerator, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write to \S*file/run \(Not a directory\): choose another --output"):
         RunLock(accelerator, tmp_path / "file" / "run")
@@ -95,7 +93,7 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_cause(accelerator, tmp
 
 def test_a_read_only_folder_is_refused_with_the_cause(accelerator, tmp_path):
     (tmp_path / "run").mkdir()
-    if os.geteuid() == 0:  # root writes wherever the file system lets it
+    if os.geteuid() == 0:  # permissions do not stop root
         mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path / "run")]
         if subprocess.run(mount, capture_output=True).returncode != 0:
             pytest.skip("root may not mount a read-only file system here")

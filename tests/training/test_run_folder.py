@@ -1,4 +1,4 @@
-"""A run's files: which folder may be used, what is written when, and trackers that really receive it."""
+"""The files of a run: the folders that it accepts, what it writes and when, and what real trackers receive."""
 
 import dataclasses
 import json
@@ -48,11 +48,11 @@ def refusal(config) -> str:
 
 def test_a_folder_that_is_missing_or_empty_is_new(tmp_path):
     assert inspect_run(config_for(tmp_path / "run")) == "new"
-    assert not (tmp_path / "run").exists(), "looking writes nothing"
+    assert not (tmp_path / "run").exists(), "inspecting writes nothing"
     assert inspect_run(config_for(tmp_path)) == "new"
 
 
-def test_a_run_is_unfinished_until_its_final_metrics_are_there(tmp_path):
+def test_a_run_is_unfinished_until_its_final_metrics_are_written(tmp_path):
     config = config_for(tmp_path / "run")
     log = start(config)
     assert inspect_run(config) == "unfinished"
@@ -60,17 +60,17 @@ def test_a_run_is_unfinished_until_its_final_metrics_are_there(tmp_path):
     assert inspect_run(config) == "finished"
 
 
-def test_a_run_does_not_go_on_with_other_images(tmp_path):
+def test_a_run_does_not_resume_with_different_images(tmp_path):
     config = config_for(tmp_path / "run")
     start(config)
     with pytest.raises(
         ConfigError, match=r"run started with different training images \(data_fingerprint abc, now xyz\)"
     ):
         start(config, step=3, facts=FACTS | {"data_fingerprint": "xyz"})
-    start(config, step=0, facts=FACTS | {"data_fingerprint": "xyz"})  # nothing was trained: it starts anew
+    start(config, step=0, facts=FACTS | {"data_fingerprint": "xyz"})  # it starts again, since nothing was trained
 
 
-def test_another_config_is_refused_with_every_difference(tmp_path):
+def test_a_different_config_is_refused_with_every_difference(tmp_path):
     config = config_for(tmp_path / "run")
     start(config).finish({})
     other = dataclasses.replace(config_for(tmp_path / "run", seed=3), data=DataConfig(source="digits"))
@@ -80,7 +80,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
     assert "--output_dir" in message
 
 
-def test_what_has_no_part_in_the_result_may_change_between_two_starts(tmp_path):
+def test_settings_without_effect_on_the_result_may_change_between_two_starts(tmp_path):
     start(config_for(tmp_path / "run"))
     elsewhere = DataConfig(cache_dir="elsewhere", on_device="never")
     machine = {"compile": "never", "timeout_minutes": 5.0, "per_device_batch_size": 16}
@@ -114,7 +114,7 @@ def test_a_folder_with_other_files_is_refused_and_they_are_named(tmp_path):
     assert f"{tmp_path} is not a run folder but contains thesis.tex: choose another --output_dir" == message
 
 
-def test_what_a_run_was_writing_first_when_it_was_killed_is_no_stranger(tmp_path):
+def test_a_partly_written_config_does_not_make_a_folder_foreign(tmp_path):
     (tmp_path / ".config.yaml.partial").write_text("model: {ima")
     assert inspect_run(config_for(tmp_path)) == "new"
     start(config_for(tmp_path))
@@ -123,7 +123,7 @@ def test_what_a_run_was_writing_first_when_it_was_killed_is_no_stranger(tmp_path
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_installation(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "trackio", None)  # Python's own way of saying that a module is not there
+    monkeypatch.setitem(sys.modules, "trackio", None)  # how Python marks a missing module
     message = refusal(config_for(tmp_path, trackers=("trackio",)))
     assert message == "tracker trackio is not installed: pip install trackio, or leave it out (--train.trackers)"
 
@@ -191,7 +191,7 @@ def test_metrics_are_a_line_each(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40]
 
 
-def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_its_start(tmp_path):
+def test_a_resumed_run_removes_the_lines_after_its_checkpoint_and_keeps_its_start(tmp_path):
     config = config_for(tmp_path / "run")
     log = start(config)
     for step in (10, 20, 30):
@@ -207,7 +207,7 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_its_start(
     assert json.loads(path.read_text())["start"] == "2020-01-01T00:00:00+00:00"
 
 
-def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
+def test_a_half_written_line_is_removed(tmp_path):
     config = config_for(tmp_path / "run")
     start(config).metrics(10, 1.0, {"train/loss": 0.5})
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -217,7 +217,7 @@ def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10, 30]
 
 
-def test_damaged_lines_are_left_out_with_a_warning(tmp_path):
+def test_damaged_lines_are_removed_with_a_warning(tmp_path):
     config = config_for(tmp_path / "run")
     start(config).metrics(10, 1.0, {"train/loss": 0.5})
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
@@ -228,7 +228,7 @@ def test_damaged_lines_are_left_out_with_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"start": "2020', "[1]"])
-def test_a_damaged_run_json_is_written_anew_with_a_warning(tmp_path, content):
+def test_a_damaged_run_json_is_replaced_with_a_warning(tmp_path, content):
     config = config_for(tmp_path / "run")
     start(config)
     (tmp_path / "run" / "run.json").write_text(content)
@@ -245,11 +245,11 @@ def test_a_damaged_config_is_refused(tmp_path, content):
     assert f"{tmp_path / 'run'} holds a different kind of run, or its config.yaml is damaged (" in refusal(config)
 
 
-def test_a_folder_that_is_moved_under_a_run_ends_it_and_goes_on_in_its_new_place(tmp_path):
+def test_moving_the_folder_ends_the_run_which_resumes_at_the_new_path(tmp_path):
     log = start(config_for(tmp_path / "run"))
     log.metrics(10, 1.0, {"train/loss": 0.5})
     (tmp_path / "run").rename(tmp_path / "moved")
-    (tmp_path / "run" / "figures").mkdir(parents=True)  # as a picture that was about to be drawn makes it
+    (tmp_path / "run" / "figures").mkdir(parents=True)  # as a figure would create it
     with pytest.raises(RunError, match=r"run was moved or removed during the run: .* its new --output_dir"):
         log.metrics(20, 2.0, {"train/loss": 0.25})
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -257,10 +257,10 @@ def test_a_folder_that_is_moved_under_a_run_ends_it_and_goes_on_in_its_new_place
     assert [line["step"] for line in read_metrics(tmp_path / "moved")] == [10]
 
 
-def test_a_finished_run_releases_its_lock_and_a_lock_file_is_no_stranger(tmp_path):
+def test_a_finished_run_releases_its_lock_and_a_lock_file_does_not_make_a_folder_foreign(tmp_path):
     accelerator, config = Accelerator(cpu=True), config_for(tmp_path / "run")
     lock = RunLock(accelerator, tmp_path / "run")
-    assert inspect_run(config) == "new", "as a run leaves it that is killed before it has written anything"
+    assert inspect_run(config) == "new", "like the folder of a run that was killed before it wrote anything"
     RunLog(accelerator, config, 0, {}, lock).finish({})
     assert not (tmp_path / "run" / ".lock").exists()
 
@@ -289,7 +289,7 @@ def test_tensorboard_gets_the_values_and_the_config(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40]
 
 
-def test_tensorboard_takes_back_what_came_after_the_step_that_a_run_goes_on_from(tmp_path):
+def test_tensorboard_removes_what_came_after_the_step_of_the_resume(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = config_for(tmp_path / "run", trackers=("tensorboard",))
     log = start(config)
@@ -305,7 +305,7 @@ def test_tensorboard_takes_back_what_came_after_the_step_that_a_run_goes_on_from
     assert found == [(20, pytest.approx(0.2)), (40, 0.25)]
 
 
-def test_a_tracker_that_fails_in_the_middle_is_left_out_and_the_run_goes_on(tmp_path):
+def test_a_run_continues_without_a_tracker_that_fails(tmp_path):
     log = start(config_for(tmp_path / "run", trackers=("tensorboard",)))
     log.metrics(20, 1.0, {"train/loss": 0.5})
     writer = log._accelerator.get_tracker("tensorboard", unwrap=True)
@@ -351,7 +351,7 @@ log.finish({})
 
 
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed: pip install mae_hf[trackio]")
-def test_trackio_gets_the_values_into_its_local_database_and_another_run_where_it_goes_on(tmp_path):
+def test_trackio_gets_the_values_in_its_local_database_and_a_new_run_after_a_resume(tmp_path):
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", TRACKIO_RUN, str(tmp_path / "my-run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
