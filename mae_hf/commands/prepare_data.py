@@ -7,7 +7,7 @@ from mae_hf.config.commands import PrepareConfig
 from mae_hf.data.cache import cache_folder, open_store
 from mae_hf.data.dataset import load_pretraining_images
 from mae_hf.data.sources import load_splits
-from mae_hf.leakage.audit import audit_stores, check_splits, describe_matches, write_matches
+from mae_hf.leakage.audit import audit_stores, check_splits, describe_match, write_pairs
 from mae_hf.leakage.picture import pairs_figure
 
 
@@ -36,15 +36,13 @@ def prepare_data(config: PrepareConfig) -> None:
 
     # ---- leaks ----
     if config.audit_against:
-        matches = audit_stores(stores, config.audit_against)
-        print("\n".join(describe_matches(matches)))
-        for file in write_matches(matches):
-            print(f"  all pairs of rows (unlabeled, {config.audit_against}) are in {file}")
-        for match in matches:
+        for match in audit_stores(stores, config.audit_against):
+            print("\n".join(describe_match(match)))
+            print(f"  all pairs of rows (unlabeled, {config.audit_against}) are in {write_pairs(match)}")
             if len(match.found):
                 title = f"unlabeled and {config.audit_against}"
                 figure = pairs_figure(match.images.images, match.against.images, match.found, match.rows, title)
-                print(f"  the pairs are drawn in {figures.save(figure, match.picture)}")
+                print(f"  the pairs are drawn in {figures.save(figure, match.file('png'))}")
 
     # ---- the channels of the pre-training images ----
 

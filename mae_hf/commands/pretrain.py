@@ -20,7 +20,7 @@ from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
 from mae_hf.evaluation.reconstruction import save_reconstructions
 from mae_hf.files import write_text
-from mae_hf.leakage.audit import audit_held_out, audit_pretraining, finish_stream_audit, stream_search
+from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_search
 from mae_hf.leakage.record import AUDIT, audit_json, describe_audit
 from mae_hf.models.mae import build_mae, export_encoder
 from mae_hf.models.positions import check_positions
@@ -48,15 +48,12 @@ def pretrain(config: PretrainConfig) -> None:
         if config.data.streaming:
             train_images, held_out = load_stream(config.data, config.model.image_size)
             find_duplicate = stream_search(held_out, evaluation)
-            held_out, audit = audit_held_out(held_out, evaluation, config.audit.leave_out)
         else:
             train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
-            train_images, held_out, audit = audit_pretraining(
-                train_images, held_out, evaluation, config.audit.leave_out
-            )
             if config.train.probe_every_epochs:
                 labelled = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
                 voters, queries = labelled or (None, None)
+        train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
     # ---- model ----

@@ -60,12 +60,6 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def without(self, rows: np.ndarray) -> "ImageSet":
-        """The set less some of its rows, np.int64 (k,); at least one must be left."""
-        kept = np.delete(np.arange(len(self)), rows)
-        parts = [(store, self._indices[kept[self._part[kept] == part]]) for part, (store, _) in enumerate(self.parts)]
-        return ImageSet([(store, indices) for store, indices in parts if len(indices)])
-
     @property
     def shape(self) -> tuple[int, ...]:
         """(H, W, 3) of an image."""

@@ -5,11 +5,9 @@ A run writes it, and it travels with the model, without the pairs: nobody else h
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
-from mae_hf.errors import ConfigError
-from mae_hf.files import from_json
+from mae_hf.files import read_json
 from mae_hf.models.io import Checkpoint
 
 AUDIT = "audit.json"
@@ -98,19 +96,6 @@ class Audit:
 NOT_PRETRAINED = Audit(False, False, 0, 0, (), ())
 
 
-def read_audit(file: Path) -> Audit:
-    """Return the record in an untrusted `audit.json`.
-
-    Raises:
-        ValueError: the file cannot be read or is not an audit; one line that names the file.
-    """
-    try:
-        audit: Audit = from_json(Audit, json.loads(file.read_text()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
-    return audit
-
-
 def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
     """Return the audit of a model's pre-training, None if the model has none.
 
@@ -122,12 +107,8 @@ def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
         ConfigError: the model does not exist, or its `audit.json` cannot be read.
     """
     file = Checkpoint(name, revision=revision).file(AUDIT)
-    try:
-        return None if file is None else read_audit(file)
-    except ValueError as error:
-        raise ConfigError(
-            f"{name}: {error}: restore the file, or remove it to go without the scores on unseen test images"
-        ) from None
+    audit: Audit | None = None if file is None else read_json(file, Audit)
+    return audit
 
 
 def audit_json(audit: Audit) -> str:

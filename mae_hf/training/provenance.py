@@ -8,7 +8,7 @@ from typing import Any
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.files import read_json
-from mae_hf.leakage.record import AUDIT, Audit, read_audit
+from mae_hf.leakage.record import AUDIT, Audit
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def find_provenance(init: str) -> Provenance:
     for key, name, read in (
         ("config", "config.yaml", lambda path: parse.read_file(PretrainConfig, path)),
         ("record", "run.json", lambda path: read_json(path, RunRecord)),
-        ("audit", AUDIT, read_audit),
+        ("audit", AUDIT, lambda path: read_json(path, Audit)),
     ):
         path = next((path / name for path in folders if (path / name).is_file()), None)
         try:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_hf.commands import prepare_data
+from mae_hf.commands.prepare_data import prepare_data
+from mae_hf.config import parse
+from mae_hf.config.commands import PrepareConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_evaluation_images, load_labelled_images, load_pretraining_images
 from mae_hf.errors import ConfigError
@@ -189,10 +191,10 @@ def noise(num: int, seed: int, size: int = SIZE) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num, size, size, 3), np.uint8)
 
 
-def exact(record: dict) -> list[tuple[int, int]]:
+def exact(record: list[dict]) -> list[tuple[int, int]]:
     """Return the rows of the exact duplicates in a file, which may hold no others."""
-    assert all((pair["kind"], pair["score"]) == ("exact", 1.0) for pair in record["pairs"])
-    return [(pair["row"], pair["against_row"]) for pair in record["pairs"]]
+    assert all((pair["kind"], pair["score"]) == ("exact", 1.0) for pair in record)
+    return [(pair["row"], pair["against_row"]) for pair in record]
 
 
 def write(folder: Path, kind: str = "PNG", **splits: np.ndarray | Sequence[np.ndarray]) -> Path:
@@ -210,14 +212,20 @@ def write(folder: Path, kind: str = "PNG", **splits: np.ndarray | Sequence[np.nd
     return folder
 
 
+def found(source: Path, images: str, kind: str, against: str, rows: str) -> str:
+    """Return the line that the command prints about duplicates within a source."""
+    return f"{images} unlabeled images of {source} are {kind} of {against} images of {source}{rows}"
+
+
 @pytest.fixture
 def prepare(tmp_path: Path, capsys: pytest.CaptureFixture):
-    def prepare(*words: str | Path, size: int = SIZE) -> tuple[str, list[dict]]:
+    def prepare(*words: str | Path, size: int = SIZE) -> tuple[str, list[list[dict]]]:
         """Return what the command prints, and the audits that it writes."""
         cache = tmp_path / "cache"
         flags = ["--data.class_names", "null", "--data.cache_dir", cache, "--image_size", size]
-        prepare_data.main([str(word) for word in ["--data.source", *words, *flags]])
-        return capsys.readouterr().out, [json.loads(path.read_text()) for path in cache.glob("*.audit.json")]
+        words = [str(word) for word in ["--data.source", *words, *flags]]
+        prepare_data(parse.read_command(PrepareConfig, words, "prepare_data"))
+        return capsys.readouterr().out, [json.loads(path.read_text()) for path in cache.glob("*.audit-*.json")]
 
     return prepare
 
@@ -227,17 +235,17 @@ def test_the_command_prints_and_writes_the_rows(tmp_path: Path, prepare):
     unlabeled = np.concatenate([noise(5, seed=2), test[[9, 4]], noise(1, seed=3), test[[4]]])
     source = write(tmp_path / "source", train=noise(20, seed=4), test=test, unlabeled=unlabeled)
     printed, [record] = prepare(source, "--audit-against", "test")
-    assert "3 of 9 unlabeled images are exact duplicates of 2 of 12 test images: rows 5 = 9, 6 = 4, 8 = 4\n" in printed
+    assert found(source, "3 of 9", "exact duplicates", "2 of 12 test", ": rows 5 and 9, 6 and 4, 8 and 4\n") in printed
     assert exact(record) == [(5, 9), (6, 4), (8, 4)]
-    assert (record["against"]["split"], record["against"]["images"]) == ("test", 12)
-    assert str(next((tmp_path / "cache").glob("test-*.audit.json"))) in printed
+    assert {(pair["split"], pair["against_split"]) for pair in record} == {("unlabeled", "test")}
+    assert str(next((tmp_path / "cache").glob("test-*.audit-*.json"))) in printed
 
 
 def test_the_command_says_so_when_there_are_no_duplicates(tmp_path: Path, prepare):
     source = write(tmp_path / "source", train=noise(20, seed=1), test=noise(4, seed=2), unlabeled=noise(6, seed=3))
     printed, [record] = prepare(source, "--audit-against", "train")
-    assert "0 of 6 unlabeled images are exact duplicates of 0 of 20 train images\n" in printed
-    assert record["pairs"] == []
+    assert found(source, "0 of 6", "exact duplicates", "0 of 20 train", "\n") in printed
+    assert record == []
 
 
 def test_without_the_flag_nothing_is_audited(tmp_path: Path, prepare):
@@ -253,7 +261,7 @@ def test_a_duplicate_in_another_file_format_is_found_at_any_image_size(tmp_path:
     files = write(tmp_path / "files", kind="WebP", unlabeled=images[[11, 2]])
     for size in (SIZE, SIZE // 2):
         printed, _ = prepare(f"[{labelled}, {files}]", "--audit-against", "train", size=size)
-        assert "rows 0 = 11, 1 = 2\n" in printed
+        assert "rows 0 and 11, 1 and 2\n" in printed
 
 
 def test_an_enlarged_image_is_a_near_duplicate_and_is_drawn(tmp_path: Path, prepare):
@@ -261,9 +269,9 @@ def test_an_enlarged_image_is_a_near_duplicate_and_is_drawn(tmp_path: Path, prep
     large = images[:1].repeat(2, axis=1).repeat(2, axis=2)
     source = write(tmp_path / "source", train=images, unlabeled=[*large, images[6]])
     printed, [record] = prepare(source, "--audit-against", "train")
-    assert "1 of 2 unlabeled images are exact duplicates of 1 of 20 train images: rows 1 = 6\n" in printed
-    assert "1 of 2 unlabeled images are near-duplicates of 1 of 20 train images: rows 0 ~ 0 (0.9" in printed
-    near, same = record["pairs"]
+    assert found(source, "1 of 2", "exact duplicates", "1 of 20 train", ": rows 1 and 6\n") in printed
+    assert found(source, "1 of 2", "near-duplicates", "1 of 20 train", ": rows 0 and 0\n") in printed
+    near, same = record
     assert (near["row"], near["against_row"], near["kind"]) == (0, 0, "near")
     assert 0.9 < near["score"] < 1
     assert (same["row"], same["against_row"], same["kind"], same["score"]) == (1, 6, "exact", 1.0)
@@ -280,22 +288,20 @@ def test_a_comparison_is_cached_and_a_broken_file_is_replaced(tmp_path: Path, pr
     with np.load(kept) as whole:
         forged = {**whole, "pairs": whole["pairs"][:1], "scores": whole["scores"][:1], "exact": whole["exact"][:1]}
     np.savez(kept, **forged)
-    assert (
-        "1 of 2 unlabeled images are exact duplicates of 1 of" in prepare(source, "--audit-against", "train")[0]
-    )  # it was read
+    assert "1 of 2 unlabeled" in prepare(source, "--audit-against", "train")[0]  # it was read
     kept.write_bytes(b"not an archive")
-    assert "2 of 2 unlabeled images are exact duplicates of 2 of" in prepare(source, "--audit-against", "train")[0]
+    assert "2 of 2 unlabeled" in prepare(source, "--audit-against", "train")[0]
 
 
 def test_the_unlabeled_images_of_every_source_are_searched(tmp_path: Path, prepare):
     images = noise(20, seed=1)
     first = write(tmp_path / "first", unlabeled=np.concatenate([noise(3, seed=2), images[[5]]]))
     second = write(tmp_path / "second", train=images, unlabeled=np.concatenate([images[[17]], noise(4, seed=3)]))
-    printed, [record] = prepare(f"[{first}, {second}]", "--audit-against", "train")
-    for source, rows, num in ((first, "3 = 5", 4), (second, "0 = 17", 5)):
+    printed, records = prepare(f"[{first}, {second}]", "--audit-against", "train")
+    for source, rows, num in ((first, "3 and 5", 4), (second, "0 and 17", 5)):
         images, against = f"1 of {num} unlabeled images of {source}", f"1 of 20 train images of {second}"
         assert f"{images} are exact duplicates of {against}: rows {rows}\n" in printed
-    assert [part["source"] for part in record["unlabeled"]] == [str(first), str(second)]
+    assert {pair["source"] for record in records for pair in record} == {str(first), str(second)}
 
 
 def test_rows_are_those_of_the_source_where_broken_images_were_skipped(image_folder: Path, prepare):
@@ -305,7 +311,7 @@ def test_rows_are_those_of_the_source_where_broken_images_were_skipped(image_fol
     (image_folder / "unlabeled" / "34.png").write_bytes(duplicate)
     with pytest.warns(UserWarning, match="left out 1 of"):
         printed, _ = prepare(image_folder, "--data.on_bad_image", "skip", "--audit-against", "test")
-    assert "1 of 5 unlabeled images are exact duplicates of 1 of 3 test images: rows 4 = 1\n" in printed
+    assert found(image_folder, "1 of 5", "exact duplicates", "1 of 3 test", ": rows 4 and 1\n") in printed
 
 
 def test_only_the_printed_list_of_many_pairs_is_shortened(tmp_path: Path, prepare):
@@ -313,7 +319,7 @@ def test_only_the_printed_list_of_many_pairs_is_shortened(tmp_path: Path, prepar
     printed, [record] = prepare(
         write(tmp_path / "source", train=images, unlabeled=images[::-1]), "--audit-against", "train"
     )
-    assert ", 9 = 10 and 10 more\n" in printed
+    assert ", 9 and 10, ...\n" in printed
     assert exact(record) == [(row, 19 - row) for row in range(20)]
 
 
@@ -325,7 +331,7 @@ def test_only_the_printed_list_of_many_pairs_is_shortened(tmp_path: Path, prepar
             "test",
             r"no unlabeled split to audit, only .*train of .* \(20 images\).*--data.source",
         ),
-        (("train", "unlabeled"), "validation", r"no validation split to audit against, only .*--audit_against train"),
+        (("train", "unlabeled"), "validation", r"no validation split to audit, only .*--audit_against train"),
     ],
 )
 def test_a_missing_split_is_named_before_anything_is_decoded(tmp_path: Path, prepare, roles, against, message):
@@ -338,8 +344,8 @@ def test_a_missing_split_is_named_before_anything_is_decoded(tmp_path: Path, pre
 def test_the_message_about_an_unwritable_audit_names_the_flag(tmp_path: Path, prepare):
     source = write(tmp_path / "source", train=noise(20, seed=1), unlabeled=noise(3, seed=2))
     prepare(source, "--audit-against", "train")
-    [file] = (tmp_path / "cache").glob("*.audit.json")
+    [file] = (tmp_path / "cache").glob("*.audit-*.json")
     file.unlink()
     file.mkdir()
-    with pytest.raises(ConfigError, match=r"cannot write .*audit\.json .*--data\.cache_dir"):
+    with pytest.raises(ConfigError, match=r"cannot write .*json .*--data\.cache_dir"):
         prepare(source, "--audit-against", "train")

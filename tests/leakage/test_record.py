@@ -9,6 +9,7 @@ import pytest
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import ConfigError
+from mae_hf.files import read_json
 from mae_hf.hub import save_model
 from mae_hf.leakage.record import (
     NOT_PRETRAINED,
@@ -17,7 +18,6 @@ from mae_hf.leakage.record import (
     Pair,
     audit_json,
     describe_audit,
-    read_audit,
     read_model_audit,
 )
 from mae_hf.models.mae import build_mae, export_encoder
@@ -35,7 +35,7 @@ CONFIG = PretrainConfig(model=MAEConfig(**SHAPE, **DECODER, intermediate_size=32
 def test_what_is_written_is_read_again(tmp_path: Path):
     for audit in (AUDIT, NOT_PRETRAINED, dataclasses.replace(AUDIT, streamed=True, num_test_duplicates=None)):
         (tmp_path / "audit.json").write_text(audit_json(audit))
-        assert read_audit(tmp_path / "audit.json") == audit
+        assert read_json(tmp_path / "audit.json", Audit) == audit
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_what_is_written_is_read_again(tmp_path: Path):
 def test_a_value_of_another_type_is_named(tmp_path: Path, change: dict, message: str):
     content = {key: value for key, value in (json.loads(audit_json(AUDIT)) | change).items() if value is not ...}
     (tmp_path / "audit.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"audit\.json cannot be read: ") as error:
-        read_audit(tmp_path / "audit.json")
+    with pytest.raises(ConfigError, match=r"audit\.json cannot be read \(") as error:
+        read_json(tmp_path / "audit.json", Audit)
     assert message in str(error.value)
 
 
@@ -71,7 +71,7 @@ def test_the_audit_travels_with_the_model_and_its_encoder_without_pairs(tmp_path
     assert read_model_audit(str(tmp_path)) is None
     for content in ("", "[]", '{"pretrained": true}', "[" * 100_000):
         (tmp_path / "model" / "audit.json").write_text(content)
-        with pytest.raises(ConfigError, match=r"audit\.json cannot be read: .*restore the file, or remove it"):
+        with pytest.raises(ConfigError, match=r"audit\.json cannot be read \(.*: restore it"):
             read_model_audit(str(tmp_path))
 
 

@@ -42,7 +42,7 @@ def test_a_model_folder_that_was_moved_away_from_its_run_still_has_its_audit(pre
     assert find_provenance(str(pretraining)).audit is None
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "audit.json cannot be read: "), ("[1]", "not a JSON object")])
+@pytest.mark.parametrize(("content", "message"), [("{", "audit.json cannot be read ("), ("[1]", "not a JSON object")])
 def test_an_audit_that_cannot_be_read_is_named(pretraining, content, message):
     (pretraining / "audit.json").write_text(content)
     provenance = find_provenance(str(pretraining))

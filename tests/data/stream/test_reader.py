@@ -21,8 +21,9 @@ from mae_hf.data.stream import shards as shards_module
 from mae_hf.data.stream.notes import read_notes
 from mae_hf.data.stream.reader import load_stream, open_stream
 from mae_hf.errors import ConfigError, RunError
-from mae_hf.leakage.audit import audit_held_out, finish_stream_audit, seen_test_images, stream_search
-from mae_hf.leakage.record import audit_json, describe_audit, read_audit
+from mae_hf.files import read_json
+from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, seen_test_images, stream_search
+from mae_hf.leakage.record import Audit, audit_json, describe_audit
 from mae_hf.training.losses import pretraining_loss
 
 SIZE = 8
@@ -216,8 +217,8 @@ def test_duplicates_of_test_images_are_replaced_or_only_noted(tmp_path, folder, 
     config = config_of(tmp_path, str(folder))
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, leave_out=leave_out))
     evaluation = load_evaluation_images(config.data, [str(source)], SIZE)
-    _, held_out = load_stream(config.data, SIZE)
-    kept, audit = audit_held_out(held_out, evaluation, leave_out)
+    stream, held_out = load_stream(config.data, SIZE)
+    _, kept, audit = audit_pretraining(stream, held_out, evaluation, leave_out)
     assert len(kept) == (5 if leave_out else 6)
     done = "left out" if leave_out else "kept"
     assert f"equal to one of the 4 test images are {done}; " in describe_audit(audit)
@@ -229,7 +230,7 @@ def test_duplicates_of_test_images_are_replaced_or_only_noted(tmp_path, folder, 
     assert found == ([False] * 3 if leave_out else [True, True, False])
 
     (tmp_path / "audit.json").write_text(audit_json(finish_stream_audit(audit, read_notes(tmp_path / "run"))))
-    audit = read_audit(tmp_path / "audit.json")
+    audit = read_json(tmp_path / "audit.json", Audit)
     assert audit.num_test_duplicates == 3
     assert [(part.num_duplicated, part.num_seen) for part in audit.tests] == [(3, 0 if leave_out else 2)]
     assert sorted((pair.row, pair.against_row) for pair in audit.pairs) == [(2, 2), (11, 1), (40, 0)]
@@ -243,8 +244,8 @@ def test_streamed_duplicates_of_held_out_images_are_replaced(tmp_path):
     """Otherwise the held-out loss is that of images that the model was trained on."""
     source = write(tmp_path / "shards", {"a": [*PICTURES[:20], PICTURES[3]], "b": [*PICTURES[20:], PICTURES[0]]})
     config = config_of(tmp_path, str(source))
-    _, held_out = load_stream(config.data, SIZE)
-    _, audit = audit_held_out(held_out, {"test": [], "validation": []}, True)
+    stream, held_out = load_stream(config.data, SIZE)
+    *_, audit = audit_pretraining(stream, held_out, {"test": [], "validation": []}, leave_out=True)
     search = stream_search(held_out, {"test": [], "validation": []})
     streamed = torch.cat(batches(config, 0, 18, find_duplicate=search))
     assert not any(bool((streamed == image).flatten(1).all(1).any()) for image in held_out.batch(range(6)))
