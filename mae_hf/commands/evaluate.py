@@ -12,7 +12,7 @@ from mae_hf.evaluation.inference import extract_features, predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.predictions import write_predictions
 from mae_hf.evaluation.probing import probe_features
-from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
+from mae_hf.evaluation.unseen import describe_seen, unseen_metrics
 from mae_hf.files import write_text
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import read_model_audit
@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> None:
         seen = seen_test_images(read_model_audit(config.model), test)
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in values.items()} | unseen
-        accelerator.print(describe_unseen(unseen))
+        accelerator.print(describe_seen(seen, unseen))
     else:
         encoder = open_encoder(config.model, attention_for(accelerator))
         with accelerator.local_main_process_first():
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> None:
         seen = seen_test_images(read_model_audit(config.model), images["test"])
         for name, of_probe in by_probe.items():
             unseen = unseen_metrics(of_probe, labels["test"], images["test"].class_names, seen)
-            accelerator.print(f"{name}: {describe_unseen(unseen)}")
+            accelerator.print(f"{name}: {describe_seen(seen, unseen)}")
             for key in ("accuracy", "f1"):
                 if f"test_unseen/{key}" in unseen:
                     metrics[f"{name.replace('-', '/')}/unseen_{key}"] = unseen[f"test_unseen/{key}"]

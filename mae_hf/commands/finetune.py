@@ -14,7 +14,7 @@ from mae_hf.data.dataset import DeviceImages, load_labelled_images
 from mae_hf.evaluation.inference import predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.predictions import write_predictions
-from mae_hf.evaluation.unseen import describe_unseen, unseen_metrics
+from mae_hf.evaluation.unseen import describe_seen, unseen_metrics
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
@@ -132,5 +132,5 @@ def finetune(config: FinetuneConfig) -> None:
     log.finish(metrics)
     accelerator.print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "
-        f"on validation); model is in {folder / 'model'}\n{describe_unseen(unseen)}"
+        f"on validation); model is in {folder / 'model'}\n{describe_seen(seen, unseen)}"
     )

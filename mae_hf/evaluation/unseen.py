@@ -1,4 +1,4 @@
-"""The score on the test images that pre-training has never seen."""
+"""Scores on the test images that pre-training has never seen."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from mae_hf.evaluation.metrics import classification_metrics
 def unseen_metrics(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seen: np.ndarray | None
 ) -> dict[str, float | int]:
-    """The scores of a classifier over the test images that pre-training has not seen.
+    """Return the scores of a classifier on the test images that pre-training has not seen.
 
     Args:
-        probabilities: float (n, num_classes), what the softmax gave.
+        probabilities: float (n, num_classes), output of the softmax.
         labels: int (n,), true classes.
         class_names: the name of each class.
-        seen: bool (n,), whether pre-training has seen the image; None if that is not known.
+        seen: bool (n,), whether pre-training has seen the image; None if unknown.
 
     Returns:
         `num_seen_test_images`, and if any image is unseen `test_unseen/accuracy`, `/f1` and `/loss`. Nothing if `seen`
@@ -33,23 +33,21 @@ def unseen_metrics(
     return found | {f"test_unseen/{key}": scores[key] for key in ("accuracy", "f1", "loss")}
 
 
-def describe_seen(seen: np.ndarray | None) -> str:
-    """How many test images pre-training has seen, in a line to print; `seen` as in `unseen_metrics`."""
-    if seen is None or seen.all() or not seen.any():
-        return describe_unseen({} if seen is None else {"num_seen_test_images": int(seen.sum())})
-    return f"pre-training has seen {seen.sum():,} of the {len(seen):,} test images: scores come with and without them"
+def describe_seen(seen: np.ndarray | None, scores: Mapping[str, Any] | None = None) -> str:
+    """Return how many test images pre-training has seen, in a line to print.
 
-
-def describe_unseen(metrics: Mapping[str, Any]) -> str:
-    """The same in a line to print."""
-    num = metrics.get("num_seen_test_images")
-    if num is None:
+    Args:
+        seen: as in `unseen_metrics`.
+        scores: what `unseen_metrics` returned, to add the accuracy.
+    """
+    if seen is None:
         return (
-            "not known which test images pre-training has seen: the model has no audit.json, or one for other test "
-            "images or another image size, or its images were streamed and near copies not looked for"
+            "unknown which test images pre-training has seen: the model has no audit.json, or one for other test "
+            "images or another image size, or its images were streamed, without a search for near-duplicates"
         )
-    if not num:
+    if not seen.any():
         return "pre-training has seen none of the test images"
-    if "test_unseen/accuracy" not in metrics:
-        return f"pre-training has seen all {num:,} test images: there is no score without them"
-    return f"pre-training has seen {num:,} test images; accuracy on the others {metrics['test_unseen/accuracy']:.4f}"
+    if seen.all():
+        return f"pre-training has seen all {len(seen):,} test images: there is no score without them"
+    rest = f"accuracy on the others {scores['test_unseen/accuracy']:.4f}" if scores else "scores come with and without"
+    return f"pre-training has seen {seen.sum():,} of the {len(seen):,} test images; {rest}"
