@@ -23,7 +23,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.dataset import DeviceImages, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
-from mae_hf.data.stream.reader import StreamedImages, load_stream, open_stream
+from mae_hf.data.stream.reader import StreamedImages, load_stream
 
 CPU, SIZE, BATCH, SHARDS, TURNS, STEPS = torch.device("cpu"), 96, 128, 16, 5, 40
 
@@ -45,7 +45,7 @@ def open_source(source: str, folder: Path) -> StreamedImages:
     )
     config = PretrainConfig(data=data, train=PretrainTrainConfig(batch_size=BATCH))
     stream, _ = load_stream(data, SIZE)
-    return open_stream(stream, config, config.train.plan(len(stream), 1), CPU, 0, lambda image: None)
+    return StreamedImages(stream, config, config.train.plan(len(stream), 1), CPU, 0, lambda image: None)
 
 
 def turn(batches: Iterator[torch.Tensor]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from mae_hf.data.dataset import (
     load_probe_images,
 )
 from mae_hf.data.stream.notes import describe_notes, read_notes
-from mae_hf.data.stream.reader import Stream, load_stream, open_stream
+from mae_hf.data.stream.reader import Stream, StreamedImages, load_stream
 from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
 from mae_hf.evaluation.reconstruction import save_reconstructions
@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig) -> None:
     sampler: Sampler
     if isinstance(train_images, Stream):
         rank = accelerator.process_index
-        streamed = open_stream(train_images, config, plan, accelerator.device, rank, find_duplicate)
+        streamed = StreamedImages(train_images, config, plan, accelerator.device, rank, find_duplicate)
         sampler = streamed.sampler
         loss_of = pretraining_loss(prepared, streamed, config)
     else:

@@ -1,1 +1,1 @@
-"""From a source of images to batches of pixel values: sources, store, images, sampler, draws, augmentation."""
+"""From a source of images to batches: sources, splits, cache, dataset, sampler, random, augment; or a stream."""

@@ -40,7 +40,7 @@ class Store:
     Args:
         split: where they come from.
         images: np.uint8 (N, S, S, 3), memory-mapped, read-only.
-        rows: np.int64 (N,), the row of each image in its split; those of skipped images are missing.
+        rows: np.int64 (N,), the row of each image in its split; rows of skipped images are missing.
         digest: SHA-256 of the pixels.
         path: the array's file.
         was_there: whether the array was found in the cache, and not decoded now.

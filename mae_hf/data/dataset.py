@@ -1,6 +1,6 @@
-"""The images a run sees: which rows of which splits, as batches of uint8.
+"""The images of a run: rows of splits, as batches of uint8.
 
-No decision is taken on test: pre-training opens it only to leave copies of it out, validation is carved from train.
+No decision uses test images. Pre-training opens them only to leave out their duplicates.
 
 Shapes: B images in a batch, H = W the side of the square images.
 """
@@ -28,15 +28,17 @@ COPIED_AT_ONCE = 1024  # images, from the cache to a GPU
 
 
 class ImageSet:
-    """Rows of several stores, joined and numbered from 0.
-
-    `labels` is np.int64 (n,), -1 and `class_names` empty where images have no class; `parts` is what it was made of.
-
-    `rows` is np.int64 (n,), the number of each image in its split.
+    """Images of one or several stores, joined and numbered from 0.
 
     Args:
-        parts: stores of images of one size, each with the indices np.int64 into it that belong to the set.
-        note: what has to be said about the choice of these images, such as that a fold is unofficial.
+        parts: stores of images of one size, each with the indices np.int64 of the images that belong to the set.
+        note: how the images were chosen, if results must say so, such as an unofficial fold.
+
+    Attributes:
+        labels: np.int64 (n,), -1 for images without a class.
+        class_names: empty if the images have no classes.
+        rows: np.int64 (n,), the row of each image in its split.
+        fingerprint: of pixels, rows and labels, not of any path.
     """
 
     def __init__(self, parts: Sequence[tuple[Store, np.ndarray]], note: str = "") -> None:
@@ -47,7 +49,7 @@ class ImageSet:
         self._indices = np.concatenate([indices for _, indices in parts])
         self._part = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
         names = {store.split.class_names for store, _ in parts}
-        # labels of several sources are only one classification if the sources agree on the classes
+        # Labels of several sources make one classification only if the sources have the same classes.
         self.class_names: tuple[str, ...] = (names.pop() if len(names) == 1 else None) or ()
         self.labels: np.ndarray = np.full(len(self._indices), NO_LABEL)
         if self.class_names:
@@ -55,7 +57,7 @@ class ImageSet:
         digest = hashlib.sha256(" ".join(store.digest for store, _ in parts).encode())
         for array in (self._part, self._indices, self.labels):
             digest.update(np.ascontiguousarray(array, np.int64).tobytes())
-        self.fingerprint: str = digest.hexdigest()[:16]  # of the pixels, the rows and the labels, not of any path
+        self.fingerprint: str = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -71,7 +73,7 @@ class ImageSet:
         return len(self) * math.prod(self.shape)
 
     def batch(self, rows: np.ndarray | Sequence[int], pin_memory: bool = False) -> torch.Tensor:
-        """The images of `rows`, np.int64 (B,), as a new torch.uint8 (B, H, W, 3), in pinned memory if asked for."""
+        """The images of these numbers, np.int64 (B,), as a new torch.uint8 (B, H, W, 3), pinned on request."""
         rows = np.asarray(rows, np.int64)
         parts, indices = self._part[rows], self._indices[rows]
         images = torch.empty((len(rows), *self.shape), dtype=torch.uint8, pin_memory=pin_memory)
@@ -79,26 +81,26 @@ class ImageSet:
         for part in np.unique(parts):
             here = np.flatnonzero(parts == part)
             if len(here) == len(rows):
-                np.take(self._images[part], indices, axis=0, out=batch, mode="clip")  # clip: no buffering, rows exist
+                np.take(self._images[part], indices, axis=0, out=batch, mode="clip")  # clip avoids a buffer
             else:
                 batch[here] = self._images[part][indices[here]]
         return images
 
     def batch_on(self, device: torch.device, rows: np.ndarray) -> torch.Tensor:
-        """The same on a device; a GPU copies them from pinned memory when it gets there, and is not waited for."""
+        """The same on a device. The copy to a GPU is queued, and the host continues."""
         return self.batch(rows, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 class DeviceImages:
-    """An image set as batches on the device that trains on them; a GPU holds all of them if there is room.
+    """Batches of an image set on the device that trains on them. A GPU holds the whole set if there is room.
 
-    Otherwise batches are read into pinned memory and copied when the GPU gets there. In bf16 and fp32 nothing in a step
-    waits for the GPU: the host reads the next batch while the GPU still works on this one.
+    Otherwise each batch is read into pinned memory, and its copy is queued on the GPU. The host reads the next batch
+    while the GPU still works on this one.
 
     Args:
         images: the set.
         device: where the batches are needed.
-        on_device: whether a GPU holds the whole set; `auto` where it takes at most a quarter of the GPU's free memory.
+        on_device: whether a GPU holds the whole set; `auto` does if it takes at most a quarter of the free memory.
     """
 
     def __init__(self, images: ImageSet, device: torch.device, on_device: Choice) -> None:
@@ -117,12 +119,12 @@ class DeviceImages:
 
 
 def holds_all(num_bytes: int, free_bytes: int, on_device: Choice) -> bool:
-    """Whether a GPU with so much free memory is to hold images of so many bytes; the model needs room, too."""
+    """Whether a GPU holds images of this size; with `auto` the model must have room, too."""
     return on_device == "always" or (on_device == "auto" and num_bytes <= free_bytes / 4)
 
 
 def _copy_whole(images: ImageSet, device: torch.device) -> torch.Tensor:
-    """All images in the order of their rows, uint8 (n, H, W, 3) on the device; read a chunk at a time."""
+    """All images in their order, uint8 (n, H, W, 3) on the device, without a copy of all in the host's memory."""
     resident = torch.empty((len(images), *images.shape), dtype=torch.uint8, device=device)
     for start in range(0, len(images), COPIED_AT_ONCE):
         rows = np.arange(start, min(start + COPIED_AT_ONCE, len(images)))
@@ -179,8 +181,8 @@ def load_evaluation_images(
         image_size: side of the images.
 
     Returns:
-        `test`, the test images of every source that has some; `validation`, the validation images of the others. The
-        validation images of the sources themselves are those that `load_pretraining_images` holds out.
+        `test`, the test images of every source that has some; `validation`, the validation images of the others.
+        `load_pretraining_images` holds out the validation images of the sources themselves.
 
     Raises:
         ConfigError: a source is wrong, an image of it cannot be decoded, or one of the others has no test images.
@@ -189,7 +191,7 @@ def load_evaluation_images(
     own_sources = () if config.streaming else config.sources
     for source in dict.fromkeys((*own_sources, *others)):
         own = source in own_sources
-        # classes that were named are those of the sources to train on
+        # `class_names` is about the sources to train on
         splits = load_splits(config if own else replace(config, class_names=None), source)
         parts = _carve(splits, image_size, config)
         require(

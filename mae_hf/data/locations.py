@@ -19,18 +19,18 @@ def check_source(source: str, streaming: bool = False) -> None:
     if streaming:
         require(
             exists or is_address(source),
-            f"{source} is no source of shards that exists: name a folder with parquet files or webdataset tars, such a "
-            "file, its address (https://..., {000..099} for many files) or a Hub id user/name (--data.source)",
+            f"{source} is no source of shards that exists. Name a folder with parquet files or webdataset tars, one "
+            "such file, an address (https://..., {000..099} for many files) or a Hub id user/name (--data.source)",
         )
         return
     require(
         not is_address(source),
-        f"{source} is an address, which can only be streamed: --data.streaming true, or download the files",
+        f"{source} is an address, which can only be streamed: add --data.streaming true, or download the files",
     )
     require(
         source == "digits" or exists,
-        f"{source} is neither a folder nor a parquet file that exists: name `digits`, a Hub id user/name, a folder "
-        "of parquet files, of images or of STL-10 binaries (--data.source)",
+        f"{source} is neither a folder nor a parquet file that exists. Name `digits`, a Hub id user/name, or a folder "
+        "of parquet files, images or STL-10 binaries (--data.source)",
     )
 
 

@@ -15,7 +15,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random numbers of the images of a micro-batch, and those of the batch that it belongs to.
+    """The random numbers of the images of a micro-batch and of its batch.
 
     An image's numbers depend on (seed, epoch, row) alone, whatever batch the row is in. The numbers of a whole batch
     depend on (seed, step). Each purpose ("crop", "mask") has its own numbers, independent of all others.

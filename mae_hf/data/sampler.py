@@ -1,4 +1,4 @@
-"""Which images a batch has, as a pure function of its number: nothing to save, nothing to replay on resume."""
+"""The images of each batch, as a pure function of its number: a resumed run has nothing to load or to replay."""
 
 import numpy as np
 import torch
@@ -8,18 +8,18 @@ from mae_hf.data.random import integer_seed
 
 
 class BatchSampler:
-    """The rows of every global batch: each epoch a new permutation, cut into batches.
+    """The rows of every global batch: a new permutation for each epoch, divided into batches.
 
-    A batch's number counts from the first of the run: it is that of the optimizer step which takes it, unless
-    batches were skipped. The last incomplete one of an epoch is left out. A batch is the same set of images however it
-    is split over processes and micro-batches, and a micro-batch of even size holds, with each image, the one at the
-    mirror place of the batch (first with last), in mirror places of its own: whatever pairs images pairs the same ones
-    in any split.
+    Batches are numbered by optimizer steps. The last incomplete batch of an epoch is left out. A batch has the same
+    images however it is split over processes and micro-batches.
+
+    Mixup and CutMix pair the first image of a batch with the last, the second with the last but one. A micro-batch of
+    even size contains whole pairs, in the same symmetric order. So any split pairs the same images.
 
     Args:
         num_images: images of the training set.
-        batch_size: images per optimizer step, over all processes and micro-batches together: at most `num_images`, and
-            a multiple of the number of these, which `TrainConfig.plan` sees to.
+        batch_size: images per optimizer step, over all processes and micro-batches together. `TrainConfig.plan` makes
+            sure that it is a multiple of their number, and not above `num_images`.
         seed: seed of the order.
         num_processes: processes that share the batch.
         process_index: this process, from 0.
@@ -57,12 +57,12 @@ class BatchSampler:
         """This process's rows of batch `batch_index` (from 0), one int64 array (B,) per micro-batch."""
         folded = np.arange(self.batch_size)
         folded = np.stack((folded, folded[::-1]), axis=1).ravel()[: self.batch_size]  # first, last, second, ...
-        places = folded.reshape(self.num_processes, self.accumulation_steps, -1)[self.process_index]
+        positions = folded.reshape(self.num_processes, self.accumulation_steps, -1)[self.process_index]
         start = batch_index % self.batches_per_epoch * self.batch_size
-        return list(self._permutation(self.epoch(batch_index))[start + np.sort(places)])
+        return list(self._permutation(self.epoch(batch_index))[start + np.sort(positions)])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        # Only the epoch in use is kept; asking for another one makes it afresh, so no answer depends on the last one.
+        # Only the permutation in use is kept. No result depends on earlier calls.
         if epoch != self._order_epoch:
             generator = torch.Generator().manual_seed(integer_seed(self.seed, epoch, "order"))
             self._order = torch.randperm(self.num_images, generator=generator).numpy()

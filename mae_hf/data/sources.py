@@ -132,11 +132,11 @@ def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
     if column is None:
         raise ConfigError(
             f"{role} of {source} has no column `image`, only {', '.join(dataset.column_names) or 'no columns'}: rename "
-            "the one that holds the images (--data.source)"
+            "the column of images (--data.source)"
         )
     try:
         images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # pyarrow's, or none of the kinds that Image can hold
+    except Exception as error:  # pyarrow's, or a type that Image cannot hold
         raise ConfigError(
             f"column `{column}` of {role} in {source} holds {dataset.features[column]}, not encoded images: save it "
             "as datasets.Image() (--data.source)"

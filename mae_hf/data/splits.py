@@ -152,7 +152,7 @@ def draw_labels(labels: np.ndarray, fraction: float, seed: int | list[int]) -> n
 
 
 def carve(splits: dict[str, Split], config: DataConfig, usable: Callable[[Split], np.ndarray]) -> dict[str, Part]:
-    """The rows of train, validation and test; those that the source lacks are carved from train.
+    """The rows of train, validation and test; a missing role is carved from train.
 
     Args:
         splits: the splits of a source by role.
@@ -169,7 +169,7 @@ def carve(splits: dict[str, Split], config: DataConfig, usable: Callable[[Split]
         split = parts["train"].split
         rows = np.intersect1d(parts["train"].rows, usable(split))
         parts["train"] = Part(split, few_label_rows(split, rows, config))
-        parts.pop("validation", None)  # its labels are not among those of the set
+        parts.pop("validation", None)  # the label set does not contain its labels
     if "validation" not in parts:
         parts["train"], parts["validation"] = set_aside(parts["train"], "validation", config)
     return parts
@@ -221,7 +221,7 @@ def few_label_rows(split: Split, rows: np.ndarray, config: DataConfig) -> np.nda
     require(
         bool(np.isin(fold, rows).all()),
         f"fold {config.fold} of {split.source} has images of train that are set aside as test: give the source a test "
-        "split of its own (--data.test_fraction 0)",
+        "split (--data.test_fraction 0)",
     )
     return fold
 
@@ -233,7 +233,7 @@ def describe_few_labels(split: Split, config: DataConfig) -> str:
             return f"official fold {config.fold} of {len(split.folds)} (fold_indices.txt)"
         return f"unofficial fold {config.fold} of {NUM_FOLDS} (drawn by class with seed {FOLD_SEED})"
     if config.label_fraction == 1:
-        return "all labels of train, those of validation among them"
+        return "all labels of train, including those of validation"
     if config.label_fraction is not None:
         return (
             f"{100 * config.label_fraction:g} % of the labels (drawn by class with seed {config.label_seed}, at least "

@@ -1,4 +1,4 @@
-"""Small tensors on their way to the device, without waiting for it."""
+"""Copy small tensors to the device without waiting for it."""
 
 import numpy as np
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """`values` on the device; a GPU copies them when its turn comes, and the host goes on.
+    """Copy values to the device. With a GPU, the copy is queued and the host continues.
 
-    A plain `.to(device)` from ordinary memory makes the host wait until the GPU has worked off all that is queued.
+    A plain `.to(device)` from ordinary memory would make the host wait until the GPU has finished its queue.
 
     Args:
         values: any shape and dtype, in the host's memory.

@@ -45,16 +45,16 @@ def augment(images: Tensor, config: CropConfig | AugmentConfig, draws: Draws) ->
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """The images with channels first, uint8 (B, S, S, 3) -> (B, 3, S, S): the road of evaluation, nothing is drawn."""
+    """Move the channels to the front, uint8 (B, S, S, 3) -> (B, 3, S, S): the preparation of evaluation."""
     return images.permute(0, 3, 1, 2)
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """What the model takes: (pixels / 255 - mean) / std.
+    """Return the input of the model: (pixels / 255 - mean) / std.
 
     Args:
         pixels: uint8 or float (B, 3, S, S) in 0..255.
-        mean: channel means for pixels in [0, 1], those of the image processor that is saved with the model.
+        mean: channel means for pixels in [0, 1]; the image processor that is saved with the model has the same.
         std: channel standard deviations for pixels in [0, 1].
 
     Returns:
@@ -63,14 +63,14 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     factors = np.array([1 / (255 * np.asarray(std)), np.asarray(mean) / std], np.float32)
     scale, shift = to_device(factors, pixels.device).view(2, 3, 1, 1)
     values = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-    # bytes are brought into order faster than floats
+    # contiguous() comes first, because it is faster for bytes than for floats
     return values.copy_(pixels.contiguous()).mul_(scale).sub_(shift)
 
 
 def crop_boxes(size: int, scale: tuple[float, float], draws: Draws) -> NDArray[np.int64]:
     """The random crop of each image: area uniform in `scale`, aspect log-uniform in 3/4..4/3, position uniform.
 
-    The rule is that of torchvision's `RandomResizedCrop`: up to ten tries for a box that fits, then the whole image.
+    The rule of torchvision's `RandomResizedCrop`: up to ten tries for a box that fits, then the whole image.
 
     Args:
         size: side S of the square images.
@@ -100,7 +100,7 @@ def random_boxes(
         scale: smallest and largest fraction of the area.
         aspect: smallest and largest width / height.
         longest: longest side that fits, in pixels.
-        otherwise: both sides if none of the ten tries fits, in pixels.
+        otherwise: both sides if no try fits, in pixels.
 
     Returns:
         int64 (B, 4): top, left, height, width.
@@ -120,9 +120,9 @@ def random_boxes(
 
 
 def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
-    """Crops, flips and resizes back to S x S, one image at a time: the fastest way on a CPU.
+    """Crop, flip and resize back to S x S, one image at a time: the fastest way on a CPU.
 
-    Within 2 grey levels of Pillow's `crop(box).resize((S, S), BICUBIC)`.
+    The result is within 2 grey levels of Pillow's `crop(box).resize((S, S), BICUBIC)`.
 
     Args:
         images: uint8 (B, S, S, 3).
@@ -134,9 +134,9 @@ def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.
     """
     batch, size = images.shape[:2]
     pixels = torch.empty(batch, 3, size, size, dtype=torch.uint8)
-    # Channels stay innermost in each image's memory: on such a view interpolate has its fast uint8 kernel.
-    places = zip(images.permute(0, 3, 1, 2).split(1), pixels.split(1), boxes.tolist(), flip.tolist(), strict=True)
-    for image, resized, (top, left, height, width), mirrored in places:
+    # Channels stay innermost in memory: interpolate has a fast uint8 kernel for such views.
+    each = zip(images.permute(0, 3, 1, 2).split(1), pixels.split(1), boxes.tolist(), flip.tolist(), strict=True)
+    for image, resized, (top, left, height, width), mirrored in each:
         crop = image[:, :, top : top + height, left : left + width]
         crop = crop.flip(-1) if mirrored else crop
         resized.copy_(F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True))
@@ -144,9 +144,9 @@ def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.
 
 
 def crop_resize_batched(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
-    """The same as `crop_resize_each` in two matrix products for the whole batch: the way for accelerators.
+    """The same as `crop_resize_each` in two matrix products for the whole batch, for GPUs.
 
-    Within 2 grey levels of Pillow, too: as there, lines are resized first and rounded to whole levels in between.
+    Also within 2 grey levels of Pillow: lines are resized first, and rounded to whole levels in between, as there.
 
     Args:
         images: uint8 (B, S, S, 3).
@@ -171,12 +171,12 @@ def crop_resize_batched(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[
 
 def _bicubic_weights(start: Tensor, length: Tensor, size: int) -> Tensor:
     """Weights (B, S, S) with which `size` outputs see the inputs start..start+length; antialiased, as in Pillow."""
-    places = torch.arange(size, device=start.device, dtype=torch.float32)
+    inputs = torch.arange(size, device=start.device, dtype=torch.float32)
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     scale = length / size
-    center = start + (places.view(1, -1, 1) + 0.5) * scale
-    x = ((places + 0.5 - center) / scale.clamp(min=1)).abs()
+    center = start + (inputs.view(1, -1, 1) + 0.5) * scale
+    x = ((inputs + 0.5 - center) / scale.clamp(min=1)).abs()
     # Keys's cubic with a = -0.5, the kernel of Pillow and of interpolate(antialias=True).
     weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
-    weights = weights * ((x < 2) & (places >= start) & (places < start + length))
+    weights = weights * ((x < 2) & (inputs >= start) & (inputs < start + length))
     return weights / weights.sum(dim=2, keepdim=True)

@@ -38,9 +38,9 @@ def erase(pixel_values: Tensor, probability: float, draws: Draws) -> Tensor:
     if not noise:
         return pixel_values
     top, left, height, width = to_device(boxes.T.reshape(4, -1, 1, 1, 1), pixel_values.device)
-    places = torch.arange(pixel_values.shape[-1], device=pixel_values.device)
-    lines = (places.view(-1, 1) >= top) & (places.view(-1, 1) < top + height)
-    columns = (places >= left) & (places < left + width)
+    positions = torch.arange(pixel_values.shape[-1], device=pixel_values.device)
+    lines = (positions.view(-1, 1) >= top) & (positions.view(-1, 1) < top + height)
+    columns = (positions >= left) & (positions < left + width)
     return pixel_values.masked_scatter(lines & columns, to_device(np.concatenate(noise), pixel_values.device))
 
 

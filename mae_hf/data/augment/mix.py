@@ -53,7 +53,7 @@ def mix(
         top, bottom, left, right = cut_box(pixel_values.shape[-1], weight, center_y, center_x)
         mixed = pixel_values.clone()
         mixed[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
-        # The box is clipped at the border and has whole pixels: the labels follow the area that it really covers.
+        # The labels follow the area of the actual box, which is clipped at the border and has whole pixels.
         weight = 1 - (bottom - top) * (right - left) / pixel_values.shape[-1] ** 2
     else:
         mixed = torch.lerp(partners, pixel_values, weight)
@@ -61,13 +61,13 @@ def mix(
 
 
 def check_pairs(config: AugmentConfig, plan: Plan) -> None:
-    """Raises `ConfigError` where a split of the batch would tear the pairs of mixup and cutmix apart."""
+    """Raise `ConfigError` if micro-batches would separate the pairs of mixup and cutmix."""
     is_split = plan.num_processes * plan.accumulation_steps > 1
     require(
         not (is_split and plan.micro_batch_size % 2 and (config.mixup or config.cutmix)),
-        f"{plan.micro_batch_size} images at a time per device is an odd number, and mixup and cutmix pair images: "
-        "choose a --train.batch_size and --train.per_device_batch_size that give an even one, or --augment.mixup 0 "
-        "--augment.cutmix 0",
+        f"mixup and cutmix pair the images of a micro-batch, and {plan.micro_batch_size} images per device is an odd "
+        "number: choose an even --train.per_device_batch_size or another --train.batch_size, or switch both off "
+        "(--augment.mixup 0 --augment.cutmix 0)",
     )
 
 
@@ -76,9 +76,9 @@ def cut_box(size: int, weight: float, center_y: float, center_x: float) -> tuple
 
     Args:
         size: side S of the square image.
-        weight: part of the area that the image itself keeps before clipping.
-        center_y: vertical place of the centre, in [0, 1).
-        center_x: horizontal place of the centre, in [0, 1).
+        weight: fraction of the area that the image itself keeps before clipping.
+        center_y: vertical position of the centre, in [0, 1).
+        center_x: horizontal position of the centre, in [0, 1).
 
     Returns:
         top, bottom, left, right in pixels; bottom and right are the first ones outside.

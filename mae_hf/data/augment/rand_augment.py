@@ -69,14 +69,14 @@ def draw_operations(num_ops: int, magnitude: float, draws: Draws) -> tuple[NDArr
 
 
 def auto_contrast(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Each channel stretched to 0..255; `amount` is not used."""
+    """Stretch each channel to 0..255; `amount` is not used."""
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     stretched = ((pixels - low) * (255 / (high - low).clamp(min=1))).floor()
     return torch.where(high > low, stretched, pixels)
 
 
 def equalize(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Each channel's histogram made flat, with Pillow's integer arithmetic; `amount` is not used."""
+    """Equalize each channel's histogram with Pillow's integer arithmetic; `amount` is not used."""
     values = pixels.flatten(2).long()
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.long, device=pixels.device)
     counts.scatter_add_(2, values, torch.ones_like(values))
@@ -89,43 +89,43 @@ def equalize(pixels: Tensor, amount: Tensor) -> Tensor:
 
 
 def invert(pixels: Tensor, amount: Tensor) -> Tensor:
-    """The negative; `amount` is not used."""
+    """Invert all values; `amount` is not used."""
     return 255 - pixels
 
 
 def posterize(pixels: Tensor, amount: Tensor) -> Tensor:
-    """The upper `amount` bits of every value."""
+    """Keep the upper `amount` bits of every value."""
     step = torch.exp2(8 - amount)
     return (pixels / step).floor() * step
 
 
 def solarize(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Values from `amount` on inverted."""
+    """Invert values from `amount` on."""
     return torch.where(pixels < amount, pixels, 255 - pixels)
 
 
 def solarize_add(pixels: Tensor, amount: Tensor) -> Tensor:
-    """`amount` added to values below 128."""
+    """Add `amount` to values below 128."""
     return torch.where(pixels < 128, (pixels + amount).clamp(max=255), pixels)
 
 
 def color(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Saturation times `amount`."""
+    """Multiply the saturation by `amount`."""
     return _blend(_grey(pixels), pixels, amount)
 
 
 def contrast(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Distance from the image's mean grey times `amount`."""
+    """Multiply the distance from the image's mean grey by `amount`."""
     return _blend((_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor(), pixels, amount)
 
 
 def brightness(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Values times `amount`."""
+    """Multiply all values by `amount`."""
     return _blend(torch.zeros_like(pixels), pixels, amount)
 
 
 def sharpness(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Distance from the smoothed image times `amount`; the outermost pixels stay, as in Pillow."""
+    """Multiply the distance from the smoothed image by `amount`; the outermost pixels stay, as in Pillow."""
     kernel = torch.ones(3, 1, 3, 3, device=pixels.device)
     kernel[:, :, 1, 1] = 5
     smooth = pixels.clone()
@@ -134,35 +134,35 @@ def sharpness(pixels: Tensor, amount: Tensor) -> Tensor:
 
 
 def rotate(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Turned by `amount` degrees, counter-clockwise, about the centre."""
+    """Rotate by `amount` degrees, counter-clockwise, about the centre."""
     angle = amount.flatten() * (math.pi / 180)
     return _affine(pixels, [[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0]])
 
 
 def shear_x(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Lines moved left by `amount` times their distance from the top."""
+    """Move lines left by `amount` times their distance from the top."""
     shear = amount.flatten()
     return _affine(pixels, [[1, shear, shear], [0, 1, 0]])
 
 
 def shear_y(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Columns moved up by `amount` times their distance from the left."""
+    """Move columns up by `amount` times their distance from the left."""
     shear = amount.flatten()
     return _affine(pixels, [[1, 0, 0], [shear, 1, shear]])
 
 
 def translate_x(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Moved left by `amount` times the width."""
+    """Move left by `amount` times the width."""
     return _affine(pixels, [[1, 0, 2 * amount.flatten()], [0, 1, 0]])
 
 
 def translate_y(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Moved up by `amount` times the height."""
+    """Move up by `amount` times the height."""
     return _affine(pixels, [[1, 0, 0], [0, 1, 2 * amount.flatten()]])
 
 
 def _blend(start: Tensor, end: Tensor, amount: Tensor) -> Tensor:
-    # Pillow's Image.blend cuts the fraction off instead of rounding.
+    # Pillow's Image.blend truncates instead of rounding.
     return (start + amount * (end - start)).clamp(0, 255).floor()
 
 
@@ -174,7 +174,7 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _affine(pixels: Tensor, matrix: list[list[Tensor | float]]) -> Tensor:
-    """The output at (x, y) shows the input at matrix . (x, y, 1), in -1..1; bilinear, mid grey outside."""
+    """Sample the input at matrix . (x, y, 1) for each output (x, y) in -1..1: bilinear, mid grey outside."""
     theta = torch.empty(len(pixels), 2, 3, device=pixels.device)
     for i, row in enumerate(matrix):
         for j, entry in enumerate(row):
@@ -183,39 +183,26 @@ def _affine(pixels: Tensor, matrix: list[list[Tensor | float]]) -> Tensor:
     return F.grid_sample(pixels - FILL, grid, padding_mode="zeros", align_corners=False) + FILL
 
 
-def _no_amount(levels: Levels, signs: Levels) -> Levels:
-    return levels
-
-
-def _kept_bits(levels: Levels, signs: Levels) -> Levels:
-    return (4 - np.floor(levels / GREATEST_LEVEL * 4)).clip(min=1)
-
-
-def _threshold(levels: Levels, signs: Levels) -> Levels:
-    return 256 - np.floor(levels / GREATEST_LEVEL * 256)
-
-
-def _added(levels: Levels, signs: Levels) -> Levels:
-    return np.floor(levels / GREATEST_LEVEL * 110)
+def _up_to(greatest: float) -> "Rule":
+    return lambda levels, signs: signs * levels / GREATEST_LEVEL * greatest
 
 
 def _factor(levels: Levels, signs: Levels) -> Levels:
     return 1 + signs * levels / GREATEST_LEVEL * 0.9
 
 
-def _up_to(greatest: float) -> Callable[[Levels, Levels], Levels]:
-    return lambda levels, signs: signs * levels / GREATEST_LEVEL * greatest
-
+Operation = Callable[[Tensor, Tensor], Tensor]
+Rule = Callable[[Levels, Levels], Levels]
 
 # Each operation with the rule that turns level (0..10) and sign into its amount: timm's "increasing" set.
-OPERATIONS: tuple[tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Levels, Levels], Levels]], ...] = (
-    (auto_contrast, _no_amount),
-    (equalize, _no_amount),
-    (invert, _no_amount),
+OPERATIONS: tuple[tuple[Operation, Rule], ...] = (
+    (auto_contrast, lambda levels, signs: levels),
+    (equalize, lambda levels, signs: levels),
+    (invert, lambda levels, signs: levels),
     (rotate, _up_to(30.0)),
-    (posterize, _kept_bits),
-    (solarize, _threshold),
-    (solarize_add, _added),
+    (posterize, lambda levels, signs: (4 - np.floor(levels / GREATEST_LEVEL * 4)).clip(min=1)),
+    (solarize, lambda levels, signs: 256 - np.floor(levels / GREATEST_LEVEL * 256)),
+    (solarize_add, lambda levels, signs: np.floor(levels / GREATEST_LEVEL * 110)),
     (color, _factor),
     (contrast, _factor),
     (brightness, _factor),

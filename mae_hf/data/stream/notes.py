@@ -1,7 +1,7 @@
-"""What became of images that were streamed, on disk before any checkpoint that has seen it.
+"""Notes about streamed images that were bad or duplicates, on disk before any checkpoint that has seen them.
 
-A note is a dict as JSON has it: `row` of the stream and `image`, where it is; `kind` is `bad`, with the `cause`, or
-`exact`, with the digest and the test or validation images that it duplicates. Each process of a run has a file.
+A note is a JSON object: `row` of the stream and `image`, its name; `kind` is `bad`, with the `cause`, or `exact`, with
+the digest and the test or validation images that it duplicates. Each process of a run has a file.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ FILE = "streamed-{}.jsonl"  # in the run folder
 
 
 class StreamNotes:
-    """The notes of a process, one for each image at the most, however often it comes and by whichever thread.
+    """The notes of a process: at most one per image, however often and by however many threads it is read.
 
     Args:
         folder: the run folder.
@@ -32,7 +32,7 @@ class StreamNotes:
         self._lock = threading.Lock()
 
     def add(self, row: int, image: str, what: Mapping[str, Any]) -> None:
-        """Writes down what happened to an image, unless that has been done, and warns of the first bad one.
+        """Write a note about an image unless there is one, and warn of the first bad image.
 
         Raises:
             RunError: the run folder was moved away.
@@ -43,30 +43,30 @@ class StreamNotes:
             if what["kind"] == "bad" and not self._warned:
                 self._warned = True
                 warn(
-                    f"{image} cannot be decoded ({what['cause']}): another image takes its place, and that of all "
-                    f"others that {self._file} names"
+                    f"{image} cannot be decoded ({what['cause']}): another image replaces it; {self._file} lists all "
+                    "such images"
                 )
             self._noted.add(row)
-            try:  # the folder is there, or was moved away and is not to be made anew
-                with self._file.open("a") as file:  # a line that was cut short ends before the next one begins
+            try:  # the folder exists, or was moved away and must not be created again
+                with self._file.open("a") as file:  # a newline first, because the last line may have been cut short
                     file.write(f"\n{json.dumps({'row': row, 'image': image, **what})}")
             except FileNotFoundError:
                 raise moved_away(self._file.parent) from None
 
 
 def read_notes(folder: Path) -> list[dict[str, Any]]:
-    """What the processes of a run have written down, once for each image, in the order of the stream."""
+    """The notes of all processes of a run, one per image, in the order of the stream."""
     notes = {note["row"]: note for file in sorted(folder.glob(FILE.format("*"))) for note in _read(file)}
     return [notes[row] for row in sorted(notes)]
 
 
 def describe_notes(notes: Sequence[Mapping[str, Any]]) -> str:
-    """How many images could not be decoded, in a line."""
+    """Say in a line how many images could not be decoded."""
     num = sum(note["kind"] == "bad" for note in notes)
-    return f"bad images      {num:,} could not be decoded: others took their places" if num else "bad images      none"
+    return f"bad images      {num:,} could not be decoded and were replaced" if num else "bad images      none"
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):  # a line that a run was writing when it was killed
+        with contextlib.suppress(ValueError):  # the run was killed while it wrote the line
             yield json.loads(line)

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -101,39 +101,47 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
 
 
 class StreamedImages:
-    """The images of a process's batches on the device that trains on them, in the order of its sampler.
+    """The images of a process's batches on the device that trains on them, in the order of `sampler`.
 
     Args:
-        shards: the files.
-        sampler: which images come when.
+        stream: the shards to pre-train on.
+        config: batch and order, image size, and what happens to bad images and duplicates.
+        plan: number of processes and micro-batches.
         device: where the batches are needed.
-        image_size: side S of the images.
-        on_bad_image: `raise` stops at an image that cannot be decoded, `skip` replaces it.
-        notes: of every image that was replaced or is a duplicate.
+        process_index: this process, from 0.
         find_duplicate: recognises images that must not be seen.
-        leave_out: whether to replace these images; otherwise they are only noted.
+
+    Raises:
+        ConfigError: the readers cannot be divided among the processes.
     """
 
     def __init__(
         self,
-        shards: Shards,
-        sampler: StreamSampler,
+        stream: Stream,
+        config: PretrainConfig,
+        plan: Plan,
         device: torch.device,
-        image_size: int,
-        *,
-        on_bad_image: Literal["raise", "skip"],
-        notes: StreamNotes,
+        process_index: int,
         find_duplicate: FindDuplicate,
-        leave_out: bool,
     ) -> None:
         self.device = device
-        self.sampler = sampler
-        self._shards = shards
-        self._image_size = image_size
-        self._on_bad_image = on_bad_image
-        self._notes = notes
+        self.sampler = StreamSampler(
+            [int(length) for length in stream.shards.lengths],
+            stream.num_held_out,
+            config.train.batch_size,
+            config.train.seed,
+            config.data.stream_readers,
+            config.data.stream_buffer,
+            num_processes=plan.num_processes,
+            process_index=process_index,
+            accumulation_steps=plan.accumulation_steps,
+        )
+        self._shards = stream.shards
+        self._image_size = config.model.image_size
+        self._on_bad_image = config.data.on_bad_image
+        self._notes = StreamNotes(Path(config.output_dir), process_index)
         self._find_duplicate = find_duplicate
-        self._leave_out = leave_out
+        self._leave_out = config.audit.leave_out
         self._batches: queue.Queue[_Batch | BaseException] | None = None
 
     @contextlib.contextmanager
@@ -155,7 +163,7 @@ class StreamedImages:
                 yield
             finally:
                 self._stopped.set()
-                # Threads that still read when Python ends can crash it. Those that wait for a server are left behind.
+                # A thread that still reads when Python ends can crash it, but a server is not waited for.
                 deadline = time.monotonic() + SECONDS_TO_STOP
                 for reader in readers.values():
                     reader.wait(deadline - time.monotonic())
@@ -166,7 +174,7 @@ class StreamedImages:
     def batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """The images of `rows`, np.int64 (B,), as torch.uint8 (B, S, S, 3) on the device.
 
-        The rows must be those of the next micro-batch. Outside of `reading` all images are black.
+        `rows` must belong to the next micro-batch. Outside of `reading` all images are black.
 
         Raises:
             RunError: a shard cannot be read, or an image cannot be decoded.
@@ -235,50 +243,6 @@ class StreamedImages:
             "broken or duplicate test or validation images: leave that shard out (--data.source), or shuffle more at a "
             "time (--data.stream_buffer)"
         )
-
-
-def open_stream(
-    stream: Stream,
-    config: PretrainConfig,
-    plan: Plan,
-    device: torch.device,
-    process_index: int,
-    find_duplicate: FindDuplicate,
-) -> StreamedImages:
-    """The images of this process's batches. Nothing is read yet.
-
-    Args:
-        stream: the shards to pre-train on.
-        config: order, image size, and what happens to bad images and duplicates.
-        plan: steps and processes.
-        device: where the batches are needed.
-        process_index: this process, from 0.
-        find_duplicate: recognises images that must not be seen.
-
-    Raises:
-        ConfigError: the readers cannot be divided among the processes.
-    """
-    sampler = StreamSampler(
-        [int(length) for length in stream.shards.lengths],
-        stream.num_held_out,
-        config.train.batch_size,
-        config.train.seed,
-        config.data.stream_readers,
-        config.data.stream_buffer,
-        num_processes=plan.num_processes,
-        process_index=process_index,
-        accumulation_steps=plan.accumulation_steps,
-    )
-    return StreamedImages(
-        stream.shards,
-        sampler,
-        device,
-        config.model.image_size,
-        on_bad_image=config.data.on_bad_image,
-        notes=StreamNotes(Path(config.output_dir), process_index),
-        find_duplicate=find_duplicate,
-        leave_out=config.audit.leave_out,
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ def test_the_first_bad_image_is_warned_of_and_all_are_counted(tmp_path):
     with warnings.catch_warnings(action="error"):
         for row in (2, 3):
             notes.add(row, f"image {row} of a.tar", bad)
-    assert describe_notes(read_notes(tmp_path)) == "bad images      3 could not be decoded: others took their places"
+    assert describe_notes(read_notes(tmp_path)) == "bad images      3 could not be decoded and were replaced"
     assert describe_notes([]) == "bad images      none"
 
 

@@ -19,7 +19,7 @@ from mae_hf.data.random import Draws
 from mae_hf.data.stream import reader
 from mae_hf.data.stream import shards as shards_module
 from mae_hf.data.stream.notes import read_notes
-from mae_hf.data.stream.reader import load_stream, open_stream
+from mae_hf.data.stream.reader import StreamedImages, load_stream
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.files import read_json
 from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, seen_test_images, stream_search
@@ -63,7 +63,7 @@ def config_of(tmp_path: Path, source, batch_size=8, per_device_batch_size=None, 
 def stream_of(config, num_processes=1, process_index=0, find_duplicate=lambda image: None):
     stream, _ = load_stream(config.data, SIZE)
     plan = config.train.plan(len(stream), num_processes)
-    return open_stream(stream, config, plan, CPU, process_index, find_duplicate)
+    return StreamedImages(stream, config, plan, CPU, process_index, find_duplicate)
 
 
 def batches(config, start, stop, **kwargs) -> list[torch.Tensor]:
@@ -169,7 +169,7 @@ def test_a_bad_image_stops_the_run_and_is_named(tmp_path):
 def test_a_bad_image_that_is_skipped_is_replaced_by_another_one_always_the_same(tmp_path):
     source = write(tmp_path / "s", {"a": [*PICTURES[:30], b"no image", *PICTURES[30:]]})
     config = config_of(tmp_path, str(source), on_bad_image="skip")
-    with pytest.warns(UserWarning, match="image 30 of .*another image takes its place"):
+    with pytest.warns(UserWarning, match="image 30 of .*another image replaces it"):
         whole = batches(config, 0, 12)
     for start in range(12):
         assert torch.equal(batches(config, start, start + 1)[0], whole[start])
