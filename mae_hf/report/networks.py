@@ -60,10 +60,10 @@ def open_test_images(run: Run) -> ImageSet:
         ConfigError: the data are missing, or have changed since the run.
     """
     images = load_labelled_images(run.config.data, run.config.model.image_size, roles=("test",))["test"]
+    is_same = run.record.test_fingerprint in (None, images.fingerprint)
     require(
-        np.array_equal(images.labels, run.test.labels),
-        f"{', '.join(run.config.data.sources)} no longer holds the {len(run.test)} test images of "
-        f"{run.path}/predictions.parquet",
+        is_same and np.array_equal(images.labels, run.test.labels),
+        f"{', '.join(run.config.data.sources)} no longer holds the {len(run.test)} test images of {run.path}",
     )
     return images
 

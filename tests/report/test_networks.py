@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import ViTForImageClassification, ViTModel
 
 from mae_hf.errors import ConfigError
@@ -63,7 +64,16 @@ def test_a_network_that_is_gone_is_named_and_the_others_are_opened(runs, compari
     assert missing.keys() == {networks.PRETRAINED_ENCODER} and "pretraining" in missing[networks.PRETRAINED_ENCODER]
 
 
-def test_test_images_that_changed_since_are_refused(image_folder, comparison):
-    (image_folder / "test" / "cat" / "20.png").rename(image_folder / "test" / "dog" / "20.png")
-    with pytest.raises(ConfigError, match=r"no longer holds the 4 test images of .*predictions.parquet"):
-        open_test_images(comparison.best["from scratch"])
+def test_test_images_whose_labels_or_pixels_changed_are_refused(image_folder, comparison):
+    run = comparison.best["from scratch"]
+    object.__setattr__(run.record, "test_fingerprint", open_test_images(run).fingerprint)
+    assert len(open_test_images(run)) == 4
+    picture, other = image_folder / "test" / "cat" / "20.png", image_folder / "test" / "dog" / "20.png"
+    before = picture.read_bytes()
+    Image.new("RGB", (12, 12)).save(picture)
+    with pytest.raises(ConfigError, match=r"no longer holds the 4 test images of .*scratch"):
+        open_test_images(run)
+    picture.write_bytes(before)
+    picture.rename(other)
+    with pytest.raises(ConfigError, match=r"no longer holds the 4 test images of .*scratch"):
+        open_test_images(run)
