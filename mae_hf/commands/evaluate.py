@@ -10,7 +10,6 @@ from mae_hf.data.dataset import load_labelled_images
 from mae_hf.errors import require
 from mae_hf.evaluation.inference import extract_features, predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics
-from mae_hf.evaluation.predictions import write_predictions
 from mae_hf.evaluation.probing import probe_features
 from mae_hf.evaluation.unseen import describe_seen, unseen_metrics
 from mae_hf.files import write_text
@@ -19,6 +18,7 @@ from mae_hf.leakage.record import read_model_audit
 from mae_hf.models.io import image_size_of, open_classifier, open_encoder, read_normalization
 from mae_hf.training.distributed import end_processes, start_accelerator
 from mae_hf.training.hardware import attention_for, use_cpu_well
+from mae_hf.training.predictions import write_predictions
 
 
 def evaluate(config: EvaluateConfig) -> None:

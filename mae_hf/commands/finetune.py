@@ -13,7 +13,6 @@ from mae_hf.data.augment.mix import check_pairs
 from mae_hf.data.dataset import DeviceImages, load_labelled_images
 from mae_hf.evaluation.inference import predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics
-from mae_hf.evaluation.predictions import write_predictions
 from mae_hf.evaluation.unseen import describe_seen, unseen_metrics
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
@@ -27,6 +26,7 @@ from mae_hf.training.hardware import attention_for, compile_layers
 from mae_hf.training.loop import Evaluation, batch_sampler, train
 from mae_hf.training.losses import finetuning_loss
 from mae_hf.training.optim import WeightAverage, build_optimizer
+from mae_hf.training.predictions import write_predictions
 
 
 def finetune(config: FinetuneConfig) -> None:

@@ -1,6 +1,6 @@
 """Finished fine-tuning runs, read from their folders; files that are torn or from different runs are refused.
 
-Shapes: n images, C classes, E evaluations of a run.
+Shapes: C classes, E evaluations of a run.
 """
 
 import json
@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig
@@ -20,13 +17,13 @@ from mae_hf.config.data import check_class_names
 from mae_hf.errors import ConfigError, require
 from mae_hf.files import from_json, read_json
 from mae_hf.models.locate import SCRATCH
+from mae_hf.training.predictions import Predictions, read_predictions
 from mae_hf.training.provenance import RunRecord, find_provenance
 
 # Scores that differ by less are the same score, computed twice.
 TOLERANCE = 1e-6
 # Batches of different sizes round differently: in half precision, an image may change its class.
 _VALIDATION_TOLERANCE = 0.01
-_PROBABILITY_TOLERANCE = 1e-3
 _REQUIRED_METRICS = ("test/accuracy", "eval/accuracy", "best_epoch")
 # Settings that are no part of a recipe: of the machine, the seed, what is logged and kept, and the name of the images,
 # which their fingerprint identifies.
@@ -34,37 +31,9 @@ _NOT_RECIPE = MACHINE_SETTINGS | {
     "data.source", "train.seed", "train.log_every_steps", "train.save_every_epochs",
     "train.keep_checkpoints", "train.figure_every_epochs", "train.probe_every_epochs",
 }  # fmt: skip
-# The columns of predictions.parquet and validation_predictions.parquet. Without an audit, all of `seen` is null.
-PREDICTIONS_SCHEMA = pa.schema(
-    {"index": pa.int64(), "label": pa.int64(), "prediction": pa.int64()}
-    | {"probabilities": pa.list_(pa.float32()), "seen": pa.bool_()}
-)
 _AGAIN = "run scripts/finetune.py again"
 
 Settings = tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a classifier predicts for each image of a split."""
-
-    index: NDArray[np.int64]  # (n,), the images in rising order
-    labels: NDArray[np.int64]  # (n,), their classes
-    predictions: NDArray[np.int64]  # (n,), predicted classes
-    probabilities: NDArray[np.float64]  # (n, C)
-    seen: NDArray[np.bool_] | None  # (n,), whether pre-training has seen each image; None if that is unknown
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether each image was predicted correctly, (n,)."""
-        return self.predictions == self.labels
-
-    def are_of_the_same_images(self, other: "Predictions") -> bool:
-        """Whether both have the same images with the same labels."""
-        return np.array_equal(self.index, other.index) and np.array_equal(self.labels, other.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,50 +184,3 @@ def _read_lines(path: Path) -> list[dict[str, float]]:
 def _is_number(value: Any) -> bool:
     """Whether a value is finite; what was not finite is null in metrics.jsonl."""
     return isinstance(value, int | float) and -1e300 < value < 1e300
-
-
-def read_predictions(path: Path, num_classes: int) -> Predictions:
-    """Return the predictions of a file that `write_predictions` wrote, in the order of the index.
-
-    Args:
-        path: the parquet file.
-        num_classes: C.
-
-    Raises:
-        ConfigError: the file is missing or malformed.
-    """
-    require(path.is_file(), f"{path} is missing: {_AGAIN}")
-    try:
-        table = pq.read_table(path).select(PREDICTIONS_SCHEMA.names).cast(PREDICTIONS_SCHEMA).sort_by("index")
-    except (pa.ArrowException, KeyError, OSError) as error:
-        cause = " ".join(str(error).split())
-        names = ", ".join(PREDICTIONS_SCHEMA.names)
-        raise ConfigError(f"{path} cannot be read ({cause}): it must have the columns {names}. {_AGAIN}") from None
-    columns = {name: table[name].combine_chunks() for name in PREDICTIONS_SCHEMA.names}
-    is_known = columns["seen"].null_count < len(table) or not len(table)
-    empty = [name for name, values in columns.items() if values.null_count and (name != "seen" or is_known)]
-    require(not empty, f"{path} has empty values in {', '.join(empty)}: {_AGAIN}")
-    index, labels, predictions = (columns[name].to_numpy() for name in ("index", "label", "prediction"))
-    lengths = columns["probabilities"].value_lengths().to_numpy()
-    require(
-        len(table) > 0 and bool((lengths == num_classes).all()),
-        f"{path} is empty, or a row has not one probability for each of the {num_classes} classes: {_AGAIN}",
-    )
-    flat = columns["probabilities"].flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    probabilities = flat.reshape(len(table), num_classes)  # null is NaN
-    classes = np.concatenate([labels, predictions])
-    problems = {
-        "an image has several rows": len(np.unique(index)) < len(index),
-        f"a class is not one of 0 to {num_classes - 1}": classes.min() < 0 or classes.max() >= num_classes,
-        "probabilities are below 0 or not finite": not (probabilities >= 0).all(),
-        "probabilities do not add up to 1": not (np.abs(probabilities.sum(axis=1) - 1) <= _PROBABILITY_TOLERANCE).all(),
-    }
-    for problem, is_true in problems.items():
-        require(not is_true, f"{path}: {problem}: {_AGAIN}")
-    chosen = np.take_along_axis(probabilities, predictions[:, None], axis=1)[:, 0]
-    require(
-        bool((chosen == probabilities.max(axis=1)).all()),
-        f"{path}: a prediction is not the class of the greatest probability: {_AGAIN}",
-    )
-    seen = columns["seen"].to_numpy(zero_copy_only=False) if is_known else None
-    return Predictions(index, labels, predictions, probabilities, seen)

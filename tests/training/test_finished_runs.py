@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +12,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation.predictions import write_predictions
-from mae_hf.training.finished_runs import read_predictions, read_run
+from mae_hf.training.finished_runs import read_run
 
 THREE = (True, True, True, False)
 
@@ -38,14 +36,6 @@ def test_predictions_are_read_in_the_order_of_their_index(tmp_path):
     assert test.index.tolist() == [0, 1, 2, 3] and test.labels.tolist() == [1, 0, 1, 0]
     assert test.predictions.tolist() == [1, 0, 0, 0] and test.correct.tolist() == [True, True, False, True]
     assert test.probabilities[2] == pytest.approx([0.9, 0.1]) and test.seen.tolist() == [False, False, False, True]
-
-
-def test_predictions_are_read_as_the_recipes_write_them(tmp_path):
-    probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
-    write_predictions(tmp_path / "predictions.parquet", np.array([1, 1]), probabilities, None)
-    read = read_predictions(tmp_path / "predictions.parquet", 2)
-    assert read.predictions.tolist() == [1, 0] and read.seen is None
-    assert read.probabilities.tolist() == probabilities.tolist()
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mae_hf.evaluation.predictions import write_predictions
+from mae_hf.training.predictions import read_predictions, write_predictions
 
 
 @pytest.mark.parametrize("seen", [None, np.array([True, False, False, True, False])])
@@ -19,3 +19,7 @@ def test_predictions_come_back_as_they_were_written(tmp_path: Path, seen: np.nda
     assert table["prediction"] == [int(max(range(3), key=row.__getitem__)) for row in probabilities]
     np.testing.assert_array_equal(np.array(table["probabilities"], np.float32), probabilities)
     assert table["seen"] == ([None] * 5 if seen is None else seen.tolist())
+    read = read_predictions(tmp_path / "predictions.parquet", 3)
+    assert read.index.tolist() == [0, 1, 2, 3, 4] and read.labels.tolist() == table["label"]
+    assert read.predictions.tolist() == table["prediction"] and read.probabilities.tolist() == table["probabilities"]
+    assert (read.seen is None) if seen is None else (read.seen.tolist() == table["seen"])

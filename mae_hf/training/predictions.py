@@ -1,0 +1,114 @@
+"""Per-image predictions on disk, so that every number of a report can be computed again.
+
+Shapes: n images, C classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mae_hf.errors import ConfigError, require
+
+_PROBABILITY_TOLERANCE = 1e-3
+_AGAIN = "run scripts/finetune.py again"
+# The columns of predictions.parquet and validation_predictions.parquet. Without an audit, all of `seen` is null.
+SCHEMA = pa.schema(
+    {"index": pa.int64(), "label": pa.int64(), "prediction": pa.int64()}
+    | {"probabilities": pa.list_(pa.float32()), "seen": pa.bool_()}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a classifier predicts for each image of a split."""
+
+    index: NDArray[np.int64]  # (n,), the images in rising order
+    labels: NDArray[np.int64]  # (n,), their classes
+    predictions: NDArray[np.int64]  # (n,), predicted classes
+    probabilities: NDArray[np.float64]  # (n, C)
+    seen: NDArray[np.bool_] | None  # (n,), whether pre-training has seen each image; None if that is unknown
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each image was predicted correctly, (n,)."""
+        return self.predictions == self.labels
+
+    def are_of_the_same_images(self, other: "Predictions") -> bool:
+        """Whether both have the same images with the same labels."""
+        return np.array_equal(self.index, other.index) and np.array_equal(self.labels, other.labels)
+
+
+def write_predictions(
+    path: Path, labels: NDArray[np.int64], probabilities: NDArray[np.float32], seen: NDArray[np.bool_] | None
+) -> None:
+    """Write index, label, prediction, probabilities and seen of every image, in order (`SCHEMA`).
+
+    Args:
+        path: the file.
+        labels: (n,), the true classes.
+        probabilities: (n, C), each row sums to 1.
+        seen: (n,), whether pre-training has seen the image; None, which leaves the column empty, if that is unknown.
+    """
+    columns = {
+        "index": np.arange(len(labels)),
+        "label": labels,
+        "prediction": probabilities.argmax(axis=1),
+        "probabilities": list(probabilities),
+        "seen": pa.nulls(len(labels), pa.bool_()) if seen is None else seen,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, SCHEMA), path)
+
+
+def read_predictions(path: Path, num_classes: int) -> Predictions:
+    """Return the predictions of a file that `write_predictions` wrote, in the order of the index.
+
+    Args:
+        path: the parquet file.
+        num_classes: C.
+
+    Raises:
+        ConfigError: the file is missing or malformed.
+    """
+    require(path.is_file(), f"{path} is missing: {_AGAIN}")
+    try:
+        table = pq.read_table(path).select(SCHEMA.names).cast(SCHEMA).sort_by("index")
+    except (pa.ArrowException, KeyError, OSError) as error:
+        cause = " ".join(str(error).split())
+        names = ", ".join(SCHEMA.names)
+        raise ConfigError(f"{path} cannot be read ({cause}): it must have the columns {names}. {_AGAIN}") from None
+    columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
+    is_known = columns["seen"].null_count < len(table) or not len(table)
+    empty = [name for name, values in columns.items() if values.null_count and (name != "seen" or is_known)]
+    require(not empty, f"{path} has empty values in {', '.join(empty)}: {_AGAIN}")
+    index, labels, predictions = (columns[name].to_numpy() for name in ("index", "label", "prediction"))
+    lengths = columns["probabilities"].value_lengths().to_numpy()
+    require(
+        len(table) > 0 and bool((lengths == num_classes).all()),
+        f"{path} is empty, or a row has not one probability for each of the {num_classes} classes: {_AGAIN}",
+    )
+    flat = columns["probabilities"].flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    probabilities = flat.reshape(len(table), num_classes)  # null is NaN
+    classes = np.concatenate([labels, predictions])
+    problems = {
+        "an image has several rows": len(np.unique(index)) < len(index),
+        f"a class is not one of 0 to {num_classes - 1}": classes.min() < 0 or classes.max() >= num_classes,
+        "probabilities are below 0 or not finite": not (probabilities >= 0).all(),
+        "probabilities do not add up to 1": not (np.abs(probabilities.sum(axis=1) - 1) <= _PROBABILITY_TOLERANCE).all(),
+    }
+    for problem, is_true in problems.items():
+        require(not is_true, f"{path}: {problem}: {_AGAIN}")
+    chosen = np.take_along_axis(probabilities, predictions[:, None], axis=1)[:, 0]
+    require(
+        bool((chosen == probabilities.max(axis=1)).all()),
+        f"{path}: a prediction is not the class of the greatest probability: {_AGAIN}",
+    )
+    seen = columns["seen"].to_numpy(zero_copy_only=False) if is_known else None
+    return Predictions(index, labels, predictions, probabilities, seen)
