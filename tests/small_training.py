@@ -38,13 +38,13 @@ class Interrupted(Exception):
 
 
 def network(dropout: float = 0.0) -> nn.Module:
-    """An MLP from 4 numbers to 1, the same one every time."""
+    """Return an MLP from 4 numbers to 1, with the same weights at each call."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1))
 
 
 def batch(rows: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
-    """Inputs (B, 4), another draw for every epoch, and targets (B, 1)."""
+    """Return inputs (B, 4), different in every epoch, and targets (B, 1)."""
     inputs = torch.from_numpy(Draws(0, epoch, rows).uniform("inputs", 4)).float() / 10
     position = torch.from_numpy(rows)[:, None] / NUM_IMAGES
     return inputs + position, 4 * position - 2
@@ -124,7 +124,7 @@ def main(folder: Path) -> None:
         run(folder / "resumed")
 
     def stop_one_process(step: int, loss: Tensor) -> Tensor:
-        """Tells the last process alone to stop: all of them must, after the same step."""
+        """Send a signal to the last process alone: all must stop after the same step."""
         if step == 9 and rank == accelerator.num_processes - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss
@@ -136,7 +136,7 @@ def main(folder: Path) -> None:
     run(folder / "begun on one")
 
     def spoil_one_process(step: int, loss: Tensor) -> Tensor:
-        """Not finite on the last process alone, and with a gradient that is: only the loss gives it away."""
+        """Make the loss NaN on the last process alone, with finite gradients."""
         spoilt = step == 9 and rank == accelerator.num_processes - 1
         return loss + (float("nan") if spoilt else 0.0)
 

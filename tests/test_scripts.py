@@ -140,14 +140,14 @@ def test_a_finished_run_is_left_alone(runs: Path):
     assert (runs / "scratch" / "run.json").read_text() == before
 
 
-def test_another_config_is_refused_with_the_difference(runs: Path):
+def test_a_different_config_is_refused_with_the_difference(runs: Path):
     command = ("scripts/finetune.py", "--config", runs / "scratch" / "config.yaml")
     done = run(*command, "--train.seed", "7")
     assert done.returncode == 2
     assert "train.seed: 0 -> 7" in done.stderr
 
 
-def test_an_unfinished_run_goes_on_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
+def test_an_unfinished_run_resumes_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
     script = ("scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
     script = (*script, "--train.probe_every_epochs", "1")
     script = (*script, "--train.figure_every_epochs", "0.6")  # 11 steps; an epoch has 19
@@ -217,7 +217,7 @@ def test_the_encoder_is_probed_on_validation_while_it_learns(runs: Path):
     assert json.loads((runs / "pretrain" / "metrics.json").read_text())["probe/knn_mean_accuracy"] <= 1
 
 
-def test_few_labels_go_on_where_they_stopped_and_say_that_drawn_folds_are_unofficial(runs: Path, tmp_path: Path):
+def test_few_labels_resume_and_report_that_random_folds_are_unofficial(runs: Path, tmp_path: Path):
     script = ("scripts/few_labels.py", "--model", runs / "pretrain", "--data.source", "digits")
     script = (*script, "--method", "knn", "--scratch", "true", "--output_dir", tmp_path)
     printed = succeed(*script)
@@ -252,7 +252,7 @@ def test_few_labels_go_on_where_they_stopped_and_say_that_drawn_folds_are_unoffi
 
 
 @pytest.mark.slow
-def test_few_labels_are_fine_tuned_as_runs_of_their_own(runs: Path, tmp_path: Path):
+def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((ROOT / "configs/finetune/digits.yaml").read_text().replace("epochs: 40", "epochs: 2"))
     script = ("scripts/few_labels.py", "--model", runs / "pretrain", "--data.source", "digits")
@@ -301,7 +301,7 @@ def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_pa
             assert image.width > 100
 
 
-def test_preparing_the_data_says_where_it_is_how_big_and_whether_it_was_there(tmp_path: Path):
+def test_prepare_data_prints_path_and_size_and_whether_images_were_decoded_before(tmp_path: Path):
     data = ("--data.source", "digits", "--data.cache_dir", tmp_path / "cache", "--image_size", "32")
     first, second = (succeed("scripts/prepare_data.py", *data) for _ in range(2))
     files = sorted((tmp_path / "cache").glob("*.npy"))
@@ -314,7 +314,7 @@ def test_preparing_the_data_says_where_it_is_how_big_and_whether_it_was_there(tm
     assert f"{tmp_path / 'cache'} holds {size / 2**20:.1f} MiB in 6 files" in second
 
 
-def test_preparing_the_data_measures_the_channels_of_the_images_to_pretrain_on(tmp_path: Path):
+def test_prepare_data_measures_the_channels_of_the_pretraining_images(tmp_path: Path):
     images = np.random.default_rng(0).integers([0, 50, 100], [256, 150, 120], (20, 5, 5, 3)).astype(np.uint8)
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{number:02}.png")
@@ -339,7 +339,7 @@ def imported(done: subprocess.CompletedProcess[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "code"), [(("--help",), 0), (("--no_such_flag", "1"), 2), (("--config", "no_such_file"), 2)]
 )
-def test_every_script_answers_help_and_errors_before_any_import_that_takes_long(script: str, words: tuple, code: int):
+def test_every_script_answers_help_and_errors_before_slow_imports(script: str, words: tuple, code: int):
     done = typed(sys.executable, "-X", "importtime", f"scripts/{script}.py", *words)
     assert done.returncode == code
     assert "--" in done.stdout if code == 0 else "error: " in done.stderr
@@ -363,7 +363,7 @@ def test_every_script_answers_help_and_errors_before_any_import_that_takes_long(
         ("demo", ("--model", "no_such_model")),
     ],
 )
-def test_what_does_not_exist_is_named_before_torch_is_imported(script: str, words: tuple):
+def test_a_missing_source_or_model_is_named_before_torch_is_imported(script: str, words: tuple):
     done = typed(sys.executable, "-X", "importtime", f"scripts/{script}.py", *words)
     assert done.returncode == 2
     assert "no_such_" in done.stderr.splitlines()[-1]
@@ -398,7 +398,7 @@ def test_a_held_out_loss_that_is_not_finite_does_not_break_the_end_of_a_run(tmp_
     assert "eval/loss" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
-def test_a_missing_encoder_is_answered_with_what_to_type(tmp_path: Path):
+def test_a_missing_encoder_is_an_error_that_says_what_to_type(tmp_path: Path):
     script = ("scripts/finetune.py", "--config", "configs/finetune/digits.yaml")
     done = run(*script, "--model.init", tmp_path / "nothing", "--output_dir", tmp_path / "run")
     assert done.returncode == 2
@@ -406,7 +406,7 @@ def test_a_missing_encoder_is_answered_with_what_to_type(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_encoder_trained_on_other_statistics_is_refused_with_the_flags(runs: Path, tmp_path: Path):
+def test_an_encoder_with_different_normalisation_is_refused_with_the_flags(runs: Path, tmp_path: Path):
     script = ("scripts/finetune.py", "--config", "configs/finetune/digits.yaml")
     other = ("--data.image_mean", "[0.5, 0.5, 0.5]", "--model.init", runs / "pretrain")
     done = run(*script, *other, "--output_dir", tmp_path / "run")

@@ -44,13 +44,13 @@ def seen_by(folder: Path) -> list[dict]:
     return [json.loads((folder / f"process-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_there_were_two_processes(folder):
+def test_two_processes_ran(folder):
     assert [seen["num_processes"] for seen in seen_by(folder)] == [2, 2]
     assert json.loads((folder / "whole" / "run.json").read_text())["num_processes"] == 2
 
 
 @pytest.mark.parametrize("name", ["whole", "accumulated", "resumed", "begun on one", "begun on two"])
-def test_two_processes_train_as_one_does(folder, alone, name):
+def test_two_processes_train_like_one(folder, alone, name):
     for key, tolerance in {"step": 0, "epoch": 0, "train/loss": 1e-5, "train/grad_norm": 1e-4}.items():
         found, wanted = ([line[key] for line in read_metrics(path)] for path in (folder / name, alone))
         assert len(found) == 7

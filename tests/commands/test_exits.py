@@ -110,7 +110,7 @@ exits.run(main)
     [(["0", "1", "2"], "error: patch_size 10"), (["1", "2"], "process 1: error: patch_size 10")],
     ids=["all processes", "all but the first"],
 )
-def test_a_config_that_is_wrong_is_told_once_whoever_sees_it(tmp_path, wrong_on, line):
+def test_a_wrong_config_is_printed_once_whichever_ranks_find_it(tmp_path, wrong_on, line):
     script = tmp_path / "script.py"
     script.write_text(LAUNCHED)
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "3", "--rdzv_backend", "c10d")
@@ -133,7 +133,7 @@ exits.run(main)
 
 
 @pytest.mark.slow
-def test_the_launcher_blames_the_process_that_failed_and_not_one_that_has_lost_it(tmp_path):
+def test_the_launcher_names_the_failing_rank_and_not_its_peers(tmp_path):
     (tmp_path / "script.py").write_text(ONE_FAILS)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
     done = _python(*words, PYTHONPATH=str(ROOT))
@@ -157,7 +157,7 @@ def test_a_bug_shows_its_traceback(script, end):
         ("RuntimeError('shape [2, 3] is invalid')", False),
     ],
 )
-def test_a_process_that_loses_another_one_says_so_in_one_line_on_each_machine(error, is_lost):
+def test_a_rank_that_loses_its_peers_prints_one_line_per_machine(error, is_lost):
     imports = "import torch\n" if "torch." in error else ""
     imports += "from mae_hf.commands import exits\n"
     code = f"{imports}def main():\n    print('step 7')\n    raise {error}\nexits.run(main)\n"

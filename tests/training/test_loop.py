@@ -40,7 +40,7 @@ def lines_without_clock(folder) -> list[dict[str, float]]:
 
 
 def test_a_run_is_the_textbook_loop(tmp_path):
-    """Ten lines of plain PyTorch, without accumulation, log or checkpoints, come to the same weights and losses."""
+    """Ten lines of plain PyTorch, without accumulation, log or checkpoints, give the same weights and losses."""
     model, state = run(tmp_path, log_every_steps=1)
     assert state.step == 20
 
@@ -79,7 +79,7 @@ def test_accumulation_does_not_change_the_losses(tmp_path, size):
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop_at", [3, 12, 17])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, stop_at, ema_decay):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop_at, ema_decay):
     expected, state = run(tmp_path / "whole", dropout=0.2, ema_decay=ema_decay)
     with pytest.raises(Interrupted):
         run(tmp_path / "resumed", dropout=0.2, ema_decay=ema_decay, stop_at=stop_at)
@@ -92,7 +92,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, stop_a
 
 
 def assert_equal_runs(found: Path, expected: Path) -> None:
-    """Equal weights, moments and states in the last checkpoint, and equal lines of the log."""
+    """Check that weights, moments and states of the last checkpoints are equal, and the lines of the logs."""
     assert lines_without_clock(found) == lines_without_clock(expected)
     found, expected = (Checkpoints(path / "checkpoints", 1).latest() for path in (found, expected))
     assert found.name == expected.name
@@ -105,7 +105,7 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
 
 
 def send(number: int, at: int):
-    """A change that sends this process a signal in the middle of a step."""
+    """Return a change that sends this process a signal during a step."""
 
     def change(step: int, loss: torch.Tensor) -> torch.Tensor:
         if step == at:
@@ -117,8 +117,8 @@ def send(number: int, at: int):
 
 @pytest.mark.parametrize("at", [0, *random.Random(5).sample(range(1, 19), 4), 19])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_run_that_is_told_to_stop_saves_the_state_before_its_step_and_repeats_that_step(tmp_path, name, at):
-    """In the middle of an accumulation, of a line of the log and of an epoch; at the last step, too."""
+def test_a_signal_saves_the_state_before_the_step_and_the_resumed_run_repeats_the_step(tmp_path, name, at):
+    """The signal arrives during an accumulation, between lines of the log, during an epoch, or at the last step."""
     number = getattr(signal, name)
     settings = {"dropout": 0.2, "per_device_batch_size": 2, "best_key": "eval/loss"}
     run(tmp_path / "whole", **settings)
@@ -134,7 +134,7 @@ def test_a_run_that_is_told_to_stop_saves_the_state_before_its_step_and_repeats_
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_signal_does_not_wait_for_the_micro_batches_that_are_left(tmp_path):
+def test_a_signal_does_not_wait_for_the_remaining_micro_batches(tmp_path):
     computed = []
 
     def change(step: int, loss: torch.Tensor) -> torch.Tensor:
@@ -166,7 +166,7 @@ def test_a_signal_during_an_evaluation_waits_for_it(tmp_path):
     assert read_metrics(tmp_path)[-1]["eval/loss"] == 1.0
 
 
-def test_a_run_that_is_stopped_at_every_step_is_the_uninterrupted_one(tmp_path):
+def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(tmp_path):
     run(tmp_path / "whole", dropout=0.2)
     for step in range(20):
         with pytest.raises(RunStopped):
@@ -175,7 +175,7 @@ def test_a_run_that_is_stopped_at_every_step_is_the_uninterrupted_one(tmp_path):
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_what_an_evaluation_draws_does_not_change_the_training(tmp_path):
+def test_random_numbers_of_an_evaluation_do_not_change_the_training(tmp_path):
     expected, _ = run(tmp_path / "plain", dropout=0.2)
     found, _ = run(
         tmp_path / "drawing", dropout=0.2, evaluate=lambda step: {"eval/loss": torch.rand(step).mean().item()}
@@ -183,7 +183,7 @@ def test_what_an_evaluation_draws_does_not_change_the_training(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
-def test_going_on_with_a_run_that_has_made_all_its_steps_changes_nothing(tmp_path):
+def test_resuming_a_run_after_its_last_step_changes_nothing(tmp_path):
     expected, state = run(tmp_path)
     lines = read_metrics(tmp_path)
     again, state_again = run(tmp_path)
@@ -193,7 +193,7 @@ def test_going_on_with_a_run_that_has_made_all_its_steps_changes_nothing(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:removed 1 damaged lines")
-def test_a_last_line_that_was_torn_is_evaluated_again(tmp_path):
+def test_a_torn_last_line_is_evaluated_again(tmp_path):
     run(tmp_path)
     lines = read_metrics(tmp_path)
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -214,7 +214,7 @@ def test_the_log_has_a_line_when_it_is_due_and_at_evaluations(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000014", "step-00000020"]
 
 
-def test_the_log_has_the_rate_that_the_optimizer_got(tmp_path):
+def test_the_log_has_the_learning_rate_of_the_optimizer(tmp_path):
     run(tmp_path)
     rates = {line["step"]: line["train/learning_rate"] for line in read_metrics(tmp_path)}
     peak = 0.6 * 8 / 256
@@ -278,7 +278,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path, bad):
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_before_the_update(tmp_path, bad):
     with pytest.raises(Interrupted):
         run(tmp_path / "good", stop_at=9, save_every_epochs=2.25)  # leaves a checkpoint of 9 good steps
     with pytest.raises(RunError) as caught:
@@ -293,7 +293,7 @@ def test_what_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path,
     assert all(torch.equal(value, expected[name]) for name, value in caught.value.model.state_dict().items())
 
 
-def test_nothing_is_evaluated_or_drawn_for_a_run_folder_that_was_moved_away(tmp_path):
+def test_no_evaluation_runs_after_the_run_folder_was_moved_away(tmp_path):
     def move(batch: int, loss: torch.Tensor) -> torch.Tensor:
         if batch == 5:
             (tmp_path / "run").rename(tmp_path / "moved")
@@ -308,12 +308,12 @@ def test_nothing_is_evaluated_or_drawn_for_a_run_folder_that_was_moved_away(tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_checkpoint_the_message_says_so(tmp_path):
+def test_the_message_says_if_there_is_no_checkpoint(tmp_path):
     with pytest.raises(RunError, match="the last good checkpoint is none yet"):
         run(tmp_path, change=lambda step, loss: loss * float("nan"))
 
 
-def test_fp16_may_skip_steps_while_it_searches_its_loss_scale_but_not_for_ever(tmp_path):
+def test_fp16_may_skip_steps_while_it_searches_its_loss_scale_but_not_endlessly(tmp_path):
     loss, overflow, checkpoints = torch.tensor(1.0), torch.tensor(float("inf")), Checkpoints(tmp_path, 2)
     failure = loop.first_failure(torch.zeros(4), loss, overflow, 3)
     searching = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
@@ -326,8 +326,8 @@ def test_fp16_may_skip_steps_while_it_searches_its_loss_scale_but_not_for_ever(t
             loop.check_finite(accelerator, failure, checkpoints)
 
 
-def test_fp16_makes_no_update_from_a_loss_that_is_not_finite_though_its_gradients_are():
-    """GradScaler overwrites `found_inf` with what it finds in the gradients alone."""
+def test_fp16_makes_no_update_from_a_non_finite_loss_with_finite_gradients():
+    """GradScaler overwrites `found_inf`, and checks only gradients."""
     accelerator = Accelerator(cpu=True)
     model = network()
     before = [parameter.clone() for parameter in model.parameters()]
@@ -348,7 +348,7 @@ def test_fp16_makes_no_update_from_a_loss_that_is_not_finite_though_its_gradient
         assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
 
 
-def test_the_first_failure_is_the_one_that_is_reported():
+def test_the_first_failure_is_reported():
     good, bad = torch.tensor(0.25), torch.tensor(float("nan"))
     failure = torch.zeros(4)
     for step, (loss, norm) in enumerate([(good, good), (good, bad), (good, good), (bad, bad)]):
@@ -357,8 +357,8 @@ def test_the_first_failure_is_the_one_that_is_reported():
     assert failure[3].isnan()
 
 
-def test_a_failed_step_changes_nothing_though_nobody_asks_whether_it_failed():
-    """What a GPU does, which is asked only now and then: the steps of the real optimizer, with and without failures."""
+def test_a_failed_step_changes_no_weight_though_the_host_does_not_check():
+    """On a GPU the host rarely checks. Make steps of the real optimizer with and without failures."""
 
     def weights_after(failures: list[float]) -> list[torch.Tensor]:
         model = network()
@@ -377,7 +377,7 @@ def test_a_failed_step_changes_nothing_though_nobody_asks_whether_it_failed():
 
 
 def build_optimizer_of(model: nn.Module) -> torch.optim.AdamW:
-    """The optimizer of a run, for a model without a transformers config."""
+    """Return the optimizer of a run for a model without a transformers config."""
     model.config = SimpleNamespace(num_hidden_layers=1)
     optimizer = build_optimizer(model, PretrainTrainConfig())
     for group in optimizer.param_groups:

@@ -35,7 +35,7 @@ def test_other_ranks_print_nothing(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_second_ctrl_c_stops_at_once_but_not_the_copy_that_a_launcher_passes_on(monkeypatch):
+def test_a_second_ctrl_c_stops_at_once_but_a_copy_from_the_launcher_does_not(monkeypatch):
     with StopSignals(is_main_process=False) as stop:
         send(signal.SIGINT)
         send(signal.SIGINT)  # at the same moment: the terminal's and the launcher's

@@ -39,7 +39,7 @@ def never(config: FinetuneConfig, log: Path) -> None:
     raise AssertionError("nothing is left to do")
 
 
-def test_few_images_make_a_smaller_batch_and_longer_epochs_alike(tmp_path: Path):
+def test_few_images_get_a_smaller_batch_and_more_epochs(tmp_path: Path):
     config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "run")
     # 20 images: a batch of 20, one step an epoch, 40 steps planned, so five times as long
     assert (config.train.batch_size, config.train.per_device_batch_size) == (20, None)
@@ -70,7 +70,7 @@ def test_a_finished_run_is_read_and_its_checkpoints_removed(tmp_path: Path):
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_finished_run_of_another_config_is_refused_with_the_difference(tmp_path: Path):
+def test_a_finished_run_with_a_different_config_is_refused_with_the_difference(tmp_path: Path):
     folder = finished_run(tmp_path)
     config = parse.read_file(FinetuneConfig, folder / "config.yaml")
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7.0))
@@ -78,7 +78,7 @@ def test_a_finished_run_of_another_config_is_refused_with_the_difference(tmp_pat
         run_finetuning(never, other)
 
 
-def test_folders_of_another_config_are_found_before_the_first_run_starts(tmp_path: Path):
+def test_folders_with_a_different_config_are_found_before_the_first_run_starts(tmp_path: Path):
     data = DataConfig(source="digits", class_names=None)
     budgets = {"protocol": "budgets", "method": "finetune", "draws": 1, "finetune_config": "r.yaml"}
     config = FewLabelsConfig("m", str(tmp_path), data=data, **budgets)
@@ -95,14 +95,14 @@ def test_folders_of_another_config_are_found_before_the_first_run_starts(tmp_pat
         plan_finetunings(config, RECIPE, sets, {"model": "m", "scratch": "scratch"}, SHAPE)
 
 
-def test_the_line_and_the_predictions_of_a_run_are_those_of_its_files(tmp_path: Path):
+def test_the_line_and_the_predictions_of_a_run_match_its_files(tmp_path: Path):
     folder = finished_run(tmp_path)
     config = parse.read_file(FinetuneConfig, folder / "config.yaml")
     labels, seen = np.array(run_folders.LABELS), np.array([True, False, False, False])
     results = Measurements(tmp_path / "few", labels, ("cat", "dog"), seen)
     (tmp_path / "few").mkdir()
     line = {"label_set": "fold-3", "arm": "model", "method": "finetune"}
-    for _ in range(2):  # the second time it is there
+    for _ in range(2):  # the second call finds the line
         measure_finetuning(results, line, never, config)
     (found,) = results.lines
     assert (found["accuracy"], found["validation_accuracy"], found["num_labels"]) == (0.75, 0.75, 300)
@@ -125,7 +125,7 @@ def finished_run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_recipe_is_told_apart_by_what_it_does_to_a_run():
+def test_recipes_differ_if_and_only_if_they_change_results():
     other = dataclasses.replace(RECIPE, output_dir="elsewhere", data=DataConfig(source="digits", fold=1))
     assert describe_recipe(other, 200) == describe_recipe(RECIPE, 200)
     assert describe_recipe(RECIPE, 200)["min_steps"] == "200"
@@ -145,7 +145,7 @@ def start_of(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     return importlib.import_module(name).start
 
 
-def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_run_is_named_with_its_last_line_and_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = "log.write_text(f'{config.output_dir}\\nerror: no such thing\\n')\nsys.exit(1)"
     config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "budget-0.1-model")
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_a_signal_waits_for_the_fine_tuning_to_save(tmp_path: Path, number: int,
         f"def note(number, frame): time.sleep(0.5); open({str(saved)!r}, 'w').close(); sys.exit(128 + number)\n"
         f"signal.signal({int(number)}, note)\n"
         f"os.kill(os.getppid(), {int(number)})\n"
-        # a terminal would have sent Ctrl-C to both
+        # a terminal sends Ctrl-C to both
         f"{'os.kill(os.getpid(), signal.SIGINT)' if number == signal.SIGINT else ''}\n"
         "time.sleep(60)"
     )
