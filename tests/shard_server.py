@@ -22,7 +22,7 @@ Fault = Callable[["Request"], int | str | None]
 
 
 def picture(number: int, size: int = 12) -> bytes:
-    """A PNG with noise of its own, for each number."""
+    """A PNG with different noise for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")

@@ -1,4 +1,4 @@
-"""Pre-training on a stream, through the script: a server that fails, a run that goes on, two processes."""
+"""Pre-training on a stream through the script: failing servers, signals, resumed runs, two processes."""
 
 import json
 import shlex
@@ -71,7 +71,7 @@ def test_sigterm_ends_a_run_that_waits_for_its_server(tmp_path, phase):
 
 
 @pytest.mark.slow
-def test_a_run_that_a_server_has_stopped_goes_on_with_two_processes_as_if_nothing_had_happened(tmp_path):
+def test_a_run_that_its_server_stopped_resumes_on_two_processes_with_equal_results(tmp_path):
     for name, pictures in {"train": [picture(n) for n in range(900, 920)], "test": [PICTURES[50], PICTURES[3]]}.items():
         (tmp_path / "labelled").mkdir(exist_ok=True)
         (tmp_path / "labelled" / f"{name}.parquet").write_bytes(parquet(pictures))

@@ -32,9 +32,9 @@ class Draws:
     rows: NDArray[np.int64]
     step: int = 0
 
-    def __getitem__(self, places: slice | NDArray[np.int64]) -> "Draws":
-        """The draws of some of the images, by their places in the micro-batch."""
-        return replace(self, rows=self.rows[places])
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> "Draws":
+        """The draws of some images of the micro-batch."""
+        return replace(self, rows=self.rows[index])
 
     def uniform(self, purpose: str, num: int) -> NDArray[np.float64]:
         """`num` uniform numbers in [0, 1) for each image: float64 (B, num)."""

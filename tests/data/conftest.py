@@ -1,4 +1,4 @@
-"""What the tests of streamed images share."""
+"""Fixtures of the tests of streamed images."""
 
 import datasets
 import pytest

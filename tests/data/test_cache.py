@@ -74,7 +74,7 @@ def test_images_in_files_of_many_kinds_and_in_parquet_are_decoded(tmp_path):
     np.testing.assert_array_equal(open_store(parquet, 20, CONFIG).images, expected)
 
 
-def test_the_second_time_nothing_is_decoded(image_folder):
+def test_a_complete_store_is_not_decoded_again(image_folder):
     split = load_splits(CONFIG, str(image_folder))["train"]
     before = open_store(split, 12, CONFIG)
     shutil.rmtree(image_folder)
@@ -92,7 +92,7 @@ def test_another_size_or_another_file_makes_another_store(image_folder):
     assert second.digest != first.digest
 
 
-def test_a_replaced_file_of_any_kind_of_source_makes_another_store(tmp_path):
+def test_a_replaced_file_makes_another_store_for_every_kind_of_source(tmp_path):
     """The same names, sizes and numbers of rows, at another time; the store of the old file stays as it is."""
 
     def write_parquet(image: np.ndarray) -> Path:
@@ -126,7 +126,7 @@ def test_a_replaced_file_of_any_kind_of_source_makes_another_store(tmp_path):
         np.testing.assert_array_equal(np.load(first.path)[0], images[0])
 
 
-def test_a_store_says_whether_it_was_there():
+def test_a_store_says_whether_it_was_in_the_cache():
     split = split_of(pixels(3, 8, 8, 3), "there")
     assert [open_store(split, 8, CONFIG).was_there for _ in range(2)] == [False, True]
 
@@ -200,7 +200,7 @@ print(store.was_there, store.digest, int(store.images.sum()))
 """
 
 
-def test_two_processes_that_build_the_same_store_at_once_both_get_it_whole(tmp_path):
+def test_two_processes_can_build_the_same_store_at_once(tmp_path):
     images = pixels(1500, 96, 96, 3)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "unlabeled_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
@@ -217,7 +217,7 @@ def test_two_processes_that_build_the_same_store_at_once_both_get_it_whole(tmp_p
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not tie a process to a core")
-def test_no_more_threads_decode_than_there_are_cores_for_this_process():
+def test_the_number_of_decoding_threads_is_the_number_of_usable_cores():
     class Watched(Split):
         def encoded(self, start, stop):
             threads.add(threading.get_ident())
@@ -340,7 +340,7 @@ def test_a_decompression_bomb_cannot_be_decoded(image_folder, monkeypatch):
 # ---- the disk ----
 
 
-def test_a_full_disk_is_noticed_before_anything_is_decoded(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_decoding(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(0, 0, 5 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     split = split_of(np.broadcast_to(np.zeros((96, 96, 7), np.uint8), (1000, 96, 96, 7)), "full")  # cannot be decoded
@@ -351,7 +351,7 @@ def test_a_full_disk_is_noticed_before_anything_is_decoded(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path):
+def test_a_disk_that_fills_up_during_decoding_leaves_no_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
@@ -417,7 +417,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
         open_store(split_of(pixels(2, 8, 8, 3), "unwritable"), 8, config)
 
 
-def test_the_cache_is_the_configured_folder_then_that_of_the_environment(tmp_path, monkeypatch):
+def test_the_configured_cache_folder_precedes_the_environments(tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_HF_CACHE", str(tmp_path / "environment"))
     split = split_of(pixels(2, 8, 8, 3), "cache")
     assert open_store(split, 8, CONFIG).path.parent == tmp_path / "environment"

@@ -1,4 +1,4 @@
-"""The right rows reach each stage: nothing of test is seen before the end, and labels stay with their images."""
+"""The right rows reach each stage: no test image is used before the end, and labels belong to their images."""
 
 import shutil
 from pathlib import Path
@@ -40,7 +40,7 @@ def numbers(images: ImageSet) -> list[int]:
     return images.batch(np.arange(len(images)))[:, 0, 0, 0].tolist()
 
 
-def test_pretraining_takes_unlabeled_and_train_and_holds_out_the_validation_of_fine_tuning(image_folder):
+def test_pretraining_uses_unlabeled_and_train_and_holds_out_validation(image_folder):
     train, held_out = load_pretraining_images(config(image_folder), 12)
     labelled = load_labelled_images(config(image_folder), 12)
     assert sorted(numbers(train) + numbers(held_out)) == [*range(20), *range(30, 36)]
@@ -49,7 +49,7 @@ def test_pretraining_takes_unlabeled_and_train_and_holds_out_the_validation_of_f
     assert numbers(labelled["test"]) == [20, 21, 22, 23]
 
 
-def test_validation_has_each_class_by_its_share_and_follows_the_seed(image_folder):
+def test_validation_has_each_class_by_its_share_and_depends_on_the_seed(image_folder):
     validation = load_labelled_images(config(image_folder), 12)["validation"]
     assert validation.labels.tolist() == [0, 0, 1, 1]
     others = [load_labelled_images(config(image_folder, split_seed=seed), 12)["validation"] for seed in (0, 1, 2)]
@@ -82,7 +82,7 @@ def test_pretraining_never_opens_the_test_split(image_folder):
         load_labelled_images(config(image_folder), 12, roles=("test",))
 
 
-def test_a_validation_split_of_the_source_is_used_as_it_is(image_folder):
+def test_the_sources_own_validation_split_is_used_unchanged(image_folder):
     shutil.copytree(image_folder / "test", image_folder / "validation")
     for file in list((image_folder / "test").rglob("*.png")):
         file.write_bytes(b"not opened")
@@ -114,7 +114,7 @@ def test_several_sources_are_joined_and_a_batch_may_mix_them(image_folder):
         np.testing.assert_array_equal(image, from_disk[number])
 
 
-def test_a_batch_is_a_tensor_of_its_own(image_folder):
+def test_a_batch_shares_no_memory_with_the_cache(image_folder):
     images = load_labelled_images(config(image_folder), 12, roles=("test",))["test"]
     batch = images.batch([3, 0, 3])
     assert (batch.shape, batch.dtype) == ((3, 12, 12, 3), torch.uint8)
@@ -152,7 +152,7 @@ def test_the_memory_of_a_process_does_not_grow_with_the_images(tmp_path):
     assert own_memory() - before < 100
 
 
-def test_the_fingerprint_is_of_the_content_and_not_of_the_place(image_folder, tmp_path):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(image_folder, tmp_path):
     first = load_pretraining_images(config(image_folder), 12)[0]
     moved = tmp_path / "elsewhere"
     shutil.copytree(image_folder, moved)
@@ -218,18 +218,18 @@ def test_a_source_of_test_images_alone_cannot_be_pretrained_on(image_folder):
     assert len(load_labelled_images(config(image_folder), 12, roles=("test",))["test"]) == 4
 
 
-def test_too_few_images_to_set_some_aside_are_refused(tmp_path: Path):
+def test_a_source_with_too_few_images_for_validation_is_refused(tmp_path: Path):
     Image.new("RGB", (12, 12)).save(tmp_path / "only.png")
     with pytest.raises(ConfigError, match=r"validation_fraction 0.2 leaves none of the 1 images of unlabeled"):
         load_pretraining_images(config(tmp_path), 12)
 
 
-def test_two_sources_of_labels_are_refused(image_folder):
+def test_labels_from_two_sources_are_refused(image_folder):
     with pytest.raises(ConfigError, match="labelled images come from one source"):
         load_labelled_images(config(["digits", str(image_folder)]), 12)
 
 
-def test_image_files_are_decoded_as_the_store_decodes_them(tmp_path):
+def test_image_files_are_decoded_like_the_images_of_a_source(tmp_path):
     Image.new("RGB", (30, 40), (7, 14, 100)).save(tmp_path / "seven.png")
     Image.new("L", (12, 12), 9).save(tmp_path / "grey.png")
     images = load_image_files([str(tmp_path / "seven.png"), str(tmp_path / "grey.png")], 12)
@@ -240,7 +240,7 @@ def test_image_files_are_decoded_as_the_store_decodes_them(tmp_path):
         load_image_files([str(tmp_path / "broken.png")], 12)
 
 
-def test_on_a_cpu_batches_come_straight_from_the_store(image_folder: Path):
+def test_batches_on_a_cpu_are_read_from_the_cache(image_folder: Path):
     images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
     on_cpu = DeviceImages(images, torch.device("cpu"), "always")
     rows = np.array([5, 0, 5])
@@ -249,7 +249,7 @@ def test_on_a_cpu_batches_come_straight_from_the_store(image_folder: Path):
     assert images.num_bytes == len(images) * 12 * 12 * 3
 
 
-def test_a_whole_set_is_copied_row_by_row(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_whole_set_is_copied_in_order(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mae_hf.data.dataset.COPIED_AT_ONCE", 5)  # 18 images: the last chunk is not full
     images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
     whole = _copy_whole(images, torch.device("cpu"))
@@ -260,13 +260,13 @@ def test_a_whole_set_is_copied_row_by_row(image_folder: Path, monkeypatch: pytes
     ("on_device", "num_bytes", "held"),
     [("auto", 250, True), ("auto", 251, False), ("always", 5000, True), ("never", 1, False)],
 )
-def test_a_gpu_holds_all_images_where_they_take_a_quarter_of_its_free_memory_or_as_told(on_device, num_bytes, held):
+def test_a_gpu_holds_all_images_up_to_a_quarter_of_its_free_memory_or_as_configured(on_device, num_bytes, held):
     assert holds_all(num_bytes, 1000, on_device) is held
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("on_device", ["auto", "always", "never"])
-def test_a_gpu_gets_the_same_batches_without_being_waited_for(image_folder: Path, on_device: str):
+def test_a_gpu_gets_the_same_batches_and_the_host_does_not_wait(image_folder: Path, on_device: str):
     images = load_labelled_images(DataConfig(source=str(image_folder)), 12, roles=("train",))["train"]
     on_gpu = DeviceImages(images, torch.device("cuda"), on_device)
     rows = np.array([5, 0, 5])

@@ -16,7 +16,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `observe` saw in a process of its own: the address of the Hub is read when the libraries are imported."""
+    """What `observe` saw in a separate process, because the libraries read the Hub's address at import."""
     folder = tmp_path_factory.mktemp("hub")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MAE_HF_"))}
     environment |= {"PYTHONPATH": str(TESTS), "HF_HOME": str(folder), "MAE_HF_CACHE": str(folder / "mae_hf")}
@@ -49,13 +49,13 @@ def test_a_pinned_revision_gives_the_images_of_that_commit(seen):
 
 
 @pytest.mark.parametrize("revision", ["v9", "0000000"])
-def test_a_revision_that_is_not_there_is_named(seen, revision):
+def test_a_missing_revision_is_named(seen, revision):
     message = seen["errors"][revision]
     assert f"me/tiny-stl10 at revision {revision} is not a folder here and cannot be read from the Hub" in message
     assert "--data.source" in message
 
 
-def test_a_dataset_that_is_not_there_is_named(seen):
+def test_a_missing_dataset_is_named(seen):
     assert seen["errors"]["absent"].startswith("me/absent is not a folder here and cannot be read from the Hub")
 
 
@@ -64,15 +64,15 @@ def test_without_a_connection_the_message_says_what_works_offline(seen):
     assert "configs/pretrain/digits.yaml" in seen["errors"]["no connection"]
 
 
-def test_offline_what_was_downloaded_is_still_read(seen):
+def test_a_downloaded_dataset_is_read_offline(seen):
     assert seen["reds"]["first, offline"] == seen["reds"]["first"]
 
 
-def test_offline_another_revision_is_not_taken_for_the_one_asked_for(seen):
+def test_a_different_downloaded_revision_is_refused_offline(seen):
     assert "revision" in seen["errors"]["second, offline"] and "--data.revision" in seen["errors"]["second, offline"]
 
 
-def test_every_error_is_one_line_and_comes_soon(seen):
+def test_every_error_is_one_line_within_seconds(seen):
     assert not [name for name, message in seen["errors"].items() if "\n" in message]
     assert seen["slowest error"] < 15
 

@@ -19,7 +19,7 @@ def splitmix64(state):
     return state, z ^ (z >> 31)
 
 
-def test_each_row_is_a_splitmix64_generator_started_at_a_hash_of_its_address():
+def test_each_row_is_a_splitmix64_generator_that_starts_at_a_hash_of_its_address():
     state = 0
     for part in (5, 7, zlib.crc32(b"crop"), 11):
         _, state = splitmix64((state + part) & MASK_64)
@@ -30,7 +30,7 @@ def test_each_row_is_a_splitmix64_generator_started_at_a_hash_of_its_address():
     np.testing.assert_array_equal(Draws(5, 7, np.array([11])).uniform("crop", 4)[0], expected)
 
 
-def test_the_values_of_an_address_never_change():
+def test_known_values_never_change():
     expected = [[0.58101277, 0.56798513, 0.10756782], [0.68512736, 0.88865391, 0.14789867]]
     np.testing.assert_allclose(Draws(0, 0, np.array([0, 1])).uniform("crop", 3), expected, rtol=0, atol=5e-9)
     draws = Draws(7, 3, np.array([5]), step=11)
@@ -82,7 +82,7 @@ def test_neighbouring_rows_epochs_seeds_purposes_and_counters_are_uncorrelated()
         assert stats.chisquare(cells.ravel()).pvalue > 0.0005, name
 
 
-def test_no_row_of_many_epochs_repeats_another():
+def test_no_number_repeats_over_many_rows_and_epochs():
     first = np.concatenate(
         [Draws(seed, epoch, np.arange(20_000)).uniform("a", 1) for seed in (0, 1) for epoch in range(5)]
     )

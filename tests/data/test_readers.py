@@ -89,7 +89,7 @@ def test_a_replaced_file_is_read_anew_and_changes_the_fingerprint(tmp_path):
 
 
 def peak_of_reading(folder, num_pieces: int) -> int:
-    """MiB by which the most memory of a process grows when it reads a parquet file of so many pieces of 8 MiB."""
+    """The increase of a process's peak memory, in MiB, for a parquet file of this many pieces of 8 MiB."""
     image = datasets.Features({"image": datasets.Image()}).arrow_schema
     with pq.ParquetWriter(folder / "train.parquet", image, compression="none") as writer:
         for number in range(num_pieces):
@@ -118,7 +118,7 @@ def test_a_parquet_file_is_not_held_in_memory_while_it_is_read(tmp_path):
     assert peaks[1] - peaks[0] < 400  # 160 to 240, mapped pages of the cache; 600 if pyarrow may buffer all of a file
 
 
-def test_a_folder_of_several_configs_has_to_be_narrowed(tmp_path):
+def test_a_folder_with_several_configs_is_refused(tmp_path):
     configs = [f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("large", "small")]
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
     write_parquet(tmp_path / "a.parquet", [1])
@@ -180,12 +180,12 @@ def test_a_hub_id_may_begin_with_the_name_of_a_local_folder(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/such/folder", "gone.parquet", "data/gone.parquet"])
-def test_a_path_that_is_not_there_is_named_with_what_could_be(source):
+def test_a_missing_path_is_named_with_possible_sources(source):
     with pytest.raises(ConfigError, match=rf"^{source} is neither .*digits.*user/name.*\(--data.source\)$"):
         check_source(source)
 
 
-def test_an_unreachable_hub_dataset_says_what_to_type_instead():
+def test_the_error_of_an_unreachable_hub_dataset_says_what_to_type():
     with pytest.raises(
         ConfigError, match=r"^mae-hf-nobody/nothing at revision v1 .* --config configs/pretrain/digits.yaml"
     ):

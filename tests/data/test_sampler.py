@@ -1,4 +1,4 @@
-"""Every split of the work over processes and micro-batches sees the same images, in a new order each epoch."""
+"""Any number of processes and micro-batches sees the same images, in a new order each epoch."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_an_epoch_visits_each_image_at_most_once_and_all_but_the_last_incomplete
 
 
 @pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (4, 1), (4, 2), (8, 1), (2, 4)])
-def test_every_split_of_the_batch_sees_the_same_images_once(num_processes, accumulation_steps):
+def test_all_processes_and_micro_batches_together_see_each_image_once(num_processes, accumulation_steps):
     for step in (0, 2, 3, 17):
         whole = rows_of_step(step, 1, 1)
         found = rows_of_step(step, num_processes, accumulation_steps)
@@ -38,20 +38,20 @@ def test_every_split_of_the_batch_sees_the_same_images_once(num_processes, accum
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
-def test_images_in_mirror_places_of_the_batch_are_in_mirror_places_of_one_micro_batch(parts):
+def test_pairs_of_the_batch_are_pairs_of_one_micro_batch(parts):
     whole = rows_of_step(1, 1, 1, batch_size=12)
     partner = dict(zip(whole.tolist(), whole[::-1].tolist(), strict=True))
     for rows in rows_of_step(1, 1, parts, batch_size=12).reshape(parts, -1).tolist():
         assert [partner[row] for row in rows] == rows[::-1]
 
 
-def test_a_batch_of_odd_size_is_split_too():
+def test_a_batch_of_odd_size_can_be_split():
     for parts in (1, 3, 5, 15):
         found = rows_of_step(1, 1, parts, batch_size=15)
         np.testing.assert_array_equal(np.sort(found), np.sort(rows_of_step(1, 1, 1, batch_size=15)))
 
 
-def test_a_step_asked_alone_is_the_step_of_the_sequence():
+def test_a_batch_does_not_depend_on_earlier_calls():
     steps = list(range(12))
     running = BatchSampler(30, 8, seed=5)
     sequence = [running.micro_batches(step)[0] for step in steps]
@@ -60,18 +60,18 @@ def test_a_step_asked_alone_is_the_step_of_the_sequence():
         np.testing.assert_array_equal(running.micro_batches(step)[0], sequence[step])
 
 
-def test_epochs_and_seeds_have_their_own_order():
+def test_epochs_and_seeds_have_different_orders():
     orders = [tuple(rows_of_step(step, 1, 1, batch_size=30, seed=seed)) for seed in range(5) for step in range(5)]
     assert len(set(orders)) == 25
     assert tuple(range(30)) not in orders
 
 
-def test_every_image_comes_equally_often_in_the_long_run():
+def test_all_images_are_equally_frequent_over_many_epochs():
     sampler = BatchSampler(30, 8, seed=0)
     counts = np.bincount(np.concatenate([sampler.micro_batches(step)[0] for step in range(3 * 1000)]), minlength=30)
     assert abs(counts - 800).max() < 5 * np.sqrt(1000 * 0.8 * 0.2)
 
 
-def test_a_step_knows_its_epoch():
+def test_the_epoch_of_each_step_is_known():
     sampler = BatchSampler(30, 8, seed=0)
     assert [sampler.epoch(step) for step in (0, 2, 3, 5, 6)] == [0, 0, 1, 1, 2]

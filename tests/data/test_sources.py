@@ -101,7 +101,7 @@ def test_stl10_binaries_are_read_pixel_by_pixel(binaries):
     assert (splits["unlabeled"].labels, splits["train"].folds) == (None, None)
 
 
-def test_stl10_folds_and_class_names_are_read_where_they_are(binaries):
+def test_stl10_folds_and_class_names_are_read_if_they_exist(binaries):
     folder, _ = binaries
     (folder / "fold_indices.txt").write_text("0 2 4 \n1 3 \n")
     (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
@@ -141,7 +141,7 @@ def test_a_train_split_without_labels_is_unlabeled_and_labels_of_unlabeled_are_h
     assert load_splits(CONFIG, str(tmp_path / "unlabeled.parquet"))["unlabeled"].labels is None
 
 
-def test_other_names_of_columns_and_splits_are_accepted(tmp_path):
+def test_alternative_names_of_columns_and_splits_are_accepted(tmp_path):
     for split in ("train", "valid"):
         write_parquet(tmp_path / f"{split}.parquet", image="img", label="labels", labels=[0, 1, 1], names=["a", "b"])
     splits = load_splits(CONFIG, str(tmp_path))
@@ -221,7 +221,7 @@ def test_a_column_that_cannot_be_images_is_refused(tmp_path):
         load_splits(CONFIG, str(tmp_path))
 
 
-def test_other_classes_than_configured_are_refused(image_folder):
+def test_classes_that_differ_from_the_configured_ones_are_refused(image_folder):
     with pytest.raises(ConfigError, match=r"has the classes cat, dog, not airplane, .*--data.class_names null"):
         load_splits(DataConfig(class_names=STL10_CLASSES), str(image_folder))
 

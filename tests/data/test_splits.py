@@ -66,23 +66,23 @@ def test_a_stratified_draw_takes_each_class_by_its_share_and_depends_on_the_seed
 @pytest.mark.parametrize(
     ("fraction", "counts"), [(0.01, [5, 2, 2]), (0.05, [25, 5, 2]), (0.5, [250, 50, 2]), (1.0, [500, 100, 3])]
 )
-def test_each_class_gives_its_part_and_two_at_least(fraction: float, counts: list[int]):
+def test_each_class_gives_its_share_and_at_least_two_images(fraction: float, counts: list[int]):
     rows = draw_labels(LABELS, fraction, 0)
     assert np.bincount(LABELS[rows]).tolist() == counts
     assert len(set(rows)) == len(rows) and (np.diff(rows) > 0).all()
 
 
-def test_a_class_with_one_image_gives_it():
+def test_a_class_with_one_image_gives_this_image():
     assert draw_labels(np.array([0, 1, 1, 1]), 0.01, 0).tolist()[0] == 0
 
 
-def test_a_smaller_budget_is_within_a_greater_one_and_other_seeds_draw_others():
+def test_a_smaller_budget_is_a_subset_of_a_larger_one_and_seeds_differ():
     parts = [set(draw_labels(LABELS, fraction, 3)) for fraction in (0.01, 0.05, 0.1, 0.25, 1)]
     assert all(small < large for small, large in itertools.pairwise(parts))
     assert parts[1] != set(draw_labels(LABELS, 0.05, 4))
 
 
-def test_official_folds_are_taken_as_they_are_and_called_official():
+def test_official_folds_are_not_changed_and_called_official():
     folds = tuple(np.arange(60)[i::10][::-1] for i in range(10))
     config = DataConfig(fold=3)
     found = few_label_rows(split(folds), np.arange(len(LABELS)), config)
@@ -101,13 +101,13 @@ def test_without_official_folds_a_fifth_of_each_class_is_drawn_and_called_unoffi
     assert describe_few_labels(split(), DataConfig()) == ""
 
 
-def test_only_the_rows_that_may_be_used_are_drawn():
+def test_only_usable_rows_are_drawn():
     allowed = np.arange(0, len(LABELS), 2)
     for config in (DataConfig(fold=0), DataConfig(label_fraction=0.3)):
         assert np.isin(few_label_rows(split(), allowed, config), allowed).all()
 
 
-def test_a_fold_that_is_not_there_or_overlaps_with_test_is_refused():
+def test_a_missing_fold_and_a_fold_that_overlaps_with_test_are_refused():
     folds = (np.arange(5), np.arange(5, 10))
     with pytest.raises(ConfigError, match=r"fold 2 does not exist: .* has 2 folds, choose 0 to 1 .*--data.fold"):
         few_label_rows(split(folds), np.arange(len(LABELS)), DataConfig(fold=2))
@@ -130,7 +130,7 @@ def test_validation_is_carved_from_the_few_labels_with_room_for_each_class():
 
 @pytest.fixture
 def folder_with_validation(image_folder: Path) -> Path:
-    """The image folder with a validation split of its own, of images 0 and 10, and 9 train images a class."""
+    """The image folder with a validation split, images 0 and 10, and 9 train images per class."""
     (image_folder / "validation").mkdir()
     for number, (name, label) in enumerate((("00", "cat"), ("10", "dog"))):
         (image_folder / "validation" / label).mkdir()
@@ -140,7 +140,7 @@ def folder_with_validation(image_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("fraction", "num"), [(0.5, 8), (1.0, 18)])  # 4 of 9 a class, and all
-def test_a_validation_split_of_its_own_is_no_part_of_the_label_set(
+def test_a_label_set_does_not_contain_the_sources_validation_split(
     folder_with_validation: Path, fraction: float, num: int
 ):
     config = DataConfig(source=str(folder_with_validation), class_names=None)
@@ -155,7 +155,7 @@ def test_a_validation_split_of_its_own_is_no_part_of_the_label_set(
 @pytest.mark.parametrize(
     ("fields", "counts"), [({"fold": 0}, [2, 2]), ({"label_fraction": 0.3}, [2, 3]), ({"label_fraction": 1.0}, [8, 10])]
 )
-def test_a_label_set_is_drawn_from_the_images_that_are_there(image_folder: Path, fields: dict, counts: list[int]):
+def test_a_label_set_is_drawn_from_images_that_can_be_decoded(image_folder: Path, fields: dict, counts: list[int]):
     config = DataConfig(source=str(image_folder), class_names=None, on_bad_image="skip", **fields)
     sound = load_labelled_images(config, 12)
     drawn = red_of(sound["train"]) + red_of(sound["validation"])
@@ -174,7 +174,7 @@ def red_of(images: ImageSet) -> list[int]:
     return images.batch(range(len(images)))[:, 0, 0, 0].tolist()
 
 
-def test_the_images_of_the_online_probe_are_never_those_of_test_and_are_thinned_out_by_class(image_folder):
+def test_the_online_probe_has_no_test_images_and_is_thinned_out_by_class(image_folder):
     config = DataConfig(source=[str(image_folder / "unlabeled"), str(image_folder)], class_names=None)
     train, validation = load_probe_images(config, 12, 6)
     found = [part.batch(range(len(part)))[:, 0, 0, 0].tolist() for part in (train, validation)]
@@ -184,5 +184,5 @@ def test_the_images_of_the_online_probe_are_never_those_of_test_and_are_thinned_
     assert found[1] == of_finetuning["validation"].batch(range(2))[:, 0, 0, 0].tolist()
 
 
-def test_without_labels_there_is_nothing_to_probe_on(image_folder):
+def test_without_labels_there_are_no_probe_images(image_folder):
     assert load_probe_images(DataConfig(source=str(image_folder / "unlabeled"), class_names=None), 12, 6) is None

@@ -1,4 +1,4 @@
-"""Values arrive on the device as they left; on a GPU, where there is one, without a wait."""
+"""Values do not change on their way to the device, and the host does not wait for a GPU."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_arrays_and_tensors_keep_shape_dtype_and_values(values):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_is_not_waited_for():
+def test_the_host_does_not_wait_for_a_gpu():
     torch.cuda.set_sync_debug_mode("error")
     try:
         tensor = to_device(np.arange(6), torch.device("cuda"))

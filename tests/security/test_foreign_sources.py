@@ -1,4 +1,4 @@
-"""A stranger's data set: nothing is written or read beside it, nothing unpacked that is no image, one line if wrong."""
+"""Untrusted data sets: no file outside is read or written, only images are unpacked, and errors are one line."""
 
 import base64
 import contextlib
@@ -63,9 +63,7 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_tar_with_links_devices_and_paths_that_lead_out_gives_its_images_and_writes_nothing(
-    shards: Path, tmp_path: Path
-):
+def test_a_tar_with_links_devices_and_outside_paths_gives_its_images_and_writes_nothing(shards: Path, tmp_path: Path):
     names = ["0.png", "../../1.png", "/tmp/2.png", f"{'x' * 300}.png", "<script>.png", "a\x1b[2J.png", "🦊.png"]
     with tarfile.open(shards / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for number, name in enumerate(names):
@@ -93,7 +91,7 @@ def test_a_sparse_member_is_refused_however_it_is_written(shards: Path):
         read_all(shards)
 
 
-def test_what_is_no_image_in_a_tar_is_neither_decompressed_nor_decoded(shards: Path, tmp_path: Path):
+def test_other_members_of_a_tar_are_neither_decompressed_nor_decoded(shards: Path, tmp_path: Path):
     class Marker:
         def __reduce__(self) -> tuple:
             return Path.touch, (tmp_path / "ran",)
@@ -125,7 +123,7 @@ def test_what_is_no_image_in_a_tar_is_neither_decompressed_nor_decoded(shards: P
     assert not (tmp_path / "ran").exists()
 
 
-def test_names_that_are_there_twice_and_a_tar_cut_short_end_in_one_line(shards: Path):
+def test_repeated_names_and_a_tar_cut_short_end_in_one_line(shards: Path):
     with tarfile.open(shards / "0.tar", "w") as tar:
         member(tar, "0.png", png(0))
         member(tar, "0.png", png(1))
@@ -189,7 +187,7 @@ CARDS = {
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_cannot_lead_out_of_its_folder(name: str, tmp_path: Path):
+def test_a_card_cannot_name_files_outside_of_its_folder(name: str, tmp_path: Path):
     for folder in ("data", "secret"):
         (tmp_path / folder).mkdir()
         pq.write_table(pa.table({"image": [{"bytes": png(0), "path": None}]}), tmp_path / folder / "train.parquet")
@@ -221,7 +219,7 @@ REFUSED = ("a\nb", "a\x1b[2Jb", "a\u202eb", "a\x9bb", "a\udcffb", "x" * 201)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_class_name_that_cannot_be_shown_is_refused_wherever_it_comes_from(name: str, tmp_path: Path):
+def test_a_class_name_that_cannot_be_shown_is_refused_from_any_source(name: str, tmp_path: Path):
     for other in (name, "dog"):
         (tmp_path / "train" / other).mkdir(parents=True)
         (tmp_path / "train" / other / "0.png").write_bytes(png(0))
@@ -233,7 +231,7 @@ def test_a_class_name_that_cannot_be_shown_is_refused_wherever_it_comes_from(nam
         DataConfig(class_names=(name, "dog"))
 
 
-def test_other_class_names_are_taken_as_they_are_and_change_neither_card_nor_config(tmp_path: Path):
+def test_unusual_class_names_are_kept_and_change_neither_card_nor_config(tmp_path: Path):
     for name in SHOWN:
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "0.png").write_bytes(png(0))

@@ -1,4 +1,4 @@
-"""A stranger's image: it becomes pixels or one line, without another program, much memory or much time."""
+"""Untrusted images become pixels or one line, without other programs, much memory or much time."""
 
 import io
 import os
@@ -109,7 +109,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_formats_are_refused_by_name_and_start_no_program(name: str, tmp_path: Path, monkeypatch):
-    """Pillow gives EPS to Ghostscript, which is a language of its own."""
+    """Pillow gives EPS to Ghostscript, which runs programs."""
     program = tmp_path / "gs"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     program.chmod(0o755)
@@ -186,7 +186,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def test_a_bomb_takes_less_than_256_mebibytes_and_a_few_seconds(tmp_path: Path):
-    """Each in the same process of its own, whose memory is measured."""
+    """All in one separate process, whose memory is measured."""
     for number, content in enumerate(bombs().values()):
         (tmp_path / f"{number:02}").write_bytes(content)
     code = """if True:
@@ -229,7 +229,7 @@ def test_the_largest_image_with_16_bits_takes_less_than_two_gigabytes(tmp_path: 
     assert int(done.stdout) < 2048
 
 
-def test_a_path_that_is_no_file_is_not_waited_for(tmp_path: Path):
+def test_a_path_that_is_no_file_does_not_block(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.png")
     for name in (tmp_path / "pipe.png", "/dev/zero", "/dev/stdin", tmp_path, tmp_path / "no.png", "a\0b"):
         assert isinstance(decode(str(name), SIZE), str)

@@ -1,4 +1,4 @@
-"""The loss of a step is that of the images its rows name: by hand, from the decoded images to the number."""
+"""The loss of a step, computed by hand from the decoded images of its rows."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def normalised(images: ImageSet) -> torch.Tensor:
     return torch.from_numpy(((pixels - DATA.image_mean) / DATA.image_std).transpose(0, 3, 1, 2)).float()
 
 
-def test_the_loss_of_pre_training_is_stocks_over_the_images_and_masks_of_these_rows(images, on_cpu):
+def test_the_loss_of_pre_training_equals_stocks_for_the_same_images_and_masks(images, on_cpu):
     shape = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32, loss="mse")
     config = PretrainConfig(data=DATA, model=shape, augment=CropConfig(**WHOLE))
     model = build_mae(shape, "sdpa")
@@ -74,7 +74,7 @@ def test_mixing_erasing_and_rand_augment_each_change_the_loss_of_fine_tuning(on_
 
 @pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (2, 2), (1, 4)])
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_split_batch_has_the_loss_and_the_gradients_of_the_whole_one_to_twelve_digits(
+def test_a_split_batch_has_the_loss_and_gradients_of_the_whole_batch_to_twelve_digits(
     monkeypatch, images, on_cpu, stage, num_processes, accumulation_steps
 ):
     """In double precision, where rounding can hide nothing: crops, masks, mixup, cutmix, erasing and drop-path."""

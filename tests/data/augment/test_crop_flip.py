@@ -1,4 +1,4 @@
-"""Crops and flips against Pillow, the law of the crop boxes against torchvision's rule, normalisation against numpy."""
+"""Crops and flips against Pillow, crop boxes against torchvision's distribution, normalisation against numpy."""
 
 import math
 
@@ -76,7 +76,7 @@ def torchvision_box(size, scale, generator):
 
 
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.95, 1.0)])
-def test_crop_boxes_follow_the_law_of_torchvisions_rule(scale):
+def test_crop_boxes_have_the_distribution_of_torchvisions_rule(scale):
     generator = np.random.default_rng(0)
     expected = np.array([torchvision_box(96, scale, generator) for _ in range(4000)])
     boxes = crop_boxes(96, scale, Draws(0, 0, np.arange(4000)))
@@ -99,7 +99,7 @@ def test_boxes_stay_inside_the_image_and_reach_all_borders():
     assert (top + height).max() == 12 == (left + width).max()
 
 
-def test_an_image_alone_is_augmented_as_within_any_batch():
+def test_an_image_is_augmented_alike_alone_and_in_any_batch():
     images, config, draws = drawn_images(16), AugmentConfig(), Draws(4, 2, np.arange(100, 116))
     together = augment(images, config, draws)
     alone = torch.cat([augment(images[i : i + 1], config, draws[i : i + 1]) for i in range(16)])
@@ -123,7 +123,7 @@ def test_half_of_the_images_are_mirrored_unless_flip_is_off():
     assert torch.equal(unflipped, to_pixels(images))
 
 
-def test_pretraining_draws_no_randaugment_and_zero_ops_switch_it_off():
+def test_pretraining_has_no_randaugment_and_zero_operations_switch_it_off():
     images, draws = drawn_images(8), Draws(0, 0, np.arange(8))
     crops = augment(images, CropConfig(), draws)
     assert torch.equal(augment(images, AugmentConfig(rand_augment_ops=0), draws), crops)
@@ -141,7 +141,7 @@ def test_augmenting_on_an_accelerator_never_reads_a_value_back():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_nothing_from_the_images_to_the_targets_makes_the_host_wait_for_the_gpu():
+def test_the_host_never_waits_for_the_gpu_while_a_batch_is_prepared():
     images, labels, config = drawn_images(64).cuda(), torch.arange(64).cuda() % 10, AugmentConfig()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -162,7 +162,7 @@ def test_the_decoded_images_are_not_changed():
     assert torch.equal(images, before)
 
 
-def test_normalize_maps_grey_levels_as_the_image_processor_does():
+def test_normalize_gives_the_values_of_the_image_processor():
     images = noise_images(4)
     values = normalize(to_pixels(images), MEAN, STD)
     expected = ((images.numpy().astype(np.float64) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)

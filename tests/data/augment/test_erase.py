@@ -1,4 +1,4 @@
-"""Random erasing: its boxes against the law of timm's rule, its noise against the normal law, the rest untouched."""
+"""Random erasing: boxes and noise against their distributions in timm, and the rest unchanged."""
 
 import math
 
@@ -30,7 +30,7 @@ def timm_box(size, generator):
     return None
 
 
-def test_boxes_follow_the_law_of_timms_rule():
+def test_boxes_have_the_distribution_of_timms_rule():
     generator = np.random.default_rng(0)
     expected = np.array([box for _ in range(4000) if (box := timm_box(96, generator))])
     boxes = erased_boxes(96, 1.0, Draws(0, 0, np.arange(4000)))
@@ -56,12 +56,12 @@ def test_boxes_stay_inside_the_image_and_reach_all_borders():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_the_probability_is_the_part_of_the_images_that_is_erased(probability):
+def test_the_probability_is_the_fraction_of_images_that_are_erased(probability):
     num_erased = int((erase_flat(np.arange(2000), probability) != PIXEL).any(axis=(1, 2, 3)).sum())
     assert stats.binomtest(num_erased, 2000, probability).pvalue > 0.001
 
 
-def test_one_box_of_all_channels_becomes_standard_normal_noise_and_the_rest_stays():
+def test_one_box_becomes_standard_normal_noise_in_all_channels_and_the_rest_stays():
     rows, noise = np.arange(50, 350), []
     boxes = erased_boxes(S, 0.25, Draws(0, 0, rows))
     for values, (top, left, height, width) in zip(erase_flat(rows), boxes, strict=True):
@@ -73,7 +73,7 @@ def test_one_box_of_all_channels_becomes_standard_normal_noise_and_the_rest_stay
     assert len(np.unique(np.concatenate(noise))) > 0.99 * sum(map(len, noise))  # not one draw for all pixels or images
 
 
-def test_an_image_alone_is_erased_as_within_any_batch():
+def test_an_image_is_erased_alike_alone_and_in_any_batch():
     rows = np.arange(100, 140)
     together = erase_flat(rows)
     np.testing.assert_array_equal(np.concatenate([erase_flat(rows[i : i + 1]) for i in range(40)]), together)
@@ -87,7 +87,7 @@ def test_seed_epoch_and_row_each_change_the_box_and_the_noise():
         assert not np.array_equal(erase_flat(np.array([row]), 1.0, seed, epoch), base)
 
 
-def test_the_input_is_left_alone():
+def test_the_input_is_not_changed():
     pixel_values = torch.zeros(8, 3, S, S)
     erased = erase(pixel_values, 1.0, Draws(0, 0, np.arange(8)))
     assert not pixel_values.any()

@@ -17,7 +17,7 @@ C, S = 5, 12
 
 
 def of_batch(step, seed=0):
-    """Draws of which mixing uses only those of the batch."""
+    """Draws for one image; mixing uses only the numbers of the batch."""
     return Draws(seed, 0, np.arange(1), step)
 
 
@@ -54,7 +54,7 @@ def mixup_weight(pixels, mixed):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_both_off_leaves_the_images_and_smooths_the_labels(smoothing):
+def test_without_mixup_and_cutmix_only_labels_are_smoothed(smoothing):
     pixels, labels, mixed, targets = run(AugmentConfig(mixup=0, cutmix=0, label_smoothing=smoothing), 0)
     np.testing.assert_array_equal(mixed, pixels)
     np.testing.assert_allclose(targets, smoothed(labels, smoothing), atol=1e-7)
@@ -95,7 +95,7 @@ def test_cutmix_pastes_one_box_of_the_partner_and_weighs_labels_by_its_exact_are
 
 
 @pytest.mark.parametrize(("weight", "y", "x"), [(0.0, 0.5, 0.5), (0.3, 0.0, 0.99), (0.75, 0.5, 0.1), (1.0, 0.2, 0.2)])
-def test_the_box_is_timms_rand_bbox(weight, y, x):
+def test_the_box_equals_timms_rand_bbox(weight, y, x):
     size = 96
     cut = int(size * math.sqrt(1 - weight))
     center_y, center_x = int(y * size), int(x * size)
@@ -113,7 +113,7 @@ def test_the_weight_of_mixup_is_beta_distributed(alpha):
     assert stats.kstest(weights, "beta", args=(alpha, alpha)).pvalue > 0.001
 
 
-def test_with_both_on_each_batch_draws_one_of_the_two_evenly():
+def test_with_mixup_and_cutmix_each_batch_draws_one_of_them_evenly():
     used_cutmix = 0
     for step in range(200):
         pixels, _, mixed, _ = run(AugmentConfig(mixup=0.8, cutmix=1.0), step)
@@ -122,7 +122,7 @@ def test_with_both_on_each_batch_draws_one_of_the_two_evenly():
     assert stats.binomtest(used_cutmix, 200, 0.5).pvalue > 0.001
 
 
-def test_mixing_is_a_function_of_seed_and_step_and_leaves_the_input_alone():
+def test_mixing_depends_on_seed_and_step_and_does_not_change_its_input():
     pixel_values, labels = make_batch()
     before = pixel_values.clone()
     first = mix(pixel_values, labels, C, AugmentConfig(), of_batch(2, seed=1))
@@ -134,7 +134,7 @@ def test_mixing_is_a_function_of_seed_and_step_and_leaves_the_input_alone():
         assert not torch.equal(mix(pixel_values, labels, C, AugmentConfig(), of_batch(step, seed))[0], first[0])
 
 
-def test_a_part_of_the_batch_is_mixed_as_it_is_in_the_whole_batch():
+def test_a_micro_batch_is_mixed_like_the_whole_batch():
     pixel_values, labels = make_batch(8)
     for step in range(8):  # both methods
         whole, targets = mix(pixel_values, labels, C, AugmentConfig(), of_batch(step))

@@ -1,4 +1,4 @@
-"""RandAugment's operations against Pillow's, its strengths against timm's table, its draws against their law."""
+"""RandAugment's operations against Pillow's, strengths against timm's table, draws against their distribution."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ GEOMETRIC_CASES = [
 
 
 @pytest.mark.parametrize(("operation", "amount", "pillow"), GEOMETRIC_CASES)
-def test_a_geometric_operation_moves_pixels_as_pillow_does_away_from_the_border(operation, amount, pillow):
+def test_a_geometric_operation_equals_pillows_away_from_the_border(operation, amount, pillow):
     images = make_images()
     # A black image, moved by Pillow, shows where its border went: there we blend with the fill and Pillow does not.
     outside = apply_pillow(pillow, np.zeros((1, S, S, 3), dtype=np.uint8))[0, :, :, 0] == 128
@@ -95,7 +95,7 @@ def test_a_geometric_operation_moves_pixels_as_pillow_does_away_from_the_border(
 
 
 @pytest.mark.parametrize("operation", [ra.rotate, ra.shear_x, ra.shear_y, ra.translate_x, ra.translate_y])
-def test_a_signed_operation_of_amount_zero_changes_nothing(operation):
+def test_a_geometric_operation_of_amount_zero_changes_nothing(operation):
     images = make_images()
     np.testing.assert_array_equal(apply(operation, images, 0.0), images)
 
@@ -125,7 +125,7 @@ TIMM_LEVEL_9 = {
 }
 
 
-def test_the_strengths_at_level_nine_are_those_of_timm():
+def test_the_strengths_at_level_nine_equal_timms():
     amounts = {op.__name__: to_amount(np.array([9.0, 9.0]), np.array([-1.0, 1.0])) for op, to_amount in ra.OPERATIONS}
     assert set(amounts) == {"auto_contrast", "equalize", "invert", *TIMM_LEVEL_9}
     for name, expected in TIMM_LEVEL_9.items():
@@ -137,7 +137,7 @@ def test_posterize_never_blackens_an_image():
     np.testing.assert_array_equal(to_amount(np.array([0.0, 5.0, 10.0]), np.ones(3)), [4, 2, 1])
 
 
-def test_half_of_the_draws_are_none_and_all_operations_come_equally_often_in_every_slot():
+def test_half_of_the_operations_are_skipped_and_all_are_equally_frequent():
     chosen, _, _ = ra.draw_operations(2, 9.0, Draws(0, 0, np.arange(20_000)))
     assert chosen.shape == (2, 20_000)
     for slot in chosen:
@@ -148,7 +148,7 @@ def test_half_of_the_draws_are_none_and_all_operations_come_equally_often_in_eve
     assert stats.chi2_contingency(pairs).pvalue > 0.001
 
 
-def test_levels_are_normal_around_the_magnitude_within_0_to_10_and_signs_are_even():
+def test_levels_are_normal_around_the_magnitude_and_signs_are_even():
     _, levels, signs = ra.draw_operations(1, 5.0, Draws(0, 0, np.arange(10_000)))
     assert stats.kstest(levels[0], "norm", args=(5.0, 0.5)).pvalue > 0.001
     assert set(signs[0]) == {-1.0, 1.0}
@@ -181,7 +181,7 @@ def test_each_image_gets_its_drawn_operations_in_order():
         np.testing.assert_array_equal(result[i].permute(1, 2, 0), expected[0])
 
 
-def test_the_input_is_left_alone():
+def test_the_input_is_not_changed():
     pixels = torch.from_numpy(make_images()).permute(0, 3, 1, 2)
     before = pixels.clone()
     result = ra.rand_augment(pixels, 2, 9.0, Draws(0, 0, np.arange(len(pixels))))

@@ -27,7 +27,7 @@ def rows_of_step(step, num_processes=1, accumulation_steps=1, **changes):
     return np.concatenate([rows for sampler in samplers for rows in sampler.micro_batches(step)])
 
 
-def test_an_epoch_visits_each_image_but_those_held_out_once():
+def test_an_epoch_visits_each_image_once_except_held_out_ones():
     sampler = sampler_of()
     assert (sampler.num_images, sampler.batches_per_epoch) == (80, 10)
     for epoch in range(5):
@@ -35,19 +35,19 @@ def test_an_epoch_visits_each_image_but_those_held_out_once():
         assert sorted(seen) == list(range(4, 84))
 
 
-def test_what_fills_no_batch_is_left_out_and_not_the_same_in_every_epoch():
+def test_images_that_fill_no_batch_are_left_out_and_differ_by_epoch():
     seen = [np.concatenate([rows_of_step(9 * e + s, first=5, num_readers=2) for s in range(9)]) for e in range(20)]
     assert all(len(rows) == 72 == len(np.unique(rows)) and rows.min() >= 5 for rows in seen)
     assert len(np.unique(np.concatenate(seen))) == 79
 
 
 @pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (4, 1), (2, 2), (1, 8)])
-def test_every_split_of_the_batch_sees_the_same_images_in_the_same_order(num_processes, accumulation_steps):
+def test_any_number_of_processes_sees_the_same_images_in_the_same_order(num_processes, accumulation_steps):
     for step in (0, 5, 9, 10, 37):
         np.testing.assert_array_equal(rows_of_step(step, num_processes, accumulation_steps), rows_of_step(step))
 
 
-def test_a_step_asked_alone_is_the_step_of_the_sequence():
+def test_a_batch_does_not_depend_on_earlier_calls():
     running = sampler_of(seed=5)
     sequence = [running.micro_batches(step)[0] for step in range(30)]
     for step in reversed(range(30)):

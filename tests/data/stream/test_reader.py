@@ -1,4 +1,4 @@
-"""Streamed images: the bits of the store, the same after every stop and on any number of processes, none lost."""
+"""Streamed images equal the cached ones, after every stop and on any number of processes."""
 
 import dataclasses
 import random
@@ -73,7 +73,7 @@ def batches(config, start, stop, **kwargs) -> list[torch.Tensor]:
         return [images.batch(rows) for step in range(start, stop) for rows in images.sampler.micro_batches(step)]
 
 
-def test_the_images_are_those_of_the_store_in_the_order_of_the_rows(tmp_path):
+def test_streamed_images_equal_the_cached_ones(tmp_path):
     source = write(tmp_path / "parquet", SHARDS, parquet, "parquet")
     stored, _ = load_pretraining_images(DataConfig(source=str(source), cache_dir=str(tmp_path / "cache")), SIZE)
     by_row = dict(zip(stored.rows.tolist(), stored.batch(range(len(stored))), strict=True))
@@ -88,7 +88,7 @@ def test_the_images_are_those_of_the_store_in_the_order_of_the_rows(tmp_path):
     assert num_compared > 70
 
 
-def test_the_model_gets_the_same_tensor_from_a_stream_as_from_the_store(tmp_path):
+def test_the_model_gets_the_same_tensor_from_a_stream_and_from_the_cache(tmp_path):
     class Keep(torch.nn.Module):
         def forward(self, pixel_values, noise, loss_only):
             kept.append((pixel_values, noise))
@@ -112,18 +112,18 @@ def test_the_model_gets_the_same_tensor_from_a_stream_as_from_the_store(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_run_that_stops_anywhere_and_goes_on_sees_the_same_bits(tmp_path, kind):
+def test_a_resumed_run_sees_the_same_images_wherever_it_stopped(tmp_path, kind):
     source = write(tmp_path / "s", SHARDS, {"tar": tar, "parquet": parquet}[kind], kind)
     config = config_of(tmp_path, str(source))
     whole = batches(config, 0, 20)  # 6 steps an epoch
     starts = random.Random(0).sample(range(1, 19), 5)
     for start in starts:
         for step, batch in enumerate(batches(config, start, min(start + 4, 20)), start):
-            assert torch.equal(batch, whole[step]), f"step {step} of a run that went on at {start}"
+            assert torch.equal(batch, whole[step]), f"step {step} of a run that resumed at {start}"
 
 
 @pytest.mark.parametrize(("num_processes", "per_device_batch_size"), [(2, None), (4, None), (2, 2), (1, 2)])
-def test_processes_and_micro_batches_see_the_same_global_batches_and_read_only_their_part(
+def test_processes_and_micro_batches_share_the_same_global_batches(
     tmp_path, folder, num_processes, per_device_batch_size
 ):
     alone = batches(config_of(tmp_path, str(folder)), 4, 9)
@@ -135,7 +135,7 @@ def test_processes_and_micro_batches_see_the_same_global_batches_and_read_only_t
         assert torch.equal(torch.cat(mine), alone[step])
 
 
-def test_a_bad_server_changes_nothing(tmp_path, monkeypatch):
+def test_failures_of_the_server_do_not_change_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr(shards_module, "PAUSES", (0.0,) * 30)  # readers share the failures: one may meet many in a row
     files = {f"/s-{i}.tar": tar(pictures) for i, pictures in enumerate(SHARDS.values())}
     config = config_of(tmp_path, str(write(tmp_path / "s", {f"s-{i}": p for i, p in enumerate(SHARDS.values())})))
@@ -148,7 +148,7 @@ def test_a_bad_server_changes_nothing(tmp_path, monkeypatch):
         assert all(torch.equal(*pair) for pair in zip(batches(config, 0, 12), expected, strict=True))
 
 
-def test_a_server_that_is_gone_stops_the_run_and_one_that_is_back_lets_it_go_on(tmp_path):
+def test_a_missing_server_stops_the_run_which_resumes_once_it_is_back(tmp_path):
     with ShardServer({"/s.tar": tar(PICTURES)}) as server:
         config = config_of(tmp_path, f"{server.address}/s.tar")
         whole = batches(config, 0, 10)
@@ -166,7 +166,7 @@ def test_a_bad_image_stops_the_run_and_is_named(tmp_path):
         batches(config_of(tmp_path, str(source)), 0, 7)
 
 
-def test_a_bad_image_that_is_skipped_is_replaced_by_another_one_always_the_same(tmp_path):
+def test_a_skipped_image_is_always_replaced_by_the_same_image(tmp_path):
     source = write(tmp_path / "s", {"a": [*PICTURES[:30], b"no image", *PICTURES[30:]]})
     config = config_of(tmp_path, str(source), on_bad_image="skip")
     with pytest.warns(UserWarning, match="image 30 of .*another image replaces it"):
@@ -180,7 +180,7 @@ def test_a_bad_image_that_is_skipped_is_replaced_by_another_one_always_the_same(
 
 
 @pytest.mark.filterwarnings("ignore:image 30")
-def test_a_note_does_not_make_a_run_folder_anew_that_was_moved_away(tmp_path):
+def test_a_note_does_not_create_a_run_folder_again_that_was_moved(tmp_path):
     source = write(tmp_path / "s", {"a": [*PICTURES[:30], b"no image", *PICTURES[30:]]})
     config = config_of(tmp_path, str(source), on_bad_image="skip")
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -195,7 +195,7 @@ def test_a_window_without_a_single_image_stops_the_run(tmp_path):
         batches(config_of(tmp_path, str(source), on_bad_image="skip"), 0, 7)
 
 
-def test_held_out_are_the_first_images_and_none_of_them_comes(tmp_path, folder):
+def test_the_first_images_are_held_out_and_never_trained_on(tmp_path, folder):
     stream, held_out = load_stream(config_of(tmp_path, str(folder), stream_held_out=23).data, SIZE)
     assert (len(stream), len(held_out)) == (37, 23)
     every = stream_of(config_of(tmp_path, str(folder), stream_held_out=23)).sampler
@@ -212,7 +212,7 @@ def labelled(folder: Path, pictures: list[bytes]) -> Path:
 
 @pytest.mark.parametrize("leave_out", [True, False])
 def test_duplicates_of_test_images_are_replaced_or_only_noted(tmp_path, folder, leave_out):
-    # Two are in the stream, one is held out, one is nowhere.
+    # Two are in the stream, one is held out, one is in neither.
     source = labelled(tmp_path / "labelled", [PICTURES[40], PICTURES[11], PICTURES[2], picture(999)])
     config = config_of(tmp_path, str(folder))
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, leave_out=leave_out))
@@ -241,7 +241,7 @@ def test_duplicates_of_test_images_are_replaced_or_only_noted(tmp_path, folder, 
 
 
 def test_streamed_duplicates_of_held_out_images_are_replaced(tmp_path):
-    """Otherwise the held-out loss is that of images that the model was trained on."""
+    """Otherwise the held-out loss would be on images that the model was trained on."""
     source = write(tmp_path / "shards", {"a": [*PICTURES[:20], PICTURES[3]], "b": [*PICTURES[20:], PICTURES[0]]})
     config = config_of(tmp_path, str(source))
     stream, held_out = load_stream(config.data, SIZE)
@@ -254,7 +254,7 @@ def test_streamed_duplicates_of_held_out_images_are_replaced(tmp_path):
     assert "2 images duplicate 2 of the 6 validation images (left out)" in describe_audit(audit)
 
 
-def test_a_replaced_duplicate_does_not_change_what_comes_after_a_stop(tmp_path, folder):
+def test_a_resumed_run_replaces_duplicates_alike(tmp_path, folder):
     source = labelled(tmp_path / "labelled", PICTURES[30::3])
     config = config_of(tmp_path, str(folder))
     _, held_out = load_stream(config.data, SIZE)
@@ -264,7 +264,7 @@ def test_a_replaced_duplicate_does_not_change_what_comes_after_a_stop(tmp_path, 
         assert torch.equal(batches(config, start, start + 1, find_duplicate=search)[0], whole[start])
 
 
-def test_notes_that_a_killed_run_left_half_written_do_no_harm(tmp_path, folder):
+def test_half_written_notes_of_a_killed_run_are_ignored(tmp_path, folder):
     source = labelled(tmp_path / "labelled", [PICTURES[40]])
     config = config_of(tmp_path, str(folder))
     _, held_out = load_stream(config.data, SIZE)
@@ -288,7 +288,7 @@ def test_outside_of_reading_images_are_black(tmp_path, folder):
     assert not images.batch(np.arange(3)).any()
 
 
-def test_no_more_is_read_ahead_than_a_window_for_each_reader(tmp_path, monkeypatch):
+def test_each_reader_reads_at_most_one_window_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "IMAGES_PER_TASK", 1)  # of decoded images, too, no more than two batches wait
     monkeypatch.setattr(reader, "TASKS_AHEAD_PER_THREAD", 0)
     with ShardServer({f"/s-{i:02}.tar": tar(PICTURES[:4]) for i in range(40)}) as server:
@@ -303,7 +303,7 @@ def test_no_more_is_read_ahead_than_a_window_for_each_reader(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("end", [3, 4, 7])
-def test_nothing_is_read_that_no_step_needs(tmp_path, end):
+def test_only_images_of_needed_steps_are_decoded(tmp_path, end):
     source = write(tmp_path / "parquet", SHARDS, parquet, "parquet")
     images = stream_of(config_of(tmp_path, str(source)))
     decoded = []
@@ -312,5 +312,5 @@ def test_nothing_is_read_that_no_step_needs(tmp_path, end):
         for step in range(3, end):
             for rows in images.sampler.micro_batches(step):
                 images.batch(rows)
-        time.sleep(0.5)  # what would go on does so now
+        time.sleep(0.5)  # time for threads that did not stop
         assert len(decoded) == sum(len(rows) for step in range(3, end) for rows in images.sampler.micro_batches(step))

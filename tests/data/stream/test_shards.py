@@ -1,4 +1,4 @@
-"""Shards are found, counted and read, from files and from a server that is slow, breaks off and refuses."""
+"""Shards are found, counted and read, from files and from a server that fails in several ways."""
 
 import itertools
 import threading
@@ -34,7 +34,7 @@ def read(shards, shard, first, num):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shards_in_a_folder_are_found_counted_and_read_from_any_image_on(tmp_path, kind):
+def test_shards_in_a_folder_are_found_counted_and_read_from_any_image(tmp_path, kind):
     folder = tmp_path / "shards"
     folder.mkdir()
     for name, part in {"unlabeled-0": PICTURES[:7], "unlabeled-1": PICTURES[7:], "test-0": PICTURES[:1]}.items():
@@ -58,13 +58,13 @@ def test_shards_at_an_address_are_the_same_as_in_a_folder(tmp_path, server, kind
     assert open_shards(config_of(tmp_path, str(tmp_path / "here"))).fingerprint == shards.fingerprint
 
 
-def test_sources_are_joined_in_the_order_they_are_named(tmp_path, server):
+def test_sources_are_joined_in_their_given_order(tmp_path, server):
     sources = [f"{server.address}/s-1.tar", f"{server.address}/s-0.parquet"]
     shards = open_shards(config_of(tmp_path, sources))
     assert read(shards, 0, 0, 10) + read(shards, 1, 0, 10) == PICTURES[10:] + PICTURES[:10]
 
 
-def test_a_counted_tar_is_not_looked_through_again_until_it_changes(tmp_path, server):
+def test_a_tar_is_counted_again_only_after_it_changes(tmp_path, server):
     config = config_of(tmp_path, f"{server.address}/s-0.tar")
     open_shards(config)
     before = len(server.gets)
@@ -76,7 +76,7 @@ def test_a_counted_tar_is_not_looked_through_again_until_it_changes(tmp_path, se
     assert len(server.gets) - before > opened_again
 
 
-def test_pieces_that_follow_each_other_come_from_one_connection(tmp_path, server):
+def test_consecutive_pieces_are_read_from_one_connection(tmp_path, server):
     reader = ShardReader(open_shards(config_of(tmp_path, f"{server.address}/s-0.tar")), threading.Event())
     server.gets.clear()
     assert reader.read(0, 0, 3) + reader.read(0, 3, 7) == PICTURES[:10]
@@ -87,7 +87,7 @@ def test_pieces_that_follow_each_other_come_from_one_connection(tmp_path, server
 
 @pytest.mark.parametrize("fault", ["slow", "drop", 500, 503, 404, 429])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_server_that_is_slow_breaks_off_or_refuses_now_and_then_gives_the_same_images(tmp_path, server, kind, fault):
+def test_occasional_failures_of_a_server_do_not_change_the_images(tmp_path, server, kind, fault):
     shards = open_shards(config_of(tmp_path, f"{server.address}/s-{{0..1}}.{kind}"))
     turns = itertools.count()
     server.fault = lambda request: fault if next(turns) % 2 == 0 else None
@@ -98,7 +98,7 @@ def test_a_server_that_is_slow_breaks_off_or_refuses_now_and_then_gives_the_same
 
 @pytest.mark.parametrize("fault", ["drop", 500])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_server_that_stays_away_is_named_with_the_shard_and_the_cause(tmp_path, server, kind, fault):
+def test_a_server_that_keeps_failing_is_named_with_shard_and_cause(tmp_path, server, kind, fault):
     shards = open_shards(config_of(tmp_path, f"{server.address}/s-0.{kind}"))
     server.fault = lambda request: fault
     with pytest.raises(RunError) as raised:
@@ -112,7 +112,7 @@ def test_a_server_that_stays_away_is_named_with_the_shard_and_the_cause(tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_server_that_fails_now_and_then_is_counted_all_the_same(tmp_path, server, kind, monkeypatch):
+def test_shards_are_counted_despite_occasional_failures_of_the_server(tmp_path, server, kind, monkeypatch):
     monkeypatch.setattr(shards_module, "COUNTED_AT_ONCE", 1)  # else one shard could meet every failure
     turns = itertools.count()
     server.fault = lambda request: ("drop", None, 503, None)[next(turns) % 4]
@@ -135,7 +135,7 @@ def test_braces_in_an_address_stand_for_numbers_with_their_zeros():
     assert shards_module._expand("https://host/a.tar") == ["https://host/a.tar"]
 
 
-def test_what_is_no_source_of_shards_is_named_with_the_fix(tmp_path, server, image_folder):
+def test_a_source_without_shards_is_named_with_the_fix(tmp_path, server, image_folder):
     (tmp_path / "a.txt").write_text("no shard")
     (tmp_path / "broken.tar").write_bytes(b"no tar" * 1000)
     wrong = {
@@ -161,7 +161,7 @@ def test_files_without_images_are_named(tmp_path):
         open_shards(config_of(tmp_path, str(tmp_path / "a.parquet")))
 
 
-def test_an_image_that_is_missing_has_no_bytes(tmp_path):
+def test_a_missing_image_has_no_bytes(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet
 
