@@ -19,7 +19,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
-from mae_hf.errors import RunError, require
-from mae_hf.files import beside_of, rename, sync
+from mae_hf.errors import ConfigError, RunError, require
+from mae_hf.files import beside_of, read_json, rename, sync
 from mae_hf.training.distributed import SHARDED
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.pickles import check_shards
@@ -63,6 +63,8 @@ class TrainState:
         best_value: that value.
         loss_sum: sum of the losses since the last line of the log.
         loss_steps: number of steps in that sum.
+        strategy: how the launch command split the model, filled in by `Checkpoints.save`.
+        mixed_precision: precision that the launch command chose, likewise.
     """
 
     step: int = 0
@@ -70,6 +72,8 @@ class TrainState:
     best_value: float | None = None
     loss_sum: float = 0.0
     loss_steps: int = 0
+    strategy: str = field(default="", compare=False)
+    mixed_precision: str = field(default="", compare=False)
 
 
 class Checkpoints:
@@ -154,11 +158,12 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
     def _read(self, accelerator: Accelerator, path: Path) -> TrainState:
-        state, launched = _read_state(path)
+        state: TrainState = read_json(path / STATE, TrainState)
         for name, now in _launched(accelerator).items():
+            before = getattr(state, name)
             require(
-                launched[name] == now,
-                f"{path} was saved with {name} {launched[name]}, but this run was started with {now}: start it as "
+                before == now,
+                f"{path} was saved with {name} {before}, but this run was started with {now}: start it as "
                 f"before ({_LAUNCHED[name]}), or choose another --output_dir",
             )
         try:
@@ -175,13 +180,13 @@ class Checkpoints:
 
     def _best(self, path: Path) -> Path:
         """The best checkpoint that this one names, or itself."""
-        state, _ = _read_state(path)
+        state: TrainState = read_json(path / STATE, TrainState)
         return self.path(state.best_step or state.step)
 
     def _rotate(self) -> None:
         kept = set(self._all()[-self.keep :])
         for path in tuple(kept):  # each with its best, so that a fallback still finds one
-            with contextlib.suppress(OSError, ValueError, TypeError, RunError):  # a damaged one
+            with contextlib.suppress(ConfigError):  # a damaged one
                 kept.add(self._best(path))
         for path in self._all():
             if path not in kept:
@@ -237,19 +242,6 @@ def _launched(accelerator: Accelerator) -> dict[str, str]:
         "strategy": str(kind.value) if kind in SHARDED else "whole weights (DDP)",
         "mixed_precision": str(accelerator.mixed_precision),
     }
-
-
-def _read_state(path: Path) -> tuple[TrainState, dict[str, str | None]]:
-    """What the loop changed, and what the launch command decided."""
-    content = json.loads((path / STATE).read_text())
-    launched = {name: content.pop(name, None) for name in _LAUNCHED}
-    try:
-        return TrainState(**content), launched
-    except TypeError as error:
-        raise RunError(
-            f"{path} was saved by another version of mae_hf ({_one_line(error)}): resume with that version, or choose "
-            "another --output_dir"
-        ) from None
 
 
 def _write_digests(folder: Path) -> None:
