@@ -35,10 +35,10 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
     folder = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     command = command or typed_command()  # now: the launcher may be gone when the run stops
-    stop_on_signals()
     warnings.formatwarning = _format_warning
     try:
-        main()
+        with stop_on_signals():
+            main()
     except RunStopped as error:
         # the exit code that a shell reports for a process that a signal has ended
         _end(f"stopped: {error}; to resume, type: {command}", 128 + error.signal_number, of_all=True)

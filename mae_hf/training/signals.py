@@ -6,6 +6,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,14 +18,24 @@ TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if h
 _SECONDS_BETWEEN_TWO = 1.0
 
 
-def stop_on_signals() -> None:
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
     """Make SIGTERM and SIGHUP raise `RunStopped` in the main thread, as Ctrl-C raises KeyboardInterrupt.
 
     Code that writes files can then clean up. A signal that is ignored stays ignored (`nohup`).
     """
-    for number in TERMINATING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+    numbers = [number for number in TERMINATING if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in numbers:
+        signal.signal(number, _stop)
+    afterwards = signal.SIG_DFL
+    try:
+        yield
+    except RunStopped:
+        afterwards = signal.SIG_IGN  # launchers send several, and the message must still be printed
+        raise
+    finally:
+        for number in numbers:
+            signal.signal(number, afterwards)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
