@@ -7,9 +7,14 @@ Shapes: n images, D features, C classes.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mae_hf.errors import ConfigError, require
 
@@ -123,9 +128,11 @@ def linear_probe(train: Labelled, validation: Labelled | None, test_features: np
     check_finite(train_features=train.features, test_features=test_features)
     counts = np.unique(train.labels, return_counts=True)[1]
     require(len(counts) > 1, "all training images have one class: a linear probe needs two or more (--data.source)")
+    candidates: list[tuple[float, float | None, float]]
     if validation is not None:
         check_finite(validation_features=validation.features)
-        candidates = [_on_validation(train, validation, strength) for strength in STRENGTHS]
+        accuracies = [float(_regression(strength).fit(*train).score(*validation)) for strength in STRENGTHS]
+        candidates = [(score, score, strength) for score, strength in zip(accuracies, STRENGTHS, strict=True)]
     elif counts.min() > 1:
         num_parts = min(MAX_PARTS, int(counts.min()))
         candidates = [_cross_validated(train, strength, num_parts) for strength in STRENGTHS]
@@ -138,27 +145,13 @@ def linear_probe(train: Labelled, validation: Labelled | None, test_features: np
     return Probe(probabilities, accuracy, {"C": strength})
 
 
-def _regression(strength: float) -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
+def _regression(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
 
-def _on_validation(train: Labelled, validation: Labelled, strength: float) -> tuple[float, float | None, float]:
-    """Return the score that decides, the accuracy and the strength."""
-    accuracy = float(_regression(strength).fit(*train).score(*validation))
-    return accuracy, accuracy, strength
-
-
 def _cross_validated(train: Labelled, strength: float, num_parts: int) -> tuple[float, float | None, float]:
-    """Return the same, from each training image while its part is left out."""
-    from sklearn.metrics import log_loss
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-
+    """Return minus the log loss, the accuracy and the strength, from each training image while its part is left out."""
     parts = StratifiedKFold(num_parts, shuffle=True, random_state=0)
     held_out = cross_val_predict(_regression(strength), *train, cv=parts, method="predict_proba")
-    classes = np.unique(train.labels)
-    accuracy = float((classes[held_out.argmax(axis=1)] == train.labels).mean())
+    accuracy = float((np.unique(train.labels)[held_out.argmax(axis=1)] == train.labels).mean())
     return -float(log_loss(train.labels, held_out)), accuracy, strength

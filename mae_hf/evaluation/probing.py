@@ -34,7 +34,7 @@ ONLINE_NOTE = (
     f"kNN (k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}) from labelled train images to validation images, never "
     "test images"
 )
-_CLASSIFIERS: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe, "head": head_probe}
+CLASSIFIERS: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe, "head": head_probe}
 
 
 def probe_features(
@@ -71,7 +71,7 @@ def probe_features(
                 metrics[f"{key}/rankme"] = rankme(train.features)
                 metrics[f"{key}/participation_ratio"] = participation_ratio(train.features)
                 continue
-            probe = _CLASSIFIERS[name](train, validation, test.features, len(class_names))
+            probe = CLASSIFIERS[name](train, validation, test.features, len(class_names))
             scores = scores_of(probe.probabilities, test.labels, class_names)
             assert probe.validation_accuracy is not None
             scores |= {"validation_accuracy": probe.validation_accuracy, **probe.settings}

@@ -4,7 +4,7 @@ Shapes: n images, D features.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,11 @@ from mae_hf.config.model import ClassifierConfig
 from mae_hf.evaluation.few_labels.measurements import Measurements
 from mae_hf.evaluation.few_labels.protocol import ProtocolImages
 from mae_hf.evaluation.inference import extract_features
-from mae_hf.evaluation.probes import Labelled, Probe, knn_probe, linear_probe
-from mae_hf.evaluation.probing import POOLINGS
+from mae_hf.evaluation.probes import Labelled
+from mae_hf.evaluation.probing import CLASSIFIERS, POOLINGS
 from mae_hf.models.classifier import SHAPE_KEYS, build_classifier
 from mae_hf.models.io import weights_digest
 from mae_hf.models.locate import SCRATCH
-
-_PROBES: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe}
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def measure_probe(
         if measurements.has(line["label_set"], line["arm"], line["method"], pooling):
             continue
         train = features.labelled(rows, pooling)
-        probe = _PROBES[line["method"]](train, None, features.test[pooling], num_classes)
+        probe = CLASSIFIERS[line["method"]](train, None, features.test[pooling], num_classes)
         measured = {"pooling": pooling, "num_labels": len(train.labels), "num_validation_labels": 0}
         measured |= {"validation_accuracy": probe.validation_accuracy, "settings": probe.settings}
         measurements.add({**line, **measured}, probe.probabilities)
