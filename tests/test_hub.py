@@ -1,5 +1,6 @@
 """Uploaded models open with transformers alone. All requests go to a Hub on this machine."""
 
+import dataclasses
 import html
 import json
 import logging
@@ -61,7 +62,7 @@ def publish(folder: Path) -> dict[str, Any]:
     from huggingface_hub import constants
 
     from mae_hf.models.classifier import build_classifier
-    from mae_hf.models.io import hub_revision
+    from mae_hf.models.io import check_init, hub_revision
     from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
@@ -83,6 +84,21 @@ def publish(folder: Path) -> dict[str, Any]:
     sharing.save_model(folder / "classifier", classifier, FINETUNE, scores)
     seen["classifier"] = sharing.push(folder / "classifier", FINETUNE.hub)
     seen["probabilities"] = classifier(pixel_values).logits.softmax(-1)[0].tolist()
+
+    # ---- two revisions of one encoder ----
+    changed = HubConfig(push=True, repo_id="me/changed")
+    sharing.push(folder / "mae", changed)
+    first = hub_revision("me/changed")
+    mae.vit.layernorm.bias.add_(1)
+    sharing.save_model(folder / "changed", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, encoder=export_encoder(mae))
+    sharing.push(folder / "changed", changed)
+    for name, revision in (("first", first), ("latest", None)):
+        model = dataclasses.replace(FINETUNE.model, init="me/changed", revision=revision)
+        check_init(model, FINETUNE.data)
+        features = build_classifier(model, CLASS_NAMES, "sdpa", 0).eval().vit(pixel_values).last_hidden_state
+        seen[name] = {"features": features[0, 0].tolist(), "revision": hub_revision("me/changed", revision)}
+    with pytest.raises(ConfigError, match=r"me/changed cannot be opened .*--model\.init"):
+        build_classifier(dataclasses.replace(model, revision="f" * 40), CLASS_NAMES, "sdpa", 0)
 
     def error(repo_id: str = "me/new", token: str = WRITE_TOKEN) -> str:
         os.environ["HF_TOKEN"] = token
@@ -181,7 +197,7 @@ def test_the_folder_is_uploaded_whole(world):
 def test_the_repository_is_made_once_and_as_private_as_asked(world):
     address = f"{world['hub'].endpoint}/me/mae"
     assert world["here"]["created"] == [address, address] and world["here"]["mae"] == address
-    assert world["hub"].private == {"models/me/mae": False, "models/me/classifier": True}
+    assert world["hub"].private == {"models/me/mae": False, "models/me/classifier": True, "models/me/changed": False}
 
 
 def test_a_masked_autoencoder_from_the_hub_has_the_weights_that_were_saved(world):
@@ -194,6 +210,14 @@ def test_the_revision_of_a_model_on_the_hub_is_its_commit(world):
 
 def test_a_classifier_starts_from_an_encoder_on_the_hub(world):
     assert world["here"]["transferred"] == pytest.approx(world["here"]["features"], abs=1e-5)
+
+
+def test_a_revision_of_an_encoder_on_the_hub_is_the_one_that_is_opened(world):
+    first, latest = world["here"]["first"], world["here"]["latest"]
+    assert first["features"] == pytest.approx(world["here"]["features"], abs=1e-5)
+    assert latest["features"] == pytest.approx([value + 1 for value in first["features"]], abs=1e-5)
+    commits = [sha for sha, _ in world["hub"].commits["models/me/changed"]]
+    assert latest["revision"] == commits[-1] and first["revision"] in commits[:-1]
 
 
 def test_the_card_of_the_encoder_gives_others_its_features_without_mask(world, there):

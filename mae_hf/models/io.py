@@ -32,27 +32,18 @@ ENCODER_KEYS = (
     *("image_size", "patch_size", "num_channels", "qkv_bias"),
 )
 
-# Names in memory, and in files that transformers 4 and 5 both read. Files that 5.x writes lose the decoder in 4.x.
-SAVED_NAMES = (
-    (r"^vit\.layers\.", "vit.encoder.layer."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
-# The way back, for files of 4.x, of 5.x (`decoder_encoder`) and of mae_hf; transformers applies them in this order.
-LOADED_NAMES = {
-    r"decoder_encoder\.layer\.": "decoder_layers.",
-    r"encoder\.layer\.": "layers.",
-    r"attention\.attention\.query": "attention.q_proj",
-    r"attention\.attention\.key": "attention.k_proj",
-    r"attention\.attention\.value": "attention.v_proj",
-    r"attention\.output\.dense": "attention.o_proj",
-    r"intermediate\.dense": "mlp.fc1",
-    r"output\.dense": "mlp.fc2",
+# A weight's name in memory -> in files that transformers 4 and 5 both read. Files of 5.x lose the decoder in 4.x.
+SAVED_NAMES = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
 }
+# The way back, for files of 4.x, of 5.x (`decoder_encoder`) and of mae_hf; transformers applies them in this order.
+LOADED_NAMES = {r"decoder_encoder\.layer\.": "decoder_layers.", r"encoder\.layer\.": "layers."}
+LOADED_NAMES |= {re.escape(file): memory for memory, file in SAVED_NAMES.items()}
 
 MAX_PARAMETERS = 4 * 2**30  # that a config may describe
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
@@ -315,8 +306,9 @@ def quiet_transformers() -> Iterator[None]:
 
 def saved_name(name: str) -> str:
     """Return the name that a weight of `MaskedAutoencoder` has in a file."""
-    for pattern, replacement in SAVED_NAMES:
-        name = re.sub(pattern, replacement, name)
+    name = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", name)
+    for memory, file in SAVED_NAMES.items():
+        name = name.replace(f".{memory}.", f".{file}.")
     return name
 
 

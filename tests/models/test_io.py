@@ -54,6 +54,8 @@ def test_the_digest_of_an_encoder_stays_when_a_classifier_takes_it_and_changes_w
         classifier.vit.layernorm.bias[3] += 1e-6
     assert weights_digest(classifier.vit) != digest
     assert hub_revision(str(tmp_path)) is None, "a local folder has no revision"
+    with pytest.raises(ConfigError, match=r"is a local folder, which has no revision main.*--model\.revision null"):
+        hub_revision(str(tmp_path), "main")
 
 
 def test_the_normalisation_is_the_one_saved_with_the_model(tmp_path: Path):
