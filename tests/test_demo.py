@@ -1,4 +1,4 @@
-"""The demo answers with what stock transformers and Pillow give for the same image, on a page of this machine."""
+"""The demo returns what stock transformers and Pillow compute for the same image."""
 
 import functools
 import signal
@@ -35,7 +35,7 @@ NO_GRADIO = "gradio, the extra [demo], is not installed"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the run folders `mae` and `classifier`, and what gradio keeps, which it asks for when imported."""
+    """A folder with the run folders `mae` and `classifier`, and with the files of gradio."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     config = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32)
@@ -52,14 +52,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def picture(mode: str) -> Image.Image:
-    """A coloured ramp of 32 x 20 pixels, in part transparent where the mode allows."""
+    """Return a coloured ramp of 32 x 20 pixels, partly transparent if the mode has transparency."""
     x, y = np.meshgrid(np.arange(32), np.arange(20))
     pixels = np.stack([x * 8, y * 12, (x + y) * 5, 255 - x * 8], axis=-1).astype(np.uint8)
     return Image.fromarray(pixels[..., : len(mode)])
 
 
 def squared(image: Image.Image) -> np.ndarray:
-    """The image over white, its shorter side resized to 16 and the centre kept, by Pillow alone: uint8 (16, 16, 3)."""
+    """Return the image on white, resized to a shorter side of 16 and centre-cropped by Pillow: uint8 (16, 16, 3)."""
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
     resized = page.resize((32 * 16 // 20, 16), Image.Resampling.BICUBIC)
@@ -68,7 +68,7 @@ def squared(image: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_probabilities_are_those_of_stock_transformers(models: Path, mode: str):
+def test_probabilities_equal_stock_transformers(models: Path, mode: str):
     folder = models / "classifier"
     probabilities = classify(open_classifier(str(folder), "sdpa"), read_normalization(str(folder)), picture(mode))
     stock = ViTForImageClassification.from_pretrained(folder / "model").eval()
@@ -80,7 +80,7 @@ def test_probabilities_are_those_of_stock_transformers(models: Path, mode: str):
     assert np.ptp(expected) > 0.2
 
 
-def test_visible_patches_are_pixels_and_hidden_ones_what_stock_transformers_predicts(models: Path):
+def test_visible_patches_are_pixels_and_masked_ones_the_prediction_of_stock_transformers(models: Path):
     mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
     original, masked, reconstruction = hide_and_reconstruct(mae, (MEAN, STD), picture("RGBA"), seed=1)
     assert np.abs(original.astype(int) - squared(picture("RGBA"))).max() <= 2
@@ -99,7 +99,7 @@ def test_visible_patches_are_pixels_and_hidden_ones_what_stock_transformers_pred
     assert np.abs(difference[hidden_pixels]).max() <= 1
 
 
-def test_the_seed_draws_the_mask_and_nothing_else_does(models: Path):
+def test_only_the_seed_decides_the_mask(models: Path):
     mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
     first, again, other = (hide_and_reconstruct(mae, (MEAN, STD), picture("RGB"), seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -109,10 +109,10 @@ def test_the_seed_draws_the_mask_and_nothing_else_does(models: Path):
 def test_without_gradio_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"gradio.*pip install 'mae_hf\[demo\]'"):
-        build_page("a model that is not even looked for")
+        build_page("any model")
 
 
-def test_a_port_that_is_none_is_refused_with_the_fix():
+def test_the_message_about_a_reserved_port_names_the_fix():
     with pytest.raises(ConfigError, match=r"port is 80 .*such as 7860 \(--port\)"):
         DemoConfig(model="any", port=80)
 
@@ -143,7 +143,7 @@ def test_the_page_of_a_masked_autoencoder_answers(models: Path, tmp_path: Path):
             np.testing.assert_array_equal(np.asarray(image)[10::20, 10::20], pixels)
 
 
-def test_a_taken_port_is_answered_with_another(models: Path):
+def test_the_message_about_a_busy_port_suggests_another(models: Path):
     pytest.importorskip("gradio", reason=NO_GRADIO)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -155,7 +155,7 @@ def test_a_taken_port_is_answered_with_another(models: Path):
 
 @pytest.fixture
 def served(models: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The script, serving the classifier, and its port."""
+    """The script that serves the classifier, and its port."""
     pytest.importorskip("gradio", reason=NO_GRADIO)
     port = free_port()
     command = [sys.executable, "scripts/demo.py", "--model", str(models / "classifier"), "--port", str(port)]

@@ -1,4 +1,4 @@
-"""Test images among those of pre-training, from the first command to the last score."""
+"""Test images among the images of pre-training, from the first command to the last score."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ TRAIN = ("--train.batch_size", 16, "--train.epochs", 1, "--train.warmup_ratio", 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 train, 12 test and 50 unlabeled images of noise; test images 0, 3 and 7 are among the unlabeled."""
+    """40 train, 12 test and 50 unlabeled images of noise; test images 0, 3 and 7 are also unlabeled images."""
     folder = tmp_path_factory.mktemp("source")
     random = np.random.default_rng(0)
     tests = random.integers(0, 256, (12, SIZE, SIZE, 3), np.uint8)
@@ -57,7 +57,7 @@ def test_duplicates_are_left_out_counted_and_named_in_the_card(source: Path, tmp
         shared = (folder / "audit.json").read_text()
         assert str(source.parent) not in shared
         assert json.loads(shared)["audited"][0]["num_duplicated"] == 3
-    # as a crash leaves it: the resumed run sees the same images
+    # As after a crash: the resumed run sees the same images.
     (tmp_path / "metrics.json").unlink()
     succeed("scripts/pretrain.py", *pretrain)
     assert read(tmp_path / "run.json")["data_fingerprint"] == record["data_fingerprint"]

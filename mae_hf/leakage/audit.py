@@ -201,7 +201,7 @@ def finish_stream_audit(audit: Audit, notes: Sequence[Mapping[str, Any]]) -> Aud
 
     Args:
         audit: the audit before step 0, with the duplicates among the held-out images.
-        notes: the notes about streamed images; those of kind `exact` are about duplicates.
+        notes: the notes about streamed images; kind `exact` marks duplicates.
     """
     notes = [note for note in notes if note["kind"] == "exact"]
     pairs = [

@@ -91,7 +91,7 @@ def find_duplicates(images: np.ndarray, against: np.ndarray) -> Duplicates:
     """Return every pair of equal images, and the near-duplicates.
 
     An image has at most `NUM_CANDIDATES` near-duplicates for each way of cropping. Images without detail have none,
-    because they all look alike: those of one colour, or 8 pixels enlarged to 32.
+    because they all look alike: one plain colour, or 8 pixels enlarged to 32.
 
     Args:
         images: np.uint8 (N, H, W, 3), memory-mapped or not; read in chunks.
@@ -220,7 +220,7 @@ def _compare(images: Tensor, partners: Tensor, warp: Tensor) -> list[tuple[int, 
 
 
 def _has_detail(thumbnails: Tensor) -> Tensor:
-    """Return which grey thumbnails (K, S, S) have fine structure that is not that of a smaller image enlarged."""
+    """Return which grey thumbnails (K, S, S) have fine structure; an enlarged smaller image has none."""
     energy = _fine_structure(thumbnails, 5).square().mean((1, 2))
     finest = _fine_structure(thumbnails, 3).square().mean((1, 2))
     return (energy > CONTRAST**2) & (finest > DETAILED * energy)

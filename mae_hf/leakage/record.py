@@ -1,6 +1,6 @@
 """audit.json: which images of pre-training duplicate test or validation images, and which of these the model has seen.
 
-A run writes it, and it travels with the model, without the pairs: nobody else has the rows of the data.
+A run writes it. A copy without the pairs, which name rows of the data, travels with the model.
 """
 
 import json

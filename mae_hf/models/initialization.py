@@ -1,7 +1,7 @@
-"""Initial weights as the paper's code sets them, for the encoder of both stages and for the decoder.
+"""Initial weights as in the paper's code, for the encoder of both stages and for the decoder.
 
-They are set after construction: transformers 5 leaves both position tables of a new ViTMAE at zero and frozen, so that
-no training can ever tell one patch from another, and draws the other weights from other distributions.
+They are set after construction, because transformers 5 leaves both position tables of a new ViTMAE zero and frozen, and
+draws the other weights from other distributions (docs/stock_vit_mae.md).
 
 Shapes: D width, C channels, P patch side.
 """
@@ -19,17 +19,17 @@ FUSED = ("q_proj", "k_proj", "v_proj")
 
 @torch.no_grad()
 def initialize_encoder(vit: Any) -> None:
-    """Initialises a `ViTMAEModel` or a `ViTModel` in place; both stages start from the same distributions.
+    """Initialise a `ViTMAEModel` or a `ViTModel` in place; both stages start from the same distributions.
 
-    Linear layers and the patch projection are Xavier-uniform, biases zero except the projection's, which keeps the
-    default of `torch.nn.Conv2d`; LayerNorms are the identity; the CLS token is N(0, 0.02).
+    Linear layers and the patch projection are Xavier-uniform. Biases are zero; only the projection keeps the default of
+    `torch.nn.Conv2d`. LayerNorms are the identity. The CLS token is N(0, 0.02).
 
     Source: `initialize_weights` in models_mae.py of facebookresearch/mae.
     """
     embeddings = vit.embeddings
     projection = embeddings.patch_embeddings.projection
     _initialize_layers(vit)
-    nn.init.xavier_uniform_(projection.weight.flatten(1))  # as the Linear that it is: (D, C·P·P)
+    nn.init.xavier_uniform_(projection.weight.flatten(1))  # as a Linear layer: (D, C·P·P)
     bound = 1 / math.sqrt(projection.weight[0].numel())
     nn.init.uniform_(projection.bias, -bound, bound)
     nn.init.normal_(embeddings.cls_token, std=0.02)
@@ -38,7 +38,7 @@ def initialize_encoder(vit: Any) -> None:
 
 @torch.no_grad()
 def initialize_decoder(decoder: Any) -> None:
-    """Initialises a `ViTMAEDecoder` in place: as the encoder's layers, with a mask token from N(0, 0.02)."""
+    """Initialise a `ViTMAEDecoder` in place, like the encoder's layers, with a mask token from N(0, 0.02)."""
     _initialize_layers(decoder)
     nn.init.normal_(decoder.mask_token, std=0.02)
     _copy_positions(decoder.decoder_pos_embed)

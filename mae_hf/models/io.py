@@ -49,8 +49,8 @@ MAX_PARAMETERS = 4 * 2**30  # that a config may describe
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 _ALL_SIZES = (*_SIZES, *(f"decoder_{name}" for name in _SIZES[:4]), "num_channels")
 _NO_SAFETENSORS = (
-    "it has no model.safetensors, and other weight files, such as pytorch_model.bin, may hold code: if you trust the "
-    "model, open it in transformers and save it again with save_pretrained"
+    "it has no model.safetensors, and pytorch_model.bin may hold code. If you trust the model, open it in transformers "
+    "and save it again with save_pretrained"
 )
 
 
@@ -113,7 +113,7 @@ class Checkpoint:
         with self.opening():
             content, _ = PreTrainedConfig.get_config_dict(self.path, revision=self.revision)
             files = json.loads(index.read_text())["weight_map"].values() if index else []
-        for key, what in (("auto_map", "code of its own"), ("quantization_config", "quantised weights")):
+        for key, what in (("auto_map", "code"), ("quantization_config", "quantised weights")):
             self._require(not content.get(key), f"comes with {what} ({key} in config.json), which is not opened")
         self._require(adapter is None, "comes with an adapter (adapter_config.json), which is not opened")
         strange = [str(file) for file in files if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(file))]
@@ -313,7 +313,7 @@ def saved_name(name: str) -> str:
 
 
 def _num_parameters(sizes: dict[str, int]) -> int:
-    """Return roughly how many parameters a config describes; missing sizes are those of ViT-Base."""
+    """Return roughly how many parameters a config describes; the defaults are the sizes of ViT-Base."""
     tokens = (sizes.get("image_size", 224) // sizes.get("patch_size", 16)) ** 2
     pixels = sizes.get("num_channels", 3) * sizes.get("patch_size", 16) ** 2
     total = 0

@@ -216,7 +216,7 @@ def reconstruct(
 
 
 def encode(model: ViTMAEForPreTraining, pixel_values: Tensor) -> Tensor:
-    """Return features of whole images, without mask: those of `ViTModel` with the same weights.
+    """Return features of whole images, without mask, as `ViTModel` computes them with the same weights.
 
     Args:
         pixel_values: (B, C, S, S) float, normalised.

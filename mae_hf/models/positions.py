@@ -1,4 +1,4 @@
-"""Where patches are: the fixed position table of the paper, and the check that a model makes use of it.
+"""The fixed position table of the paper, and the check that a model uses its table.
 
 Shapes: B images, N patches of an image, D width, P patch side, C channels, S image side.
 """
@@ -9,14 +9,14 @@ from transformers import ViTMAEForPreTraining
 
 
 class PositionError(RuntimeError):
-    """The model cannot tell one patch from another, and no training would repair that."""
+    """The model does not know the positions of patches, and training cannot repair that."""
 
 
 def sincos_positions(dim: int, grid_size: int) -> Tensor:
-    """The fixed 2-d sine-cosine position table, its first row (CLS) zero.
+    """Return the fixed 2-d sine-cosine position table; its first row (CLS) is zero.
 
-    The first half of a row encodes the column of the patch and the second half its row, which is the order of the
-    published weights; each half is sines, then cosines, of `dim / 4` frequencies.
+    As in the published weights, the first half of a row encodes the column of the patch, and the second half its row.
+    Each half holds sines, then cosines, of `dim / 4` frequencies.
 
     Args:
         dim: width of the table, a multiple of 4.
@@ -37,15 +37,15 @@ def sincos_positions(dim: int, grid_size: int) -> Tensor:
 
 @torch.no_grad()
 def check_positions(model: ViTMAEForPreTraining) -> None:
-    """Refuses a model that does not know where a patch is: the pre-flight check of every run.
+    """Refuse a model that does not know where a patch is. Every run does this before step 0.
 
-    A random image goes through the model, which keeps its modes and leaves the random state alone. Two things must
-    hold: predictions for different hidden patches differ (decoder's table), and the CLS feature changes when the
-    visible patches move to other places (encoder's table). A ViTMAE that transformers 5 has just made fails both.
-    Call it before `accelerator.prepare`: a sharded model cannot be run in parts.
+    On a random image, the predictions for different masked patches must differ (decoder's table), and the CLS feature
+    must change when the visible patches move (encoder's table). A new ViTMAE of transformers 5 fails both checks. The
+    modes of the model and the random state do not change. Call this before `accelerator.prepare`, because parts of a
+    sharded model cannot run alone.
 
     Raises:
-        PositionError: one of them does not hold, or the predictions are not finite.
+        PositionError: a check fails, or the predictions are not finite.
     """
     num_patches = model.vit.embeddings.patch_embeddings.num_patches
     generator = torch.Generator().manual_seed(0)
@@ -56,10 +56,10 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
     model.eval()
     try:
         here = model.vit(model.unpatchify(patches).to(model.device, model.dtype), noise=noise.to(model.device))
-        # The same patches stay visible, each one place further.
+        # The same patches stay visible, each moved by one position.
         patches, noise = patches.roll(1, dims=1), noise.roll(1, dims=1)
         there = model.vit(model.unpatchify(patches).to(model.device, model.dtype), noise=noise.to(model.device))
-        # One visible patch is enough for the decoder, and leaves several hidden ones whatever the mask ratio is.
+        # One visible patch is enough for the decoder, and leaves several masked ones at any mask ratio.
         logits = model.decoder(here.last_hidden_state[:, :2], here.ids_restore).logits
     finally:
         for module, mode in modes.items():
@@ -67,12 +67,12 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
 
     hidden = logits[here.ids_restore > 0]
     _require_change(
-        hidden, hidden[:1], "its predictions for all hidden patches of an image are equal", "decoder_pos_embed"
+        hidden, hidden[:1], "its predictions for all masked patches of an image are equal", "decoder_pos_embed"
     )
     _require_change(
         there.last_hidden_state[:, 0],
         here.last_hidden_state[:, 0],
-        "its CLS feature stays the same when the visible patches change places",
+        "its CLS feature stays the same when the visible patches move",
         "position_embeddings",
     )
 
@@ -80,7 +80,7 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
 def _require_change(values: Tensor, reference: Tensor, problem: str, table: str) -> None:
     change = (values.float() - reference.float()).abs().max()
     scale = reference.float().abs().max()
-    # Equal inputs give equal outputs but for rounding; the table of a new model moves them by 5 % and more.
+    # Without a table the outputs differ only by rounding; with the table of a new model, by 5 % or more.
     rounding = max(1e-4, torch.finfo(values.dtype).eps)
     if not change > rounding * scale:
         raise PositionError(

@@ -1,4 +1,4 @@
-"""Planted duplicates of test and validation images are found by row, and left out of pre-training or remembered."""
+"""Planted duplicates of test and validation images are found, and left out of pre-training or recorded."""
 
 import io
 import json
@@ -78,7 +78,7 @@ def test_duplicates_of_test_images_are_left_out_of_both_sets_and_nothing_else(le
 
 
 def test_training_images_that_duplicate_validation_images_are_left_out(image_folder: Path):
-    """Otherwise the held-out loss, and fine-tuning's choice on validation, is that of images that were trained on."""
+    """Otherwise the held-out loss and fine-tuning's validation accuracy are measured on images of the training set."""
     [first, second, *_] = numbers(load_pretraining_images(config(image_folder), SIZE)[1])
     plant(image_folder, train_file(first), "unlabeled/40.png")
     plant(image_folder, train_file(second), "unlabeled/41.png")
@@ -341,7 +341,7 @@ def test_a_missing_split_is_named_before_anything_is_decoded(tmp_path: Path, pre
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_message_about_an_unwritable_audit_names_the_flag(tmp_path: Path, prepare):
+def test_the_message_about_an_unwritable_file_names_the_flag(tmp_path: Path, prepare):
     source = write(tmp_path / "source", train=noise(20, seed=1), unlabeled=noise(3, seed=2))
     prepare(source, "--audit-against", "train")
     [file] = (tmp_path / "cache").glob("*.audit-*.json")

@@ -1,4 +1,4 @@
-"""audit.json: what is written is read again, from a run and from a model, and anything else is refused in one line."""
+"""audit.json can be read from a run and from a model, and malformed files are refused in one line."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_n
 CONFIG = PretrainConfig(model=MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32))
 
 
-def test_what_is_written_is_read_again(tmp_path: Path):
+def test_a_written_audit_can_be_read(tmp_path: Path):
     for audit in (AUDIT, NOT_PRETRAINED, dataclasses.replace(AUDIT, streamed=True, num_test_duplicates=None)):
         (tmp_path / "audit.json").write_text(audit_json(audit))
         assert read_json(tmp_path / "audit.json", Audit) == audit
@@ -75,7 +75,7 @@ def test_the_audit_travels_with_the_model_and_its_encoder_without_pairs(tmp_path
             read_model_audit(str(tmp_path))
 
 
-def test_the_result_is_said_in_a_line():
+def test_the_result_is_described_in_a_line():
     for audit, line in (
         (
             AUDIT,

@@ -1,4 +1,4 @@
-"""The masked autoencoder once more, from the paper (arXiv 2111.06377) and in float64, for tests to compare with.
+"""An independent masked autoencoder in float64, written from the paper (arXiv 2111.06377), as a reference for tests.
 
 It takes the weights of a model by their names in memory and nothing else from it.
 Shapes: B images, N patches, D width, P patch side.
@@ -11,7 +11,7 @@ import torch
 
 
 def sincos_table(dim: int, grid: int) -> np.ndarray:
-    """`get_2d_sincos_pos_embed` of the paper's code: the column (w) goes first; the CLS row is zero."""
+    """Return the table of `get_2d_sincos_pos_embed` in the paper's code: column (w) first, CLS row zero."""
     table = np.zeros((1 + grid * grid, dim))
     for row in range(grid):
         for column in range(grid):
@@ -22,7 +22,7 @@ def sincos_table(dim: int, grid: int) -> np.ndarray:
 
 
 def patches_of(images: torch.Tensor, side: int) -> torch.Tensor:
-    """(B, 3, S, S) to (B, N, P·P·3), the channels of a pixel side by side."""
+    """Turn images (B, 3, S, S) into patches (B, N, P·P·3), with the channels of a pixel side by side."""
     grid = images.shape[-1] // side
     cut = [
         images[:, :, r * side : (r + 1) * side, c * side : (c + 1) * side].permute(0, 2, 3, 1).flatten(1)
@@ -33,7 +33,7 @@ def patches_of(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class Reference:
-    """The forward pass with given weights; `heads` and `decoder_heads` are not visible in them."""
+    """The forward pass with given weights, which do not show `heads` and `decoder_heads`."""
 
     def __init__(self, weights: dict[str, torch.Tensor], heads: int, decoder_heads: int, patch_size: int) -> None:
         self.weights = {name: value.double() for name, value in weights.items()}

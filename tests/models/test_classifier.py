@@ -1,4 +1,4 @@
-"""The classifier: what moves over from pre-training, what is new, and stochastic depth."""
+"""The classifier: the transfer of the encoder, the new weights, and stochastic depth."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def build(init: str = "scratch", seed: int = 0, **changes) -> ViTForImageClassif
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished pre-training run, its model with no weight left at a special value."""
+    """A finished pre-training run whose model has no weight at a special value."""
     folder = tmp_path_factory.mktemp("runs") / "pretrain"
     torch.manual_seed(0)
     mae = build_mae(MAEConfig(**ENCODER, **DECODER), "sdpa")
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("part", ["", "model", "model/encoder"])
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
-def test_features_are_those_of_the_pre_trained_encoder(run, part, attn_implementation):
+def test_features_equal_those_of_the_pre_trained_encoder(run, part, attn_implementation):
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     config = ClassifierConfig(init=str(run / part), **ENCODER)
     model = build_classifier(config, NAMES, attn_implementation, seed=0).eval()
@@ -103,7 +103,7 @@ def test_the_baseline_starts_from_the_distributions_of_the_masked_autoencoder():
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_the_seed_decides_the_new_weights_and_the_random_state_is_left_alone(run, pretrained):
+def test_the_seed_decides_the_new_weights_and_the_random_state_does_not_change(run, pretrained):
     init = str(run) if pretrained else "scratch"
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -131,7 +131,7 @@ def test_the_saved_classifier_opens_in_stock_transformers_with_its_class_names(r
     assert not [key for key in config if "decoder" in key or "mask" in key or "mae" in key or "pix" in key]
 
 
-def test_another_architecture_is_named_with_every_flag_that_mends_it(run):
+def test_the_message_about_another_architecture_names_every_flag_to_add(run):
     with pytest.raises(ConfigError) as error:
         build(str(run), patch_size=16, hidden_size=96, num_hidden_layers=4)
     assert "has patch_size 8, hidden_size 48, num_hidden_layers 3, the config says 16, 96, 4" in str(error.value)
@@ -141,14 +141,14 @@ def test_another_architecture_is_named_with_every_flag_that_mends_it(run):
 @pytest.mark.parametrize(
     "say", ["accelerate launch scripts/pretrain.py", "configs/pretrain/digits.yaml", "--model.init scratch"]
 )
-def test_a_missing_encoder_is_answered_with_what_to_type(say):
+def test_the_message_about_a_missing_encoder_says_what_to_type(say):
     with pytest.raises(ConfigError, match="runs/pretrain/none does not exist") as error:
         build("runs/pretrain/none")
     assert say in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_without_a_model_and_an_unfinished_run_are_told_apart(tmp_path):
+def test_a_folder_without_a_model_and_an_unfinished_run_have_different_messages(tmp_path):
     with pytest.raises(ConfigError, match="holds no model"):
         build(str(tmp_path))
     (tmp_path / "config.yaml").write_text("output_dir: here\n")
@@ -156,7 +156,7 @@ def test_a_folder_without_a_model_and_an_unfinished_run_are_told_apart(tmp_path)
         build(str(tmp_path))
 
 
-def test_a_classifier_is_not_taken_for_a_pre_trained_encoder(tmp_path):
+def test_a_classifier_is_refused_as_a_pre_trained_encoder(tmp_path):
     build().save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match="is a classifier that was already trained with labels"):
         build(str(tmp_path))
@@ -181,7 +181,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
         (lambda w: w.update({"vit.layernorm.bias": torch.ones(2)}), r"layernorm.bias is \[2\], not \[48\]"),
     ],
 )
-def test_an_encoder_that_is_not_whole_is_refused(run, tmp_path, change, message):
+def test_an_incomplete_encoder_is_refused(run, tmp_path, change, message):
     shutil.copytree(run / "model", tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     change(weights)
@@ -190,7 +190,7 @@ def test_an_encoder_that_is_not_whole_is_refused(run, tmp_path, change, message)
         build(str(tmp_path))
 
 
-def test_a_transfer_that_changes_the_features_stops():
+def test_a_transfer_that_changes_the_features_is_an_error():
     source = build().vit.eval()
     other = ViTForImageClassification(encoder_config(source.config, num_labels=3))
     _transfer(source, other, 32)
@@ -199,14 +199,14 @@ def test_a_transfer_that_changes_the_features_stops():
         _transfer(source, relu, 32)
 
 
-def test_a_transfer_that_leaves_anything_but_the_classifier_new_stops():
+def test_only_the_classifier_may_be_new_after_a_transfer():
     source = build(num_hidden_layers=2).vit.eval()
     deeper = ViTForImageClassification(encoder_config(build().config))
     with pytest.raises(RuntimeError, match=r"may leave only .*classifier.bias.* missing .*layers.2"):
         _transfer(source, deeper, 32)
 
 
-def test_drop_path_rises_linearly_and_leaves_the_weights_alone():
+def test_drop_path_rises_linearly_and_changes_no_weight():
     model = build(drop_path=0.0)
     names = list(model.state_dict())
     set_drop_path(model, 0.3)
@@ -228,7 +228,7 @@ def test_drop_path_drops_whole_branches_of_images_and_keeps_the_mean():
     assert (branch.flatten(1).std(dim=1) == 0).all()
     assert branch.mean().item() == pytest.approx(1, abs=0.03)
     assert (branch[:, 0, 0] > 0).equal(draws[:, 0] < 0.75)
-    assert (second[:, 0, 0] > 0).equal(draws[:, 1] < 0.75), "the second branch has draws of its own"
+    assert (second[:, 0, 0] > 0).equal(draws[:, 1] < 0.75), "the second branch has its own draws"
     with dropping_paths([drop_path], draws[:2]):
         assert drop_path(torch.ones(2, 3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
@@ -245,7 +245,7 @@ def test_each_layer_gets_its_own_draws_and_training_without_draws_fails():
             drop_path(torch.ones(3, 3, 2))
 
 
-def test_a_layer_whose_branches_are_dropped_passes_its_input_on():
+def test_a_layer_returns_its_input_if_both_branches_are_dropped():
     model = build(drop_path=0.0)
     images = torch.randn(64, 17, 48, generator=torch.Generator().manual_seed(0))
     plain = model.vit.layers[2](images)
@@ -254,10 +254,10 @@ def test_a_layer_whose_branches_are_dropped_passes_its_input_on():
     torch.testing.assert_close(layer.eval()(images), plain)
     with dropping_paths([layer.dropout], torch.rand(64, 2, generator=torch.Generator().manual_seed(0))):
         unchanged = (layer.train()(images) == images).flatten(1).all(dim=1).float().mean().item()
-    assert 0.65 < unchanged < 0.95  # both branches of an image are left out with probability 0.81
+    assert 0.65 < unchanged < 0.95  # both branches of an image are dropped with probability 0.81
 
 
-def test_drop_path_refuses_layers_it_does_not_know():
+def test_drop_path_refuses_unknown_layers():
     model = build(drop_path=0.0)
     model.vit.layers[1].dropout = nn.Dropout(0.1)
     with pytest.raises(RuntimeError, match="dropout of rate 0, and this layer has Dropout"):

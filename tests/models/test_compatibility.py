@@ -1,6 +1,6 @@
-"""Files between transformers 5 and 4: what either writes opens in the other with the same predictions.
+"""Models written with transformers 5 open in version 4 and the other way round, with the same predictions.
 
-Transformers 4 runs in a process of its own, from a folder made by the command in `SKIPPED`.
+Transformers 4 runs in a separate process, from a folder made by the command in `SKIPPED`.
 """
 
 import json
@@ -50,7 +50,7 @@ ViTMAEForPreTraining(mae.config).save_pretrained(folder + "/new_in_4")
 
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory):
-    """A folder with our three models, opened by transformers 4, and what that gave and saved."""
+    """A folder with our three models, and with the outputs and models that transformers 4 saved there."""
     folder = tmp_path_factory.mktemp("exchanged")
     encoder = {"image_size": 32, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2}
     encoder |= {"num_attention_heads": 3, "intermediate_size": 96}

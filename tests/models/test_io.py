@@ -1,4 +1,4 @@
-"""Finished models open for evaluation from any folder that holds one, and anything else is refused with the fix."""
+"""Finished models open for evaluation from any folder that holds one; the message about other folders names the fix."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_the_encoder_of_every_kind_of_model_gives_unmasked_features(tmp_path: Pa
         torch.testing.assert_close(logits, classifier(pixel_values).logits)
 
 
-def test_the_digest_of_an_encoder_stays_when_a_classifier_takes_it_and_changes_with_any_weight(tmp_path: Path):
+def test_the_digest_of_an_encoder_survives_the_transfer_and_changes_with_any_weight(tmp_path: Path):
     mae = build_mae(CONFIG, "sdpa")
     save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {}, encoder=export_encoder(mae))
     shape = {**SHAPE, "intermediate_size": 32}
@@ -58,13 +58,13 @@ def test_the_digest_of_an_encoder_stays_when_a_classifier_takes_it_and_changes_w
         hub_revision(str(tmp_path), "main")
 
 
-def test_the_normalisation_is_the_one_saved_with_the_model(tmp_path: Path):
+def test_the_normalisation_is_read_from_the_model(tmp_path: Path):
     mae = build_mae(CONFIG, "sdpa")
     save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {})
     assert read_normalization(str(tmp_path)) == ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))
 
 
-def test_what_is_not_a_classifier_is_refused_with_what_to_do(tmp_path: Path):
+def test_the_message_about_another_kind_of_model_says_what_to_type(tmp_path: Path):
     build_mae(CONFIG, "sdpa").save_pretrained(tmp_path / "mae")
     with pytest.raises(ConfigError, match=r"not a classifier.*--probe knn,linear"):
         open_classifier(str(tmp_path / "mae"), "sdpa")

@@ -1,4 +1,4 @@
-"""Attention for CPUs against the formula in float64 and against transformers' own."""
+"""The attention function for CPUs, compared with the formula in float64 and with transformers."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def qkv(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
-def test_output_weights_and_gradients_are_those_of_the_formula(dtype, tolerance):
+def test_output_weights_and_gradients_equal_the_formula(dtype, tolerance):
     found, wanted = qkv(dtype), [x.detach().double().requires_grad_() for x in qkv(dtype)]
     output, weights = cpu_attention(nn.Identity(), *found, None, scaling=0.3)
     assert output.dtype == dtype
@@ -33,7 +33,7 @@ def test_output_weights_and_gradients_are_those_of_the_formula(dtype, tolerance)
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=10 * tolerance)
 
 
-def test_transformers_takes_it_by_its_name_and_gets_the_same_features_and_weights():
+def test_transformers_finds_it_by_name_and_computes_the_same_features_and_weights():
     config = ViTConfig(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def test_transformers_takes_it_by_its_name_and_gets_the_same_features_and_weight
     torch.testing.assert_close(found.attentions, wanted.attentions)
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_acts_only_in_training():
     module, values = nn.Identity(), qkv(torch.float32)
     torch.manual_seed(0)
     _, weights = cpu_attention(module.train(), *values, None, scaling=1.0, dropout=0.5)
@@ -54,6 +54,6 @@ def test_dropout_acts_in_training_only():
     assert (weights > 0).all()
 
 
-def test_a_mask_is_refused():
+def test_an_attention_mask_is_refused():
     with pytest.raises(ValueError, match="takes no attention mask"):
         cpu_attention(nn.Identity(), *qkv(torch.float32), torch.zeros(1), scaling=1.0)

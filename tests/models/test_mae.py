@@ -33,7 +33,7 @@ TABLES = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
 
 def model_with(config: MAEConfig = CONFIG, seed: int = 0) -> MaskedAutoencoder:
-    """A model in which no weight, bias or norm is at a value that would hide an error; the tables are left alone."""
+    """Return a model in which no weight, bias or norm has a value that would hide an error."""
     torch.manual_seed(seed)
     model = build_mae(config, "sdpa").eval()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 @pytest.mark.parametrize("loss", ["l1", "mse", "huber"])
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
-def test_predictions_mask_and_loss_are_those_of_the_reference(loss, norm_pix_loss, attn_implementation):
+def test_predictions_mask_and_loss_equal_the_reference(loss, norm_pix_loss, attn_implementation):
     config = replace(CONFIG, loss=loss, norm_pix_loss=norm_pix_loss, mask_ratio=0.7)
     model = model_with(config)
     model.set_attn_implementation(attn_implementation)
@@ -85,7 +85,7 @@ WIDE = replace(CONFIG, hidden_size=192, intermediate_size=384, decoder_hidden_si
 
 
 def expected_distribution(name: str, shape: torch.Size) -> tuple[str, float]:
-    """The paper's code, models_mae.py: `initialize_weights` and `_init_weights`, with timm's fused qkv."""
+    """Return the distribution in the paper's code (`initialize_weights` and `_init_weights`, with timm's fused qkv)."""
     if name.endswith(("cls_token", "mask_token")):
         return "normal", 0.02
     if "projection" in name:  # a Conv2d(3, 192, 8), its weight seen as Linear(192, 192) and its bias left as it was
@@ -155,7 +155,7 @@ def without(model: ViTMAEForPreTraining, *tables: str) -> ViTMAEForPreTraining:
 
 
 @pytest.mark.parametrize("mask_ratio", [0.1, 0.75, 0.9])
-def test_the_pre_flight_check_lets_a_right_model_pass(mask_ratio):
+def test_the_position_check_accepts_a_correct_model(mask_ratio):
     config = replace(CONFIG, mask_ratio=mask_ratio)
     check_positions(build_mae(config, "sdpa"))
     check_positions(build_mae(config, "eager").to(torch.bfloat16))
@@ -163,25 +163,25 @@ def test_the_pre_flight_check_lets_a_right_model_pass(mask_ratio):
 
 @pytest.mark.parametrize(("tables", "named"), [(TABLES, TABLES[1]), (TABLES[:1], TABLES[0]), (TABLES[1:], TABLES[1])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_pre_flight_check_stops_a_model_with_an_empty_table(tables, named, dtype):
+def test_the_position_check_refuses_a_model_with_an_empty_table(tables, named, dtype):
     model = without(model_with(), *tables).to(dtype)
     with pytest.raises(PositionError, match=f"does not know where a patch is.*{named.split('.')[-1]}"):
         check_positions(model)
 
 
-def test_the_pre_flight_check_stops_what_transformers_itself_initialises():
-    with pytest.raises(PositionError, match="predictions for all hidden patches"):
+def test_the_position_check_refuses_a_new_stock_model():
+    with pytest.raises(PositionError, match="predictions for all masked patches"):
         check_positions(ViTMAEForPreTraining(mae_config(CONFIG)))
 
 
-def test_the_pre_flight_check_stops_a_model_that_is_not_finite():
+def test_the_position_check_refuses_a_model_that_is_not_finite():
     model = build_mae(CONFIG, "sdpa")
     nn.init.constant_(model.decoder.decoder_pred.bias, float("nan"))
     with pytest.raises(PositionError):
         check_positions(model)
 
 
-def test_the_pre_flight_check_changes_neither_modes_nor_random_state():
+def test_the_position_check_changes_neither_modes_nor_random_state():
     model = build_mae(CONFIG, "sdpa").train()
     model.vit.layers[0].eval()
     modes, state = [module.training for module in model.modules()], torch.get_rng_state()
@@ -217,7 +217,7 @@ def test_half_precision_weights_take_float_pixels_and_give_a_float_loss():
     assert encode(model, images).dtype == torch.bfloat16
 
 
-def test_outputs_are_those_of_stock_transformers():
+def test_outputs_equal_stock_transformers():
     model, (images, noise) = model_with(replace(CONFIG, loss="mse", norm_pix_loss=True)), batch()
     model.set_attn_implementation("eager")
     stock = ViTMAEForPreTraining._from_config(model.config, attn_implementation="eager").eval()
@@ -231,7 +231,7 @@ def test_outputs_are_those_of_stock_transformers():
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager", register_cpu_attention()])
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_loss_and_gradients_are_those_of_stock_transformers(norm_pix_loss, attn_implementation):
+def test_loss_and_gradients_equal_stock_transformers(norm_pix_loss, attn_implementation):
     model, (images, noise) = model_with(replace(CONFIG, loss="mse", norm_pix_loss=norm_pix_loss)).train(), batch()
     model.set_attn_implementation(attn_implementation)
     for layer in model.decoder.decoder_layers:  # set_attn_implementation does not reach them
@@ -250,7 +250,7 @@ def test_loss_and_gradients_are_those_of_stock_transformers(norm_pix_loss, attn_
                 assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
 
 
-def test_loss_only_is_the_loss_and_nothing_else():
+def test_loss_only_returns_only_the_loss():
     model, (images, noise) = model_with(replace(CONFIG, norm_pix_loss=True)), batch()
     outputs = model(images, noise=noise, loss_only=True)
     assert outputs.keys() == {"loss"}
@@ -258,7 +258,7 @@ def test_loss_only_is_the_loss_and_nothing_else():
 
 
 @pytest.mark.parametrize(("decode_ratio", "num_decoded"), [(1.0, 12), (0.5, 6), (0.26, 3), (0.01, 1)])
-def test_a_training_step_decodes_a_part_of_the_hidden_patches_as_if_there_were_no_others(decode_ratio, num_decoded):
+def test_a_training_step_decodes_some_of_the_masked_patches_as_if_there_were_no_others(decode_ratio, num_decoded):
     model, (images, noise) = model_with(replace(CONFIG, decode_ratio=decode_ratio)).train(), batch()
     loss = model(images, noise=noise, loss_only=True).loss
 
@@ -280,14 +280,14 @@ def test_a_training_step_decodes_a_part_of_the_hidden_patches_as_if_there_were_n
     torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
-def test_held_out_losses_count_all_hidden_patches_whatever_a_step_decodes():
+def test_held_out_losses_count_all_masked_patches_at_any_decode_ratio():
     model, (images, noise) = model_with(replace(CONFIG, decode_ratio=0.5)), batch()
     expected = model_with()(images, noise=noise)
     torch.testing.assert_close(model(images, noise=noise, loss_only=True).loss, expected.loss)
     torch.testing.assert_close(model.train()(images, noise=noise).to_tuple(), expected.to_tuple())
 
 
-def test_decoding_a_part_leaves_the_checkpoint_stock(tmp_path):
+def test_stock_transformers_opens_a_model_with_a_decode_ratio(tmp_path):
     model, (images, noise) = model_with(replace(CONFIG, decode_ratio=0.5)), batch()
     model.save_pretrained(tmp_path)
     stock, info = ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
@@ -308,7 +308,7 @@ def test_an_unknown_loss_is_named_with_the_choices():
 
 
 @pytest.mark.parametrize("loss", ["l1", "huber"])
-def test_a_saved_model_comes_back_with_its_loss_and_its_frozen_tables(tmp_path, capfd, loss):
+def test_a_saved_model_opens_with_its_loss_and_frozen_tables(tmp_path, capfd, loss):
     model, (images, noise) = model_with(replace(CONFIG, loss=loss, norm_pix_loss=True)), batch()
     model.save_pretrained(tmp_path)
     loaded = MaskedAutoencoder.from_pretrained(tmp_path)
@@ -337,7 +337,7 @@ def test_saved_names_are_those_of_transformers_4(saved):
         assert found == {f"{part}.{kind}" for part in layer for kind in ("weight", "bias")}
 
 
-def test_given_weights_are_saved_instead_of_the_models_own(tmp_path):
+def test_given_weights_are_saved_instead_of_the_weights_of_the_model(tmp_path):
     weights = {name: value.clone() for name, value in model_with(seed=5).state_dict().items()}
     model_with().save_pretrained(tmp_path, state_dict=weights)
     loaded = MaskedAutoencoder.from_pretrained(tmp_path).state_dict()
@@ -363,7 +363,7 @@ def test_a_stock_checkpoint_opens_with_the_loss_of_stock(tmp_path):
 
 
 def damaged(folder, saved, change_weights=None, **config):
-    """A copy of the saved model with other weights or config."""
+    """Return a copy of the saved model with changed weights or config."""
     shutil.copytree(saved, folder, dirs_exist_ok=True)
     (folder / "config.json").write_text(json.dumps(json.loads((saved / "config.json").read_text()) | config))
     weights = load_file(saved / "model.safetensors")
@@ -389,7 +389,7 @@ def damaged(folder, saved, change_weights=None, **config):
         (None, {"hidden_size": "wide"}, "not a number from 1 to"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(tmp_path, saved, capfd, change, config, message):
+def test_an_incomplete_checkpoint_is_refused_in_one_line(tmp_path, saved, capfd, change, config, message):
     folder = damaged(tmp_path, saved, change, **config)
     with pytest.raises(ConfigError, match=message) as error:
         MaskedAutoencoder.from_pretrained(folder)
@@ -398,7 +398,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(tmp_path, saved, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_stock_transformers_trained_from_scratch_is_refused(tmp_path):
+def test_a_stock_model_trained_from_scratch_is_refused(tmp_path):
     ViTMAEForPreTraining(mae_config(CONFIG)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="is all zero, as transformers 5 leaves it"):
         MaskedAutoencoder.from_pretrained(tmp_path)
@@ -417,7 +417,7 @@ def test_a_truncated_file_is_refused(tmp_path, saved):
         MaskedAutoencoder.from_pretrained(tmp_path)
 
 
-def test_a_run_folder_stands_for_its_model_once_the_run_is_finished(tmp_path, saved):
+def test_the_folder_of_a_finished_run_opens_as_its_model(tmp_path, saved):
     (tmp_path / "config.yaml").write_text("output_dir: here\n")
     with pytest.raises(ConfigError, match=r"an unfinished run.*run its command again"):
         MaskedAutoencoder.from_pretrained(tmp_path)
@@ -426,12 +426,12 @@ def test_a_run_folder_stands_for_its_model_once_the_run_is_finished(tmp_path, sa
 
 
 @pytest.mark.parametrize("name", ["runs/pretrain/none", "/none", "./none", "none"])
-def test_a_missing_folder_is_not_looked_for_on_the_hub(name):
+def test_a_missing_folder_is_not_searched_for_on_the_hub(name):
     with pytest.raises(ConfigError, match=f"{name} does not exist: give a whole masked autoencoder"):
         MaskedAutoencoder.from_pretrained(name)
 
 
-def test_encode_gives_the_features_of_stock_vit_with_nothing_masked(saved):
+def test_encode_returns_the_unmasked_features_of_stock_vit(saved):
     model, (images, _) = model_with(), batch()
     features = encode(model, images)
     stock = ViTMAEModel.from_pretrained(saved, mask_ratio=0.0)
@@ -456,7 +456,7 @@ def test_the_exported_encoder_opens_whole_as_a_plain_vit(tmp_path):
     assert config["layer_norm_eps"] == 1e-6
 
 
-def test_a_reconstruction_shows_visible_patches_as_they_are_and_hidden_ones_as_predicted():
+def test_a_reconstruction_shows_original_visible_patches_and_predicted_masked_ones():
     model, (images, noise) = model_with(), batch()
     pixels, mask = reconstruct(model, images, noise)
     expected, predicted, expected_mask = Reference(model.state_dict(), 3, 4, 8).forward(
@@ -470,7 +470,7 @@ def test_a_reconstruction_shows_visible_patches_as_they_are_and_hidden_ones_as_p
 
 
 @pytest.mark.parametrize("statistics", ["target", "visible"])
-def test_a_reconstruction_of_normalised_patches_gets_mean_and_contrast_back(statistics):
+def test_a_reconstruction_of_normalised_patches_restores_mean_and_contrast(statistics):
     model, (images, noise) = model_with(replace(CONFIG, norm_pix_loss=True)), batch()
     pixels, mask = reconstruct(model, images, noise, statistics)
     _, predicted, _ = Reference(model.state_dict(), 3, 4, 8).forward(images, noise, 0.75, "l1", True)
