@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -103,12 +102,6 @@ def _read(array_file: Path, split: Split, image_size: int, was_there: bool) -> S
 def _build(array_file: Path, split: Split, image_size: int) -> None:
     """Decode a split into `array_file`, and write its record last."""
     array_file.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = len(split) * image_size**2 * 3, shutil.disk_usage(array_file.parent).free
-    require(
-        needed < free,
-        f"{split.role} of {split.source} needs {needed >> 20} MiB in {array_file.parent}, {free >> 20} are free: "
-        "choose another folder (--data.cache_dir)",
-    )
     # A random name, because another process, or another machine on a shared disk, may build the same store now.
     temporary = array_file.with_suffix(f".{secrets.token_hex(8)}.tmp")
     bad: list[tuple[int, str]] = []

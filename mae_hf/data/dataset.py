@@ -37,13 +37,13 @@ class ImageSet:
     Attributes:
         labels: np.int64 (n,), -1 for images without a class.
         class_names: empty if the images have no classes.
-        rows: np.int64 (n,), the row of each image in its split.
+        split_rows: np.int64 (n,), the row of each image in its split.
         fingerprint: of pixels, rows and labels, not of any path.
     """
 
     def __init__(self, parts: Sequence[tuple[Store, np.ndarray]], note: str = "") -> None:
         self.note = note
-        self.rows: np.ndarray = np.concatenate([store.rows[indices] for store, indices in parts])
+        self.split_rows: np.ndarray = np.concatenate([store.rows[indices] for store, indices in parts])
         self.parts = tuple(parts)
         self._images = [store.images for store, _ in parts]
         self._indices = np.concatenate([indices for _, indices in parts])

@@ -190,7 +190,7 @@ def stream_search(held_out: ImageSet, evaluation: EvaluationSets) -> Callable[[n
     notes: dict[bytes, dict[str, Any]] = {}
     for split, images in _evaluation_sets(held_out, evaluation):
         source = images.parts[0][0].split.source
-        for digest, row in zip(_digests(images), images.rows.tolist(), strict=True):
+        for digest, row in zip(_digests(images), images.split_rows.tolist(), strict=True):
             note = notes.setdefault(digest, {"digest": digest.hex(), "against": []})
             note["against"].append([source, split, row])
     return lambda image: notes.get(pixel_digest(image)) if notes else None

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections import namedtuple
 from pathlib import Path
 
 import datasets
@@ -338,17 +337,6 @@ def test_a_decompression_bomb_cannot_be_decoded(image_folder, monkeypatch):
 
 
 # ---- the disk ----
-
-
-def test_a_full_disk_is_reported_before_decoding(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(0, 0, 5 << 20)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    split = split_of(np.broadcast_to(np.zeros((96, 96, 7), np.uint8), (1000, 96, 96, 7)), "full")  # cannot be decoded
-    with pytest.raises(
-        ConfigError, match=r"needs 26 MiB in .*, 5 are free: choose another folder \(--data.cache_dir\)"
-    ):
-        open_store(split, 96, DataConfig(cache_dir=str(tmp_path)))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_during_decoding_leaves_no_file(tmp_path):

@@ -121,9 +121,9 @@ def test_validation_is_carved_from_the_few_labels_with_room_for_each_class():
     images = load_labelled_images(config, 8)
     assert np.bincount(images["train"].labels).tolist() == [2] * 10  # 3 of 30 a class
     assert np.bincount(images["validation"].labels).tolist() == [1] * 10
-    drawn = np.sort(np.concatenate([images["train"].rows, images["validation"].rows]))
+    drawn = np.sort(np.concatenate([images["train"].split_rows, images["validation"].split_rows]))
     assert (drawn == few_label_rows(whole, np.arange(300), config)).all()
-    assert (whole.labels[images["train"].rows] == images["train"].labels).all()
+    assert (whole.labels[images["train"].split_rows] == images["train"].labels).all()
     assert "10 % of the labels" in images["train"].note and images["test"].note == ""
     assert len(images["test"]) == 497
 

@@ -161,7 +161,7 @@ def open_shards(config: DataConfig) -> Shards:
 
 
 def _find_files(source: str, revision: str | None) -> list[str]:
-    """The files of the split to pre-train on: `unlabeled`, or `train` where there is none."""
+    """The files of the split to pre-train on: `unlabeled`, or else `train`."""
     check_source(source, streaming=True)
     path = Path(source).expanduser()
     groups: dict[str, list[str]] = {}

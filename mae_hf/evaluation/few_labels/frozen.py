@@ -86,7 +86,7 @@ def load_features(
         os.replace(beside, path)
     return FrozenFeatures(
         train={pooling: arrays[f"train-{pooling}"] for pooling in POOLINGS},
-        rows=np.concatenate([part.rows for part in images.train]),
+        rows=np.concatenate([part.split_rows for part in images.train]),
         train_labels=np.concatenate([part.labels for part in images.train]),
         test={pooling: arrays[f"test-{pooling}"] for pooling in POOLINGS},
     )

@@ -43,7 +43,7 @@ class ProtocolImages:
     @property
     def rows(self) -> NDArray[np.int64]:
         """Rows of the train split that have an image and are not test images, ascending."""
-        return np.sort(np.concatenate([part.rows for part in self.train]))
+        return np.sort(np.concatenate([part.split_rows for part in self.train]))
 
     @property
     def fingerprint(self) -> str:

@@ -76,7 +76,7 @@ def batches(config, start, stop, **kwargs) -> list[torch.Tensor]:
 def test_streamed_images_equal_the_cached_ones(tmp_path):
     source = write(tmp_path / "parquet", SHARDS, parquet, "parquet")
     stored, _ = load_pretraining_images(DataConfig(source=str(source), cache_dir=str(tmp_path / "cache")), SIZE)
-    by_row = dict(zip(stored.rows.tolist(), stored.batch(range(len(stored))), strict=True))
+    by_row = dict(zip(stored.split_rows.tolist(), stored.batch(range(len(stored))), strict=True))
     config = config_of(tmp_path, str(source))
     sampler = stream_of(config).sampler
     num_compared = 0

@@ -64,9 +64,9 @@ def test_a_label_set_is_the_same_images_for_probes_and_for_fine_tuning(
     sizes = set()
     for label_set in label_sets(config, images.split, "finetune"):
         tuned = load_labelled_images(label_set.data, 12, roles=("train", "validation"))
-        of_tuning = np.sort(np.concatenate([tuned["train"].rows, tuned["validation"].rows]))
+        of_tuning = np.sort(np.concatenate([tuned["train"].split_rows, tuned["validation"].split_rows]))
         assert images.rows_of(label_set).tolist() == of_tuning.tolist(), label_set.name
-        assert not np.isin(of_tuning, images.test.rows).any() or has_test
+        assert not np.isin(of_tuning, images.test.split_rows).any() or has_test
         sizes.add(len(of_tuning))
     if protocol == "budgets":
         assert max(sizes) == len(images.rows)
