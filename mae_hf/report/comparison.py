@@ -158,7 +158,13 @@ class Comparison:
     def notes(self) -> list[str]:
         """Return what a reader must know to judge the numbers, a sentence or two each."""
         ours, baseline = self.chosen
-        notes = [note for note in (self.leak(), self._other_choices(), self.few_validation_images()) if note]
+        notes = [note for note in (self.leak(), self.few_validation_images()) if note]
+        if self.has_choice:
+            gains = [100 * choice.gain for choice in self.results.choices]
+            notes.append(
+                f"Depending on the recipe, the gain is {min(gains):+.1f} to {max(gains):+.1f} points: see the table of "
+                "recipes."
+            )
         other = dict(baseline[0].settings)
         also = [key for key, value in ours[0].settings if key != "model.init" and other[key] != value]
         if also:
@@ -180,22 +186,8 @@ class Comparison:
         precisions = {str(run.record.mixed_precision) for run in (*ours, *baseline)}
         if len(precisions) > 1:
             notes.append(f"The runs differ in precision ({', '.join(sorted(precisions))}).")
-        return notes + self._class_notes()
-
-    def _other_choices(self) -> str | None:
-        """The gains that other choices of recipe would give."""
-        gains = [100 * choice.gain for choice in self.results.choices]
-        if not self.has_choice:
-            return None
-        return (
-            f"Depending on the recipe, the gain is {min(gains):+.1f} to {max(gains):+.1f} points: see the table of "
-            "recipes."
-        )
-
-    def _class_notes(self) -> list[str]:
-        names, labels = self.runs[0].class_names, self.runs[0].test.labels
-        empty = [name for i, name in enumerate(names) if not (labels == i).any()]
-        notes = []
+        labels = self.runs[0].test.labels
+        empty = [name for i, name in enumerate(self.runs[0].class_names) if not (labels == i).any()]
         if empty:
             notes.append(
                 f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over "

@@ -10,6 +10,7 @@ import pytest
 from run_folders import HALF, write_run
 
 from mae_hf.commands import compare as compare_command
+from mae_hf.config.commands import CompareConfig
 from mae_hf.errors import ConfigError
 from mae_hf.models.io import open_encoder, weights_digest
 from mae_hf.report import write
@@ -84,9 +85,8 @@ def command(*words: object) -> subprocess.CompletedProcess:
 
 
 def test_the_command_prints_the_table_and_ends_with_the_path_of_the_report(runs, tmp_path, capsys):
-    compare_command.main(
-        ["--pretrained", str(runs[1]), "--scratch", str(runs[2]), "--output_dir", str(tmp_path / "out")]
-    )
+    arms = {"pretrained": str(runs[1]), "scratch": [str(runs[2])]}
+    compare_command.compare(CompareConfig(**arms, output_dir=str(tmp_path / "out")))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("With 270 labels, the MAE-pre-trained ViT reaches 75.0 %")
     assert any("scratch" in line and "50.00" in line for line in lines)
