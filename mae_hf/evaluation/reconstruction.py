@@ -55,11 +55,11 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     # an interrupted run may have left files of later steps
     files = {int(file.stem.rsplit("-")[-1]): file for file in sorted(folder.glob("reconstruction-*.npz"))}
     steps = [known for known in files if known <= step]
-    chosen = sorted({round(place) - 1 for place in np.geomspace(1, len(steps), MAX_STEPS)})
+    chosen = sorted({steps[round(number) - 1] for number in np.geomspace(1, len(steps), MAX_STEPS)})
     over_time = {}
-    for place in chosen:
-        with np.load(files[steps[place]]) as arrays:
-            over_time[steps[place]] = arrays["reconstructed"]
+    for known in chosen:
+        with np.load(files[known]) as arrays:
+            over_time[known] = arrays["reconstructed"]
     title = f"Held-out images during training{note}"
     figure = sheets.over_time_figure(original[:MAX_IMAGES], masked[:MAX_IMAGES], over_time, title)
     figures.save(figure, folder / OVER_TIME)

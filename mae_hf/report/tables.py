@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mae_hf.evaluation.statistics import Interval, Spread
 from mae_hf.report.comparison import PRETRAINED_ARM, SCRATCH_ARM, Comparison, describe_units, interval_text
-from mae_hf.report.results import Recipe, f1_of_classes
+from mae_hf.report.results import Recipe, f1_of_classes, scores_on_test
 
 NONE = "–"
 # Columns of the table of runs: key of `Comparison.table`, title, factor, format.
@@ -121,15 +121,8 @@ def choices_table(comparison: Comparison) -> Table | None:
         "Recipes: the gain if validation had chosen this recipe, and how often it chooses it on resampled images. "
         "Marked recipes are chosen."
     )
-    head = (
-        "arm",
-        "recipe",
-        "runs",
-        "best validation accuracy (%)",
-        "chosen in (% of resamples)",
-        "test accuracy (%)",
-        "gain",
-    )
+    titles = ("best validation accuracy (%)", "chosen in (% of resamples)", "test accuracy (%)", "gain (points)")
+    head = ("arm", "recipe", "runs", *titles)
     return Table(caption, head, rows, [choice.is_chosen for choice in choices])
 
 
@@ -169,7 +162,7 @@ def runs_table(comparison: Comparison) -> Table:
 def classes_table(comparison: Comparison) -> Table:
     """Return recall and F1 of each class."""
     names, labels = comparison.runs[0].class_names, comparison.runs[0].test.labels
-    columns = [_recall(arm, len(names)) for arm in comparison.chosen]
+    columns = [_recall(arm) for arm in comparison.chosen]
     columns += [np.array(list(f1_of_classes(arm).values())) for arm in comparison.chosen]
     counts = np.bincount(labels, minlength=len(names))
     rows: list[list[str | Cell]] = []
@@ -218,9 +211,8 @@ def _percent(value: float, form: str) -> Cell:
     return Cell(NONE if math.isnan(value) else f"{100 * value:{form}}", float(value))
 
 
-def _recall(arm: Recipe, num_classes: int) -> NDArray[np.float64]:
+def _recall(arm: Recipe) -> NDArray[np.float64]:
     """The share of each class that is recognised, mean over runs, (C,); NaN for a class without test images."""
-    of_class = [arm[0].test.labels == i for i in range(num_classes)]
-    return np.array(
-        [np.mean([run.test.correct[rows].mean() for run in arm]) if rows.any() else math.nan for rows in of_class]
-    )
+    matrix = np.mean([scores_on_test(run)["confusion_matrix"] for run in arm], axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.diag(matrix) / matrix.sum(axis=1)

@@ -15,6 +15,7 @@ from mae_hf.errors import ConfigError
 from mae_hf.models.io import open_encoder, weights_digest
 from mae_hf.report import write
 from mae_hf.report.comparison import compare_runs
+from mae_hf.report.pictures import Pictures
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,19 @@ def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_p
         assert (text in capsys.readouterr().err) == is_said
         notes = json.loads((report.parent / "comparison.json").read_text())["notes"]
         assert any(note.startswith(text) for note in notes) == is_said == ("has changed since" in report.read_text())
+
+
+def test_a_choice_of_recipe_on_few_validation_images_is_warned_of(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder: Pictures([], [], {}, {}))
+    few = {"curve": (0.5,), "validation": (True,) * 5 + (False,) * 5}
+    ours = write_run(tmp_path / "ours", "encoder", HALF, **few)
+    scratch = [write_run(tmp_path / f"s{i}", "scratch", HALF, layer_decay=1.0 - i / 10, **few) for i in range(2)]
+    write.write_report(compare_runs([ours], scratch[:1]), tmp_path / "out")
+    assert "warning" not in capsys.readouterr().err
+    write.write_report(compare_runs([ours], scratch), tmp_path / "out")
+    assert "warning: Recipes and epochs were chosen on 10 validation images, where one image is 10.0 points" in (
+        capsys.readouterr().err
+    )
 
 
 def test_an_output_folder_that_is_a_file_is_refused(comparison, tmp_path):

@@ -72,10 +72,10 @@ def draw_maps(
             features[name] = found
     methods = {"t-SNE": projection.tsne} | ({"UMAP": projection.umap} if find_spec("umap") else {})
     pictures, trust_by_method = [], {}
-    for method, place in methods.items() if features else ():
+    for method, project in methods.items() if features else ():
         points, trust = {}, {}
         for name, found in features.items():
-            points_of_network = place(found, SEED)
+            points_of_network = project(found, SEED)
             trust[name] = projection.trustworthiness(found, points_of_network)
             points[f"{name}: {_SEEN[name]}\ntrustworthiness {trust[name]:.3f}"] = points_of_network
         figure = charts.map_figure(
