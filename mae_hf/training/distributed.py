@@ -1,7 +1,7 @@
 """The processes of a run and the model on them: whole (one process, DDP) or in shards (FSDP2).
 
-`accelerate launch` silently runs fewer processes, or another strategy, where it cannot do what it was asked for. These
-checks find that out before any data is loaded. docs/devices.md lists the tests on real machines.
+If a machine cannot run the requested strategy, `accelerate launch` silently starts fewer processes or a different one.
+The checks of this module report that before any data is loaded. docs/devices.md lists what was tested where.
 """
 
 import copy
@@ -81,7 +81,7 @@ def end_processes(accelerator: Accelerator) -> None:
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Check that `accelerate launch` does what it was asked for, and that mae_hf supports it.
+    """Check that `accelerate launch` started the requested processes, and that mae_hf supports their strategy.
 
     `--cpu --num_processes 2` and MULTI_CPU start one process. It still gets the address where several would meet
     (MASTER_ADDR), but no rank.

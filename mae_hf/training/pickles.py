@@ -31,7 +31,7 @@ class _ShardsUnpickler(pickle.Unpickler):
 def check_shards(folder: Path) -> None:
     """Check every pickle that torch.distributed.checkpoint opens without `weights_only`.
 
-    These are the descriptions of shards, and values other than tensors. A checkpoint without shards has none.
+    These are the descriptions of shards, and all values that are not tensors. A checkpoint without shards has none.
 
     Args:
         folder: a checkpoint.

@@ -79,7 +79,7 @@ class RunLog:
         lock: the lock of the run folder, released when the run is finished.
 
     Raises:
-        ConfigError: the training images differ between the processes, or from those that the run started with.
+        ConfigError: the training images differ between the processes, or have changed since the run started.
     """
 
     def __init__(
