@@ -80,7 +80,7 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
         title: above all blocks.
     """
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
-    size = (_ACROSS * 1.5 * len(mistakes) + 0.4, 1.75 * num_rows + 0.9)
+    size = (_ACROSS * 1.5 * len(mistakes) + 0.4, 1.75 * num_rows + 1.2)
     figure = Figure(figsize=size, layout="constrained")
     blocks = figure.subfigures(1, len(mistakes), wspace=0.06, squeeze=False)[0]
     for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=True):
