@@ -64,9 +64,9 @@ def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenIma
     sampler = loop.batch_sampler(accelerator, config.train, config.train.plan(len(images.labels), 1))
     prepare = pretraining_loss(_Keep(), images, config)
     turns.begin()
-    for batch_index in itertools.count():
-        for rows in sampler.micro_batches(batch_index):
-            prepare(Draws(config.train.seed, sampler.epoch(batch_index), rows, batch_index))
+    for step in itertools.count():
+        for rows in sampler.micro_batches(step):
+            prepare(Draws(config.train.seed, sampler.epoch(step), rows, step))
             turns.done(len(rows))
 
 

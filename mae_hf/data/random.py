@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -58,6 +59,12 @@ class Draws:
 def integer_seed(seed: int, epoch: int, purpose: str) -> int:
     """A seed for a library's own generator, different for every (seed, epoch, purpose)."""
     return int(_uniform(seed, epoch, np.zeros(1, np.int64), purpose, 1)[0, 0] * 2**53)
+
+
+def permutation(num: int, seed: int, epoch: int, purpose: str) -> NDArray[np.int64]:
+    """A random order of the numbers below `num`, different for every (seed, epoch, purpose)."""
+    generator = torch.Generator().manual_seed(integer_seed(seed, epoch, purpose))
+    return torch.randperm(num, generator=generator).numpy()
 
 
 def _uniform(seed: int, epoch: int, rows: NDArray[np.int64], purpose: str, num: int) -> NDArray[np.float64]:

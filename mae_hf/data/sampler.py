@@ -1,12 +1,17 @@
 """The images of each batch, as a pure function of its number: a resumed run has nothing to load or to replay."""
 
+import functools
+from dataclasses import dataclass
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from mae_hf.data.random import integer_seed
+from mae_hf.data.random import permutation
+
+_order_in_use = functools.lru_cache(maxsize=1)(permutation)
 
 
+@dataclass(frozen=True)
 class BatchSampler:
     """The rows of every global batch: a new permutation for each epoch, divided into batches.
 
@@ -26,45 +31,27 @@ class BatchSampler:
         accumulation_steps: micro-batches per process and optimizer step.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        num_processes: int = 1,
-        process_index: int = 0,
-        accumulation_steps: int = 1,
-    ) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.accumulation_steps = accumulation_steps
-        self._order_epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
+    num_images: int
+    batch_size: int
+    seed: int
+    num_processes: int = 1
+    process_index: int = 0
+    accumulation_steps: int = 1
 
     @property
     def batches_per_epoch(self) -> int:
         """Whole batches of an epoch."""
         return self.num_images // self.batch_size
 
-    def epoch(self, batch_index: int) -> int:
-        """The epoch that batch `batch_index` belongs to, both from 0."""
-        return batch_index // self.batches_per_epoch
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, both from 0."""
+        return step // self.batches_per_epoch
 
-    def micro_batches(self, batch_index: int) -> list[NDArray[np.int64]]:
-        """This process's rows of batch `batch_index` (from 0), one int64 array (B,) per micro-batch."""
+    def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
+        """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
         folded = np.arange(self.batch_size)
         folded = np.stack((folded, folded[::-1]), axis=1).ravel()[: self.batch_size]  # first, last, second, ...
         positions = folded.reshape(self.num_processes, self.accumulation_steps, -1)[self.process_index]
-        start = batch_index % self.batches_per_epoch * self.batch_size
-        return list(self._permutation(self.epoch(batch_index))[start + np.sort(positions)])
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        # Only the permutation in use is kept. No result depends on earlier calls.
-        if epoch != self._order_epoch:
-            generator = torch.Generator().manual_seed(integer_seed(self.seed, epoch, "order"))
-            self._order = torch.randperm(self.num_images, generator=generator).numpy()
-            self._order_epoch = epoch
-        return self._order
+        start = step % self.batches_per_epoch * self.batch_size
+        order = _order_in_use(self.num_images, self.seed, self.epoch(step), "order")
+        return list(order[start + np.sort(positions)])

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from mae_hf.data.random import integer_seed
+from mae_hf.data.random import permutation
 from mae_hf.errors import require
 
 
@@ -92,21 +91,21 @@ class StreamSampler:
         # one per reader is in use at a time, two where a batch or reading ahead crosses a border
         self.window = functools.lru_cache(maxsize=4 * share)(self._window)
 
-    def epoch(self, batch_index: int) -> int:
-        """The epoch that batch `batch_index` belongs to, both from 0."""
-        return batch_index // self.batches_per_epoch
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, both from 0."""
+        return step // self.batches_per_epoch
 
-    def micro_batches(self, batch_index: int) -> list[NDArray[np.int64]]:
-        """This process's rows of batch `batch_index` (from 0), one int64 array (B,) per micro-batch."""
-        epoch, rows = self.epoch(batch_index), []
-        for reader, index, positions in self.positions(batch_index):
+    def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
+        """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
+        epoch, rows = self.epoch(step), []
+        for reader, index, positions in self.positions(step):
             window = self.window(epoch, reader, index)
             rows.append(window.rows[window.order[positions]])
         return np.split(np.concatenate(rows), self.accumulation_steps)
 
-    def positions(self, batch_index: int) -> list[tuple[int, int, range]]:
+    def positions(self, step: int) -> list[tuple[int, int, range]]:
         """This process's images of a batch: reader, number of its window in the epoch, and positions in its order."""
-        start = batch_index % self.batches_per_epoch * self._share
+        start = step % self.batches_per_epoch * self._share
         pieces = []
         for reader in self.readers:
             at, stop = start, start + self._share
@@ -117,18 +116,18 @@ class StreamSampler:
                 at += num
         return pieces
 
-    def windows(self, reader: int, batch_index: int, end: int) -> Iterator[Window]:
-        """The windows that a reader needs for the batches from `batch_index` to before `end`, in their order."""
+    def windows(self, reader: int, first_step: int, end: int) -> Iterator[Window]:
+        """The windows that a reader needs for the steps from `first_step` to before `end`, in their order."""
         previous = None
-        for batch in range(batch_index, end):
-            for owner, index, _ in self.positions(batch):
-                key = self.epoch(batch), index
+        for step in range(first_step, end):
+            for owner, index, _ in self.positions(step):
+                key = self.epoch(step), index
                 if owner == reader and key != previous:
                     previous = key
                     yield self.window(key[0], reader, index)
 
     def _window(self, epoch: int, reader: int, index: int) -> Window:
-        order = _permutation(len(self._lengths), self._seed, epoch, "shards")
+        order = permutation(len(self._lengths), self._seed, epoch, "shards")
         ends = np.cumsum(self._lengths[order])
         start = reader * self._part + index * self.window_size
         stop = min(start + self.window_size, (reader + 1) * self._part)
@@ -141,10 +140,5 @@ class StreamSampler:
             pieces.append((shard, int(self._skipped[shard]) + within, num))
             rows.append(np.arange(num) + self._begin[shard] + within)
             at += num
-        shuffled = _permutation(stop - start, self._seed, epoch, f"window {reader} {index}")
+        shuffled = permutation(stop - start, self._seed, epoch, f"window {reader} {index}")
         return Window(tuple(pieces), np.concatenate(rows), shuffled)
-
-
-def _permutation(num: int, seed: int, epoch: int, purpose: str) -> NDArray[np.int64]:
-    generator = torch.Generator().manual_seed(integer_seed(seed, epoch, purpose))
-    return torch.randperm(num, generator=generator).numpy()

@@ -145,19 +145,19 @@ class StreamedImages:
         self._batches: queue.Queue[_Batch | BaseException] | None = None
 
     @contextlib.contextmanager
-    def reading(self, batch_index: int, end: int) -> Iterator[None]:
-        """Read the batches from number `batch_index` to before `end`, until this context ends."""
+    def reading(self, first_step: int, end: int) -> Iterator[None]:
+        """Read the batches of the steps from `first_step` to before `end`, until this context ends."""
         num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        micro_batch_size = len(self.sampler.micro_batches(batch_index)[0])
+        micro_batch_size = len(self.sampler.micro_batches(first_step)[0])
         self._batches = queue.Queue(max(2, num_threads * TASKS_AHEAD_PER_THREAD * IMAGES_PER_TASK // micro_batch_size))
         self._decoders = ThreadPoolExecutor(num_threads, "decode")
         self._stopped = threading.Event()
         with ThreadPool(len(self.sampler.readers)) as pool:
             readers = {
-                reader: _Reader(self.sampler.windows(reader, batch_index, end), self._shards, self._stopped, pool)
+                reader: _Reader(self.sampler.windows(reader, first_step, end), self._shards, self._stopped, pool)
                 for reader in self.sampler.readers
             }
-            feeder = threading.Thread(target=self._feed, args=(batch_index, end, readers), daemon=True)
+            feeder = threading.Thread(target=self._feed, args=(first_step, end, readers), daemon=True)
             feeder.start()
             try:
                 yield
@@ -190,20 +190,20 @@ class StreamedImages:
             np.concatenate([task.result() for task in batch.tasks], out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
-    def _feed(self, batch_index: int, end: int, readers: "Mapping[int, _Reader]") -> None:
+    def _feed(self, step: int, end: int, readers: "Mapping[int, _Reader]") -> None:
         """Hand the images of one batch after another to the decoding threads."""
         try:
-            while batch_index < end and not self._stopped.is_set():
-                epoch, images = self.sampler.epoch(batch_index), []
-                for reader, index, positions in self.sampler.positions(batch_index):
+            while step < end and not self._stopped.is_set():
+                epoch, images = self.sampler.epoch(step), []
+                for reader, index, positions in self.sampler.positions(step):
                     opened = readers[reader].opened((epoch, index))
                     images += [(opened, position) for position in positions]
                 start = 0
-                for rows in self.sampler.micro_batches(batch_index):
+                for rows in self.sampler.micro_batches(step):
                     share, start = images[start : start + len(rows)], start + len(rows)
                     parts = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
                     self._put(_Batch(rows, [self._decoders.submit(self._decode, part) for part in parts]))
-                batch_index += 1
+                step += 1
         except BaseException as error:  # raised again where the batch is asked for
             self._put(error)
 
