@@ -143,7 +143,7 @@ def _read_hub(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
                 f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the "
                 "name and the network; without a network try --config configs/pretrain/digits.yaml (--data.source)"
             ) from error
-    found = dict(_load(source, source, revision=revision))
+    found = {str(name): split for name, split in _load(source, source, revision=revision).items()}
     # Without a connection the datasets library takes the copy that it used last, of any revision.
     commits = {Path(file["filename"]).parent.name for split in found.values() for file in split.cache_files}
     require(

@@ -19,7 +19,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `observe` saw in a separate process, because the libraries read the Hub's address at import."""
     folder = tmp_path_factory.mktemp("hub")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MAE_HF_"))}
-    environment |= {"PYTHONPATH": str(TESTS), "HF_HOME": str(folder), "MAE_HF_CACHE": str(folder / "mae_hf")}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
+        "HF_HOME": str(folder),
+        "MAE_HF_CACHE": str(folder / "mae_hf"),
+    }
     command = [sys.executable, __file__]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -176,7 +176,8 @@ def _find_files(source: str, revision: str | None) -> list[str]:
     else:
         try:  # the datasets library itself would retry for half a minute
             HfApi().dataset_info(source, revision=revision, timeout=10)
-            groups = datasets.load_dataset_builder(source, revision=revision).config.data_files or {}
+            listed = datasets.load_dataset_builder(source, revision=revision).config.data_files or {}
+            groups = {str(name): list(files) for name, files in listed.items()}
         except Exception as error:  # of the HTTP library, the Hub, the datasets library
             raise ConfigError(
                 f"{source} does not exist here and cannot be read from the Hub ({type(error).__name__}): check the "
