@@ -22,6 +22,7 @@ from mae_hf.data.transfer import to_device
 BOX_TRIES = 10
 NUM_BOX_DRAWS = 2 * BOX_TRIES + 2  # area and aspect ratio of each try, then the position
 ASPECT = (3 / 4, 4 / 3)
+Bounds = tuple[float, float]
 
 
 def augment(images: Tensor, config: CropConfig | AugmentConfig, draws: Draws) -> Tensor:
@@ -67,30 +68,18 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return values.copy_(pixels.contiguous()).mul_(scale).sub_(shift)
 
 
-def crop_boxes(size: int, scale: tuple[float, float], draws: Draws) -> NDArray[np.int64]:
+def crop_boxes(size: int, scale: Bounds, draws: Draws) -> NDArray[np.int64]:
     """The random crop of each image: area uniform in `scale`, aspect log-uniform in 3/4..4/3, position uniform.
 
-    The rule of torchvision's `RandomResizedCrop`: up to ten tries for a box that fits, then the whole image.
-
-    Args:
-        size: side S of the square images.
-        scale: smallest and largest fraction of the area.
-        draws: of these images.
-
-    Returns:
-        int64 (B, 4): top, left, height, width.
+    The rule of torchvision's `RandomResizedCrop`: up to ten tries for a box that fits, then the whole image. Returns
+    int64 (B, 4): top, left, height, width.
     """
     numbers = draws.uniform("crop", NUM_BOX_DRAWS)
     return random_boxes(numbers, size, scale, ASPECT, longest=size, otherwise=size)
 
 
 def random_boxes(
-    numbers: NDArray[np.float64],
-    size: int,
-    scale: tuple[float, float],
-    aspect: tuple[float, float],
-    longest: int,
-    otherwise: int,
+    numbers: NDArray[np.float64], size: int, scale: Bounds, aspect: Bounds, longest: int, otherwise: int
 ) -> NDArray[np.int64]:
     """Boxes of random area, aspect ratio and position: of ten tries, the first that fits.
 
@@ -147,14 +136,6 @@ def crop_resize_batched(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[
     """The same as `crop_resize_each` in two matrix products for the whole batch, for GPUs.
 
     Also within 2 grey levels of Pillow: lines are resized first, and rounded to whole levels in between, as there.
-
-    Args:
-        images: uint8 (B, S, S, 3).
-        boxes: int64 (B, 4): top, left, height, width.
-        flip: bool (B,), the images to mirror left to right.
-
-    Returns:
-        uint8 (B, 3, S, S).
     """
     size = images.shape[1]
     top, left, height, width = to_device(boxes.T.astype(np.float32), images.device)

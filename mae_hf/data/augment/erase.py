@@ -47,13 +47,7 @@ def erase(pixel_values: Tensor, probability: float, draws: Draws) -> Tensor:
 def erased_boxes(size: int, probability: float, draws: Draws) -> NDArray[np.int64]:
     """The box of each image: area uniform in 2 % to a third, aspect log-uniform in 0.3 to 1 / 0.3, position uniform.
 
-    Args:
-        size: side S of the square images.
-        probability: of an image to get a box.
-        draws: of these images.
-
-    Returns:
-        int64 (B, 4): top, left, height, width; height and width are 0 for an image without a box.
+    Returns int64 (B, 4): top, left, height, width; height and width are 0 for an image without a box.
     """
     numbers = draws.uniform("erase", 1 + NUM_BOX_DRAWS)
     boxes = random_boxes(numbers[:, 1:], size, SCALE, ASPECT, longest=size - 1, otherwise=0)

@@ -15,11 +15,7 @@ from mae_hf.errors import require
 
 
 def mix(
-    pixel_values: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    config: AugmentConfig,
-    draws: Draws,
+    pixel_values: Tensor, labels: Tensor, num_classes: int, config: AugmentConfig, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Mix the images of a batch; return them with their soft targets, label smoothing included.
 
@@ -74,14 +70,7 @@ def check_pairs(config: AugmentConfig, plan: Plan) -> None:
 def cut_box(size: int, weight: float, center_y: float, center_x: float) -> tuple[int, int, int, int]:
     """The box that CutMix takes from the partner: 1 - weight of the area around the centre, clipped to the image.
 
-    Args:
-        size: side S of the square image.
-        weight: fraction of the area that the image itself keeps before clipping.
-        center_y: vertical position of the centre, in [0, 1).
-        center_x: horizontal position of the centre, in [0, 1).
-
-    Returns:
-        top, bottom, left, right in pixels; bottom and right are the first ones outside.
+    The centre is in [0, 1). Returns top, bottom, left, right in pixels; bottom and right are the first ones outside.
     """
     half = int(size * (1 - weight) ** 0.5) // 2
     y, x = int(center_y * size), int(center_x * size)

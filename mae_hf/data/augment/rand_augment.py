@@ -26,6 +26,9 @@ LEVEL_STD = 0.5
 GREATEST_LEVEL = 10.0
 FILL = 128.0
 Levels = NDArray[np.float64]
+Operation = Callable[[Tensor, Tensor], Tensor]
+Rule = Callable[[Levels, Levels], Levels]
+Matrix = tuple[Tensor | float, ...]
 
 
 def rand_augment(pixels: Tensor, num_ops: int, magnitude: float, draws: Draws) -> Tensor:
@@ -109,61 +112,15 @@ def solarize_add(pixels: Tensor, amount: Tensor) -> Tensor:
     return torch.where(pixels < 128, (pixels + amount).clamp(max=255), pixels)
 
 
-def color(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Multiply the saturation by `amount`."""
-    return _blend(_grey(pixels), pixels, amount)
+def _blend(start_of: Callable[[Tensor], Tensor]) -> Operation:
+    """An operation that multiplies the distance from `start_of(pixels)` by `amount`."""
 
+    def operation(pixels: Tensor, amount: Tensor) -> Tensor:
+        start = start_of(pixels)
+        # Pillow's Image.blend truncates instead of rounding.
+        return (start + amount * (pixels - start)).clamp(0, 255).floor()
 
-def contrast(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Multiply the distance from the image's mean grey by `amount`."""
-    return _blend((_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor(), pixels, amount)
-
-
-def brightness(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Multiply all values by `amount`."""
-    return _blend(torch.zeros_like(pixels), pixels, amount)
-
-
-def sharpness(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Multiply the distance from the smoothed image by `amount`; the outermost pixels stay, as in Pillow."""
-    kernel = torch.ones(3, 1, 3, 3, device=pixels.device)
-    kernel[:, :, 1, 1] = 5
-    smooth = pixels.clone()
-    smooth[:, :, 1:-1, 1:-1] = (F.conv2d(pixels, kernel, groups=3) / 13 + 0.5).floor()
-    return _blend(smooth, pixels, amount)
-
-
-def rotate(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Rotate by `amount` degrees, counter-clockwise, about the centre."""
-    angle = amount.flatten() * (math.pi / 180)
-    return _affine(pixels, [[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0]])
-
-
-def shear_x(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Move lines left by `amount` times their distance from the top."""
-    shear = amount.flatten()
-    return _affine(pixels, [[1, shear, shear], [0, 1, 0]])
-
-
-def shear_y(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Move columns up by `amount` times their distance from the left."""
-    shear = amount.flatten()
-    return _affine(pixels, [[1, 0, 0], [shear, 1, shear]])
-
-
-def translate_x(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Move left by `amount` times the width."""
-    return _affine(pixels, [[1, 0, 2 * amount.flatten()], [0, 1, 0]])
-
-
-def translate_y(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Move up by `amount` times the height."""
-    return _affine(pixels, [[1, 0, 0], [0, 1, 2 * amount.flatten()]])
-
-
-def _blend(start: Tensor, end: Tensor, amount: Tensor) -> Tensor:
-    # Pillow's Image.blend truncates instead of rounding.
-    return (start + amount * (end - start)).clamp(0, 255).floor()
+    return operation
 
 
 def _grey(pixels: Tensor) -> Tensor:
@@ -173,26 +130,60 @@ def _grey(pixels: Tensor) -> Tensor:
     return luma.floor()
 
 
-def _affine(pixels: Tensor, matrix: list[list[Tensor | float]]) -> Tensor:
-    """Sample the input at matrix . (x, y, 1) for each output (x, y) in -1..1: bilinear, mid grey outside."""
-    theta = torch.empty(len(pixels), 2, 3, device=pixels.device)
-    for i, row in enumerate(matrix):
-        for j, entry in enumerate(row):
-            theta[:, i, j] = entry
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels - FILL, grid, padding_mode="zeros", align_corners=False) + FILL
+def _smooth(pixels: Tensor) -> Tensor:
+    """The smoothed image; the outermost pixels stay, as in Pillow."""
+    kernel = torch.ones(3, 1, 3, 3, device=pixels.device)
+    kernel[:, :, 1, 1] = 5
+    smooth = pixels.clone()
+    smooth[:, :, 1:-1, 1:-1] = (F.conv2d(pixels, kernel, groups=3) / 13 + 0.5).floor()
+    return smooth
 
 
-def _up_to(greatest: float) -> "Rule":
+color = _blend(_grey)
+contrast = _blend(lambda pixels: (_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor())
+brightness = _blend(torch.zeros_like)
+sharpness = _blend(_smooth)
+
+
+def _affine(matrix_of: Callable[[Tensor], Matrix]) -> Operation:
+    """An operation that samples the input at matrix . (x, y, 1) for each output (x, y) in -1..1.
+
+    It is bilinear, with mid grey outside. The matrix has two rows, and `matrix_of` gets the amounts, (B,).
+    """
+
+    def operation(pixels: Tensor, amount: Tensor) -> Tensor:
+        theta = torch.empty(len(pixels), 6, device=pixels.device)
+        for i, entry in enumerate(matrix_of(amount.flatten())):
+            theta[:, i] = entry
+        grid = F.affine_grid(theta.view(-1, 2, 3), list(pixels.shape), align_corners=False)
+        return F.grid_sample(pixels - FILL, grid, padding_mode="zeros", align_corners=False) + FILL
+
+    return operation
+
+
+def _rotation(degrees: Tensor) -> Matrix:
+    angle = degrees * (math.pi / 180)
+    return (angle.cos(), -angle.sin(), 0, angle.sin(), angle.cos(), 0)
+
+
+rotate = _affine(_rotation)  # counter-clockwise about the centre
+shear_x = _affine(
+    lambda shear: (1, shear, shear, 0, 1, 0)
+)  # moves lines left by shear times their distance from the top
+shear_y = _affine(
+    lambda shear: (1, 0, 0, shear, 1, shear)
+)  # moves columns up by shear times their distance from the left
+translate_x = _affine(lambda part: (1, 0, 2 * part, 0, 1, 0))  # moves left by a part of the width
+translate_y = _affine(lambda part: (1, 0, 0, 0, 1, 2 * part))  # moves up by a part of the height
+
+
+def _up_to(greatest: float) -> Rule:
     return lambda levels, signs: signs * levels / GREATEST_LEVEL * greatest
 
 
 def _factor(levels: Levels, signs: Levels) -> Levels:
     return 1 + signs * levels / GREATEST_LEVEL * 0.9
 
-
-Operation = Callable[[Tensor, Tensor], Tensor]
-Rule = Callable[[Levels, Levels], Levels]
 
 # Each operation with the rule that turns level (0..10) and sign into its amount: timm's "increasing" set.
 OPERATIONS: tuple[tuple[Operation, Rule], ...] = (

@@ -126,7 +126,8 @@ TIMM_LEVEL_9 = {
 
 
 def test_the_strengths_at_level_nine_equal_timms():
-    amounts = {op.__name__: to_amount(np.array([9.0, 9.0]), np.array([-1.0, 1.0])) for op, to_amount in ra.OPERATIONS}
+    names = {value: name for name, value in vars(ra).items() if callable(value)}
+    amounts = {names[op]: to_amount(np.array([9.0, 9.0]), np.array([-1.0, 1.0])) for op, to_amount in ra.OPERATIONS}
     assert set(amounts) == {"auto_contrast", "equalize", "invert", *TIMM_LEVEL_9}
     for name, expected in TIMM_LEVEL_9.items():
         np.testing.assert_allclose(amounts[name], expected, err_msg=name)
