@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,10 +155,8 @@ def _sweep(array_file: Path) -> None:
     left = list(array_file.parent.glob(f"{array_file.stem}.*.tmp"))
     if not left:
         return
-    probe = array_file.with_suffix(f".{secrets.token_hex(8)}.now")  # tells the time by the disk's clock
-    probe.touch()
-    now = probe.stat().st_mtime
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=array_file.parent) as probe:
+        now = os.fstat(probe.fileno()).st_mtime  # by the disk's clock
     for file in left:
         with contextlib.suppress(FileNotFoundError):  # another process may sweep, too
             if now - file.stat().st_mtime > ABANDONED:

@@ -1,5 +1,6 @@
 """The number of CPU cores that this process may use: for decoding threads and for torch."""
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -28,18 +29,12 @@ def _quotas(root: Path) -> list[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
         # inside a container the path may be the host's, while the mount shows the container's own group at its root
-        for group in (mount / path.lstrip("/"), *(mount / path.lstrip("/")).parents):
+        own = mount / path.lstrip("/")
+        for group in (own, *own.parents):
             if group.is_relative_to(mount):
-                found += _quota(group)
+                with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
+                    quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+                    found += [quota / period] if quota > 0 else []  # -1 is no limit
     return found
-
-
-def _quota(group: Path) -> list[float]:
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((group / name).read_text() for name in names).split()
-            return [int(quota) / int(period)] if int(quota) > 0 else []
-        except (OSError, ValueError):  # the file is missing, or says "max"
-            continue
-    return []

@@ -15,7 +15,8 @@ def check_source(source: str, streaming: bool = False) -> None:
     """
     path = Path(source).expanduser()
     suffixes = (".parquet", ".tar") if streaming else (".parquet",)
-    exists = path.is_dir() or (path.is_file() and path.suffix in suffixes) or _is_hub_id(source)
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not source.endswith((".parquet", ".tar"))
+    exists = path.is_dir() or (path.is_file() and path.suffix in suffixes) or bool(is_hub_id)
     if streaming:
         require(
             exists or is_address(source),
@@ -37,8 +38,3 @@ def check_source(source: str, streaming: bool = False) -> None:
 def is_address(source: str) -> bool:
     """Whether a source is on a web server."""
     return source.startswith(("http://", "https://"))
-
-
-def _is_hub_id(source: str) -> bool:
-    """Whether a source that does not exist here can be a Hub id `user/name`."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)) and not source.endswith((".parquet", ".tar"))

@@ -58,14 +58,10 @@ def files_by_card(folder: Path) -> dict[str, list[str]]:
         patterns = sanitize_patterns(default[0]["data_files"])
     except Exception as error:  # the datasets library's own, and any other for fields of wrong types
         raise ConfigError(f"{card} has data_files that cannot be read ({error}): correct or remove them") from None
-    outside = [str(pattern) for paths in patterns.values() for pattern in paths if not _is_inside(str(pattern))]
+    files = [str(pattern) for paths in patterns.values() for pattern in paths]
+    outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts or "://" in file]
     require(not outside, f"{card} names files outside of its folder, {', '.join(outside[:3])}: remove them")
     return {str(name): [str(folder / pattern) for pattern in paths] for name, paths in patterns.items()}
-
-
-def _is_inside(pattern: str) -> bool:
-    """Whether a path in an untrusted card stays in the card's folder."""
-    return not Path(pattern).is_absolute() and ".." not in Path(pattern).parts and "://" not in pattern
 
 
 def files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:
