@@ -2,6 +2,9 @@
 
 No decision uses test images. Pre-training opens them only to leave out their duplicates.
 
+The config of the `load_*` functions names the sources and says how they are split; `image_size` is the side of the
+square images. They raise `ConfigError` if a source is wrong or an image cannot be decoded.
+
 Shapes: B images in a batch, H = W the side of the square images.
 """
 
@@ -43,7 +46,8 @@ class ImageSet:
 
     def __init__(self, parts: Sequence[tuple[Store, np.ndarray]], note: str = "") -> None:
         self.note = note
-        self.split_rows: np.ndarray = np.concatenate([store.rows[indices] for store, indices in parts])
+        chosen = [Part(store.split, store.rows[indices]) for store, indices in parts]
+        self.split_rows: np.ndarray = np.concatenate([part.rows for part in chosen])
         self.parts = tuple(parts)
         self._images = [store.images for store, _ in parts]
         self._indices = np.concatenate([indices for _, indices in parts])
@@ -53,7 +57,7 @@ class ImageSet:
         self.class_names: tuple[str, ...] = (names.pop() if len(names) == 1 else None) or ()
         self.labels: np.ndarray = np.full(len(self._indices), NO_LABEL)
         if self.class_names:
-            self.labels = np.concatenate([_labels(store)[indices] for store, indices in parts])
+            self.labels = np.concatenate([part.labels for part in chosen])
         digest = hashlib.sha256(" ".join(store.digest for store, _ in parts).encode())
         for array in (self._part, self._indices, self.labels):
             digest.update(np.ascontiguousarray(array, np.int64).tobytes())
@@ -132,35 +136,17 @@ def _copy_whole(images: ImageSet, device: torch.device) -> torch.Tensor:
     return resident
 
 
-def _labels(store: Store) -> np.ndarray:
-    assert store.split.labels is not None
-    return store.split.labels[store.rows]
-
-
 def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageSet, ImageSet]:
     """The images to pre-train on, and the held-out images for the evaluation loss.
 
     Pre-training takes every unlabeled image of every source, and the train images of fine-tuning. The validation images
     of fine-tuning are held out. If no source has any, a part of the unlabeled images is held out.
-
-    Args:
-        config: the sources and how they are split.
-        image_size: side of the images.
-
-    Raises:
-        ConfigError: a source is wrong, or an image of it cannot be decoded.
     """
-    train: list[Part] = []
-    held_out: list[Part] = []
-    for source in config.sources:
-        splits = load_splits(config, source)
-        parts = _carve(splits, image_size, config)
-        if "unlabeled" in splits:
-            train.append(Part(splits["unlabeled"], np.arange(len(splits["unlabeled"]))))
-        train += [parts["train"]] if "train" in parts else []
-        held_out += [parts["validation"]] if "validation" in parts else []
+    sources = [_carve(load_splits(config, source), image_size, config) for source in config.sources]
+    train = [parts[role] for parts in sources for role in ("unlabeled", "train") if role in parts]
+    held_out = [parts["validation"] for parts in sources if "validation" in parts]
     require(
-        len(train) > 0,
+        bool(train),
         f"{', '.join(config.sources)} has neither an unlabeled nor a train split to pre-train on: name another source "
         "(--data.source)",
     )
@@ -176,16 +162,13 @@ def load_evaluation_images(
     """Return the images that pre-training must not see, source by source.
 
     Args:
-        config: the sources and how they are split; of streamed ones only the unlabeled images are read.
+        config: the sources; of streamed ones only the unlabeled images are read.
         others: more sources, which must have test images.
         image_size: side of the images.
 
     Returns:
         `test`, the test images of every source that has some; `validation`, the validation images of the others.
         `load_pretraining_images` holds out the validation images of the sources themselves.
-
-    Raises:
-        ConfigError: a source is wrong, an image of it cannot be decoded, or one of the others has no test images.
     """
     found: dict[Literal["test", "validation"], list[ImageSet]] = {"test": [], "validation": []}
     own_sources = () if config.streaming else config.sources
@@ -207,16 +190,7 @@ def load_evaluation_images(
 def load_labelled_images(
     config: DataConfig, image_size: int, roles: Sequence[str] = ("train", "validation", "test")
 ) -> dict[str, ImageSet]:
-    """The labelled images of one source by role.
-
-    Args:
-        config: the source and how it is split.
-        image_size: side of the images.
-        roles: which of `train`, `validation`, `test` to open.
-
-    Raises:
-        ConfigError: the source is wrong or has no labelled images for a role, or an image of it cannot be decoded.
-    """
+    """The labelled images of the only source by role; a role without labelled images is an error."""
     require(len(config.sources) == 1, "labelled images come from one source, name one (--data.source)")
     source = config.sources[0]
     splits = load_splits(config, source)
@@ -244,39 +218,22 @@ def load_labelled_images(
 def load_probe_images(config: DataConfig, image_size: int, max_images: int) -> tuple[ImageSet, ImageSet] | None:
     """Labelled train and validation images to probe an encoder with during pre-training; never test images.
 
-    Args:
-        config: the sources; the first with labelled train and validation images is taken.
-        image_size: side of the images.
-        max_images: maximum for each of the two; more are thinned out by class.
-
-    Returns:
-        None if no source has labels.
-
-    Raises:
-        ConfigError: a source is wrong, or an image of it cannot be decoded.
+    They are from the first source that has both; None if no source has. More than `max_images` of train or validation
+    are thinned out by class.
     """
     for source in config.sources:
         parts = _carve(load_splits(config, source), image_size, config)
         chosen = [parts[role] for role in ("train", "validation") if role in parts]
         if len(chosen) < 2 or any(part.split.labels is None for part in chosen):
             continue
-        train, validation = (_image_set([_thin_out(part, max_images)], image_size, config) for part in chosen)
+        drawn = [Part(part.split, part.rows[stratified_draw(part.labels, max_images, seed=0)]) for part in chosen]
+        train, validation = (_image_set([part], image_size, config) for part in drawn)
         return train, validation
     return None
 
 
-def _thin_out(part: Part, max_images: int) -> Part:
-    if len(part.rows) <= max_images:
-        return part
-    return Part(part.split, part.rows[stratified_draw(part.labels, max_images, seed=0)])
-
-
 def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
-    """Image files by name, decoded like the images of a source: torch.uint8 (n, S, S, 3).
-
-    Raises:
-        ConfigError: a file cannot be decoded.
-    """
+    """Image files by name, decoded like the images of a source: torch.uint8 (n, S, S, 3)."""
     images = []
     for file in files:
         image = decode(file, image_size)

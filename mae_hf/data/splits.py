@@ -4,7 +4,7 @@ The roles are `unlabeled`, `train`, `validation` and `test`. A run carves a miss
 Nothing here decodes images: labels and the config are enough.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import datasets
@@ -82,19 +82,16 @@ def role_of(name: str) -> str | None:
     return _ROLES.get(name.lower())
 
 
-def names_by_role(source: str, names: Iterable[str]) -> dict[str, str]:
+def names_by_role(source: str, names: Collection[str]) -> dict[str, str]:
     """Match names of splits to roles; a name that is no split's is left out with a warning.
 
     Raises:
         ConfigError: no name is a split's, or two names mean the same role.
     """
+    roles = {name: role for name in names if (role := role_of(name))}
+    ignored = [name for name in names if name not in roles]
     found: dict[str, str] = {}
-    ignored = []
-    for name in names:
-        role = role_of(name)
-        if role is None:
-            ignored.append(name)
-            continue
+    for name, role in roles.items():
         require(
             role not in found,
             f"{source} has both {found.get(role)} and {name}, and both mean the split {role}: rename or remove one "
@@ -112,15 +109,9 @@ def names_by_role(source: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def stratified_draw(labels: np.ndarray, num: int, seed: int | list[int]) -> np.ndarray:
-    """Draw `num` rows at random, each class by its share (to within one image).
+    """Draw `num` of the rows of `labels` (n,), each class by its share (to within one image); all if n is smaller.
 
-    Args:
-        labels: integers (n,).
-        num: rows to draw.
-        seed: seed of the draw.
-
-    Returns:
-        Row numbers np.int64 (num,), ascending.
+    Returns np.int64 (num,), ascending.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     position = np.empty(len(labels))  # of each shuffled row within its class, from 0 to 1
@@ -133,15 +124,7 @@ def stratified_draw(labels: np.ndarray, num: int, seed: int | list[int]) -> np.n
 def draw_labels(labels: np.ndarray, fraction: float, seed: int | list[int]) -> np.ndarray:
     """Draw a fraction of each class at random, but at least two images of it, or its only one.
 
-    With the same seed, a smaller fraction is a subset of a larger one.
-
-    Args:
-        labels: integers (n,).
-        fraction: part of each class, rounded to whole images.
-        seed: seed of the draw.
-
-    Returns:
-        Row numbers np.int64, ascending.
+    With the same seed, a smaller fraction is a subset of a larger one. Returns row numbers np.int64, ascending.
     """
     generator = np.random.default_rng(seed)
     drawn = []
@@ -152,7 +135,7 @@ def draw_labels(labels: np.ndarray, fraction: float, seed: int | list[int]) -> n
 
 
 def carve(splits: dict[str, Split], config: DataConfig, usable: Callable[[Split], np.ndarray]) -> dict[str, Part]:
-    """The rows of train, validation and test; a missing role is carved from train.
+    """The rows of each role; missing ones of validation and test are carved from train.
 
     Args:
         splits: the splits of a source by role.
@@ -160,7 +143,7 @@ def carve(splits: dict[str, Split], config: DataConfig, usable: Callable[[Split]
         usable: gives the rows of a split whose images can be decoded. It is asked only if labels are few, because a
             label set and each class in it must have the size that the config says.
     """
-    parts = {role: Part(split, np.arange(len(split))) for role, split in splits.items() if role != "unlabeled"}
+    parts = {role: Part(split, np.arange(len(split))) for role, split in splits.items()}
     if "train" not in parts:
         return parts
     if "test" not in parts and config.test_fraction:
