@@ -35,23 +35,14 @@ SHOWN = 10  # bad images in a message
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """The decoded images of a split.
-
-    Args:
-        split: where they come from.
-        images: np.uint8 (N, S, S, 3), memory-mapped, read-only.
-        rows: np.int64 (N,), the row of each image in its split; rows of skipped images are missing.
-        digest: SHA-256 of the pixels.
-        path: the array's file.
-        was_there: whether the array was found in the cache, and not decoded now.
-    """
+    """The decoded images of a split."""
 
     split: Split
-    images: np.ndarray
-    rows: np.ndarray
-    digest: str
-    path: Path
-    was_there: bool
+    images: np.ndarray  # np.uint8 (N, S, S, 3), memory-mapped, read-only
+    rows: np.ndarray  # np.int64 (N,), the row of each image in its split; rows of skipped images are missing
+    digest: str  # SHA-256 of the pixels
+    path: Path  # of the array
+    was_there: bool  # whether the array was found in the cache, and not decoded now
 
 
 def open_store(split: Split, image_size: int, config: DataConfig) -> Store:

@@ -20,18 +20,12 @@ class Draws:
 
     An image's numbers depend on (seed, epoch, row) alone, whatever batch the row is in. The numbers of a whole batch
     depend on (seed, step). Each purpose ("crop", "mask") has its own numbers, independent of all others.
-
-    Args:
-        seed: seed of the run.
-        epoch: pass over the images, from 0.
-        rows: int64 (B,), the rows of the images in their `ImageSet` or stream.
-        step: optimizer step that the batch is for, from 0.
     """
 
-    seed: int
-    epoch: int
-    rows: NDArray[np.int64]
-    step: int = 0
+    seed: int  # of the run
+    epoch: int  # pass over the images, from 0
+    rows: NDArray[np.int64]  # (B,), the rows of the images in their `ImageSet` or stream
+    step: int = 0  # optimizer step that the batch is for, from 0
 
     def __getitem__(self, index: slice | NDArray[np.int64]) -> "Draws":
         """The draws of some images of the micro-batch."""

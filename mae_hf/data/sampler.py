@@ -21,22 +21,15 @@ class BatchSampler:
     Mixup and CutMix pair the first image of a batch with the last, the second with the last but one. A micro-batch of
     even size contains whole pairs, in the same symmetric order. So any split pairs the same images.
 
-    Args:
-        num_images: images of the training set.
-        batch_size: images per optimizer step, over all processes and micro-batches together. `TrainConfig.plan` makes
-            sure that it is a multiple of their number, and not above `num_images`.
-        seed: seed of the order.
-        num_processes: processes that share the batch.
-        process_index: this process, from 0.
-        accumulation_steps: micro-batches per process and optimizer step.
+    `TrainConfig.plan` makes sure that the batch size is a multiple of the number of micro-batches of all processes.
     """
 
-    num_images: int
-    batch_size: int
-    seed: int
-    num_processes: int = 1
-    process_index: int = 0
-    accumulation_steps: int = 1
+    num_images: int  # of the training set; at least `batch_size`
+    batch_size: int  # images per optimizer step, over all processes and micro-batches together
+    seed: int  # of the order
+    num_processes: int = 1  # that share the batch
+    process_index: int = 0  # this process, from 0
+    accumulation_steps: int = 1  # micro-batches per process and optimizer step
 
     @property
     def batches_per_epoch(self) -> int:

@@ -25,25 +25,15 @@ _ROLES |= {"unlabeled": "unlabeled", "unlabelled": "unlabeled"}
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split of a source.
+    """One split of a source, with n images."""
 
-    Args:
-        source: the source as the user named it.
-        role: `unlabeled`, `train`, `validation` or `test`.
-        images: a dataset whose column `image` is not decoded, or an array (n, H, W) or (n, H, W, 3), uint8.
-        labels: np.int64 (n,), None if there are none; a train split always has some.
-        class_names: the names of the labels, None if there are no labels.
-        fingerprint: changes with the rows or their files.
-        folds: the predefined folds of STL-10's train split, as row numbers.
-    """
-
-    source: str
-    role: str
-    images: datasets.Dataset | np.ndarray
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
-    fingerprint: str
-    folds: tuple[np.ndarray, ...] | None = None
+    source: str  # as the user named it
+    role: str  # `unlabeled`, `train`, `validation` or `test`
+    images: datasets.Dataset | np.ndarray  # with the column `image`, not decoded, or uint8 (n, H, W) or (n, H, W, 3)
+    labels: np.ndarray | None  # np.int64 (n,), None if there are none; a train split always has some
+    class_names: tuple[str, ...] | None  # None if there are no labels
+    fingerprint: str  # changes with the rows or their files
+    folds: tuple[np.ndarray, ...] | None = None  # the predefined folds of STL-10's train split, as row numbers
 
     def __len__(self) -> int:
         return len(self.images)
