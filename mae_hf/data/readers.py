@@ -43,25 +43,20 @@ def files_by_card(folder: Path) -> dict[str, list[str]]:
     card = folder / "README.md"
     try:
         configs = ((metadata_load(card) if card.is_file() else None) or {}).get("configs") or []
-        default = [config for config in configs if config.get("default") or config["config_name"] == "default"]
-    except Exception as error:  # PyYAML's own, and any other for fields of wrong types
+        chosen = [each for each in configs if each.get("default") or each["config_name"] == "default"] or configs
+        names = [str(each["config_name"]) for each in chosen]
+        listed = [item for each in chosen for item in sanitize_patterns(each.get("data_files", {})).items()]
+        groups = {str(name): [str(pattern) for pattern in patterns] for name, patterns in listed}
+    except Exception as error:  # PyYAML's own, the datasets library's, and any other for fields of wrong types
         raise ConfigError(f"{card} has metadata that cannot be read ({error}): correct or remove them") from None
-    default = default or configs
     require(
-        len(default) <= 1,
-        f"{card} lists the configs {', '.join(config['config_name'] for config in default)}: name the folder or the "
-        "file of one (--data.source)",
+        len(names) <= 1,
+        f"{card} lists the configs {', '.join(names)}: name the folder or the file of one (--data.source)",
     )
-    if not default or "data_files" not in default[0]:
-        return {}
-    try:
-        patterns = sanitize_patterns(default[0]["data_files"])
-    except Exception as error:  # the datasets library's own, and any other for fields of wrong types
-        raise ConfigError(f"{card} has data_files that cannot be read ({error}): correct or remove them") from None
-    files = [str(pattern) for paths in patterns.values() for pattern in paths]
+    files = [file for patterns in groups.values() for file in patterns]
     outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts or "://" in file]
     require(not outside, f"{card} names files outside of its folder, {', '.join(outside[:3])}: remove them")
-    return {str(name): [str(folder / pattern) for pattern in paths] for name, paths in patterns.items()}
+    return {name: [str(folder / file) for file in patterns] for name, patterns in groups.items()}
 
 
 def files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:

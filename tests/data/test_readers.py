@@ -1,5 +1,6 @@
 """Parquet files, image folders and Hub names become splits by name, whatever the layout."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,16 @@ def test_a_parquet_file_is_not_held_in_memory_while_it_is_read(tmp_path):
         (tmp_path / str(num_pieces)).mkdir()
         peaks.append(peak_of_reading(tmp_path / str(num_pieces), num_pieces))
     assert peaks[1] - peaks[0] < 400  # 160 to 240, mapped pages of the cache; 600 if pyarrow may buffer all of a file
+
+
+@pytest.mark.parametrize(
+    "config", ["{default: true, data_files: a.parquet}", "{config_name: 7, data_files: {train: 7}}"]
+)
+def test_a_readme_with_fields_of_wrong_types_is_refused(tmp_path, config):
+    (tmp_path / "README.md").write_text(f"---\nconfigs: [{config}]\n---\n")
+    write_parquet(tmp_path / "a.parquet", [1])
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+        read_datasets(str(tmp_path), None)
 
 
 def test_a_folder_with_several_configs_is_refused(tmp_path):
