@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 from PIL import Image
@@ -59,3 +60,56 @@ def write_page(folder: Path) -> Path:
     html = page(comparison, small_pictures(folder), comparison.notes(), "runs/compare/small")
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def page_of(comparison: Comparison) -> "Parsed":
+    """What a browser finds on the page of a comparison without pictures."""
+    return Parsed(page(comparison, Pictures([], [], {}, {}), comparison.notes(), "out"))
+
+
+class Parsed(HTMLParser):
+    """What a browser would find: tags, addresses, alternative texts, and tables by their caption."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.alts: list[str] = []
+        self.ids: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._open: list[str] = []
+        self._rows: list[list[str]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._open.append(tag)
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "srcset", "action")]
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag == "img":
+            self.alts.append(dict(attrs).get("alt", ""))
+        if tag == "caption":
+            self._rows = []
+        if tag == "tr":
+            self._rows.append([])
+        if tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if not data.strip():
+            return
+        self.texts.append((self._open[-1] if self._open else "", data.strip()))
+        if "caption" in self._open:
+            self.tables[data] = self._rows
+        elif {"td", "th"} & set(self._open):
+            self._rows[-1][-1] += data.strip()
+
+    def table(self, start: str) -> dict[str, list[str]]:
+        """The rows, by their first cell, of the table whose caption starts so."""
+        (rows,) = (rows for caption, rows in self.tables.items() if caption.startswith(start))
+        return {row[0]: row[1:] for row in rows}

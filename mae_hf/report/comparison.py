@@ -16,8 +16,9 @@ import numpy as np
 from mae_hf.config.model import EncoderConfig
 from mae_hf.errors import require
 from mae_hf.evaluation.statistics import Interval, Spread
-from mae_hf.report.results import Arm, Recipe, Results, epochs_to, measure, recipe_name, scores_on_test
+from mae_hf.report.results import Recipe, Results, epochs_to, measure, recipe_name, scores_on_test
 from mae_hf.training.finished_runs import TOLERANCE, Run, read_run
+from mae_hf.training.provenance import Provenance, find_provenance
 
 PRETRAINED_ARM, SCRATCH_ARM = "MAE pre-trained", "from scratch"  # in pictures and tables
 MIN_VALIDATION_IMAGES = 100  # below, one image is more than a point
@@ -56,6 +57,26 @@ class Comparison:
         return {name: runs[0] for name, runs in self.arms.items()}
 
     @property
+    def num_test_images(self) -> dict[str, int]:
+        """The number of test images of each class."""
+        names = self.runs[0].class_names
+        return dict(zip(names, np.bincount(self.runs[0].test.labels, minlength=len(names)).tolist(), strict=True))
+
+    @property
+    def differing_settings(self) -> list[str]:
+        """The settings in which the chosen recipes of the arms differ."""
+        ours, baseline = (dict(recipe[0].settings) for recipe in self.chosen)
+        return [key for key in ours if ours[key] != baseline[key]]
+
+    @cached_property
+    def origins(self) -> list[Provenance]:
+        """Where the encoders of the pre-trained arm come from, each once."""
+        return [
+            find_provenance(init)
+            for init in dict.fromkeys(run.config.model.init for run in self.runs if not run.from_scratch)
+        ]
+
+    @property
     def has_choice(self) -> bool:
         """Whether validation has chosen between recipes."""
         return max(map(len, self.recipes)) > 1
@@ -74,15 +95,15 @@ class Comparison:
         """Return the result in one sentence with its interval, however it turned out."""
         num_labels = self.runs[0].record.num_train_images  # the same in all runs, as their data are
         labels = f"With {num_labels:,} labels" if num_labels else "With the same labels"
-        ours, baseline = (percent(arm.accuracy) for arm in (self.results.pretrained, self.results.scratch))
+        ours, baseline = (spread_text(arm.accuracy) for arm in (self.results.pretrained, self.results.scratch))
         return (
-            f"{labels}, the MAE-pre-trained ViT reaches {ours} test accuracy, the same network from scratch "
-            f"{baseline}: {self._verdict()} ({self._interval()})."
+            f"{labels}, the MAE-pre-trained ViT reaches {ours} % test accuracy, the same network from scratch "
+            f"{baseline} %: {self._verdict()} ({self._interval()})."
         )
 
     def details(self) -> str:
         """Return what supports the answer: runs, tests and choices."""
-        ours, baseline = map(describe_units, (self.results.pretrained, self.results.scratch))
+        ours, baseline = (arm.describe_units() for arm in (self.results.pretrained, self.results.scratch))
         sentences = [f"± is the standard deviation over {ours} (pre-trained) and {baseline} (from scratch)."]
         if ours == baseline == "1 run":
             sentences = ["Each arm has one run, so the spread over seeds is unknown."]
@@ -139,9 +160,10 @@ class Comparison:
         if unseen is None:
             return f"{known} No other test images are left to score."
         ends = f"95 % interval {interval_text(unseen.gain_interval, '+.1f')}" if unseen.gain_interval else "no interval"
+        ours, baseline = spread_text(unseen.pretrained), spread_text(unseen.scratch)
         return (
-            f"{known} On the other {unseen.num_images:,}, the accuracy is {percent(unseen.pretrained)} pre-trained and "
-            f"{percent(unseen.scratch)} from scratch: {100 * unseen.gain:+.1f} points ({ends})."
+            f"{known} On the other {unseen.num_images:,}, the accuracy is {ours} % pre-trained and {baseline} % from "
+            f"scratch: {100 * unseen.gain:+.1f} points ({ends})."
         )
 
     def few_validation_images(self) -> str | None:
@@ -165,9 +187,7 @@ class Comparison:
                 f"Depending on the recipe, the gain is {min(gains):+.1f} to {max(gains):+.1f} points: see the table of "
                 "recipes."
             )
-        other = dict(baseline[0].settings)
-        also = [key for key, value in ours[0].settings if key != "model.init" and other[key] != value]
-        if also:
+        if also := [key for key in self.differing_settings if key != "model.init"]:
             notes.append(f"The chosen recipes differ in more than their first weights: {', '.join(also)}.")
         growing = [run for run in (*ours, *baseline) if run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE]
         if growing:
@@ -186,9 +206,7 @@ class Comparison:
         precisions = {str(run.record.mixed_precision) for run in (*ours, *baseline)}
         if len(precisions) > 1:
             notes.append(f"The runs differ in precision ({', '.join(sorted(precisions))}).")
-        labels = self.runs[0].test.labels
-        empty = [name for i, name in enumerate(self.runs[0].class_names) if not (labels == i).any()]
-        if empty:
+        if empty := [name for name, count in self.num_test_images.items() if count == 0]:
             notes.append(
                 f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over "
                 "the other classes."
@@ -197,47 +215,38 @@ class Comparison:
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row for each run, as comparison.json holds it: accuracies and F1 in 0..1."""
-        rows = []
-        for recipes in self.recipes:
-            for recipe in recipes:
-                for run in recipe:
-                    epochs = epochs_to(run, self.results.target)
-                    rows.append(
-                        {
-                            "run": str(run.path),
-                            "init": run.config.model.init,
-                            "recipe": recipe_name(recipe, recipes),
-                            "chosen": recipe is recipes[0],
-                            "seed": run.config.train.seed,
-                            "test_accuracy": scores_on_test(run)["accuracy"],
-                            "test_f1": scores_on_test(run)["f1"],
-                            "test_loss": scores_on_test(run)["loss"],
-                            "best_validation_accuracy": run.best_validation_accuracy,
-                            "best_epoch": run.metrics["best_epoch"],
-                            "epochs_to_scratch_best": epochs if np.isfinite(epochs) else None,
-                            "num_parameters": run.record.num_parameters,
-                        }
-                    )
-        return rows
+        return [
+            {
+                "run": str(run.path),
+                "init": run.config.model.init,
+                "recipe": recipe_name(recipe, recipes),
+                "chosen": recipe is recipes[0],
+                "seed": run.config.train.seed,
+                "test_accuracy": scores_on_test(run)["accuracy"],
+                "test_f1": scores_on_test(run)["f1"],
+                "test_loss": scores_on_test(run)["loss"],
+                "best_validation_accuracy": run.best_validation_accuracy,
+                "best_epoch": run.metrics["best_epoch"],
+                "epochs_to_scratch_best": epochs
+                if np.isfinite(epochs := epochs_to(run, self.results.target))
+                else None,
+                "num_parameters": run.record.num_parameters,
+            }
+            for recipes in self.recipes
+            for recipe in recipes
+            for run in recipe
+        ]
 
 
-def percent(accuracy: Spread) -> str:
-    """Return a mean in per cent, ± its standard deviation where it has one."""
-    spread = "" if accuracy.sd is None else f" ± {100 * accuracy.sd:.1f}"
-    return f"{100 * accuracy.center:.1f}{spread} %"
+def spread_text(value: Spread, factor: float = 100, digits: int = 1) -> str:
+    """Return a mean, ± its standard deviation where it has one; by default in per cent."""
+    sd = "" if value.sd is None else f" ± {factor * value.sd:.{digits}f}"
+    return f"{factor * value.center:.{digits}f}{sd}"
 
 
 def interval_text(interval: Interval, form: str) -> str:
     """Return the ends of an interval in per cent."""
     return f"{100 * interval.low:{form}} to {100 * interval.high:{form}}"
-
-
-def describe_units(arm: Arm) -> str:
-    """Return what the spread of an arm is over, such as `3 encoders`."""
-    if arm.num_units == 1:
-        return "1 run"
-    count = f"{arm.num_units} {arm.spread_over}"
-    return f"{count} (each the mean of its fine-tuning runs)" if len(arm.seeds) > arm.num_units else count
 
 
 def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:

@@ -62,6 +62,13 @@ class Arm:
         """Whether its spread leaves out pre-training."""
         return self.spread_over == "fine-tuning seeds of one encoder"
 
+    def describe_units(self) -> str:
+        """Return what its spread is over, such as `3 encoders`."""
+        if self.num_units == 1:
+            return "1 run"
+        count = f"{self.num_units} {self.spread_over}"
+        return f"{count} (each the mean of its fine-tuning runs)" if len(self.seeds) > self.num_units else count
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -213,6 +220,13 @@ def f1_of_classes(runs: Recipe) -> dict[str, float]:
         name: float(np.mean([scores_on_test(run)["f1_per_class"][name] for run in runs])) if i in tested else math.nan
         for i, name in enumerate(names)
     }
+
+
+def recall_of_classes(runs: Recipe) -> dict[str, float]:
+    """Return the share of each class that is recognised, the mean over runs; NaN for a class without test images."""
+    matrix = np.mean([scores_on_test(run)["confusion_matrix"] for run in runs], axis=0)
+    with np.errstate(invalid="ignore"):
+        return dict(zip(runs[0].class_names, np.diag(matrix) / matrix.sum(axis=1), strict=True))
 
 
 def _units(runs: Recipe) -> list[list[Run]]:

@@ -1,6 +1,5 @@
 """Where an encoder comes from: what its pre-training run recorded about itself and about the test images it saw."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,3 @@ def find_provenance(init: str) -> Provenance:
         except ValueError as error:
             found["problem"] = str(error)
     return Provenance(init, folder, **found)
-
-
-def find_provenances(inits: Sequence[str]) -> list[Provenance]:
-    """Find the same for several encoders, each once, in their order."""
-    return [find_provenance(init) for init in dict.fromkeys(inits)]

@@ -1,10 +1,10 @@
 """The background of the numbers: data, leakage, recipe, environment and commands, as the runs' files have them."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from report_pages import page_of
 from run_folders import write_run
 
 from mae_hf.config import parse
@@ -12,10 +12,9 @@ from mae_hf.config.commands import PretrainConfig
 from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, Pair
 from mae_hf.report import background
 from mae_hf.report.comparison import Comparison, compare_runs
-from mae_hf.report.tables import Cell, Table
 from mae_hf.training.provenance import Provenance, RunRecord
 
-NOTHING = [Provenance("runs/pretrain/x")]
+NOTHING = Provenance("runs/pretrain/x")
 TIMES = {"start": "2026-11-24T10:42:55+00:00", "end": "2026-11-24T10:44:25+00:00"}
 MACHINE = {"device": "cpu: <X>", "num_processes": 2, "mixed_precision": "bf16", "git_commit": "f" * 40 + "-dirty"}
 
@@ -33,13 +32,16 @@ def comparison(runs: tuple[Path, Path]) -> Comparison:
     return compare_runs(runs[:1], runs[1:])
 
 
-def rows(table: Table) -> dict[str, Sequence[str | Cell]]:
-    """The rows of a table, by their first cell."""
-    return {str(first): rest for first, *rest in table.rows}
+def with_origins(comparison: Comparison, *origins: Provenance) -> Comparison:
+    """The comparison, with encoders of which this is known."""
+    object.__setattr__(comparison, "origins", list(origins))
+    return comparison
 
 
 def test_data_are_counted_and_those_of_pre_training_where_they_are_known(comparison):
-    data = rows(background.data_table(comparison, [Provenance("x", record=RunRecord(num_train_images=1240))]))
+    data = page_of(with_origins(comparison, Provenance("x", record=RunRecord(num_train_images=1240)))).table(
+        "The same for"
+    )
     assert {name: data[name][0] for name in (
         "training images, with labels", "validation images, for every decision", "test images, scored once", "classes",
         "test images in the smallest and largest class", "fingerprint of the training images",
@@ -53,7 +55,7 @@ def test_data_are_counted_and_those_of_pre_training_where_they_are_known(compari
         "fingerprint of the training images": "0123456789abcdef",
         "images of pre-training, without labels": "1,240",
     }  # fmt: skip
-    unknown = rows(background.data_table(comparison, NOTHING))
+    unknown = page_of(with_origins(comparison, NOTHING)).table("The same for")
     assert unknown["images of pre-training, without labels"] == ["unknown"]
 
 
@@ -65,14 +67,14 @@ def audited(init: str = "runs/pretrain/x", **values: object) -> Provenance:
 
 
 def test_without_an_audit_the_page_says_that_leakage_is_unknown(comparison):
-    unknown, missing = background.leakage_notes(comparison, NOTHING)
+    unknown, missing = background.leakage_notes(with_origins(comparison, NOTHING))
     assert unknown.startswith("It is unknown whether pre-training has seen these test images")
     assert missing == "runs/pretrain/x has no audit.json."
-    assert "broken" in background.leakage_notes(comparison, [Provenance("x", problem="broken")])
-    streamed = audited(streamed=True)
-    note = background.leakage_notes(comparison, [streamed])[1]
+    assert "broken" in background.leakage_notes(with_origins(comparison, Provenance("x", problem="broken")))
+    with_origins(comparison, audited(streamed=True))
+    note = background.leakage_notes(comparison)[1]
     assert note == "The images of runs/pretrain/x were streamed, and not searched for near-duplicates of test images."
-    assert "exact duplicates in the stream" in background.leakage_tables([streamed])[0].caption
+    assert page_of(comparison).table("The audit before pre-training (audit.json): exact duplicates in the stream")
 
 
 def seen(tmp_path: Path, pretrained: tuple[bool, ...] | None) -> Comparison:
@@ -84,25 +86,26 @@ def seen(tmp_path: Path, pretrained: tuple[bool, ...] | None) -> Comparison:
 
 def test_test_images_that_were_seen_are_counted_and_both_arms_are_scored_without_them(tmp_path):
     comparison = seen(tmp_path, (True, False, False, False))
-    (note,) = background.leakage_notes(comparison, [audited()])
+    (note,) = background.leakage_notes(with_origins(comparison, audited()))
     assert "seen 1 of the 4 test images" in note
     assert "On the other 3, the accuracy is 66.7 % pre-trained and 0.0 % from scratch: +66.7 points" in note
     assert note in comparison.notes()
-    (table,) = background.leakage_tables([audited()])
-    assert "which were kept in" in table.caption and rows(table) == {"<b>": ["4", "3", "2"]}
-    assert "which were left out of" in background.leakage_tables([audited(left_out=True)])[0].caption
+    of = "The audit before pre-training (audit.json): exact and near-duplicates, which were"
+    assert page_of(comparison).table(f"{of} kept in")["<b>"] == ["4", "3", "2"]
+    assert page_of(with_origins(comparison, audited(left_out=True))).table(f"{of} left out of")
 
 
-def test_several_encoders_have_a_table_each():
-    one, two = background.leakage_tables([audited("one"), audited("two")])
-    assert "pre-training of one (audit.json)" in one.caption and "pre-training of two (audit.json)" in two.caption
+def test_several_encoders_have_a_table_each(comparison):
+    page = page_of(with_origins(comparison, audited("one"), audited("two")))
+    for name in ("one", "two"):
+        assert page.table(f"The audit before pre-training of {name} (audit.json)")
 
 
 def test_none_and_all_test_images_seen_are_said_as_such(tmp_path):
     none = seen(tmp_path / "none", (False,) * 4)
-    (note,) = background.leakage_notes(none, [audited()])
+    (note,) = background.leakage_notes(with_origins(none, audited()))
     assert "contain no test image" in note and none.leak() is None
-    (note,) = background.leakage_notes(seen(tmp_path, (True,) * 4), [audited()])
+    (note,) = background.leakage_notes(with_origins(seen(tmp_path, (True,) * 4), audited()))
     assert "No other test images are left to score" in note
 
 
@@ -111,17 +114,18 @@ def test_labelled_training_images_that_are_duplicates_of_test_images_are_counted
     changes = {"row": 4}, {"split": "unlabeled", "row": 6}, {"source": "other"}, {"against_split": "validation"}
     pairs = (pair, *(dataclasses.replace(pair, **change) for change in changes))
     comparison = seen(tmp_path, (False,) * 4)
-    note = background.leakage_notes(comparison, [audited(pairs=pairs)])[-1]
+    note = background.leakage_notes(with_origins(comparison, audited(pairs=pairs)))[-1]
     assert note.startswith("2 labelled training images are duplicates or near-duplicates of 1 test images.")
-    assert len(background.leakage_notes(comparison, [audited(pairs=pairs[2:])])) == 1
+    assert len(background.leakage_notes(with_origins(comparison, audited(pairs=pairs[2:])))) == 1
 
 
 def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):
-    differing, (table,) = background.recipe_tables(comparison)
-    assert differing == ["model.init", "train.layer_decay"]
-    marked = {name: cells[1].text for name, cells in rows(table).items() if cells[1].marked}
-    assert marked == {"model.init": "scratch", "train.layer_decay": "1.0"}
-    assert not {"output_dir", "train.seed"} & rows(table).keys()
+    page = page_of(comparison)
+    assert any(text.startswith("The arms differ in model.init, train.layer_decay, marked") for _, text in page.texts)
+    settings = page.table("Settings of each arm's chosen recipe")
+    marked = {name: cells[1] for name, cells in settings.items() if cells[1].startswith("≠")}
+    assert marked == {"model.init": "≠ scratch", "train.layer_decay": "≠ 1.0"}
+    assert not {"output_dir", "train.seed"} & settings.keys()
 
 
 def test_the_settings_of_a_pre_training_run_have_a_table(tmp_path, runs):
@@ -129,22 +133,22 @@ def test_the_settings_of_a_pre_training_run_have_a_table(tmp_path, runs):
     (tmp_path / "pre" / "run.json").write_text("{}")
     (tmp_path / "pre" / "config.yaml").write_text(parse.to_yaml(PretrainConfig(output_dir="pre")))
     ours = write_run(tmp_path / "ours", str(tmp_path / "pre"), (True, True, True, False))
-    _, (_, table) = background.recipe_tables(compare_runs([ours], [runs[1]]))
-    assert table.caption == "Settings of its pre-training" and rows(table)["model.mask_ratio"] == ["0.75"]
+    settings = page_of(compare_runs([ours], [runs[1]])).table("Settings of its pre-training")
+    assert settings["model.mask_ratio"] == ["0.75"]
 
 
 def test_the_environment_of_every_run_is_shown_and_unknown_is_said(comparison, runs):
-    table, versions = background.environment_table(comparison, NOTHING)
-    ours, scratch = rows(table).values()
+    page = page_of(with_origins(comparison, NOTHING))
+    _, ours, scratch = page.table("Where and when").values()
     assert ours == ["cpu: <X>", "2", "bf16", "1,234", "ffffffffffff-dirty", "2026-11-24T10:42:55", "1.5"]
     assert scratch == ["unknown", "unknown", "unknown", "1,234", "unknown", "unknown", "unknown"]
-    assert versions == ["torch 2.13.0"]
+    assert ("li", "torch 2.13.0") in page.texts
 
 
 def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
     lines = ("scripts/pretrain.py --x 1", "scripts/pretrain.py --x 2")
     origins = [Provenance(line, record=RunRecord(command=line, num_processes=1)) for line in lines]
-    assert background.commands(comparison, origins, "out dir") == [
+    assert background.commands(with_origins(comparison, *origins), "out dir") == [
         "accelerate launch --num_processes 1 scripts/pretrain.py --x 1",
         "accelerate launch --num_processes 1 scripts/pretrain.py --x 2",
         "accelerate launch --mixed_precision bf16 --num_processes 2 scripts/finetune.py --model.init runs/pretrain/x",
@@ -175,4 +179,4 @@ def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
 )
 def test_a_run_is_launched_again_with_the_strategy_that_it_had(comparison, record, expected):
     origin = Provenance("x", record=RunRecord(command="x.py", **record))
-    assert background.commands(comparison, [origin], "out")[0] == expected
+    assert background.commands(with_origins(comparison, origin), "out")[0] == expected

@@ -236,3 +236,9 @@ def test_runs_that_end_at_their_best_epoch_and_recipes_that_differ_in_more_than_
     assert "The chosen recipes differ in more than their first weights: train.layer_decay." in notes
     alike = compare_runs([ours], [write_run(tmp_path / "alike", "scratch", HALF, curve=(0.4, 0.3))]).notes()
     assert not any(note.startswith("The chosen recipes differ") for note in alike)
+
+
+def test_an_encoder_that_several_runs_started_from_is_found_once(tmp_path, runs):
+    inits = ("me/b", "me/a", "me/b")
+    ours = [write_run(tmp_path / f"run{i}", init, THREE, seed=i) for i, init in enumerate(inits)]
+    assert [origin.init for origin in compare_runs(ours, [runs[1]]).origins] == ["me/b", "me/a"]

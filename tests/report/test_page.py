@@ -1,58 +1,13 @@
-"""The page of a comparison opens with the answer, requests nothing, and shows names as text."""
+"""The page opens with the answer, requests nothing, shows names as text, and holds numbers computed by hand here."""
 
 import re
-from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
-from report_pages import CLASS_NAMES, small_comparison, write_page
+from report_pages import CLASS_NAMES, Parsed, page_of, small_comparison, write_page
+from run_folders import write_run
 
-
-class Parsed(HTMLParser):
-    """What a browser would find: tags, addresses, alternative texts, and tables by their caption."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.alts: list[str] = []
-        self.ids: list[str] = []
-        self.texts: list[tuple[str, str]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self._open: list[str] = []
-        self._rows: list[list[str]] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self._open.append(tag)
-        self.addresses += [value for key, value in attrs if key in ("src", "href", "srcset", "action")]
-        self.ids += [value for key, value in attrs if key == "id"]
-        if tag == "img":
-            self.alts.append(dict(attrs).get("alt", ""))
-        if tag == "caption":
-            self._rows = []
-        if tag == "tr":
-            self._rows.append([])
-        if tag in ("td", "th"):
-            self._rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if not data.strip():
-            return
-        self.texts.append((self._open[-1] if self._open else "", data.strip()))
-        if "caption" in self._open:
-            self.tables[data] = self._rows
-        elif {"td", "th"} & set(self._open):
-            self._rows[-1][-1] += data.strip()
-
-    def table(self, start: str) -> dict[str, list[str]]:
-        """The rows, by their first cell, of the table whose caption starts so."""
-        (rows,) = (rows for caption, rows in self.tables.items() if caption.startswith(start))
-        return {row[0]: row[1:] for row in rows}
+from mae_hf.report.comparison import Comparison, compare_runs
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +50,85 @@ def test_what_could_not_be_drawn_and_what_to_bear_in_mind_is_said(html):
     items = [text for tag, text in Parsed(html).texts if tag == "li"]
     assert "No <map>: the images are gone" in items
     assert any(text.startswith("No test image belongs to <script>hack()</script>.") for text in items)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Five runs: two fine-tuning seeds of one encoder; two recipes from scratch, one with two seeds."""
+    return small_comparison(tmp_path_factory.mktemp("runs"))
+
+
+def test_the_table_of_arms_holds_means_spreads_intervals_and_their_difference(comparison):
+    arms = page_of(comparison).table("Both arms")
+    # 11 and 8 of 12 right against 3 and 5; the sample standard deviation of two is their distance / sqrt(2).
+    assert arms["test accuracy (%)"] == ["79.2 ± 17.7", "33.3 ± 11.8", "+45.8 points"]
+    assert arms["± is the standard deviation over"] == ["2 fine-tuning seeds of one encoder", "2 seeds", ""]
+    assert arms["seeds"] == ["0, 1", "0, 1", ""]
+    results = comparison.results
+    intervals = (results.pretrained.accuracy_interval, results.scratch.accuracy_interval, results.gain_interval)
+    assert arms["its 95 % interval over 12 test images"] == [
+        f"{100 * interval.low:{form}} to {100 * interval.high:{form}}"
+        for interval, form in zip(intervals, (".1f", ".1f", "+.1f"), strict=True)
+    ]
+    # t of 1 degree of freedom is 12.71, times half the distance of the two
+    assert arms["its 95 % interval over runs (Student's t)"] == ["-79.7 to 238.0", "-72.6 to 139.2", "–"]
+    assert arms["best validation accuracy (%)"] == ["65.0 ± 35.4", "55.0 ± 7.1", "+10.0"]
+    area = arms["mean height of the validation curve (%), epochs 1 to 2"]
+    assert area == ["52.5 ± 31.8", "35.0 ± 7.1", "+17.5"]
+    # reached by half of the seeds, so the median is not
+    reach = "median epoch at which validation accuracy reaches 55.0 %, scratch's best"
+    assert arms[reach] == ["not reached", "not reached", ""]
+    spread = "1 to not reached, reached by 1 of 2", "2 to not reached, reached by 1 of 2", ""
+    assert arms["its smallest and largest value over runs"] == list(spread)
+
+
+def test_single_runs_have_no_interval_over_runs(tmp_path):
+    ours, scratch = (write_run(tmp_path / init, init, (True, False, False, False)) for init in ("mae", "scratch"))
+    arms = page_of(compare_runs([ours], [scratch])).table("Both arms")
+    assert arms["its 95 % interval over runs (Student's t)"] == ["unknown: one number", "unknown: one number", "–"]
+    assert arms["its smallest and largest value over runs"] == ["unknown: one number", "unknown: one number", ""]
+
+
+def test_both_arms_have_their_accuracy_on_images_that_pre_training_has_not_seen(tmp_path):
+    ours = write_run(tmp_path / "mae", "mae", (True, True, False, False), seen=(True, False, False, False))
+    other = write_run(tmp_path / "scratch", "scratch", (True, False, False, False), seen=(False,) * 4)
+    arms = page_of(compare_runs([ours], [other])).table("Both arms")
+    name = "accuracy on the 3 of them that pre-training has not seen (%)"
+    assert arms[name] == ["33.3", "0.0", "+33.3 points"]
+
+
+def test_each_recipe_says_what_it_would_give_and_how_often_it_is_chosen(comparison):
+    (rows,) = (rows for caption, rows in page_of(comparison).tables.items() if caption.startswith("Recipes"))
+    assert rows[1:] == [
+        ["MAE pre-trained", "the only one", "2", "65.0", "100", "79.2", "+45.8"],
+        ["from scratch", "train.layer_decay 0.65", "2", "55.0", "100", "33.3", "+45.8"],
+        ["from scratch", "train.layer_decay 1.0", "1", "30.0", "0", "75.0", "+4.2"],
+    ]
+
+
+def test_without_a_choice_no_table_of_recipes(tmp_path):
+    ours, scratch = (write_run(tmp_path / init, init, (True, False, False, False)) for init in ("mae", "scratch"))
+    page = page_of(compare_runs([ours], [scratch]))
+    assert not any(caption.startswith("Recipes") for caption in page.tables)
+
+
+def test_runs_of_equal_seed_are_in_the_table_of_pairs(comparison):
+    table = page_of(comparison).table(
+        "Pairs: test images that only one of the two classifies correctly, for runs of equal"
+    )
+    # 2 / 2^8, 2 / 2^3
+    assert list(table.values())[1:] == [["0", "8", "0", "0.0078"], ["1", "3", "0", "0.25"]]
+
+
+def test_every_run_is_in_the_table_of_runs_with_its_recipe(comparison):
+    runs = {Path(name).name: row for name, row in page_of(comparison).table("All runs").items()}
+    assert runs["flat"][:3] == ["scratch", "train.layer_decay 1.0", "75.00"]
+    assert runs["scratch1"][1:3] == ["train.layer_decay 0.65", "41.67"] and len(runs) == 1 + 5
+
+
+def test_a_class_without_test_images_has_no_numbers(comparison):
+    classes = page_of(comparison).table("Recall")
+    assert classes["<script>hack()</script>"] == ["0", "–", "–", "–", "–", "–"]
+    # dog: 4 images, of which the pre-trained runs find 4 and 3, without a false alarm: F1 is 1 and 6/7, 92.9 % in the
+    # mean. The runs from scratch find no dog.
+    assert classes['dog & "cat"'] == ["4", "87.5", "0.0", "92.9", "0.0", "+92.9"]

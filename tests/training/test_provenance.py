@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mae_hf.leakage.record import NOT_PRETRAINED, audit_json
-from mae_hf.training.provenance import Provenance, RunRecord, find_provenance, find_provenances
+from mae_hf.training.provenance import Provenance, RunRecord, find_provenance
 
 AUDIT = audit_json(NOT_PRETRAINED)
 
@@ -48,7 +48,3 @@ def test_an_audit_that_cannot_be_read_is_named(pretraining, content, message):
     provenance = find_provenance(str(pretraining))
     assert provenance.audit is None and message in str(provenance.problem)
     assert provenance.record == RunRecord(num_train_images=1240)
-
-
-def test_an_encoder_that_several_runs_started_from_is_found_once():
-    assert [origin.init for origin in find_provenances(["me/b", "me/a", "me/b"])] == ["me/b", "me/a"]
