@@ -3,7 +3,8 @@
 Shapes: n images, D width of the encoder, H heads, G² patches in G rows.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Network:
     @torch.no_grad()
     def features(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the CLS features of these rows, (n, D)."""
-        batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+        batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
         features = [self.encoder(self._pixel_values(images, batch)).last_hidden_state[:, 0] for batch in batches]
         return torch.cat(features).float().cpu().numpy()
 
@@ -75,15 +76,21 @@ def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str,
     models of each arm's best run.
     """
     ours, baseline = comparison.best.values()
-    openers: dict[str, tuple[Run, Callable[[Run], ViTModel]]] = {
-        PRETRAINED_ENCODER: (ours, _start_of),
-        RANDOM_ENCODER: (baseline, _start_of),
-        FINETUNED_ENCODER: (ours, _end_of),
-        SUPERVISED_ENCODER: (baseline, _end_of),
-    }
+
+    def before(run: Run) -> ViTModel:
+        return build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed).vit
+
+    def after(run: Run) -> ViTModel:
+        return open_classifier(str(run.path), "eager").vit
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks, missing = {}, {}
-    for name, (run, open_it) in openers.items():
+    for name, run, open_it in (
+        (PRETRAINED_ENCODER, ours, before),
+        (RANDOM_ENCODER, baseline, before),
+        (FINETUNED_ENCODER, ours, after),
+        (SUPERVISED_ENCODER, baseline, after),
+    ):
         try:
             networks[name] = Network(open_it(run).eval().to(device), run.config.data)
         except ConfigError as error:
@@ -93,28 +100,14 @@ def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str,
 
 def changed_encoders(runs: Sequence[Run]) -> list[str]:
     """Return a warning for each run whose encoder no longer has the weights that the run started from."""
-    digests: dict[str, str | None] = {}
-    warnings = []
-    for run in (run for run in runs if run.record.init_digest):
-        init = run.config.model.init
-        if init not in digests:
-            try:
-                digests[init] = weights_digest(open_encoder(init, "sdpa"))
-            except ConfigError:
-                digests[init] = None  # `open_networks` says why
-        if digests[init] not in (None, run.record.init_digest):
-            warnings.append(
-                f"The encoder {init} has changed since {run.path} started from it: its pictures, settings and audit do "
-                "not belong to these scores. Restore it, or run scripts/finetune.py again."
-            )
-    return warnings
-
-
-def _start_of(run: Run) -> ViTModel:
-    """The encoder as the run's training began."""
-    return build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed).vit
-
-
-def _end_of(run: Run) -> ViTModel:
-    """The encoder that the run kept."""
-    return open_classifier(str(run.path), "eager").vit
+    runs = [run for run in runs if run.record.init_digest]
+    digests = {}
+    for init in {run.config.model.init for run in runs}:
+        with contextlib.suppress(ConfigError):  # `open_networks` says why
+            digests[init] = weights_digest(open_encoder(init, "sdpa"))
+    return [
+        f"The encoder {run.config.model.init} has changed since {run.path} started from it: its pictures, settings and "
+        "audit do not belong to these scores. Restore it, or run scripts/finetune.py again."
+        for run in runs
+        if digests.get(run.config.model.init, run.record.init_digest) != run.record.init_digest
+    ]

@@ -97,18 +97,15 @@ def read_predictions(path: Path, num_classes: int) -> Predictions:
     flat = columns["probabilities"].flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     probabilities = flat.reshape(len(table), num_classes)  # null is NaN
     classes = np.concatenate([labels, predictions])
+    of_prediction = np.take_along_axis(probabilities, predictions.clip(0, num_classes - 1)[:, None], axis=1)[:, 0]
     problems = {
         "an image has several rows": len(np.unique(index)) < len(index),
         f"a class is not one of 0 to {num_classes - 1}": classes.min() < 0 or classes.max() >= num_classes,
         "probabilities are below 0 or not finite": not (probabilities >= 0).all(),
         "probabilities do not add up to 1": not (np.abs(probabilities.sum(axis=1) - 1) <= _PROBABILITY_TOLERANCE).all(),
+        "a prediction is not the class of the greatest probability": (of_prediction != probabilities.max(axis=1)).any(),
     }
     for problem, is_true in problems.items():
         require(not is_true, f"{path}: {problem}: {_AGAIN}")
-    chosen = np.take_along_axis(probabilities, predictions[:, None], axis=1)[:, 0]
-    require(
-        bool((chosen == probabilities.max(axis=1)).all()),
-        f"{path}: a prediction is not the class of the greatest probability: {_AGAIN}",
-    )
     seen = columns["seen"].to_numpy(zero_copy_only=False) if is_known else None
     return Predictions(index, labels, predictions, probabilities, seen)
