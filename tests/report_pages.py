@@ -41,9 +41,8 @@ def small_pictures(folder: Path) -> Pictures:
     paths = [folder / f"{name}.png" for name in ("first", "second")]
     for number, path in enumerate(paths):
         Image.new("RGB", (900, 200), (60 * number, 90, 120)).save(path)
-    empty = {field.name: {} for field in dataclasses.fields(Pictures)}
     pictures = [Picture(path, f"The <{path.stem}>", f"What the {path.stem} picture shows.") for path in paths]
-    return Pictures(**empty | {"pictures": pictures, "notes": ["No <map>: the images are gone"]})
+    return Pictures(folder, pictures, ["No <map>: the images are gone"])
 
 
 def write_page(folder: Path) -> Path:
@@ -64,7 +63,7 @@ def write_page(folder: Path) -> Path:
 
 def page_of(comparison: Comparison) -> "Parsed":
     """What a browser finds on the page of a comparison without pictures."""
-    return Parsed(page(comparison, Pictures([], [], {}, {}), comparison.notes(), "out"))
+    return Parsed(page(comparison, Pictures(Path()), comparison.notes(), "out"))
 
 
 class Parsed(HTMLParser):

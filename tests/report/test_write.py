@@ -53,7 +53,7 @@ def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_p
 
 
 def test_a_choice_of_recipe_on_few_validation_images_is_warned_of(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder: Pictures([], [], {}, {}))
+    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder: Pictures(folder))
     few = {"curve": (0.5,), "validation": (True,) * 5 + (False,) * 5}
     ours = write_run(tmp_path / "ours", "encoder", HALF, **few)
     scratch = [write_run(tmp_path / f"s{i}", "scratch", HALF, layer_decay=1.0 - i / 10, **few) for i in range(2)]

@@ -69,7 +69,7 @@ def look(folder: Path) -> None:
     """Compare the two runs, and check the page and what is printed; or the error."""
     try:
         comparison = compare_runs([folder / "ours"], [folder / "scratch"])
-        html = page(comparison, Pictures([], [], {}, {}), comparison.notes(), "out")
+        html = page(comparison, Pictures(folder), comparison.notes(), "out")
     except ConfigError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return

@@ -3,23 +3,17 @@
 Shapes: n test images, C classes.
 """
 
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-
-from mae_hf import figures
 from mae_hf.evaluation.calibration import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts
 from mae_hf.report.comparison import Comparison
-from mae_hf.report.pictures.picture import Picture, panel_title
+from mae_hf.report.pictures.picture import Picture, Pictures, panel_title
 from mae_hf.report.results import f1_of_classes, scores_on_test
 from mae_hf.training.finished_runs import Run
 from mae_hf.training.provenance import find_provenance
 
 
-def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
+def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
     """Draw curves, confusion matrices and F1 per class."""
     labels, class_names = comparison.runs[0].test.labels, comparison.runs[0].class_names
     given = comparison.arms
@@ -41,43 +35,34 @@ def draw_scores(comparison: Comparison, folder: Path) -> list[Picture]:
         {arm: f1_of_classes(runs) for arm, runs in chosen.items()}, f"F1 on the {len(labels):,} test images{means}"
     )
     thin = " Bold is an arm's best run on validation, thin are the other runs of its recipe." if has_seeds else ""
-    return [
-        Picture(
-            figures.save(curves, folder / "curves.png"),
-            "Curves",
-            "Accuracy, macro-F1 and loss against the epoch of fine-tuning. Dotted: the best validation accuracy from "
-            f"scratch.{thin} The training loss is not comparable with the validation loss if the recipe augments "
-            "images and mixes or smooths labels.",
-        ),
-        Picture(
-            figures.save(confusion, folder / "confusion.png"),
-            "Confusion",
-            "Test images by true class (row) and predicted class (column), shaded by their share of the row.",
-        ),
-        Picture(
-            figures.save(bars, folder / "f1_per_class.png"),
-            "F1 of each class",
-            f"F1 of each class on the test images{means}.",
-        ),
-    ]
-
-
-def draw_reliability(
-    comparison: Comparison, probabilities: dict[str, NDArray[np.float64]], folder: Path
-) -> tuple[Picture, dict[str, float]]:
-    """Draw the reliability diagram of both arms, and return their expected calibration errors, too."""
-    labels = comparison.runs[0].test.labels
-    by_arm = {arm: reliability(labels, values) for arm, values in probabilities.items()}
-    errors = {arm: bins.error for arm, bins in by_arm.items()}
-    panels = {}
-    for arm, bins in by_arm.items():
-        sure = f"mean confidence {100 * probabilities[arm].max(axis=1).mean():.1f} %"
-        title = f"{panel_title(arm, comparison.best[arm])}\n{sure}, calibration error {100 * bins.error:.1f} %"
-        panels[title] = bins.counts, bins.confidence, bins.accuracy
-    figure = charts.reliability_figure(
-        panels,
-        f"Reliability on the {len(labels):,} test images",
+    drawn.add(
+        curves,
+        "curves",
+        "Curves",
+        "Accuracy, macro-F1 and loss against the epoch of fine-tuning. Dotted: the best validation accuracy from "
+        f"scratch.{thin} The training loss is not comparable with the validation loss if the recipe augments images "
+        "and mixes or smooths labels.",
     )
+    drawn.add(
+        confusion,
+        "confusion",
+        "Confusion",
+        "Test images by true class (row) and predicted class (column), shaded by their share of the row.",
+    )
+    drawn.add(bars, "f1_per_class", "F1 of each class", f"F1 of each class on the test images{means}.")
+
+
+def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
+    """Draw the reliability diagram of both arms, and note their expected calibration errors."""
+    panels = {}
+    for arm, run in comparison.best.items():
+        labels, probabilities = run.test.labels, run.test.probabilities
+        bins = reliability(labels, probabilities)
+        drawn.calibration_error[arm] = bins.error
+        sure = f"mean confidence {100 * probabilities.max(axis=1).mean():.1f} %"
+        title = f"{panel_title(arm, run)}\n{sure}, calibration error {100 * bins.error:.1f} %"
+        panels[title] = bins.counts, bins.confidence, bins.accuracy
+    figure = charts.reliability_figure(panels, f"Reliability on the {len(labels):,} test images")
     few = f" {len(labels)} images are too few for {NUM_BINS} bins." if len(labels) < 10 * NUM_BINS else ""
     caption = (
         f"Test images in {NUM_BINS} bins of equal width by the probability of their predicted class, the confidence. "
@@ -86,25 +71,25 @@ def draw_reliability(
         "error is the mean distance between accuracy and confidence, weighted by the images. Label smoothing and short "
         f"training keep confidence low. A smaller error does not make a better model.{few}"
     )
-    return Picture(figures.save(figure, folder / "reliability.png"), "Reliability", caption), errors
+    drawn.add(figure, "reliability", "Reliability", caption)
 
 
-def draw_reconstructions(run: Run, folder: Path, notes: list[str]) -> list[Picture]:
+def draw_reconstructions(run: Run, drawn: Pictures) -> None:
     """Copy the picture of the pre-training run that `run` started from: reconstructions over time, else the newest."""
     origin = find_provenance(run.config.model.init)
-    drawn = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
-    found = sorted(drawn, key=lambda path: (path.stat().st_mtime, path.name))
+    files = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
+    found = sorted(files, key=lambda path: (path.stat().st_mtime, path.name))
     found = [path for path in found if path.name == OVER_TIME] or found
-    if found:
-        copy = folder / "reconstruction.png"
-        copy.write_bytes(found[-1].read_bytes())
-        is_normalised = origin.config is None or origin.config.model.norm_pix_loss
-        over_time = " during training" if found[-1].name == OVER_TIME else ""
-        caption = (
-            f"Held-out images, their visible patches, and the masked autoencoder's reconstructions{over_time} "
-            f"({found[-1].name} of the pre-training run). Visible patches are copied."
-            + (" Masked patches have their true mean and variance." if is_normalised else "")
-        )
-        return [Picture(copy, "Reconstruction", caption)]
-    notes.append(f"No reconstruction: {run.config.model.init} has no figures/reconstruction*.png")
-    return []
+    if not found:
+        drawn.notes.append(f"No reconstruction: {run.config.model.init} has no figures/reconstruction*.png")
+        return
+    copy = drawn.folder / "reconstruction.png"
+    copy.write_bytes(found[-1].read_bytes())
+    is_normalised = origin.config is None or origin.config.model.norm_pix_loss
+    over_time = " during training" if found[-1].name == OVER_TIME else ""
+    caption = (
+        f"Held-out images, their visible patches, and the masked autoencoder's reconstructions{over_time} "
+        f"({found[-1].name} of the pre-training run). Visible patches are copied."
+        + (" Masked patches have their true mean and variance." if is_normalised else "")
+    )
+    drawn.pictures.append(Picture(copy, "Reconstruction", caption))

@@ -4,20 +4,18 @@ Shapes: n test images, C classes, H heads, G² patches in G rows.
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 from textwrap import fill
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mae_hf import figures
 from mae_hf.data.dataset import ImageSet
 from mae_hf.evaluation import projection
 from mae_hf.figures import charts, label_of, sheets
 from mae_hf.report import networks
 from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network
-from mae_hf.report.pictures.picture import Picture, panel_title
+from mae_hf.report.pictures.picture import Pictures, panel_title
 
 MAX_POINTS = 1000
 MAX_MISTAKES = 9
@@ -31,14 +29,12 @@ _SEEN = {
 }
 
 
-def draw_mistakes(
-    comparison: Comparison, probabilities: dict[str, NDArray[np.float64]], images: ImageSet, folder: Path
-) -> Picture:
+def draw_mistakes(comparison: Comparison, images: ImageSet, drawn: Pictures) -> None:
     """Draw the most confident mistakes of each arm."""
-    run = comparison.runs[0]
-    labels, names = run.test.labels, [label_of(name, 18) for name in run.class_names]
+    names = [label_of(name, 18) for name in comparison.runs[0].class_names]
     mistakes = {}
-    for arm, values in probabilities.items():
+    for arm, run in comparison.best.items():
+        labels, values = run.test.labels, run.test.probabilities
         wrong = np.flatnonzero(values.argmax(axis=1) != labels)
         rows = wrong[np.argsort(-values[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
         predicted = values[rows].argmax(axis=1)
@@ -46,20 +42,18 @@ def draw_mistakes(
             f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"
             for row, guess in zip(rows, predicted, strict=True)
         ]
-        mistakes[panel_title(arm, comparison.best[arm])] = images.batch(rows).numpy(), texts
-    figure = sheets.mistakes_figure(mistakes, "The most confident mistakes")
-    return Picture(
-        figures.save(figure, folder / "mistakes.png"),
+        mistakes[panel_title(arm, run)] = images.batch(rows).numpy(), texts
+    drawn.add(
+        sheets.mistakes_figure(mistakes, "The most confident mistakes"),
+        "mistakes",
         "The most confident mistakes",
         f"Up to {MAX_MISTAKES} misclassified test images of each arm, those with the greatest probability first. Below "
         "each image: its true class, the predicted class and its probability.",
     )
 
 
-def draw_maps(
-    opened: dict[str, Network], images: ImageSet, folder: Path, notes: list[str]
-) -> tuple[list[Picture], dict[str, float]]:
-    """Draw maps of the features by t-SNE, and by UMAP if it is installed; also return t-SNE's trustworthiness."""
+def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> None:
+    """Draw maps of the features by t-SNE, and by UMAP if it is installed; note t-SNE's trustworthiness."""
     rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
     features = {}
     for name in [name for name in _SEEN if name in opened]:
@@ -67,11 +61,10 @@ def draw_maps(
         try:
             projection.check_features(found)
         except ValueError as error:
-            notes.append(f"No map of {name}: {error}")
+            drawn.notes.append(f"No map of {name}: {error}")
         else:
             features[name] = found
     methods = {"t-SNE": projection.tsne} | ({"UMAP": projection.umap} if find_spec("umap") else {})
-    pictures, trust_by_method = [], {}
     for method, project in methods.items() if features else ():
         points, trust = {}, {}
         for name, found in features.items():
@@ -85,18 +78,19 @@ def draw_maps(
             method,
             f"{method} of the CLS features of {len(rows):,} test images",
         )
-        file = "embedding.png" if method == "t-SNE" else "embedding_umap.png"
+        if method == "t-SNE":
+            drawn.trustworthiness.update(trust)
         caption = (
             f"The same test images, mapped by {method} of the frozen networks' features. The MAE encoder has seen no "
             "labels, the untrained network no images, and the scratch baseline all labels. Distances between groups "
             "mean little. Trustworthiness (0 to 1) says how far neighbours in the map are neighbours in the features."
         )
-        pictures.append(Picture(figures.save(figure, folder / file), f"Features as a map ({method})", caption))
-        trust_by_method[method] = trust
-    return pictures, trust_by_method.get("t-SNE", {})
+        drawn.add(
+            figure, "embedding" if method == "t-SNE" else "embedding_umap", f"Features as a map ({method})", caption
+        )
 
 
-def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, notes: list[str]) -> list[Picture]:
+def draw_attention(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> None:
     """Draw the attention of CLS: the mean over heads for an image of each class, and every head for the first one."""
     rows = _one_of_each_class(images.labels)[:MAX_ATTENTION]
     maps = {}
@@ -104,9 +98,9 @@ def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, n
         try:
             maps[name] = opened[name].attention(images, rows)
         except ValueError as error:
-            notes.append(f"No attention of {name}: {error}")
+            drawn.notes.append(f"No attention of {name}: {error}")
     if not maps:
-        return []
+        return
     pixels = images.batch(rows).numpy()
     labelled = [
         (label_of(images.class_names[images.labels[row]], 14), image) for row, image in zip(rows, pixels, strict=True)
@@ -123,21 +117,21 @@ def draw_attention(opened: dict[str, Network], images: ImageSet, folder: Path, n
         "Bright patches get more attention than an even spread (1), dark ones less. Values beyond the arrow of the "
         "scale have the colour of its end."
     )
-    return [
-        Picture(
-            figures.save(figure, folder / "attention.png"),
-            "Attention",
-            "How much the CLS token, which is classified, attends to each patch of some test images in the last "
-            f"layer. This is the mean over heads, which can cancel each other. {scale} Before fine-tuning, CLS has no "
-            "training signal.",
-        ),
-        Picture(
-            figures.save(per_head, folder / "attention_heads.png"),
-            "Attention of each head",
-            "The first of these images, with a row for each network and a column for each head of its last layer. The "
-            f"scale differs from the picture above. {scale}",
-        ),
-    ]
+    drawn.add(
+        figure,
+        "attention",
+        "Attention",
+        "How much the CLS token, which is classified, attends to each patch of some test images in the last layer. "
+        f"This is the mean over heads, which can cancel each other. {scale} Before fine-tuning, CLS has no training "
+        "signal.",
+    )
+    drawn.add(
+        per_head,
+        "attention_heads",
+        "Attention of each head",
+        "The first of these images, with a row for each network and a column for each head of its last layer. The "
+        f"scale differs from the picture above. {scale}",
+    )
 
 
 def _one_of_each_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:

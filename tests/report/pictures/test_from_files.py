@@ -10,6 +10,7 @@ from run_folders import HALF, THREE, write_run
 from mae_hf.figures import charts
 from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.pictures.from_files import draw_reconstructions, draw_reliability, draw_scores
+from mae_hf.report.pictures.picture import Pictures
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_a_class_without_test_images_has_no_f1(comparison, tmp_path, monkeypatch
     drawn = {}
     real = charts.bars_figure
     monkeypatch.setattr(charts, "bars_figure", lambda scores, title: drawn.update(scores) or real(scores, title))
-    draw_scores(comparison, tmp_path)
+    draw_scores(comparison, Pictures(tmp_path))
     assert drawn.keys() == {"MAE pre-trained", "from scratch"}
     for scores in drawn.values():
         assert list(scores) == ["cat", "dog", "cow"]
@@ -34,9 +35,12 @@ def test_a_class_without_test_images_has_no_f1(comparison, tmp_path, monkeypatch
 
 def test_the_caption_says_when_there_are_too_few_images_for_a_reliability_diagram(comparison, tmp_path):
     probabilities = {"MAE pre-trained": np.eye(3)[[0, 0, 1, 1]], "from scratch": np.eye(3)[[1, 1, 1, 1]]}
-    picture, errors = draw_reliability(comparison, probabilities, tmp_path)
-    assert errors == {"MAE pre-trained": 0, "from scratch": 0.5}
-    assert picture.caption.endswith("4 images are too few for 15 bins.")
+    for arm, run in comparison.best.items():
+        object.__setattr__(run.test, "probabilities", probabilities[arm])
+    report = Pictures(tmp_path)
+    draw_reliability(comparison, report)
+    assert report.calibration_error == {"MAE pre-trained": 0, "from scratch": 0.5}
+    assert report.pictures[0].caption.endswith("4 images are too few for 15 bins.")
 
 
 @pytest.mark.parametrize("over_time", [False, True])
@@ -50,17 +54,18 @@ def test_the_reconstruction_is_that_over_time_or_else_the_newest(comparison, tmp
     greys = {"over-time": 100} if over_time else {}
     for name, grey in (greys | {"20": 50, "3": 200}).items():  # the newer file has the smaller number
         Image.new("RGB", (40, 20), (grey,) * 3).save(figures / f"reconstruction-{name}.png")
-    notes: list[str] = []
-    (picture,) = draw_reconstructions(run, tmp_path, notes)
+    report = Pictures(tmp_path)
+    draw_reconstructions(run, report)
     with Image.open(tmp_path / "reconstruction.png") as image:
         assert image.getpixel((0, 0)) == ((100,) * 3 if over_time else (200,) * 3)
-    assert not notes and ("during training" in picture.caption) == over_time
+    assert not report.notes and ("during training" in report.pictures[0].caption) == over_time
 
 
 def test_no_reconstruction_is_said(comparison, tmp_path):
-    notes: list[str] = []
-    assert draw_reconstructions(comparison.best["MAE pre-trained"], tmp_path, notes) == []
-    assert notes == [f"No reconstruction: {tmp_path / 'encoder'} has no figures/reconstruction*.png"]
+    report = Pictures(tmp_path)
+    draw_reconstructions(comparison.best["MAE pre-trained"], report)
+    assert report.notes == [f"No reconstruction: {tmp_path / 'encoder'} has no figures/reconstruction*.png"]
+    assert report.pictures == []
 
 
 def test_a_hub_id_has_no_reconstruction_whatever_lies_in_the_folder_of_the_command(comparison, tmp_path, monkeypatch):
@@ -70,4 +75,6 @@ def test_a_hub_id_has_no_reconstruction_whatever_lies_in_the_folder_of_the_comma
     Image.new("RGB", (40, 20)).save(tmp_path / "figures" / "reconstruction-1.png")
     run = comparison.best["MAE pre-trained"]
     object.__setattr__(run.config.model, "init", "user/name")
-    assert draw_reconstructions(run, tmp_path, []) == []
+    report = Pictures(tmp_path)
+    draw_reconstructions(run, report)
+    assert report.pictures == []

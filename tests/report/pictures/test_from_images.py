@@ -13,6 +13,7 @@ from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network, open_networks, open_test_images
 from mae_hf.report.pictures import from_images
 from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_mistakes
+from mae_hf.report.pictures.picture import Pictures
 
 
 @pytest.fixture
@@ -36,7 +37,9 @@ def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comp
         "MAE pre-trained": np.array([[0.9, 0.1], [0.4, 0.6], [0.875, 0.125], [0.1, 0.9]]),
         "from scratch": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]),
     }
-    draw_mistakes(comparison, probabilities, images, tmp_path)
+    for arm, run in comparison.best.items():
+        object.__setattr__(run.test, "probabilities", probabilities[arm])
+    draw_mistakes(comparison, images, Pictures(tmp_path))
     pixels, texts = drawn["MAE pre-trained\nmae <b>, 75.0 % accuracy"]
     assert texts == [
         "true: dog\npredicted: cat\nprobability 0.875",
@@ -56,10 +59,10 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
     real = charts.map_figure
     monkeypatch.setattr(charts, "map_figure", remember)
     monkeypatch.setattr("mae_hf.evaluation.projection.tsne", lambda features, seed: features[:, :2])
-    notes: list[str] = []
-    draw_maps(opened, images, tmp_path, notes)
+    report = Pictures(tmp_path)
+    draw_maps(opened, images, report)
     rows = np.random.default_rng(from_images.SEED).permutation(4)
-    assert not notes and drawn["labels"].tolist() == images.labels[rows].tolist()
+    assert not report.notes and drawn["labels"].tolist() == images.labels[rows].tolist()
     for name, (title, points) in zip(
         (networks.PRETRAINED_ENCODER, networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER),
         drawn["points"].items(),
@@ -72,33 +75,36 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
 def test_an_installed_umap_is_drawn_too(opened, images, tmp_path, monkeypatch):
     monkeypatch.setattr(from_images, "find_spec", lambda name: name == "umap")
     monkeypatch.setattr("mae_hf.evaluation.projection.umap", lambda features, seed: features[:, 2:4])
-    pictures, _ = draw_maps(opened, images, tmp_path, [])
-    assert [picture.path.name for picture in pictures] == ["embedding.png", "embedding_umap.png"]
-    assert "UMAP" in pictures[1].heading and "UMAP" in pictures[1].caption
+    report = Pictures(tmp_path)
+    draw_maps(opened, images, report)
+    assert [picture.path.name for picture in report.pictures] == ["embedding.png", "embedding_umap.png"]
+    assert "UMAP" in report.pictures[1].heading and "UMAP" in report.pictures[1].caption
 
 
 def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, images, tmp_path):
     with torch.no_grad():
         opened[networks.PRETRAINED_ENCODER].encoder.layers[0].attention.q_proj.bias.fill_(math.nan)
-    notes: list[str] = []
-    _, trust = draw_maps(opened, images, tmp_path, notes)
-    pictures = draw_attention(opened, images, tmp_path, notes)
-    assert trust.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER} and len(pictures) == 2
-    assert notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 features are not finite")
-    assert notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
+    report = Pictures(tmp_path)
+    draw_maps(opened, images, report)
+    draw_attention(opened, images, report)
+    assert report.trustworthiness.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER}
+    assert len(report.pictures) == 1 + 2
+    assert report.notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 features are not finite")
+    assert report.notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
 
 
 def test_nothing_is_drawn_of_no_network(images, tmp_path):
-    notes: list[str] = []
-    assert draw_maps({}, images, tmp_path, notes) == ([], {}) and draw_attention({}, images, tmp_path, notes) == []
-    assert list(tmp_path.glob("*.png")) == []
+    report = Pictures(tmp_path)
+    draw_maps({}, images, report)
+    draw_attention({}, images, report)
+    assert report == Pictures(tmp_path) and list(tmp_path.glob("*.png")) == []
 
 
 def test_attention_is_that_of_an_image_of_each_class_for_each_network(opened, images, tmp_path, monkeypatch):
     calls = []
     real = sheets.attention_figure
     monkeypatch.setattr(sheets, "attention_figure", lambda *args: calls.append(args) or real(*args))
-    draw_attention(opened, images, tmp_path, [])
+    draw_attention(opened, images, Pictures(tmp_path))
     (rows, means, _), (networks_of_heads, heads, _) = calls
     assert [name for name, _ in rows] == ["cat", "dog"]
     chosen = [int(image[0, 0, 0]) - 20 for _, image in rows]  # the colour tells the row
