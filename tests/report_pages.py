@@ -63,7 +63,7 @@ def write_page(folder: Path) -> Path:
 
 def page_of(comparison: Comparison) -> "Parsed":
     """What a browser finds on the page of a comparison without pictures."""
-    return Parsed(page(comparison, Pictures(Path()), comparison.notes(), "out"))
+    return Parsed(page(comparison, Pictures(Path()), comparison.notes(), "out dir"))
 
 
 class Parsed(HTMLParser):

@@ -3,6 +3,7 @@
 import base64
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -12,13 +13,14 @@ from typing import Any
 import jinja2
 
 from mae_hf.evaluation.statistics import Interval, Spread
-from mae_hf.report import background
 from mae_hf.report.comparison import Comparison, interval_text, spread_text
 from mae_hf.report.pictures import Pictures
 from mae_hf.report.results import f1_of_classes, recall_of_classes
 from mae_hf.training.provenance import RunRecord
 
 UNKNOWN = "unknown"
+# Strategies that an Accelerate config asks for, as run.json names them.
+_CONFIGS = {"FSDP": "configs/accelerate/fsdp2.yaml", "DEEPSPEED": "configs/accelerate/zero2.yaml"}
 
 
 def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_dir: str) -> str:
@@ -50,11 +52,49 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
         num_test_images=comparison.num_test_images,
         recall=[recall_of_classes(arm) for arm in comparison.chosen],
         f1=[f1_of_classes(arm) for arm in comparison.chosen],
-        leakage_notes=background.leakage_notes(comparison),
+        labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
-        commands=background.commands(comparison, output_dir),
+        commands=_commands(comparison, output_dir),
     )
+
+
+def _labelled_duplicates(comparison: Comparison) -> tuple[int, int] | None:
+    """How many labelled training images duplicate how many test images; None where no audit has found any."""
+    sources = comparison.runs[0].config.data.sources
+    for audit in (origin.audit for origin in comparison.origins if origin.audit):
+        own = [
+            pair
+            for pair in audit.pairs
+            if (pair.split, pair.against_split) == ("train", "test") and pair.source == pair.against in sources
+        ]
+        if own:
+            return len({pair.row for pair in own}), len({pair.against_row for pair in own})
+    return None
+
+
+def _commands(comparison: Comparison, output_dir: str) -> list[str]:
+    """The command lines that made all of it, in their order."""
+    lines = [line for origin in comparison.origins if (line := _launch(origin.record))]
+    lines += [_launch(run.record) or f"# {run.path}: its command is unknown" for run in comparison.runs]
+    options = zip(("--pretrained", "--scratch"), comparison.arms.values(), strict=True)
+    arms = [word for option, runs in options for word in (option, *(str(run.path) for run in runs))]
+    return [*lines, shlex.join(["python", "scripts/compare.py", *arms, "--output_dir", output_dir])]
+
+
+def _launch(record: RunRecord) -> str | None:
+    """The command of a run, with the precision, processes and strategy that `accelerate launch` had."""
+    if not record.command:
+        return None
+    words = ["accelerate", "launch"]
+    if record.strategy in _CONFIGS:
+        words += ["--config_file", _CONFIGS[record.strategy]]
+    elif record.strategy != "NO":
+        words = [*(["ACCELERATE_USE_CPU=true"] if record.strategy == "MULTI_CPU" else []), *words, "--multi_gpu"]
+    words += ["--mixed_precision", record.mixed_precision] if record.mixed_precision else []
+    words += ["--num_processes", str(record.num_processes)] if record.num_processes else []
+    where = f" # on each of {record.num_machines} machines, with --num_machines, --machine_rank and --main_process_ip"
+    return f"{shlex.join(words)} {record.command}{where if record.num_machines > 1 else ''}"
 
 
 def _pieces(text: str) -> list[str]:

@@ -10,7 +10,6 @@ from run_folders import write_run
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, Pair
-from mae_hf.report import background
 from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.training.provenance import Provenance, RunRecord
 
@@ -36,6 +35,18 @@ def with_origins(comparison: Comparison, *origins: Provenance) -> Comparison:
     """The comparison, with encoders of which this is known."""
     object.__setattr__(comparison, "origins", list(origins))
     return comparison
+
+
+def leakage_notes(comparison: Comparison, *origins: Provenance) -> list[str]:
+    """The paragraphs about leakage."""
+    texts = page_of(with_origins(comparison, *origins)).texts
+    section = texts[texts.index(("h2", "Data leakage")) : texts.index(("h2", "Recipe"))]
+    return [text for tag, text in section if tag == "p"]
+
+
+def commands(comparison: Comparison, *origins: Provenance) -> list[str]:
+    """The commands of the page."""
+    return [text for tag, text in page_of(with_origins(comparison, *origins)).texts if tag == "code"]
 
 
 def test_data_are_counted_and_those_of_pre_training_where_they_are_known(comparison):
@@ -67,12 +78,11 @@ def audited(init: str = "runs/pretrain/x", **values: object) -> Provenance:
 
 
 def test_without_an_audit_the_page_says_that_leakage_is_unknown(comparison):
-    unknown, missing = background.leakage_notes(with_origins(comparison, NOTHING))
+    unknown, missing = leakage_notes(comparison, NOTHING)
     assert unknown.startswith("It is unknown whether pre-training has seen these test images")
     assert missing == "runs/pretrain/x has no audit.json."
-    assert "broken" in background.leakage_notes(with_origins(comparison, Provenance("x", problem="broken")))
-    with_origins(comparison, audited(streamed=True))
-    note = background.leakage_notes(comparison)[1]
+    assert "broken" in leakage_notes(comparison, Provenance("x", problem="broken"))
+    note = leakage_notes(comparison, audited(streamed=True))[1]
     assert note == "The images of runs/pretrain/x were streamed, and not searched for near-duplicates of test images."
     assert page_of(comparison).table("The audit before pre-training (audit.json): exact duplicates in the stream")
 
@@ -86,7 +96,7 @@ def seen(tmp_path: Path, pretrained: tuple[bool, ...] | None) -> Comparison:
 
 def test_test_images_that_were_seen_are_counted_and_both_arms_are_scored_without_them(tmp_path):
     comparison = seen(tmp_path, (True, False, False, False))
-    (note,) = background.leakage_notes(with_origins(comparison, audited()))
+    (note,) = leakage_notes(comparison, audited())
     assert "seen 1 of the 4 test images" in note
     assert "On the other 3, the accuracy is 66.7 % pre-trained and 0.0 % from scratch: +66.7 points" in note
     assert note in comparison.notes()
@@ -103,9 +113,9 @@ def test_several_encoders_have_a_table_each(comparison):
 
 def test_none_and_all_test_images_seen_are_said_as_such(tmp_path):
     none = seen(tmp_path / "none", (False,) * 4)
-    (note,) = background.leakage_notes(with_origins(none, audited()))
+    (note,) = leakage_notes(none, audited())
     assert "contain no test image" in note and none.leak() is None
-    (note,) = background.leakage_notes(with_origins(seen(tmp_path, (True,) * 4), audited()))
+    (note,) = leakage_notes(seen(tmp_path, (True,) * 4), audited())
     assert "No other test images are left to score" in note
 
 
@@ -114,9 +124,9 @@ def test_labelled_training_images_that_are_duplicates_of_test_images_are_counted
     changes = {"row": 4}, {"split": "unlabeled", "row": 6}, {"source": "other"}, {"against_split": "validation"}
     pairs = (pair, *(dataclasses.replace(pair, **change) for change in changes))
     comparison = seen(tmp_path, (False,) * 4)
-    note = background.leakage_notes(with_origins(comparison, audited(pairs=pairs)))[-1]
+    note = leakage_notes(comparison, audited(pairs=pairs))[-1]
     assert note.startswith("2 labelled training images are duplicates or near-duplicates of 1 test images.")
-    assert len(background.leakage_notes(with_origins(comparison, audited(pairs=pairs[2:])))) == 1
+    assert len(leakage_notes(comparison, audited(pairs=pairs[2:]))) == 1
 
 
 def test_settings_in_which_the_arms_differ_are_marked_and_named(comparison):
@@ -148,7 +158,7 @@ def test_the_environment_of_every_run_is_shown_and_unknown_is_said(comparison, r
 def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
     lines = ("scripts/pretrain.py --x 1", "scripts/pretrain.py --x 2")
     origins = [Provenance(line, record=RunRecord(command=line, num_processes=1)) for line in lines]
-    assert background.commands(with_origins(comparison, *origins), "out dir") == [
+    assert commands(comparison, *origins) == [
         "accelerate launch --num_processes 1 scripts/pretrain.py --x 1",
         "accelerate launch --num_processes 1 scripts/pretrain.py --x 2",
         "accelerate launch --mixed_precision bf16 --num_processes 2 scripts/finetune.py --model.init runs/pretrain/x",
@@ -179,4 +189,4 @@ def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
 )
 def test_a_run_is_launched_again_with_the_strategy_that_it_had(comparison, record, expected):
     origin = Provenance("x", record=RunRecord(command="x.py", **record))
-    assert background.commands(with_origins(comparison, origin), "out")[0] == expected
+    assert commands(comparison, origin)[0] == expected
