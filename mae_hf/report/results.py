@@ -146,7 +146,9 @@ def measure(pretrained: Sequence[Recipe], scratch: Sequence[Recipe]) -> Results:
     """
     ours, baseline = pretrained[0], scratch[0]
     target = float(np.mean([run.best_validation_accuracy for run in baseline]))
-    epochs = _shared_epochs([*ours, *baseline])
+    curves = [run.curve[0] for run in (*ours, *baseline)]
+    start, end = max(epochs[0] for epochs in curves), min(epochs[-1] for epochs in curves)
+    shared = (start, end) if start < end else None
     candidates = [
         Candidates(
             validation=np.array([_share_correct(runs, lambda run: run.validation.correct) for runs in recipes]),
@@ -156,11 +158,12 @@ def measure(pretrained: Sequence[Recipe], scratch: Sequence[Recipe]) -> Results:
     ]
     resampled = resample_arms(candidates)
     arms = [
-        _arm(runs, target, epochs, percentile_interval(arm.accuracy))
+        _arm(runs, target, shared, percentile_interval(arm.accuracy))
         for runs, arm in zip((ours, baseline), resampled, strict=True)
     ]
     are_independent = not any(arm.is_of_one_encoder for arm in arms)
-    seen = _seen(ours)
+    masks = [run.test.seen for run in ours if run.test.seen is not None]
+    seen = np.any(masks, axis=0) if len(masks) == len(ours) else None
     accuracies = [arm.test.mean(axis=1) for arm in candidates]
     return Results(
         pretrained=arms[0],
@@ -191,7 +194,7 @@ def measure(pretrained: Sequence[Recipe], scratch: Sequence[Recipe]) -> Results:
         seeds_test=welch(arms[0].accuracy.values, arms[1].accuracy.values) if are_independent else None,
         pairs=_pairs(ours, baseline),
         target=target,
-        epochs=epochs,
+        epochs=shared,
     )
 
 
@@ -264,12 +267,6 @@ def _arm(runs: Recipe, target: float, epochs: tuple[float, float] | None, interv
     )
 
 
-def _seen(runs: Recipe) -> NDArray[np.bool_] | None:
-    """The test images that a pre-training of any of the runs has seen, (n,); None if one is unknown."""
-    masks = [run.test.seen for run in runs if run.test.seen is not None]
-    return np.any(masks, axis=0) if len(masks) == len(runs) else None
-
-
 def _unseen(ours: Recipe, baseline: Recipe, candidates: Sequence[Candidates], rows: NDArray[np.bool_]) -> Unseen:
     resampled = resample_arms([dataclasses.replace(arm, test=arm.test[:, rows]) for arm in candidates])
     spreads = [_of_units(runs, lambda run: float(run.test.correct[rows].mean())) for runs in (ours, baseline)]
@@ -280,11 +277,6 @@ def _unseen(ours: Recipe, baseline: Recipe, candidates: Sequence[Candidates], ro
         gain=spreads[0].center - spreads[1].center,
         gain_interval=percentile_interval(resampled[0].accuracy - resampled[1].accuracy),
     )
-
-
-def _shared_epochs(runs: Recipe) -> tuple[float, float] | None:
-    start, end = max(run.curve[0][0] for run in runs), min(run.curve[0][-1] for run in runs)
-    return (start, end) if start < end else None
 
 
 def _pairs(pretrained: Recipe, scratch: Recipe) -> tuple[Pair, ...]:

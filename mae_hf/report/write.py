@@ -28,7 +28,8 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = draw_pictures(comparison, folder)
     changed = changed_encoders(comparison.runs)
-    for warning in [*changed, *filter(None, [comparison.has_choice and comparison.few_validation_images()])]:
+    few = comparison.few_validation_images() if comparison.has_choice else None
+    for warning in [*changed, few] if few else changed:
         print(f"warning: {warning}", file=sys.stderr)
     notes = [*changed, *comparison.notes()]
     content = {
@@ -67,8 +68,8 @@ def text_table(comparison: Comparison) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            text.rjust(w) if i > 1 else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+            text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -64,13 +64,19 @@ def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> 
             drawn.notes.append(f"No map of {name}: {error}")
         else:
             features[name] = found
-    methods = {"t-SNE": projection.tsne} | ({"UMAP": projection.umap} if find_spec("umap") else {})
-    for method, project in methods.items() if features else ():
-        points, trust = {}, {}
+    for method, file, project in (
+        ("t-SNE", "embedding", projection.tsne),
+        ("UMAP", "embedding_umap", projection.umap),
+    ):
+        if not features or (method == "UMAP" and not find_spec("umap")):
+            continue
+        points = {}
         for name, found in features.items():
-            points_of_network = project(found, SEED)
-            trust[name] = projection.trustworthiness(found, points_of_network)
-            points[f"{name}: {_SEEN[name]}\ntrustworthiness {trust[name]:.3f}"] = points_of_network
+            mapped = project(found, SEED)
+            trust = projection.trustworthiness(found, mapped)
+            points[f"{name}: {_SEEN[name]}\ntrustworthiness {trust:.3f}"] = mapped
+            if method == "t-SNE":
+                drawn.trustworthiness[name] = trust
         figure = charts.map_figure(
             points,
             images.labels[rows],
@@ -78,16 +84,12 @@ def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> 
             method,
             f"{method} of the CLS features of {len(rows):,} test images",
         )
-        if method == "t-SNE":
-            drawn.trustworthiness.update(trust)
         caption = (
             f"The same test images, mapped by {method} of the frozen networks' features. The MAE encoder has seen no "
             "labels, the untrained network no images, and the scratch baseline all labels. Distances between groups "
             "mean little. Trustworthiness (0 to 1) says how far neighbours in the map are neighbours in the features."
         )
-        drawn.add(
-            figure, "embedding" if method == "t-SNE" else "embedding_umap", f"Features as a map ({method})", caption
-        )
+        drawn.add(figure, file, f"Features as a map ({method})", caption)
 
 
 def draw_attention(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> None:
