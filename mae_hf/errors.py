@@ -51,30 +51,31 @@ def _is_control(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _REVERSING
 
 
-class ConfigError(ValueError):
-    """The command or the config is wrong. The message is one line: the value, what is allowed, and the fix."""
+class _OneLine(BaseException):
+    """An error with a message of one line that is safe to show."""
 
     def __init__(self, message: str) -> None:
         super().__init__(clean(message))
 
 
-class RunError(RuntimeError):
-    """The run failed. The message is one line: what happened, where, and how to resume."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(clean(message))
+class ConfigError(_OneLine, ValueError):
+    """The command or the config is wrong. The message says the value, what is allowed, and the fix."""
 
 
-class RunStopped(BaseException):
+class RunError(_OneLine, RuntimeError):
+    """The run failed. The message says what happened, where, and how to resume."""
+
+
+class RunStopped(_OneLine):
     """A signal stopped the command. It is no Exception, so that no library treats it as an error and retries.
 
     Args:
-        message: one line with the signal and the path of the saved state.
+        message: the signal and the path of the saved state.
         signal_number: the signal.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(clean(message))
+        super().__init__(message)
         self.signal_number = signal_number
 
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mae_hf.errors import ConfigError, PlainWarning, RunError, RunStopped, redact
 from mae_hf.training.signals import discard, stop_on_signals
@@ -20,6 +20,8 @@ from mae_hf.training.signals import discard, stop_on_signals
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EPIPE)
 # `torchrun` checks every 0.1 s whether a rank has ended, and then ends the others
 _SECONDS_APART = 3.0
+# A failed collective operation raises a DistError of torch, or an error with a message of gloo or torch's store.
+_LOST_PROCESS = r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer"
 
 
 def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
@@ -55,11 +57,13 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
             raise
         _end(f"error: {error}: once that is mended, the same command resumes", 1)
     except RuntimeError as error:
-        if not _is_lost_process(error):
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "DistError" not in kinds and not re.search(_LOST_PROCESS, str(error)):
             raise
         if _number("LOCAL_RANK") == 0:  # one rank of each machine: the others may be cut off
+            cause = str(error).strip().partition("\n")[0] or type(error).__name__
             _say(
-                f"error: rank {_number('RANK')} lost contact with its peers ({_first_line(error)}). Either the network "
+                f"error: rank {_number('RANK')} lost contact with its peers ({cause}). Either the network "
                 "between the machines is down, or a rank failed: the launcher reports it and its exit code under Root "
                 "Cause. The same command on all machines resumes from the last checkpoint"
             )
@@ -73,12 +77,10 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
 _format_with_code = warnings.formatwarning
 
 
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
+def _format_warning(message: Warning | str, category: type[Warning], *code: Any, **named: Any) -> str:
     if issubclass(category, PlainWarning):
         return f"warning: {message}\n"
-    return _format_with_code(message, category, filename, lineno, line)
+    return _format_with_code(message, category, *code, **named)
 
 
 def typed_command() -> str:
@@ -125,16 +127,3 @@ def _say(message: str) -> None:
 def _number(name: str) -> int:
     """Return the RANK of this process, or its LOCAL_RANK."""
     return int(os.environ.get(name, "0"))
-
-
-def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether a collective operation failed: with an error of NCCL, of gloo or of torch's store."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return (
-        "DistError" in kinds
-        or re.search(r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer", str(error)) is not None
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
