@@ -13,8 +13,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import PreTrainedModel
 
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
-from mae_hf.config.hub import HubConfig
+from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit

@@ -21,9 +21,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from mae_hf import hub as sharing
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
-from mae_hf.config.hub import HubConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels

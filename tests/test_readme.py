@@ -19,7 +19,7 @@ from sklearn.datasets import make_classification
 from sklearn.neighbors import NearestCentroid
 
 from benchmarks.config import BenchmarkConfig
-from mae_hf.__main__ import COMMANDS as COMMANDS_OF_MAE_HF
+from mae_hf.__main__ import COMMANDS as CONFIG_CLASSES
 from mae_hf.__main__ import join_lists
 from mae_hf.config import parse
 from mae_hf.data.augment import erase
@@ -31,8 +31,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
-CONFIGS = {name: config_class for name, (config_class, _) in COMMANDS_OF_MAE_HF.items()}
-CONFIGS |= {f"scripts/{name}.py": config_class for name, config_class in CONFIGS.items()}
+CONFIGS: dict[str, type] = CONFIG_CLASSES | {f"scripts/{name}.py": cls for name, cls in CONFIG_CLASSES.items()}
 CONFIGS["benchmarks.speed"] = BenchmarkConfig
 
 

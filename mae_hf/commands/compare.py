@@ -7,6 +7,6 @@ from mae_hf.report.write import text_table, write_report
 
 def compare(config: CompareConfig) -> None:
     """Read the runs, write the report, and print its table."""
-    comparison = compare_runs(config.pretrained_runs, config.scratch_runs)
+    comparison = compare_runs(*config.arms)
     report = write_report(comparison, config.output_dir)
     print(f"{comparison.answer()}\n{comparison.details()}\n\n{text_table(comparison)}\n\nreport: {report}")

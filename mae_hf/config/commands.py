@@ -1,4 +1,4 @@
-"""The config of each command."""
+"""The config of each command, and of the upload."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.config.data import AuditConfig, DataConfig
 from mae_hf.config.fields import Count, Range, Settings, ending, words
-from mae_hf.config.hub import HubConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig, Size
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import require
@@ -17,6 +16,33 @@ MACHINE_SETTINGS = frozenset(
     | {"train.per_device_batch_size", "train.compile", "train.timeout_minutes"}
     | {"train.trackers"}
 )
+
+
+@dataclass(frozen=True)
+class HubConfig(Settings):
+    """Whether and where the finished model is uploaded.
+
+    Args:
+        push: upload `model/` when the run is finished; needs `repo_id` and a token (`hf auth login` or `HF_TOKEN`).
+        repo_id: the repository, `user/name`; it is created if it does not exist.
+        private: make a new repository private.
+    """
+
+    section = "hub"
+    push: bool = False
+    repo_id: str | None = None
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.repo_id is not None or not self.push,
+            "hub.push needs a repository: name it (--hub.repo_id user/name)",
+        )
+        require(
+            self.repo_id is None or self.repo_id.count("/") == 1,
+            f"hub.repo_id {self.repo_id} is not of the form user/name: give both parts (--hub.repo_id user/name)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,14 +221,10 @@ class CompareConfig(Settings):
     output_dir: str
 
     @property
-    def pretrained_runs(self) -> list[str]:
-        """The runs of the pre-trained arm."""
-        return [self.pretrained] if isinstance(self.pretrained, str) else self.pretrained
-
-    @property
-    def scratch_runs(self) -> list[str]:
-        """The runs of the arm from scratch."""
-        return [self.scratch] if isinstance(self.scratch, str) else self.scratch
+    def arms(self) -> tuple[list[str], list[str]]:
+        """The runs of the pre-trained arm, and of the arm from scratch."""
+        pretrained, scratch = ([arm] if isinstance(arm, str) else arm for arm in (self.pretrained, self.scratch))
+        return pretrained, scratch
 
 
 @dataclass(frozen=True)

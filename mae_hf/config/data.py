@@ -7,13 +7,9 @@ from mae_hf.config.fields import Choice, Count, Positive, Range, Rate, Seed, Set
 from mae_hf.errors import MAX_NAME, is_plain, require
 
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-
 STL10_MEAN = (0.4467, 0.4398, 0.4066)
-
 STL10_STD = (0.2603, 0.2566, 0.2713)
-
 NUM_FOLDS = 10
-
 Triple = tuple[float, float, float]
 
 

@@ -61,8 +61,10 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
     """
     types = dict(_types(config_class))
     argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files_only.add_argument("--config", action="append", default=[])
     try:
-        found, flags = _only_config().parse_known_args(argv)
+        found, flags = files_only.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
     for file in found.config:
@@ -102,12 +104,6 @@ def _underscored(word: str) -> str:
     """Return a flag with underscores in its name: `--output-dir=a-b` becomes `--output_dir=a-b`."""
     name, equals, value = word.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
-
-
-def _only_config() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="append", default=[])
-    return parser
 
 
 def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:
@@ -161,8 +157,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         require(not is_device, f"{path} is not a file (--config)")  # a device may never end
         size = path.stat().st_size
         require(size <= _MAX_BYTES, f"{path} has {size} bytes: a config has at most {_MAX_BYTES} (--config)")
-        text = path.read_text()
-        _check_events(text, path)
+        text, depth = path.read_text(), 0
+        for event in yaml.parse(text, _LOADER):  # aliases of aliases grow without limit, nesting fills the stack
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            where = f"{path}, line {event.start_mark.line + 1 if event.start_mark else 1}"
+            require(depth <= _MAX_DEPTH, f"{where} is nested more than {_MAX_DEPTH} levels deep (--config)")
+            is_alias = isinstance(event, yaml.AliasEvent)
+            require(not is_alias, f"{where} has an alias (*): write the value again (--config)")
         content = yaml.load(text, _LOADER)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror} (--config)") from None
@@ -173,16 +174,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not contain sections with keys: see configs/pretrain/digits.yaml")
     return content
-
-
-def _check_events(text: str, path: Path) -> None:
-    """Check a file before anything is built from it: aliases of aliases grow without limit, nesting fills the stack."""
-    depth = 0
-    for event in yaml.parse(text, _LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        where = f"{path}, line {event.start_mark.line + 1 if event.start_mark else 1}"
-        require(depth <= _MAX_DEPTH, f"{where} is nested more than {_MAX_DEPTH} levels deep (--config)")
-        require(not isinstance(event, yaml.AliasEvent), f"{where} has an alias (*): write the value again (--config)")
 
 
 def _items(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -196,13 +187,11 @@ def _items(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _check_keys(keys: Sequence[str], types: dict[str, Any], where: str) -> None:
     """Check that every key names a setting; otherwise name the nearest one."""
 
-    def likeness(name: str, key: str) -> float:
-        return SequenceMatcher(None, name, key).ratio()
-
     for key in keys:
         if key not in types:  # the last word of a key counts as much as the whole
             last = key.split(".")[-1]
-            nearest = max(sorted(types), key=lambda name: likeness(name, key) + likeness(name.split(".")[-1], last))
+            pairs = {name: ((name, key), (name.split(".")[-1], last)) for name in sorted(types)}
+            nearest = max(pairs, key=lambda name: sum(SequenceMatcher(None, *pair).ratio() for pair in pairs[name]))
             raise ConfigError(f"{where} has the unknown key {key}: the nearest one is {nearest} (see --help)")
         if dataclasses.is_dataclass(types[key]):
             first = next(name for name in types if name.startswith(f"{key}."))

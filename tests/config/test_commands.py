@@ -8,6 +8,7 @@ from mae_hf.config.commands import (
     EvaluateConfig,
     FewLabelsConfig,
     FinetuneConfig,
+    HubConfig,
     PrepareConfig,
     PretrainConfig,
     ReconstructConfig,
@@ -40,6 +41,8 @@ WRONG = [
     (FewLabelsConfig, {**FEW, "data": DataConfig(fold=0)}, "chosen by this command .. --protocol folds or budgets"),
     (FewLabelsConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
     (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png (--output)"),
+    (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
+    (HubConfig, {"repo_id": "name"}, "hub.repo_id name is not of the form user/name .. --hub.repo_id"),
     (DemoConfig, {"model": "m", "port": 80}, "port is 80 but must be at least 1024 and at most 65535, such as 7860"),
 ]
 
@@ -58,3 +61,7 @@ def test_probes_and_methods_are_split():
     assert EvaluateConfig(**FEW).probes == ()
     config = FewLabelsConfig(**FEW, method="knn,finetune", finetune_config="recipe.yaml")
     assert config.methods == ("knn", "finetune")
+
+
+def test_an_upload_with_a_repository_is_accepted():
+    assert HubConfig(push=True, repo_id="user/name").push

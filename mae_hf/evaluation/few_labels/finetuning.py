@@ -13,8 +13,7 @@ from types import FrameType
 from typing import Any
 
 from mae_hf.config import parse
-from mae_hf.config.commands import MACHINE_SETTINGS, FewLabelsConfig, FinetuneConfig
-from mae_hf.config.hub import HubConfig
+from mae_hf.config.commands import MACHINE_SETTINGS, FewLabelsConfig, FinetuneConfig, HubConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.few_labels.measurements import Measurements
