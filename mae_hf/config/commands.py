@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.config.data import AuditConfig, DataConfig
-from mae_hf.config.fields import Count, Range, Settings, ending, words
+from mae_hf.config.fields import Count, Range, Settings, Text, ending, words
 from mae_hf.config.model import ClassifierConfig, MAEConfig, Size
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import require
@@ -30,7 +30,7 @@ class HubConfig(Settings):
 
     section = "hub"
     push: bool = False
-    repo_id: str | None = None
+    repo_id: Annotated[str, Text("[^/]*/[^/]*", "of the form user/name")] | None = None
     private: bool = False
 
     def __post_init__(self) -> None:
@@ -38,10 +38,6 @@ class HubConfig(Settings):
         require(
             self.repo_id is not None or not self.push,
             "hub.push needs a repository: name it (--hub.repo_id user/name)",
-        )
-        require(
-            self.repo_id is None or self.repo_id.count("/") == 1,
-            f"hub.repo_id {self.repo_id} is not of the form user/name: give both parts (--hub.repo_id user/name)",
         )
 
 

@@ -67,9 +67,21 @@ class TrainConfig(Settings):
             f"batch_size {self.batch_size} is above the number of training images, {num_images}: choose at most "
             f"{num_images} (--train.batch_size)",
         )
+        require(
+            self.batch_size % num_processes == 0,
+            f"batch_size {self.batch_size} cannot be divided among {num_processes} processes: choose a multiple of "
+            f"{num_processes} (--train.batch_size)",
+        )
+        share = self.batch_size // num_processes
+        micro_batch_size = self.per_device_batch_size or share
+        divisors = [d for d in range(1, share + 1) if share % d == 0]
+        require(
+            micro_batch_size in divisors,
+            f"per_device_batch_size {micro_batch_size} does not divide the {share} images per device of batch_size "
+            f"{self.batch_size}: choose one of {', '.join(map(str, divisors))} (--train.per_device_batch_size)",
+        )
         steps_per_epoch = num_images // self.batch_size
         total_steps = max(1, round(self.epochs * steps_per_epoch))
-        accumulation_steps = self._accumulation_steps(num_processes)
         return Plan(
             num_images=num_images,
             num_processes=num_processes,
@@ -78,25 +90,9 @@ class TrainConfig(Settings):
             warmup_steps=round(self.warmup_ratio * total_steps),
             eval_every_steps=max(1, round(self.eval_every_epochs * steps_per_epoch)),
             save_every_steps=max(1, round(self.save_every_epochs * steps_per_epoch)),
-            accumulation_steps=accumulation_steps,
-            micro_batch_size=self.batch_size // num_processes // accumulation_steps,
+            accumulation_steps=share // micro_batch_size,
+            micro_batch_size=micro_batch_size,
         )
-
-    def _accumulation_steps(self, num_processes: int) -> int:
-        require(
-            self.batch_size % num_processes == 0,
-            f"batch_size {self.batch_size} cannot be divided among {num_processes} processes: choose a multiple of "
-            f"{num_processes} (--train.batch_size)",
-        )
-        share = self.batch_size // num_processes
-        size = self.per_device_batch_size or share
-        divisors = [d for d in range(1, share + 1) if share % d == 0]
-        require(
-            size in divisors,
-            f"per_device_batch_size {size} does not divide the {share} images per device of batch_size "
-            f"{self.batch_size}: choose one of {', '.join(map(str, divisors))} (--train.per_device_batch_size)",
-        )
-        return share // size
 
 
 @dataclass(frozen=True)
@@ -124,16 +120,14 @@ class Plan:
 
     def describe(self, train: TrainConfig) -> str:
         """Return the arithmetic behind each derived number, printed before step 0."""
-        return "\n".join(
-            [
-                f"batch           {train.batch_size} = {self.num_processes} processes x {self.accumulation_steps} "
-                f"accumulation steps x {self.micro_batch_size} images",
-                f"steps per epoch {self.steps_per_epoch} = {self.num_images} images // {train.batch_size}",
-                f"total steps     {self.total_steps} = {train.epochs:g} epochs x {self.steps_per_epoch}",
-                f"warm-up steps   {self.warmup_steps} = {train.warmup_ratio:g} x {self.total_steps} total steps",
-                f"learning rate   {train.learning_rate:.3g} = base_lr {train.base_lr:g} x {train.batch_size} / 256, "
-                "cosine to 0 after the warm-up",
-            ]
+        return (
+            f"batch           {train.batch_size} = {self.num_processes} processes x {self.accumulation_steps} "
+            f"accumulation steps x {self.micro_batch_size} images\n"
+            f"steps per epoch {self.steps_per_epoch} = {self.num_images} images // {train.batch_size}\n"
+            f"total steps     {self.total_steps} = {train.epochs:g} epochs x {self.steps_per_epoch}\n"
+            f"warm-up steps   {self.warmup_steps} = {train.warmup_ratio:g} x {self.total_steps} total steps\n"
+            f"learning rate   {train.learning_rate:.3g} = base_lr {train.base_lr:g} x {train.batch_size} / 256, "
+            "cosine to 0 after the warm-up"
         )
 
 

@@ -42,7 +42,7 @@ WRONG = [
     (FewLabelsConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
     (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png (--output)"),
     (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
-    (HubConfig, {"repo_id": "name"}, "hub.repo_id name is not of the form user/name .. --hub.repo_id"),
+    (HubConfig, {"repo_id": "name"}, "hub.repo_id is name but must be of the form user/name (--hub.repo_id)"),
     (DemoConfig, {"model": "m", "port": 80}, "port is 80 but must be at least 1024 and at most 65535, such as 7860"),
 ]
 
