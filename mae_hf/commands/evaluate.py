@@ -9,9 +9,8 @@ from mae_hf.config.commands import EvaluateConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.errors import require
 from mae_hf.evaluation.inference import extract_features, predict_probabilities
-from mae_hf.evaluation.metrics import classification_metrics
+from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import probe_features
-from mae_hf.evaluation.unseen import describe_seen, unseen_metrics
 from mae_hf.files import write_text
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import read_model_audit
@@ -42,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> None:
         )
         prepared = accelerator.prepare(classifier)
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
-        values = classification_metrics(probabilities.argmax(axis=1), test.labels, probabilities, names)
+        values = classification_metrics(probabilities, test.labels, names)
         seen = seen_test_images(read_model_audit(config.model), test)
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in values.items()} | unseen

@@ -26,7 +26,7 @@ from mae_hf.evaluation.few_labels.protocol import (
     label_sets,
     load_protocol_images,
 )
-from mae_hf.evaluation.unseen import describe_seen
+from mae_hf.evaluation.metrics import describe_seen
 from mae_hf.leakage.record import read_model_audit
 from mae_hf.models.io import image_size_of, open_encoder, read_normalization, weights_digest
 from mae_hf.models.locate import SCRATCH

@@ -12,8 +12,7 @@ from mae_hf.config.commands import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
 from mae_hf.data.dataset import DeviceImages, load_labelled_images
 from mae_hf.evaluation.inference import predict_probabilities
-from mae_hf.evaluation.metrics import classification_metrics
-from mae_hf.evaluation.unseen import describe_seen, unseen_metrics
+from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
@@ -73,8 +72,7 @@ def finetune(config: FinetuneConfig) -> None:
         part, scored = images[role], average.module if average else prepared
         with accelerator.autocast():  # the average is not prepared
             probabilities = predict_probabilities(accelerator, scored, part, config.data, plan.eval_batch_size)
-        scores = classification_metrics(probabilities.argmax(axis=1), part.labels, probabilities, class_names)
-        return scores, probabilities
+        return classification_metrics(probabilities, part.labels, class_names), probabilities
 
     def validate(step: int) -> dict[str, float]:
         scores, _ = score("validation")

@@ -1,11 +1,11 @@
-"""Classification metrics as an `evaluate.Metric` that needs neither the Hub nor a download.
+"""The scores of a classifier: an `evaluate.Metric` that needs neither the Hub nor a download, and what it gives.
 
 `evaluate.load("accuracy")` downloads its code from the Hub; this metric comes with the package, and scikit-learn
 computes it. A class with images that is never predicted has an F1 of 0. A class without images has no F1, and macro-F1
 is the mean over the other classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -48,21 +48,18 @@ class ClassificationMetrics(evaluate.Metric):
         return {
             "accuracy": float(accuracy_score(references, predictions)),
             "f1": float(np.nanmean(f1)),
-            "f1_per_class": [float(value) for value in f1],
+            "f1_per_class": f1.tolist(),
             "confusion_matrix": confusion_matrix(references, predictions, labels=range(num_classes)).tolist(),
             "loss": float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean()),
         }
 
 
-def classification_metrics(
-    predictions: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Return the scores of a classifier over a whole split.
+def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the scores of a classifier over a whole split. The class of the greatest probability is the prediction.
 
     Args:
-        predictions: int (n,), predicted classes.
+        probabilities: float (n, num_classes), output of the softmax.
         labels: int (n,), true classes.
-        probabilities: float (n, num_classes), what the softmax gave.
         class_names: the name of each class.
 
     Returns:
@@ -71,28 +68,57 @@ def classification_metrics(
         true class, column: predicted).
 
     Raises:
-        ValueError: nothing to score, lengths that differ, a class or a probability out of range.
+        ValueError: probabilities that are not finite, as those of a broken model.
     """
-    predictions, labels, probabilities = np.asarray(predictions), np.asarray(labels), np.asarray(probabilities)
-    num_classes = len(class_names)
-    shape = (len(labels), num_classes)
-    if len(labels) == 0:
-        raise ValueError("no predictions to score: the split is empty")
-    if len(predictions) != len(labels) or probabilities.shape != shape:
-        raise ValueError(
-            f"{len(predictions)} predictions and probabilities of shape {probabilities.shape} for {len(labels)} labels "
-            f"of {num_classes} classes: all must come from the same images"
-        )
-    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():
-        raise ValueError("probabilities outside of [0, 1] or not finite: give the softmax, not the logits")
-    for name, classes in (("predictions", predictions), ("labels", labels)):
-        if classes.min() < 0 or classes.max() >= num_classes:
-            raise ValueError(
-                f"{name} are from {classes.min()} to {classes.max()}, but {num_classes} classes have the numbers 0 to "
-                f"{num_classes - 1}"
-            )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities are not finite: the weights of the model are broken")
     scores: dict[str, Any] = ClassificationMetrics(keep_in_memory=True).compute(
-        predictions=predictions, references=labels, probabilities=probabilities, num_classes=num_classes
+        predictions=probabilities.argmax(axis=1),
+        references=labels,
+        probabilities=probabilities,
+        num_classes=len(class_names),
     )
     by_name = zip(class_names, scores["f1_per_class"], strict=True)
     return scores | {"f1_per_class": {name: f1 for name, f1 in by_name if not np.isnan(f1)}}
+
+
+def unseen_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seen: np.ndarray | None
+) -> dict[str, float | int]:
+    """Return the scores of a classifier on the test images that pre-training has not seen.
+
+    Args:
+        probabilities, labels, class_names: as for `classification_metrics`.
+        seen: bool (n,), whether pre-training has seen the image; None if unknown.
+
+    Returns:
+        `num_seen_test_images`, and if any image is unseen `test_unseen/accuracy`, `/f1` and `/loss`. Nothing if `seen`
+        is None.
+    """
+    if seen is None:
+        return {}
+    found: dict[str, float | int] = {"num_seen_test_images": int(seen.sum())}
+    if seen.all():
+        return found
+    scores = classification_metrics(probabilities[~seen], labels[~seen], class_names)
+    return found | {f"test_unseen/{key}": scores[key] for key in ("accuracy", "f1", "loss")}
+
+
+def describe_seen(seen: np.ndarray | None, scores: Mapping[str, Any] | None = None) -> str:
+    """Return how many test images pre-training has seen, in a line to print.
+
+    Args:
+        seen: as in `unseen_metrics`.
+        scores: what `unseen_metrics` returned, to add the accuracy.
+    """
+    if seen is None:
+        return (
+            "unknown which test images pre-training has seen: the model has no audit.json, or one for other test "
+            "images or another image size, or its images were streamed, without a search for near-duplicates"
+        )
+    if not seen.any():
+        return "pre-training has seen none of the test images"
+    if seen.all():
+        return f"pre-training has seen all {len(seen):,} test images: there is no score without them"
+    rest = f"accuracy on the others {scores['test_unseen/accuracy']:.4f}" if scores else "scores come with and without"
+    return f"pre-training has seen {seen.sum():,} of the {len(seen):,} test images; {rest}"

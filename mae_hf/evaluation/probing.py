@@ -5,7 +5,6 @@ Shapes: n images, D features, C classes.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -82,7 +81,7 @@ def probe_features(
 
 def scores_of(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
     """Return `accuracy` and macro-`f1` of the most probable class, but no loss: a vote has probabilities of 0."""
-    scores: dict[str, Any] = classification_metrics(probabilities.argmax(axis=1), labels, probabilities, class_names)
+    scores = classification_metrics(probabilities, labels, class_names)
     return {key: scores[key] for key in ("accuracy", "f1")}
 
 

@@ -208,7 +208,7 @@ def recipe_name(runs: Recipe, recipes: Sequence[Recipe]) -> str:
 @functools.cache
 def scores_on_test(run: Run) -> dict[str, Any]:
     """Return what `classification_metrics` computes from a run's predictions of test images."""
-    return classification_metrics(run.test.predictions, run.test.labels, run.test.probabilities, run.class_names)
+    return classification_metrics(run.test.probabilities, run.test.labels, run.class_names)
 
 
 def epochs_to(run: Run, accuracy: float) -> float:

@@ -1,4 +1,4 @@
-"""Metrics against textbook formulas and scikit-learn; offline and with evaluate.combine."""
+"""Metrics against textbook formulas and scikit-learn; offline, with evaluate.combine, and without seen images."""
 
 import math
 import socket
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from mae_hf.evaluation.metrics import ClassificationMetrics, classification_metrics
+from mae_hf.evaluation.metrics import ClassificationMetrics, classification_metrics, describe_seen, unseen_metrics
 
 CLASSES = ("cat", "dog", "ship")
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -27,7 +27,7 @@ def f1_by_hand(label: int, labels: np.ndarray, predictions: np.ndarray) -> float
 
 
 def test_scores_equal_the_textbook_formulas():
-    scores = classification_metrics(PREDICTIONS, LABELS, PROBABILITIES, CLASSES)
+    scores = classification_metrics(PROBABILITIES, LABELS, CLASSES)
     expected = {name: f1_by_hand(i, LABELS, PREDICTIONS) for i, name in enumerate(CLASSES)}
     assert scores["accuracy"] == pytest.approx(4 / 6)
     assert scores["f1_per_class"] == pytest.approx(expected)
@@ -38,14 +38,14 @@ def test_scores_equal_the_textbook_formulas():
 
 def test_nothing_is_made_in_a_home_that_may_be_read_only(monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", "/dev/null/metrics")
-    assert classification_metrics(PREDICTIONS, LABELS, PROBABILITIES, CLASSES)["accuracy"] == pytest.approx(4 / 6)
+    assert classification_metrics(PROBABILITIES, LABELS, CLASSES)["accuracy"] == pytest.approx(4 / 6)
 
 
 def test_loss_equals_sklearn_on_many_classes():
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(10), 300)
     labels = rng.integers(0, 10, 300)
-    scores = classification_metrics(probabilities.argmax(1), labels, probabilities, [str(i) for i in range(10)])
+    scores = classification_metrics(probabilities, labels, [str(i) for i in range(10)])
     assert scores["loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=1e-9)
 
 
@@ -54,7 +54,7 @@ def test_a_class_without_images_has_no_f1_and_does_not_count_in_the_mean(predict
     labels, predictions = np.array([0, 1, 0]), np.array(predictions)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = classification_metrics(predictions, labels, np.eye(3)[predictions], CLASSES)
+        scores = classification_metrics(np.eye(3)[predictions], labels, CLASSES)
     expected = {name: f1_by_hand(i, labels, predictions) for i, name in enumerate(CLASSES[:2])}
     assert scores["f1_per_class"] == pytest.approx(expected)  # no ship
     assert scores["f1"] == pytest.approx(sum(expected.values()) / 2)
@@ -65,13 +65,13 @@ def test_a_class_that_is_never_predicted_counts_as_zero_without_a_warning():
     labels, predictions = np.array([0, 1, 2]), np.array([0, 1, 1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = classification_metrics(predictions, labels, np.eye(3)[predictions], CLASSES)
+        scores = classification_metrics(np.eye(3)[predictions], labels, CLASSES)
     assert scores["f1_per_class"] == pytest.approx({"cat": 1.0, "dog": 2 / 3, "ship": 0.0})
     assert scores["f1"] == pytest.approx(5 / 9)
 
 
 def test_a_probability_of_zero_for_the_truth_gives_a_finite_loss():
-    scores = classification_metrics(np.array([0]), np.array([1]), np.array([[1.0, 0.0]], np.float32), ("a", "b"))
+    scores = classification_metrics(np.array([[1.0, 0.0]], np.float32), np.array([1]), ("a", "b"))
     assert 80 < scores["loss"] < 90  # -log of the least normal float32
 
 
@@ -93,19 +93,44 @@ def test_batches_give_the_same_as_all_at_once():
     assert metric.compute(num_classes=3) == whole.compute(**inputs, num_classes=3)
 
 
-@pytest.mark.parametrize(
-    ("predictions", "labels", "probabilities", "message"),
-    [
-        ([], [], np.zeros((0, 3)), "the split is empty"),
-        ([0], [0, 1], np.eye(3)[:2], r"1 predictions and probabilities of shape \(2, 3\) for 2 labels of 3"),
-        ([0, 1], [0, 1], np.eye(3)[:1], r"shape \(1, 3\) for 2 labels"),
-        ([0, 1], [0, 1], np.eye(2), r"shape \(2, 2\) for 2 labels of 3 classes"),
-        ([0, 1], [0, -1], np.eye(3)[:2], "labels are from -1 to 0"),
-        ([0, 3], [0, 1], np.eye(3)[:2], "predictions are from 0 to 3"),
-        ([0, 1], [0, 1], np.array([[3.0, -1, 0], [0, 1, 0]]), "not the logits"),
-        ([0, 1], [0, 1], np.array([[np.nan, 0, 0], [0, 1, 0]]), "not finite"),
-    ],
-)
-def test_what_cannot_be_scored_is_refused(predictions, labels, probabilities, message):
-    with pytest.raises(ValueError, match=message):
-        classification_metrics(np.array(predictions, int), np.array(labels, int), probabilities, CLASSES)
+def test_a_broken_model_has_no_scores():
+    with pytest.raises(ValueError, match="not finite: the weights of the model are broken"):
+        classification_metrics(np.array([[np.nan, 0, 0], [0, 1, 0]]), np.array([0, 1]), CLASSES)
+
+
+#                             right            wrong            right            right            wrong
+SOME_PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.1, 0.5, 0.4], [0.2, 0.5, 0.3]])
+SOME_LABELS = np.array([0, 1, 2, 1, 2])
+
+
+def test_seen_images_do_not_count():
+    seen = np.array([False, True, False, False, False])
+    scores = unseen_metrics(SOME_PROBABILITIES, SOME_LABELS, CLASSES, seen)
+    assert scores["num_seen_test_images"] == 1
+    assert scores["test_unseen/accuracy"] == 3 / 4
+    assert scores["test_unseen/loss"] == pytest.approx(-np.log([0.8, 0.8, 0.5, 0.3]).mean())
+    assert scores["test_unseen/f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert describe_seen(seen, scores) == "pre-training has seen 1 of the 5 test images; accuracy on the others 0.7500"
+
+
+def test_f1_is_the_mean_over_the_classes_that_have_unseen_images():
+    scores = unseen_metrics(SOME_PROBABILITIES, SOME_LABELS, CLASSES, np.array([True, False, False, False, False]))
+    assert scores["test_unseen/f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores["test_unseen/accuracy"] == 2 / 4
+
+
+def test_nothing_seen_all_seen_and_unknown_have_different_scores():
+    none, everything = (
+        unseen_metrics(SOME_PROBABILITIES, SOME_LABELS, CLASSES, np.full(5, seen)) for seen in (False, True)
+    )
+    assert none["test_unseen/accuracy"] == 3 / 5
+    assert everything == {"num_seen_test_images": 5}
+    assert unseen_metrics(SOME_PROBABILITIES, SOME_LABELS, CLASSES, None) == {}
+
+
+def test_the_number_of_seen_images_is_described():
+    some = describe_seen(np.array([True, False, True]))
+    assert some == "pre-training has seen 2 of the 3 test images; scores come with and without"
+    assert "none of the test images" in describe_seen(np.zeros(3, bool))
+    assert "all 3 test images" in describe_seen(np.ones(3, bool), {})
+    assert "unknown" in describe_seen(None)

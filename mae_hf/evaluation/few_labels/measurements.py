@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mae_hf import figures
 from mae_hf.errors import require
 from mae_hf.evaluation.few_labels.curves import few_labels_figure
+from mae_hf.evaluation.metrics import unseen_metrics
 from mae_hf.evaluation.probing import scores_of
-from mae_hf.evaluation.unseen import unseen_metrics
 from mae_hf.files import write_json
 from mae_hf.training.predictions import write_predictions
 
