@@ -1,5 +1,7 @@
 """Every probe on both poolings: for `evaluate --probe`, and the quick probe of an encoder in training.
 
+`rankme` and `participation_ratio` say without any label how many dimensions the features use.
+
 Shapes: n images, D features, C classes.
 """
 
@@ -12,19 +14,20 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet
+from mae_hf.errors import require
 from mae_hf.evaluation.inference import extract_features
-from mae_hf.evaluation.linear_head import head_probe
 from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.probes import (
     NUM_NEIGHBOURS,
     TEMPERATURE,
     Labelled,
     Probe,
+    check_finite,
+    head_probe,
     knn_probabilities,
     knn_probe,
     linear_probe,
 )
-from mae_hf.evaluation.quality import participation_ratio, rankme
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
 POOLINGS = ("cls", "mean")
@@ -61,9 +64,8 @@ def probe_features(
     metrics: dict[str, float] = {}
     probabilities = {}
     for pooling in POOLINGS:
-        train, validation, test = (
-            Labelled(features[role][pooling], labels[role]) for role in ("train", "validation", "test")
-        )
+        parts = (Labelled(features[role][pooling], labels[role]) for role in ("train", "validation", "test"))
+        train, validation, test = parts
         for name in probes:
             key = f"{name}/{pooling}"
             if name == "rank":
@@ -83,6 +85,51 @@ def scores_of(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequen
     """Return `accuracy` and macro-`f1` of the most probable class, but no loss: a vote has probabilities of 0."""
     scores = classification_metrics(probabilities, labels, class_names)
     return {key: scores[key] for key in ("accuracy", "f1")}
+
+
+def rankme(features: np.ndarray) -> float:
+    """Return exp of the entropy of the normalised singular values of the features, from 1 to min(n, D).
+
+    The value depends on the images and their number: compare encoders on the same images.
+
+    Args:
+        features: float (n, D), neither centred nor scaled.
+
+    Raises:
+        ConfigError: features that are not finite, or all zero.
+
+    Source: Garrido et al. 2023 (arXiv 2210.02885), equations 1 and 2.
+    """
+    _check(features)
+    values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
+    parts = values / values.sum() + 1e-7
+    return float(np.exp(-(parts * np.log(parts)).sum()))
+
+
+def participation_ratio(features: np.ndarray) -> float:
+    """Return the effective rank of the covariance: (sum of its eigenvalues)² / sum of their squares, from 1 to D.
+
+    Features that vary equally in all directions have D, those on a line 1, equal features 0.
+
+    Raises:
+        ConfigError: features that are not finite, or all zero.
+
+    Source: Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement (bioRxiv 214262).
+    """
+    _check(features)
+    centred = np.asarray(features, np.float64)
+    centred = centred - centred.mean(axis=0)
+    covariance = centred.T @ centred
+    squares = float((covariance**2).sum())  # of the eigenvalues, too: the matrix is symmetric
+    return float(np.trace(covariance) ** 2 / squares) if squares else 0.0
+
+
+def _check(features: np.ndarray) -> None:
+    check_finite(features=features)
+    require(
+        bool(features.any()),
+        "the features are all zero: the encoder's weights are broken, choose a different one (--model)",
+    )
 
 
 def online_probe(
@@ -107,28 +154,24 @@ def online_probe(
         Nothing, with a warning, if features are not finite: a probe must not stop training.
     """
     alone = not all(gather_object([model is not None]))
-    values = {} if model is None else _probe(accelerator, model, train, validation, data, batch_size, alone)
+    values: dict[str, float] = {}
+    if model is not None:
+        encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
+        with accelerator.autocast():
+            voters, queries = (
+                extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
+                for images in (train, validation)
+            )
+        if all(np.isfinite(part[pooling]).all() for part in (voters, queries) for pooling in POOLINGS):
+            values = _scores_of_neighbours(voters, train, queries, validation)
+        else:
+            warnings.warn("this encoder is not probed: its features are not finite", stacklevel=2)
     return dict(broadcast_object_list([values])[0]) if alone else values
 
 
-def _probe(
-    accelerator: Accelerator,
-    model: MaskedAutoencoder,
-    train: ImageSet,
-    validation: ImageSet,
-    data: DataConfig,
-    batch_size: int,
-    alone: bool,
+def _scores_of_neighbours(
+    voters: Mapping[str, np.ndarray], train: ImageSet, queries: Mapping[str, np.ndarray], validation: ImageSet
 ) -> dict[str, float]:
-    encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
-    with accelerator.autocast():
-        voters, queries = (
-            extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
-            for images in (train, validation)
-        )
-    if not all(np.isfinite(part[pooling]).all() for part in (voters, queries) for pooling in POOLINGS):
-        warnings.warn("this encoder is not probed: its features are not finite", stacklevel=2)
-        return {}
     values: dict[str, float] = {}
     for pooling in POOLINGS:
         neighbours = Labelled(voters[pooling], train.labels)
