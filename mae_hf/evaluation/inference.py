@@ -48,9 +48,8 @@ def held_out_loss(
     for rows, counts in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         noise = fixed_noise(rows, num_patches, accelerator.device)
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # batches have other sizes than in training: do not compile again
+        # batches have other sizes than in training: do not compile again
+        with torch.compiler.set_stance("force_eager"):
             loss = model(pixel_values, noise=noise, loss_only=True).loss
         total += torch.stack([loss, torch.ones_like(loss)]) * (len(rows) if counts else 0)
     loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mae_hf import figures
@@ -29,8 +28,7 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
         data: the mean and standard deviation that normalise the images.
         title: what the picture shows; with `norm_pix_loss`, a line on the patches' mean and variance is added.
     """
-    masked, reconstructed = _reconstructed(model, images, data)
-    return sheets.reconstruction_figure(images.cpu().numpy(), masked, reconstructed, title + _statistics_note(model))
+    return sheets.reconstruction_figure(*_reconstructed(model, images, data), title + _statistics_note(model))
 
 
 def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> None:
@@ -44,12 +42,12 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
             `reconstruction-over-time.png`, which shows the first and last step, and few late steps between them.
         step: of the training.
     """
-    masked, reconstructed = _reconstructed(model, images, data)
-    original, note = images.cpu().numpy(), _statistics_note(model)
-    figure = sheets.reconstruction_figure(original, masked, reconstructed, f"held-out images, step {step}{note}")
+    pictures, note = _reconstructed(model, images, data), _statistics_note(model)
+    figure = sheets.reconstruction_figure(*pictures, f"held-out images, step {step}{note}")
+    original, masked, reconstructed = (part[:MAX_IMAGES] for part in pictures)
     path = figures.save(figure, folder / f"reconstruction-{step:08d}.png").with_suffix(".npz")
     beside = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(beside, reconstructed=reconstructed[:MAX_IMAGES])
+    np.savez_compressed(beside, reconstructed=reconstructed)
     os.replace(beside, path)
 
     # an interrupted run may have left files of later steps
@@ -60,26 +58,24 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     for known in chosen:
         with np.load(files[known]) as arrays:
             over_time[known] = arrays["reconstructed"]
-    title = f"Held-out images during training{note}"
-    figure = sheets.over_time_figure(original[:MAX_IMAGES], masked[:MAX_IMAGES], over_time, title)
+    figure = sheets.over_time_figure(original, masked, over_time, f"Held-out images during training{note}")
     figures.save(figure, folder / OVER_TIME)
 
 
 @torch.no_grad()
 def _reconstructed(
     model: MaskedAutoencoder, images: Tensor, data: DataConfig
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the images with masked patches in grey, and the reconstructions, both uint8 (B, S, S, 3)."""
-    device = model.device
+) -> tuple[sheets.Images, sheets.Images, sheets.Images]:
+    """Return the images, those with masked patches in grey, and the reconstructions, each uint8 (B, S, S, 3)."""
+    device, patches = model.device, model.vit.embeddings.patch_embeddings
     pixel_values = normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
-    num_patches = model.vit.embeddings.patch_embeddings.num_patches
-    noise = fixed_noise(np.arange(len(images)), num_patches, device)
+    noise = fixed_noise(np.arange(len(images)), patches.num_patches, device)
     with torch.compiler.set_stance("force_eager"):
         predicted, mask = reconstruct(model, pixel_values, noise)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (data.image_mean, data.image_std))
     pixels = ((predicted.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    patch_size = model.vit.embeddings.patch_embeddings.patch_size[0]
-    return sheets.hide_patches(images.cpu().numpy(), mask.cpu().numpy(), patch_size), pixels.cpu().numpy()
+    original = images.cpu().numpy()
+    return original, sheets.hide_patches(original, mask.cpu().numpy(), patches.patch_size[0]), pixels.cpu().numpy()
 
 
 def _statistics_note(model: MaskedAutoencoder) -> str:

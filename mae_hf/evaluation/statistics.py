@@ -110,12 +110,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     Args:
         first: (n,), whether the first classifier is right on each image.
         second: (n,), the second, on the same images.
-
-    Raises:
-        ValueError: the lengths differ.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"{len(first)} and {len(second)} images: a paired test needs the same images")
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
     p_value = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
@@ -135,34 +130,21 @@ class Spread:
 
 
 def mean_spread(values: Sequence[float]) -> Spread:
-    """Return the mean and its Student's t interval, which needs two values that differ.
-
-    Raises:
-        ValueError: no values, or values that are not finite.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) == 0 or not np.isfinite(array).all():
-        raise ValueError(f"{list(values)}: every run must have a finite number")
-    mean, sd = float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
+    """Return the mean of finite numbers and its Student's t interval, which needs two values that differ."""
+    numbers, mean, n = tuple(map(float, values)), float(np.mean(values)), len(values)
+    sd = float(np.std(values, ddof=1)) if n > 1 else None
     if not sd:
-        return Spread(tuple(map(float, array)), mean, sd, None, None, "none")
-    margin = sd / math.sqrt(len(array)) * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1))
-    return Spread(tuple(map(float, array)), mean, sd, mean - margin, mean + margin, "t")
+        return Spread(numbers, mean, sd, None, None, "none")
+    margin = sd / math.sqrt(n) * float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return Spread(numbers, mean, sd, mean - margin, mean + margin, "t")
 
 
 def median_spread(values: Sequence[float]) -> Spread:
-    """Return the median and the range of values that may be `inf`.
-
-    Raises:
-        ValueError: no values, or a NaN.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) == 0 or np.isnan(array).any():
-        raise ValueError(f"{list(values)}: every run must have a number")
-    numbers, median = tuple(map(float, array)), float(np.median(array))
-    if len(array) == 1:
+    """Return the median and the range of values that may be `inf`."""
+    numbers, median = tuple(map(float, values)), float(np.median(values))
+    if len(numbers) == 1:
         return Spread(numbers, median, None, None, None, "none")
-    sd = float(array.std(ddof=1)) if np.isfinite(array).all() else None
+    sd = float(np.std(values, ddof=1)) if np.isfinite(values).all() else None
     return Spread(numbers, median, sd, min(numbers), max(numbers), "range")
 
 
@@ -200,16 +182,10 @@ def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: fl
         epochs: (E,), rising.
         values: (E,), for example validation accuracies.
         start: first epoch of the area, not before the first evaluation.
-        end: its last epoch, not after the last evaluation.
-
-    Raises:
-        ValueError: an empty range, or one that the curve does not cover.
+        end: its last epoch, later than `start`, but not after the last evaluation.
     """
-    x, y = np.asarray(epochs, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if not (len(x) and x[0] <= start < end <= x[-1]):
-        raise ValueError(f"the curve does not cover epochs {start:g} to {end:g}")
-    grid = np.concatenate([[start], x[(x > start) & (x < end)], [end]])
-    return float(trapezoid(np.interp(grid, x, y), grid) / (end - start))
+    grid = [start, *(epoch for epoch in epochs if start < epoch < end), end]
+    return float(trapezoid(np.interp(grid, epochs, values), grid) / (end - start))
 
 
 def epochs_to_reach(epochs: Sequence[float], values: Sequence[float], target: float) -> float:

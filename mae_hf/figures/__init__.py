@@ -23,7 +23,6 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
 def label_of(name: str, length: int = 24) -> str:
     """Return a class name as a label of up to `length` characters, which matplotlib neither hides nor reads as math."""
     name = name if len(name) <= length else f"{name[: length - 1].rstrip()}…"
-    name = (
-        f" {name}" if name.startswith("_") else name
-    )  # matplotlib leaves labels with a leading underscore out of legends
+    if name.startswith("_"):  # matplotlib leaves such labels out of legends
+        name = f" {name}"
     return name.replace("$", r"\$")

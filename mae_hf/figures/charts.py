@@ -38,34 +38,22 @@ _PANELS = {
 }
 
 
-def curves_figure(
-    arms: Arms,
-    title: str,
-    keys: Sequence[str] = tuple(_PANELS),
-    target: float | None = None,
-    others: Arms | None = None,
-) -> Figure:
-    """Return curves against epochs, a panel for each key that any run has.
+def curves_figure(arms: Arms, title: str, target: float | None = None, others: Arms | None = None) -> Figure:
+    """Return accuracy, F1 and losses against epochs, a panel for each that any run has.
 
     Args:
         arms: up to two arms, each with the runs of a recipe. The first run is drawn bold, the others thin.
         title: above all panels.
-        keys: keys of metrics.jsonl, a panel each.
         target: accuracy in [0, 1] at which a dotted line is drawn in the panel of `eval/accuracy`.
         others: runs of the arms' other recipes, drawn thin, in grey and dash-dotted.
-
-    Raises:
-        ValueError: no run has any of the keys.
     """
-    present = [key for key in keys if any(key in line for runs in arms.values() for run in runs for line in run)]
-    if not present:
-        raise ValueError(f"no run has any of {', '.join(keys)}: there are no curves to draw")
+    present = [key for key in _PANELS if any(key in line for runs in arms.values() for run in runs for line in run)]
     columns = min(2, len(present))
     num_rows = -(-len(present) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.2 * num_rows + 0.8), layout="constrained")
     panels = figure.subplots(num_rows, columns, squeeze=False).ravel()
     for panel, key in zip(panels, present, strict=False):
-        label, factor = _PANELS.get(key, (key, 1.0))
+        label, factor = _PANELS[key]
         _draw_curves(panel, arms, others or {}, key, factor)
         if key == "eval/accuracy" and target is not None:
             best = f"scratch's best, {100 * target:.1f} %"
@@ -75,8 +63,7 @@ def curves_figure(
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(present) :]:  # an odd number of keys leaves a panel empty
         panel.remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -190,11 +177,7 @@ def reliability_figure(
         lower.set(xlabel="confidence (probability of the predicted class)", yscale="log", ylim=(0.5, 2 * most))
         lower.set_ylabel("images" if number == 0 else "")
         lower.yaxis.set_major_formatter("{x:,.0f}")
-    handles = [
-        Patch(edgecolor="0.2", **_ENOUGH),
-        Patch(edgecolor="0.2", **_TOO_FEW),
-        *panels[0, 0].lines,
-    ]
+    handles = [*(Patch(edgecolor="0.2", **look) for look in (_ENOUGH, _TOO_FEW)), *panels[0, 0].lines]
     names = ["accuracy", f"accuracy of fewer than {_FEW} images", "perfect calibration", "at the bin's mean confidence"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
@@ -228,8 +211,7 @@ def map_figure(
         for index, class_name in enumerate(names):
             of_class = points[labels == index]
             panel.scatter(
-                of_class[:, 0],
-                of_class[:, 1],
+                *of_class.T,
                 s=14,
                 color=f"C{index % 10}",
                 # After ten classes the colours begin again: shifted, so that no two classes share both.
@@ -241,7 +223,7 @@ def map_figure(
             )
         panel.set_title(name, fontsize=10)
         panel.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    shown = panels[0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
     return figure

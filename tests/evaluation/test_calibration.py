@@ -57,14 +57,3 @@ def test_the_bins_are_those_of_scikit_learn():
 def test_fewer_images_than_bins_and_a_single_class_are_no_obstacle():
     assert reliability(np.array([0]), np.array([[1.0]])).error == 0
     assert reliability(np.array([1, 1]), two_classes([0.9, 0.9])).error == pytest.approx(0.9)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), -0.1, 2.0])
-def test_what_is_no_probability_is_refused(bad):
-    with pytest.raises(ValueError, match="outside of \\[0, 1\\] or not finite"):
-        reliability(np.array([0, 1]), np.array([[0.5, 0.5], [bad, 0.5]]))
-
-
-def test_an_empty_split_is_refused():
-    with pytest.raises(ValueError, match="no images"):
-        reliability(np.array([], int), np.zeros((0, 2)))
