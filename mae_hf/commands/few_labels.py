@@ -82,7 +82,7 @@ def few_labels(config: FewLabelsConfig) -> None:
                 if method == "finetune":
                     measure_finetuning(measurements, line, start, runs[arm, label_set.name])
                 else:
-                    measure_probe(measurements, line, features, images.rows_of(label_set), len(class_names))
+                    measure_probe(measurements, line, features, images.rows_of(label_set))
                 print(f"{arm} {method} {label_set.name}: done", flush=True)
 
     # ---- mean and standard deviation, as JSON, plot and table ----

@@ -29,15 +29,17 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
     for panel, method in zip(panels, methods, strict=True):
         of_method = [row for row in rows if row["method"] == method]
         arms = sorted({(row["arm"], row["pooling"]) for row in of_method}, key=str)
-        for position, (arm, pooling) in enumerate(arms):
-            group = [row for row in of_method if (row["arm"], row["pooling"]) == (arm, pooling)]
-            singles = [
-                line for line in lines if (line["method"], line["arm"], line["pooling"]) == (method, arm, pooling)
-            ]
-            _draw_group(panel, group, singles, arm, pooling, position if is_folds else None)
+        looks = [_look(*arm) for arm in arms]
+        for position, (arm, look) in enumerate(zip(arms, looks, strict=True)):
+            group = [row for row in of_method if (row["arm"], row["pooling"]) == arm]
+            means, places = [100 * row["accuracy_mean"] for row in group], [row["num_labels"] for row in group]
+            if is_folds:
+                singles = [line for line in lines if (line["method"], line["arm"], line["pooling"]) == (method, *arm)]
+                _draw_folds(panel, position, means[0], [100 * line["accuracy"] for line in singles], look)
+                places = [position]
+            panel.errorbar(places, means, [100 * (row["accuracy_sd"] or 0.0) for row in group], capsize=4, **look)
         if is_folds:
-            names = [_ARMS[arm][0] + _POOLINGS[pooling][0] for arm, pooling in arms]
-            panel.set_xticks(range(len(arms)), [name.replace(", ", "\n") for name in names], fontsize=9)
+            panel.set_xticks(range(len(arms)), [look["label"].replace(", ", "\n") for look in looks], fontsize=9)
             panel.set_xlim(-0.6, len(arms) - 0.4)
             panel.set_xlabel("small: single folds")
         else:
@@ -54,46 +56,28 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
     return figure
 
 
-def _draw_group(
-    panel: Axes,
-    group: Sequence[dict[str, Any]],
-    singles: Sequence[dict[str, Any]],
-    arm: str,
-    pooling: str | None,
-    position: int | None,
-) -> None:
-    """Draw one arm and pooling: at its `position` for folds, against the number of labels for budgets."""
+def _look(arm: str, pooling: str | None) -> dict[str, Any]:
+    """Return how matplotlib draws and names an arm with a pooling."""
     name, color, marker = _ARMS[arm]
     suffix, linestyle, is_filled = _POOLINGS[pooling]
-    if position is not None:
-        spread = position + 0.25 + 0.02 * np.arange(len(singles)) / max(1, len(singles) / 5)
-        values = [100 * line["accuracy"] for line in singles]
-        panel.plot(spread, values, linestyle="", marker=marker, markersize=3, color=color, alpha=0.6)
-    panel.errorbar(
-        [row["num_labels"] for row in group] if position is None else [position],
-        [100 * row["accuracy_mean"] for row in group],
-        yerr=[100 * (row["accuracy_sd"] or 0.0) for row in group],
-        color=color,
-        marker=marker,
-        markerfacecolor=color if is_filled else "white",
-        linestyle=linestyle,
-        capsize=4,
-        label=name + suffix,
-    )
-    if position is not None:
-        (row,) = group
-        mean = 100 * row["accuracy_mean"]
-        offset: dict[str, Any] = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-        panel.annotate(f"{mean:.1f}", (position, mean), fontsize=8, **offset)
+    look = {"color": color, "marker": marker, "linestyle": linestyle, "label": name + suffix}
+    return look | {"markerfacecolor": color if is_filled else "white"}
+
+
+def _draw_folds(panel: Axes, position: int, mean: float, folds: Sequence[float], look: dict[str, Any]) -> None:
+    """Draw the accuracy of each fold to the right of the mean, which is written to its left."""
+    spread = position + 0.25 + 0.02 * np.arange(len(folds)) / max(1, len(folds) / 5)
+    panel.plot(spread, folds, look["marker"], markersize=3, color=look["color"], alpha=0.6)
+    offset: dict[str, Any] = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    panel.annotate(f"{mean:.1f}", (position, mean), fontsize=8, **offset)
 
 
 def _label_budgets(panel: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Draw a tick at each budget: the number of labels, and their share of all labels."""
-    parts: dict[float, list[float]] = {}  # 1 and 5 % of few images can be the same number
+    parts: dict[float, dict[str, None]] = {}  # 1 and 5 % of few images can be the same number
     for row in rows:
-        if row["fraction"] not in parts.setdefault(row["num_labels"], []):
-            parts[row["num_labels"]].append(row["fraction"])
-    ticks = {n: f"{n:.0f}\n{', '.join(f'{100 * part:g}' for part in of_n)} %" for n, of_n in parts.items()}
+        parts.setdefault(row["num_labels"], {})[f"{100 * row['fraction']:g}"] = None
+    ticks = {n: f"{n:.0f}\n{', '.join(of_n)} %" for n, of_n in parts.items()}
     panel.set_xscale("log")
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks(list(ticks), list(ticks.values()), fontsize=8)

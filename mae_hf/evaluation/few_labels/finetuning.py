@@ -67,13 +67,10 @@ def finetune_config(
 
 def describe_recipe(recipe: FinetuneConfig, min_steps: int) -> dict[str, str]:
     """Return the settings that all fine-tunings of a folder share, by name, except data and architecture."""
-    settings = {key: str(value) for key, value in parse.flatten(recipe)}
-    taken = {
-        f"recipe.{key}": value
-        for key, value in settings.items()
-        if key.startswith(("augment.", "train.")) and key not in MACHINE_SETTINGS
-    }
-    return {**taken, "recipe.model.drop_path": str(recipe.model.drop_path), "min_steps": str(min_steps)}
+    shared = ("augment.", "train.", "model.drop_path")
+    settings = {key: str(value) for key, value in parse.flatten(recipe) if key.startswith(shared)}
+    taken = {f"recipe.{key}": value for key, value in settings.items() if key not in MACHINE_SETTINGS}
+    return taken | {"min_steps": str(min_steps)}
 
 
 def plan_finetunings(
@@ -87,10 +84,9 @@ def plan_finetunings(
 
     Args:
         config: output folder and number of steps.
-        recipe: what the runs have in common.
+        recipe, shape: as for `finetune_config`.
         sets: the label sets.
         inits: arm -> an encoder, or `scratch`.
-        shape: the encoder's architecture, fields of `EncoderConfig`.
 
     Returns:
         (arm, name of the label set) -> the run.
@@ -137,10 +133,8 @@ def run_finetuning(start: Start, config: FinetuneConfig) -> Run:
             raise RunStopped(f"{signal.Signals(code - 128).name}: the fine-tuning {folder} is saved", code - 128)
         if code != 0:
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            raise RunError(
-                f"the fine-tuning {folder} failed ({lines[-1].strip() if lines else f'exit code {code}'}): see {log}; "
-                "the same command resumes here"
-            )
+            cause = lines[-1].strip() if lines else f"exit code {code}"
+            raise RunError(f"the fine-tuning {folder} failed ({cause}): see {log}; the same command resumes here")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return read_run(folder)
 

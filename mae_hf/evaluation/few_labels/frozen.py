@@ -35,11 +35,6 @@ class FrozenFeatures:
     train_labels: np.ndarray  # int (n,)
     test: dict[str, np.ndarray]  # pooling -> float (n_test, D)
 
-    def labelled(self, rows: np.ndarray, pooling: str) -> Labelled:
-        """Return the features and labels of these rows of the train split, without images that were left out."""
-        here = np.isin(self.rows, rows)
-        return Labelled(self.train[pooling][here], self.train_labels[here])
-
 
 def shape_of(encoder: ViTModel) -> dict[str, Any]:
     """Return the architecture of an encoder, by the fields of `EncoderConfig`."""
@@ -69,20 +64,20 @@ def load_features(
         batch_size: images at once.
     """
     key = " ".join([weights_digest(encoder), images.fingerprint, accelerator.mixed_precision])
-    names = [f"{part}-{pooling}" for part in ("train", "test") for pooling in POOLINGS]
     arrays: dict[str, Any] = {}
     if path.exists():
         with np.load(path) as file:
-            arrays = {name: file[name] for name in names} if str(file["key"]) == key else {}
+            arrays = dict(file) if str(file["key"]) == key else {}
     if not arrays:
         prepared = accelerator.prepare(encoder)
         parts = (*images.train, images.test)
-        found = [extract_features(accelerator, prepared, part, data, batch_size) for part in parts]
+        *train, test = (extract_features(accelerator, prepared, part, data, batch_size) for part in parts)
+        arrays["key"] = np.array(key)
         for pooling in POOLINGS:
-            arrays[f"train-{pooling}"] = np.concatenate([of_part[pooling] for of_part in found[:-1]])
-            arrays[f"test-{pooling}"] = found[-1][pooling]
+            arrays[f"train-{pooling}"] = np.concatenate([part[pooling] for part in train])
+            arrays[f"test-{pooling}"] = test[pooling]
         beside = path.with_suffix(".partial.npz")
-        np.savez(beside, key=np.array(key), **arrays)
+        np.savez(beside, **arrays)
         os.replace(beside, path)
     return FrozenFeatures(
         train={pooling: arrays[f"train-{pooling}"] for pooling in POOLINGS},
@@ -92,26 +87,20 @@ def load_features(
     )
 
 
-def measure_probe(
-    measurements: Measurements,
-    line: dict[str, Any],
-    features: FrozenFeatures,
-    rows: np.ndarray,
-    num_classes: int,
-) -> None:
+def measure_probe(measurements: Measurements, line: dict[str, Any], features: FrozenFeatures, rows: np.ndarray) -> None:
     """Add a line for each pooling that `measurements` lacks: a probe of these rows, scored on all test images.
 
     The strength of `linear` is chosen by cross-validation on the labels of the set.
 
     Args:
         line: what is known about the measurement: `label_set`, `fraction`, `arm` and `method` among it.
-        rows: rows of the train split, the labels of this set.
-        num_classes: classes of the data; a set may lack some.
+        rows: rows of the train split, the labels of this set. Images that were left out do not count.
     """
+    here, num_classes = np.isin(features.rows, rows), len(measurements.class_names)  # a set may lack some classes
     for pooling in POOLINGS:
         if measurements.has(line["label_set"], line["arm"], line["method"], pooling):
             continue
-        train = features.labelled(rows, pooling)
+        train = Labelled(features.train[pooling][here], features.train_labels[here])
         probe = CLASSIFIERS[line["method"]](train, None, features.test[pooling], num_classes)
         measured = {"pooling": pooling, "num_labels": len(train.labels), "num_validation_labels": 0}
         measured |= {"validation_accuracy": probe.validation_accuracy, "settings": probe.settings}

@@ -6,6 +6,7 @@ Shapes: n test images, C classes.
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,26 @@ GROUP = ("fraction", "arm", "method", "pooling")
 SCORES = ("accuracy", "f1", "unseen_accuracy", "unseen_f1")  # the last two if it is known which images were seen
 
 
+@dataclass(eq=False)
 class Measurements:
     """The measurements of a folder: lines of results.jsonl, and files in predictions/.
 
     A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.
-
-    Args:
-        folder: their folder.
-        labels: int64 (n,), the classes of the test images.
-        class_names: the C classes.
-        seen: bool (n,), whether the encoder's pre-training has seen each test image; None if that is unknown.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        labels: NDArray[np.int64],
-        class_names: Sequence[str],
-        seen: NDArray[np.bool_] | None,
-    ) -> None:
-        self._folder, self._path = folder, folder / "results.jsonl"
-        self._labels, self._class_names, self._seen = labels, class_names, seen
-        if self._path.exists():
-            text = self._path.read_text()
-            self._path.write_text(text[: text.rfind("\n") + 1])
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    folder: Path
+    labels: NDArray[np.int64]  # (n,), the classes of the test images
+    class_names: Sequence[str]  # the C classes
+    seen: NDArray[np.bool_] | None  # (n,), whether pre-training has seen each test image; None if that is unknown
+    lines: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._path = self.folder / "results.jsonl"
+        text = self._path.read_text() if self._path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._path.write_text(whole)
+        self.lines = [json.loads(line) for line in whole.splitlines()]
 
     def has(self, label_set: str, arm: str, method: str, pooling: str | None) -> bool:
         """Return whether this was measured."""
@@ -64,9 +59,9 @@ class Measurements:
             probabilities: (n, C), of the test images.
         """
         name = "-".join(str(line[key]) for key in KEY if line[key] is not None)
-        write_predictions(self._folder / "predictions" / f"{name}.parquet", self._labels, probabilities, self._seen)
-        unseen = unseen_metrics(probabilities, self._labels, self._class_names, self._seen)
-        line = line | scores_of(probabilities, self._labels, self._class_names)
+        write_predictions(self.folder / "predictions" / f"{name}.parquet", self.labels, probabilities, self.seen)
+        unseen = unseen_metrics(probabilities, self.labels, self.class_names, self.seen)
+        line = line | scores_of(probabilities, self.labels, self.class_names)
         line |= {f"unseen_{key}": unseen[f"test_unseen/{key}"] for key in ("accuracy", "f1") if len(unseen) > 1}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -83,20 +83,15 @@ def label_sets(config: FewLabelsConfig, split: Split, method: str) -> list[Label
     """
     if config.protocol == "folds":
         num_folds = NUM_FOLDS if split.folds is None else len(split.folds)
-        return [
-            LabelSet(f"fold-{fold}", None, fold, dataclasses.replace(config.data, fold=fold))
-            for fold in range(num_folds)
-        ]
-    return [
-        LabelSet(
-            f"budget-{fraction:g}-draw-{draw}",
-            fraction,
-            draw,
-            dataclasses.replace(config.data, label_fraction=fraction, label_seed=draw if fraction < 1 else 0),
-        )
-        for fraction in BUDGETS
-        for draw in range(config.draws if fraction < 1 or method == "finetune" else 1)
-    ]
+        folds = {fold: dataclasses.replace(config.data, fold=fold) for fold in range(num_folds)}
+        return [LabelSet(f"fold-{fold}", None, fold, data) for fold, data in folds.items()]
+    sets = []
+    for fraction in BUDGETS:
+        for draw in range(config.draws if fraction < 1 or method == "finetune" else 1):
+            seed = draw if fraction < 1 else 0
+            data = dataclasses.replace(config.data, label_fraction=fraction, label_seed=seed)
+            sets.append(LabelSet(f"budget-{fraction:g}-draw-{draw}", fraction, draw, data))
+    return sets
 
 
 def describe_set(label_set: LabelSet, split: Split) -> dict[str, Any]:
@@ -108,7 +103,7 @@ def describe_set(label_set: LabelSet, split: Split) -> dict[str, Any]:
 def describe_protocol(config: FewLabelsConfig, split: Split) -> str:
     """Return a line for every output: what the labels are, and whether the protocol is official."""
     if config.protocol == "budgets":
-        parts = ", ".join(f"{100 * fraction:g}" for fraction in BUDGETS)
+        parts = ", ".join(f"{100 * part:g}" for part in BUDGETS)
         return (
             f"UNOFFICIAL label budgets: {parts} % of the labels, drawn by class with fixed seeds, two a class at least"
         )

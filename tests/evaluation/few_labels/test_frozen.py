@@ -78,7 +78,7 @@ def test_a_probe_learns_from_the_rows_of_the_set_alone_and_is_scored_on_all_test
     features, test_labels = drawn()
     results = Measurements(tmp_path, test_labels, ("a", "b", "c"), None)
     rows = np.arange(0, 201, 2)  # among them 100, whose image is not there
-    measure_probe(results, {**LINE, "method": "linear"}, features, rows, 3)
+    measure_probe(results, {**LINE, "method": "linear"}, features, rows)
     chosen = np.flatnonzero(features.rows % 2 == 0)
     for line in results.lines:
         x, test = features.train[line["pooling"]], features.test[line["pooling"]]
@@ -98,8 +98,8 @@ def test_a_pooling_that_is_measured_is_not_measured_again(tmp_path: Path):
     results = Measurements(tmp_path, test_labels, ("a", "b", "c"), None)
     wrong = np.eye(3)[(test_labels + 1) % 3]
     results.add({**LINE, "method": "knn", "pooling": "cls"}, wrong)
-    measure_probe(results, {**LINE, "method": "knn"}, features, np.arange(201), 3)
-    measure_probe(results, {**LINE, "method": "knn"}, features, np.arange(201), 3)
+    measure_probe(results, {**LINE, "method": "knn"}, features, np.arange(201))
+    measure_probe(results, {**LINE, "method": "knn"}, features, np.arange(201))
     assert [(line["pooling"], line["accuracy"] > 0) for line in results.lines] == [("cls", False), ("mean", True)]
 
 
