@@ -1,39 +1,33 @@
 """Features as a map in two dimensions, by t-SNE or UMAP, and how far its neighbourhoods can be trusted.
 
-Maps are float32 (n, 2) of features (n, D), n and D at least 3, and the same for the same seed.
+Maps are float32 (n, 2) of features (n, D) that pass `check_features`, and the same for the same seed.
 """
 
 import numpy as np
-from sklearn.manifold import TSNE
-from sklearn.manifold import trustworthiness as sklearn_trustworthiness
+from sklearn import manifold
 
 
 def tsne(features: np.ndarray, seed: int) -> np.ndarray:
     """Return the t-SNE map of features, started from their principal components.
 
-    Raises:
-        ValueError: as `check_features`.
-
     Source: van der Maaten and Hinton 2008, Visualizing Data using t-SNE.
     """
-    check_features(features)
     # The perplexity counts effective neighbours; sklearn's default of 30 means little among fewer than 90 images.
     perplexity = min(30.0, (len(features) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(features)
+    method = manifold.TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
+    return method.fit_transform(features)
 
 
 def umap(features: np.ndarray, seed: int) -> np.ndarray:
     """Return the UMAP map of features, with the library's default of 15 neighbours.
 
     Raises:
-        ValueError: as `check_features`.
         ImportError: umap-learn is not installed (the extra `umap`).
 
     Source: McInnes, Healy and Melville 2018, arXiv 1802.03426.
     """
     from umap import UMAP  # optional, and compiles for seconds
 
-    check_features(features)
     # Only one thread gives the same map for the same seed. Few images have no spectral start.
     start = "spectral" if len(features) > 15 else "random"
     model = UMAP(n_neighbors=min(15, len(features) - 1), init=start, random_state=seed, n_jobs=1)
@@ -56,4 +50,4 @@ def trustworthiness(features: np.ndarray, points: np.ndarray) -> float:
 
     Source: Venna and Kaski 2001, Neighborhood preservation in nonlinear projection methods.
     """
-    return float(sklearn_trustworthiness(features, points, n_neighbors=min(5, (len(features) - 1) // 2)))
+    return float(manifold.trustworthiness(features, points, n_neighbors=min(5, (len(features) - 1) // 2)))

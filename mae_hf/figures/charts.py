@@ -97,7 +97,8 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
     down, across = (1, len(matrices)) if len(matrices) * width + 1 <= _MAX_WIDTH else (len(matrices), 1)
     figure = Figure(figsize=(across * width + 1, down * height + 0.5), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
-    ticks = range(0, num_classes, math.ceil(num_classes / 50))
+    ticks = range(num_classes)[:: math.ceil(num_classes / 50)]
+    labels = [names[tick] for tick in ticks]
     for panel, (name, counts) in zip(panels, matrices.items(), strict=True):
         matrix = np.asarray(counts)
         parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -106,8 +107,8 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
             for (row, column), count in np.ndenumerate(matrix):
                 color = "white" if parts[row, column] > 0.5 else "0.15"
                 panel.text(column, row, str(count) if count else "", ha="center", va="center", color=color, fontsize=7)
-        panel.set_xticks(ticks, [names[tick] for tick in ticks], rotation=90, fontsize=8)
-        panel.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=8)
+        panel.set_xticks(ticks, labels, rotation=90, fontsize=8)
+        panel.set_yticks(ticks, labels, fontsize=8)
         panel.set_title(name, fontsize=10)
         panel.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(shading, ax=list(panels), label="share of the true class", shrink=0.8)

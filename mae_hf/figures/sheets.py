@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 Images = NDArray[np.uint8]  # (n, H, W, 3)
@@ -84,20 +84,15 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
     figure = Figure(figsize=size, layout="constrained")
     blocks = figure.subfigures(1, len(mistakes), wspace=0.06, squeeze=False)[0]
     for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=True):
-        _draw_mistakes(block, images, texts, num_rows)
+        panels = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
+        for panel, image, text in zip(panels, images, texts, strict=False):
+            _show(panel, image)
+            panel.set_xlabel(text, fontsize=7, linespacing=1.15)
+        for panel in panels[len(images) :]:
+            panel.set_axis_off()
         block.suptitle(arm if len(images) else f"{arm}: no mistakes", fontsize=11)
     figure.suptitle(title, fontsize=12)
     return figure
-
-
-def _draw_mistakes(block: SubFigure, images: Images, texts: Sequence[str], num_rows: int) -> None:
-    panels = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
-    for panel in panels:
-        panel.set_axis_off()
-    for panel, image, text in zip(panels, images, texts, strict=False):
-        panel.set_axis_on()
-        _show(panel, image)
-        panel.set_xlabel(text, fontsize=7, linespacing=1.15)
 
 
 def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDArray[Any]], title: str) -> Figure:
@@ -129,12 +124,9 @@ def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDAr
 
 def _strip(images: Images) -> Images:
     """Return the images beside each other with white gaps, uint8 (H, ..., 3)."""
-    n, height, width, _ = images.shape
-    gap = max(1, width // 16)
-    strip = np.full((height, n * (width + gap) - gap, 3), 255, np.uint8)
-    for column, image in enumerate(images):
-        strip[:, column * (width + gap) : column * (width + gap) + width] = image
-    return strip
+    gap = max(1, images.shape[2] // 16)
+    padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)[:, :-gap]
 
 
 def _show(panel: Axes, image: Images) -> None:

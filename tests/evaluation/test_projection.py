@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mae_hf.evaluation.projection import trustworthiness, tsne, umap
+from mae_hf.evaluation.projection import check_features, trustworthiness, tsne, umap
 
 
 def groups(n_each: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def test_umap_keeps_groups_together_and_is_the_same_for_the_same_seed():
 @pytest.mark.parametrize("shape", [(2, 6), (20, 2)])
 def test_too_little_to_map_is_said(shape):
     with pytest.raises(ValueError, match="at least 3 images and 3 features"):
-        tsne(np.zeros(shape), 0)
+        check_features(np.zeros(shape))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -54,12 +54,12 @@ def test_features_that_are_not_finite_are_counted(bad):
     features, _ = groups()
     features[3, 4] = features[5, 6] = bad
     with pytest.raises(ValueError, match=r"^2 of 720 features are not finite: the encoder's weights are"):
-        tsne(features, 0)
+        check_features(features)
 
 
 def test_an_encoder_that_tells_nothing_apart_is_said():
     with pytest.raises(ValueError, match="the features of all images are equal"):
-        tsne(np.ones((20, 6)), 0)
+        check_features(np.ones((20, 6)))
 
 
 def test_trustworthiness_equals_its_definition_and_tells_a_map_from_noise():

@@ -113,7 +113,7 @@ def summarize(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for line in lines:
         groups.setdefault(tuple(line[key] for key in GROUP), []).append(line)
     rows = []
-    for key, members in sorted(groups.items(), key=lambda item: tuple(str(part) for part in item[0][1:])):
+    for key, members in sorted(groups.items(), key=lambda item: (item[0][0] or 0.0, *map(str, item[0][1:]))):
         row = dict(zip(GROUP, key, strict=True))
         row |= {"n": len(members), "num_labels": statistics.fmean(member["num_labels"] for member in members)}
         for name in (name for name in SCORES if all(name in member for member in members)):
@@ -121,7 +121,7 @@ def summarize(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             row[f"{name}_mean"] = statistics.fmean(values)
             row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         rows.append(row)
-    return sorted(rows, key=lambda row: row["fraction"] or 0.0)
+    return rows
 
 
 def summary_text(rows: Sequence[dict[str, Any]]) -> str:
