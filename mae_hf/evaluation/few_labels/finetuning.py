@@ -28,15 +28,7 @@ Start = Callable[[FinetuneConfig, Path], None]
 _STOPPED = [128 + number for number in (*TERMINATING, signal.SIGINT)]
 
 
-def finetune_config(
-    recipe: FinetuneConfig,
-    label_set: LabelSet,
-    init: str,
-    shape: dict[str, Any],
-    num_train_images: int,
-    min_steps: int,
-    folder: Path,
-) -> FinetuneConfig:
+def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet, num_train_images: int, min_steps: int) -> FinetuneConfig:
     """Return the recipe for one label set: its data, a batch that it can fill, and enough optimizer steps.
 
     Where the labels would give fewer than `min_steps` steps, epochs and the intervals between evaluations and
@@ -44,10 +36,9 @@ def finetune_config(
 
     Args:
         recipe: everything else.
-        init: an encoder, or `scratch`.
-        shape: the encoder's architecture, fields of `EncoderConfig`.
-        num_train_images: images of the set that are trained on; the others are for validation.
-        folder: the run folder.
+        label_set: the labels, some of which are for validation.
+        num_train_images: images of the set that are trained on.
+        min_steps: the fewest optimizer steps.
     """
     batch_size = min(recipe.train.batch_size, num_train_images)
     planned = recipe.train.epochs * (num_train_images // batch_size)
@@ -61,8 +52,7 @@ def finetune_config(
         trackers=(),
         **{name: getattr(recipe.train, name) * factor for name in durations},
     )
-    model = dataclasses.replace(recipe.model, init=init, **shape)
-    return FinetuneConfig(label_set.data, model, recipe.augment, train, HubConfig(), str(folder))
+    return dataclasses.replace(recipe, data=label_set.data, train=train, hub=HubConfig())
 
 
 def describe_recipe(recipe: FinetuneConfig, min_steps: int) -> dict[str, str]:
@@ -84,9 +74,10 @@ def plan_finetunings(
 
     Args:
         config: output folder and number of steps.
-        recipe, shape: as for `finetune_config`.
+        recipe: what the runs have in common.
         sets: the label sets.
         inits: arm -> an encoder, or `scratch`.
+        shape: the encoder's architecture, fields of `EncoderConfig`.
 
     Returns:
         (arm, name of the label set) -> the run.
@@ -97,9 +88,11 @@ def plan_finetunings(
     runs = {}
     for label_set in sets:
         train = load_labelled_images(label_set.data, shape["image_size"], roles=("train",))["train"]
+        adapted = adapt_recipe(recipe, label_set, len(train), config.min_steps)
         for arm, init in inits.items():
+            model = dataclasses.replace(recipe.model, init=init, **shape)
             folder = Path(config.output_dir) / "runs" / f"{label_set.name}-{arm}"
-            run = finetune_config(recipe, label_set, init, shape, len(train), config.min_steps, folder)
+            run = dataclasses.replace(adapted, model=model, output_dir=str(folder))
             inspect_run(run)
             runs[arm, label_set.name] = run
     return runs

@@ -19,8 +19,8 @@ from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError, RunError, RunStopped
 from mae_hf.evaluation.few_labels.finetuning import (
+    adapt_recipe,
     describe_recipe,
-    finetune_config,
     measure_finetuning,
     plan_finetunings,
     run_finetuning,
@@ -39,8 +39,8 @@ def never(config: FinetuneConfig, log: Path) -> None:
     raise AssertionError("nothing is left to do")
 
 
-def test_few_images_get_a_smaller_batch_and_more_epochs(tmp_path: Path):
-    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "run")
+def test_few_images_get_a_smaller_batch_and_more_epochs():
+    config = adapt_recipe(RECIPE, SET, 20, 200)
     # 20 images: a batch of 20, one step an epoch, 40 steps planned, so five times as long
     assert (config.train.batch_size, config.train.per_device_batch_size) == (20, None)
     durations = (config.train.epochs, config.train.eval_every_epochs)
@@ -49,15 +49,10 @@ def test_few_images_get_a_smaller_batch_and_more_epochs(tmp_path: Path):
     assert config.train.seed == 9
     assert config.data == SET.data
     assert config.train.trackers == () and not config.hub.push
-    assert (config.model.init, config.model.patch_size, config.model.drop_path) == (
-        "scratch",
-        8,
-        RECIPE.model.drop_path,
-    )
 
 
-def test_enough_images_keep_the_recipe(tmp_path: Path):
-    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 240, 200, tmp_path / "run")
+def test_enough_images_keep_the_recipe():
+    config = adapt_recipe(RECIPE, SET, 240, 200)
     assert (config.train.batch_size, config.train.per_device_batch_size, config.train.epochs) == (48, 24, 40)
     assert config.train.eval_every_epochs == 2
 
@@ -87,6 +82,7 @@ def test_folders_with_a_different_config_are_found_before_the_first_run_starts(t
     assert len(runs) == 2 * 5 and not list(tmp_path.iterdir())
     last = runs["scratch", "budget-1-draw-0"]
     assert (last.model.init, last.train.batch_size, last.data.label_fraction) == ("scratch", 48, 1)
+    assert (last.model.patch_size, last.model.drop_path) == (8, RECIPE.model.drop_path)
     assert runs["model", "budget-0.1-draw-0"].train.batch_size == 20  # 3 labels a class, one of them for validation
     Path(last.output_dir).mkdir(parents=True)
     changed = dataclasses.replace(last, train=dataclasses.replace(last.train, seed=99))
@@ -147,7 +143,7 @@ def start_of(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 def test_a_failed_run_is_named_with_its_last_line_and_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = "log.write_text(f'{config.output_dir}\\nerror: no such thing\\n')\nsys.exit(1)"
-    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "budget-0.1-model")
+    config = dataclasses.replace(RECIPE, output_dir=str(tmp_path / "runs" / "budget-0.1-model"))
     with pytest.raises(
         RunError, match=r"runs/budget-0\.1-model failed \(error: no such thing\): see .*/budget-0\.1-model\.log"
     ):
@@ -166,7 +162,7 @@ def test_a_signal_waits_for_the_fine_tuning_to_save(tmp_path: Path, number: int,
         f"{'os.kill(os.getpid(), signal.SIGINT)' if number == signal.SIGINT else ''}\n"
         "time.sleep(60)"
     )
-    config = finetune_config(RECIPE, SET, "scratch", SHAPE, 20, 200, tmp_path / "runs" / "x")
+    config = dataclasses.replace(RECIPE, output_dir=str(tmp_path / "runs" / "x"))
     before = signal.getsignal(number)
     with pytest.raises(RunStopped, match=r"the fine-tuning .*runs/x is saved") as stopped:
         run_finetuning(start_of(code, tmp_path, monkeypatch), config)
