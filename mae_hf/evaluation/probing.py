@@ -100,7 +100,7 @@ def rankme(features: np.ndarray) -> float:
 
     Source: Garrido et al. 2023 (arXiv 2210.02885), equations 1 and 2.
     """
-    _check(features)
+    _check_features(features)
     values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
     parts = values / values.sum() + 1e-7
     return float(np.exp(-(parts * np.log(parts)).sum()))
@@ -116,7 +116,7 @@ def participation_ratio(features: np.ndarray) -> float:
 
     Source: Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement (bioRxiv 214262).
     """
-    _check(features)
+    _check_features(features)
     centred = np.asarray(features, np.float64)
     centred = centred - centred.mean(axis=0)
     covariance = centred.T @ centred
@@ -124,7 +124,7 @@ def participation_ratio(features: np.ndarray) -> float:
     return float(np.trace(covariance) ** 2 / squares) if squares else 0.0
 
 
-def _check(features: np.ndarray) -> None:
+def _check_features(features: np.ndarray) -> None:
     check_finite(features=features)
     require(
         bool(features.any()),

@@ -34,12 +34,9 @@ class Interval:
 
 
 def percentile_interval(resampled: Floats) -> Interval | None:
-    """Return the percentile interval of resampled numbers.
+    """Return the percentile interval of the number in each resample, (B,).
 
     Resamples that are all alike give None: an interval of width 0 would claim a certainty that few images do not have.
-
-    Args:
-        resampled: (B,), the number in each resample.
     """
     if np.ptp(resampled) < 1e-12:
         return None
@@ -67,9 +64,6 @@ def resample_arms(arms: Sequence[Candidates]) -> list[Resampled]:
     """Repeat the measurement on resampled images: choose each arm's recipe on validation images, then test it.
 
     All arms and recipes see the same resampled images. Recipes that tie on validation are chosen at random.
-
-    Args:
-        arms: each arm's recipes, on the same validation and test images.
     """
     generator = np.random.default_rng(_SEED)
     test = _resampled_means(np.concatenate([arm.test for arm in arms]), generator)
@@ -107,9 +101,7 @@ class McNemar:
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     """Test the images that only one of two classifiers has right against a fair coin (McNemar 1947).
 
-    Args:
-        first: (n,), whether the first classifier is right on each image.
-        second: (n,), the second, on the same images.
+    Both arguments say whether a classifier is right on each of the same images, (n,).
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
@@ -159,12 +151,7 @@ class Welch:
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
     """Test whether two arms' means differ by more than their independent runs do (Welch 1947).
 
-    Args:
-        first: a number of each independent run of one arm.
-        second: of the other arm.
-
-    Returns:
-        The test, or None where an arm has a single run or neither arm varies.
+    Each arm has a number for each independent run. The test is None where an arm has a single run or neither varies.
     """
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return None
