@@ -16,7 +16,6 @@ OUTPUT receives results.jsonl (one line for each setting, failures too), table.m
 """
 
 import json
-import statistics
 import sys
 import time
 import traceback
@@ -59,7 +58,7 @@ from mae_hf.tracking import RunLog, environment, inspect_run
 from mae_hf.training import batch_sampler, gradients, train, update
 
 PRESET = "configs/pretrain/stl10_tiny.yaml"
-WARMUP, SAVE_EVERY_STEPS, PROBE_ROUNDS = 0.05, 100, 7
+WARMUP, SAVE_EVERY_STEPS, PROBE_ROUNDS = 0.05, 100, 15
 STRENGTH = 0.01  # of the logistic regression; one value for all settings
 CONTRAST_TEMPERATURE, PROJECTION = 0.1, 128
 
@@ -76,6 +75,7 @@ class Setting:
         crops: masked crops of each image in a batch.
         invariance: weight of 1 - cosine between the CLS outputs of two crops of an image.
         contrast: weight of InfoNCE between two crops, through a small projector (CAN, 2210.16870).
+        cost_as: setting with the same work in a step, whose measured cost counts; empty measures this one.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Setting:
     crops: int = 1
     invariance: float = 0.0
     contrast: float = 0.0
+    cost_as: str = ""
 
 
 NORM = "--model.norm_pix_loss=true --model.loss=mse"
@@ -102,14 +103,16 @@ SETTINGS = (
     Setting("base, 12 layers", f"{BASE} --model.num_hidden_layers=12", uniformity=0.01),
     Setting("base, local mean removed", f"--model.loss=mse {HALF}", uniformity=0.01, local_mean=8),
     Setting("base, patch 8, 8 layers", f"{BASE} {PATCH8} --model.num_hidden_layers=8", uniformity=0.01),
-    Setting("base, twice the rate", f"{NORM} --train.batch_size=64 --train.base_lr=5.6e-3", uniformity=0.01),
+    Setting(
+        "base, twice the rate", f"{NORM} --train.batch_size=64 --train.base_lr=5.6e-3", uniformity=0.01, cost_as="base"
+    ),
     Setting("two crops, invariance 0.1, U-MAE 0.1", f"{NORM} {PAIR}", uniformity=0.1, crops=2, invariance=0.1),
-    Setting("base, U-MAE 0.1", BASE, uniformity=0.1),
+    Setting("base, U-MAE 0.1", BASE, uniformity=0.1, cost_as="base"),
     Setting("base, decode_ratio 0.5", f"{BASE} --model.decode_ratio=0.5", uniformity=0.01),
     Setting("base, batch 128", NORM, uniformity=0.01),
     Setting("base, 256 wide", f"{BASE} {WIDER}", uniformity=0.01),
-    Setting("base, no U-MAE", BASE),
-    Setting("base, seed 1", f"{BASE} --train.seed=1", uniformity=0.01),
+    Setting("base, no U-MAE", BASE, cost_as="base"),
+    Setting("base, seed 1", f"{BASE} --train.seed=1", uniformity=0.01, cost_as="base"),
 )
 """`base`: normalised patches, MSE, U-MAE 0.01, batch 64, peak rate 7e-4; 192 wide, 6 layers, patch 12."""
 
@@ -214,20 +217,21 @@ def cosines_of(features: Tensor) -> Tensor:
 
 
 def measure_costs(output: Path, settings: list[Setting], images: ImageSet, data: DataConfig) -> dict[str, float]:
-    """Return the CPU seconds of a step of each setting; measure the missing ones in turns with the reference."""
+    """Return the CPU seconds of a step of each setting; measure the missing ones in turns with the reference.
+
+    A setting's cost is the quiet reference's seconds times the median ratio to the reference within a round.
+    """
     file = output / "costs.json"
     costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    missing = [setting for setting in settings if setting.name not in costs]
+    missing = {setting.cost_as or setting.name for setting in settings} - costs.keys()
     if missing:
-        chosen = [REFERENCE, *(setting for setting in missing if setting != REFERENCE)]
-        trials = {setting.name: Trial(setting, images, output / "cost", data, 100) for setting in chosen}
-        seconds: dict[str, list[float]] = {name: [] for name in trials}
-        for index in range(PROBE_ROUNDS + 2):  # the first two rounds warm up
-            for name, trial in trials.items():
-                seconds[name].append(trial.step(index))
-        medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
-        quiet = costs.setdefault(REFERENCE.name, medians[REFERENCE.name])
-        costs |= {name: quiet * median / medians[REFERENCE.name] for name, median in medians.items()}
+        chosen = [setting for setting in SETTINGS if setting == REFERENCE or setting.name in missing]
+        trials = [Trial(setting, images, output / "cost", data, 100) for setting in chosen]
+        rounds = [[trial.step(index) for trial in trials] for index in range(PROBE_ROUNDS + 2)]
+        seconds = np.array(rounds[2:])  # the first two warm up
+        quiet = costs.setdefault(REFERENCE.name, float(np.median(seconds[:, 0])))
+        ratios = np.median(seconds / seconds[:, :1], axis=0)
+        costs |= {setting.name: quiet * float(ratio) for setting, ratio in zip(chosen, ratios, strict=True)}
         file.write_text(json.dumps(costs, indent=2) + "\n")
     return costs
 
@@ -326,9 +330,10 @@ def main() -> None:
         if any(line["name"] == setting.name and line["minutes"] == minutes for line in done):
             continue
         folder = output / folder_name(setting.name, minutes)
-        steps = round(60 * minutes / costs[setting.name])
+        cost = costs[setting.cost_as or setting.name]
+        steps = round(60 * minutes / cost)
         line: dict[str, Any] = asdict(setting) | {"minutes": minutes, "steps": steps, "images": 0}
-        line |= {"seconds_per_step": costs[setting.name], "num_duplicates_left_out": audit["num_copies"]}
+        line |= {"seconds_per_step": cost, "num_duplicates_left_out": audit["num_copies"]}
         try:
             trial = run(setting, folder, steps, images, held_out, data)
             right = probe(trial, train_images, data)
