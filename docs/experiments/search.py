@@ -19,7 +19,7 @@ import json
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from mae_hf.data.images import (
     load_test_images,
 )
 from mae_hf.data.seen import audit_pretraining, describe_audit
-from mae_hf.evaluation.inference import extract_features, held_out_loss
+from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.probes import Labelled, knn_probabilities
 from mae_hf.machine import attention_for, use_cpu_well
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
@@ -61,6 +61,7 @@ PRESET = "configs/pretrain/stl10_tiny.yaml"
 WARMUP, SAVE_EVERY_STEPS, PROBE_ROUNDS = 0.05, 100, 15
 STRENGTH = 0.01  # of the logistic regression; one value for all settings
 CONTRAST_TEMPERATURE, PROJECTION = 0.1, 128
+PROBES = ("knn cls", "knn mean", "linear cls", "linear mean")
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,10 @@ class Trial:
         words = [f"--config={PRESET}", f"--output_dir={folder}", *setting.words.split()]
         words.append(f"--data.source={json.dumps(data.source)}")
         config = cli.parse(PretrainConfig, words, prog="search")
-        steps_per_epoch = len(images) // config.train.batch_size
-        epochs = steps / steps_per_epoch
-        words += [f"--train.epochs={epochs}", f"--train.warmup_epochs={WARMUP * epochs}"]
-        words += [
-            f"--train.eval_every_epochs={epochs}",
-            f"--train.save_every_epochs={SAVE_EVERY_STEPS / steps_per_epoch}",
-        ]
-        self.config = cli.parse(PretrainConfig, words, prog="search")
+        epoch = len(images) // config.train.batch_size  # in steps
+        epochs = {"epochs": steps / epoch, "warmup_epochs": WARMUP * steps / epoch, "eval_every_epochs": steps / epoch}
+        schedule = replace(config.train, **epochs, save_every_epochs=SAVE_EVERY_STEPS / epoch)
+        self.config = replace(config, train=schedule)
         self.plan = self.config.train.plan(len(images), 1)
         set_seed(self.config.train.seed)
         self.model = build_mae(self.config.model, attention_for(self.accelerator))
@@ -236,17 +233,13 @@ def measure_costs(output: Path, settings: list[Setting], images: ImageSet, data:
     return costs
 
 
-def run(setting: Setting, folder: Path, steps: int, images: ImageSet, held_out: ImageSet, data: DataConfig) -> Trial:
+def run(setting: Setting, folder: Path, steps: int, images: ImageSet, data: DataConfig) -> Trial:
     """Train a setting to its last step, from its last checkpoint if it has one."""
     trial = Trial(setting, images, folder, data, steps)
     inspect_run(trial.config)
     checkpoints = Checkpoints(folder / "checkpoints", 2)
     state: TrainState = checkpoints.resume(trial.accelerator)
     print(f"{setting.name}: step {state.step} of {steps}, {time.strftime('%H:%M')}", flush=True)
-
-    def evaluate(step: int) -> dict[str, float]:
-        patches = trial.config.model.num_patches
-        return {"eval/loss": held_out_loss(trial.accelerator, trial.prepared, held_out, data, patches, 256)}
 
     facts = {"data_fingerprint": images.fingerprint}
     train(
@@ -258,7 +251,7 @@ def run(setting: Setting, folder: Path, steps: int, images: ImageSet, held_out: 
         state=state,
         sampler=trial.sampler,
         loss_of=trial.loss_of,
-        evaluate=evaluate,
+        evaluate=lambda step: {},  # losses of different targets cannot be compared
         log=RunLog(trial.accelerator, trial.config, state.step, facts),
         checkpoints=checkpoints,
     )
@@ -284,29 +277,29 @@ def probe(trial: Trial, images: ImageSet, data: DataConfig) -> dict[str, np.ndar
 
 def write_table(output: Path) -> None:
     """Write table.md: accuracy in per cent, and the difference to the reference with its paired standard error."""
-    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    columns = ("knn cls", "knn mean", "linear cls", "linear mean")
-    text = "| setting | minutes | steps | images (1,000) | " + " | ".join(columns) + " |\n" + "|---" * 8 + "|\n"
-    for line in lines:
-        cells = [line["name"], f"{line['minutes']:g}", line["steps"], round(line["images"] / 1000)]
-        base = output / folder_name(REFERENCE.name, line["minutes"]) / "right.npz"
-        if "error" in line:
-            cells += [line["error"], "", "", ""]
-        else:
-            right = np.load(output / folder_name(line["name"], line["minutes"]) / "right.npz")
-            for column in columns:
-                cell = f"{100 * right[column].mean():.1f}"
-                if base.exists() and line["name"] != REFERENCE.name:
-                    gain = right[column].astype(float) - np.load(base)[column]
-                    cell += f" ({100 * gain.mean():+.1f} ± {100 * gain.std() / len(gain) ** 0.5:.1f})"
-                cells.append(cell)
-        text += "| " + " | ".join(map(str, cells)) + " |\n"
+    text = f"| setting | minutes | steps | images | {' | '.join(PROBES)} |\n{'|---' * (4 + len(PROBES))}|\n"
+    for line in read_lines(output / "results.jsonl"):
+        name, minutes = line["name"], line["minutes"]
+        base, right = (run_folder(output, row, minutes) / "right.npz" for row in (REFERENCE.name, name))
+        cells = [name, f"{minutes:g}", f"{line['steps']:,}", f"{line['images']:,}", line.get("error", "")]
+        for column in PROBES if right.exists() else ():
+            values = np.load(right)[column].astype(float)
+            cells.append(f"{100 * values.mean():.1f}")
+            if base.exists() and base != right:
+                gain = values - np.load(base)[column]
+                cells[-1] += f" ({100 * gain.mean():+.1f} ± {100 * gain.std() / len(gain) ** 0.5:.1f})"
+        text += f"| {' | '.join(filter(None, cells))} |\n"
     (output / "table.md").write_text(text)
 
 
-def folder_name(name: str, minutes: float) -> str:
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines; none where it is missing."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run_folder(output: Path, name: str, minutes: float) -> Path:
     """Return the run folder of a setting."""
-    return "".join(c if c.isalnum() or c == "." else "-" for c in f"{name} {minutes:g} minutes")
+    return output / "".join(c if c.isalnum() or c == "." else "-" for c in f"{name} {minutes:g} minutes")
 
 
 def main() -> None:
@@ -326,19 +319,19 @@ def main() -> None:
     costs = measure_costs(output, settings, images, data)
 
     for setting in settings:
-        done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        if any(line["name"] == setting.name and line["minutes"] == minutes for line in done):
+        if any((line["name"], line["minutes"]) == (setting.name, minutes) for line in read_lines(results)):
             continue
-        folder = output / folder_name(setting.name, minutes)
+        folder = run_folder(output, setting.name, minutes)
         cost = costs[setting.cost_as or setting.name]
         steps = round(60 * minutes / cost)
         line: dict[str, Any] = asdict(setting) | {"minutes": minutes, "steps": steps, "images": 0}
         line |= {"seconds_per_step": cost, "num_duplicates_left_out": audit["num_copies"]}
         try:
-            trial = run(setting, folder, steps, images, held_out, data)
+            trial = run(setting, folder, steps, images, data)
             right = probe(trial, train_images, data)
             np.savez(folder / "right.npz", **right)
-            line |= {"images": steps * trial.config.train.batch_size} | environment(trial.accelerator)
+            line |= {"images": steps * trial.config.train.batch_size}
+            line |= {key: environment(trial.accelerator)[key] for key in ("git_commit", "device", "mixed_precision")}
             line |= {column: round(100 * float(values.mean()), 2) for column, values in right.items()}
         except RunStopped:
             raise
