@@ -15,7 +15,8 @@ from mae_hf.data.dataset import (
     load_probe_images,
 )
 from mae_hf.data.stream.notes import describe_notes, read_notes
-from mae_hf.data.stream.reader import Stream, StreamedImages, load_stream
+from mae_hf.data.stream.reader import StreamedImages, load_stream
+from mae_hf.data.stream.shards import Stream
 from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
 from mae_hf.evaluation.reconstruction import save_reconstructions

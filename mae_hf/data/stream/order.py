@@ -11,13 +11,16 @@ K shards, n images of a window.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.train import Plan
 from mae_hf.data.random import permutation
+from mae_hf.data.stream.shards import Stream
 from mae_hf.errors import require
 
 
@@ -43,51 +46,36 @@ class StreamSampler:
     when it is read. As with `BatchSampler`, a batch is the same set of images on any number of processes.
 
     Args:
-        lengths: images of each shard, (K,).
-        first: the images before this one are held out.
-        batch_size: images per optimizer step, over all processes and micro-batches together. The config makes sure that
-            it is a multiple of their number and of `num_readers`, and not above the number of images.
-        seed: seed of the order.
-        num_readers: parts of an epoch that are read at once.
-        buffer_size: images of all windows that are in use at once.
-        num_processes: processes that share the batch.
+        stream: the shards, and how many images are held out.
+        config: size of the batch, seed, parts of an epoch that are read at once, images that are shuffled together.
+        plan: number of processes and micro-batches.
         process_index: this process, from 0.
-        accumulation_steps: micro-batches per process and optimizer step.
 
     Raises:
         ConfigError: the readers cannot be divided evenly among the processes.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        first: int,
-        batch_size: int,
-        seed: int,
-        num_readers: int,
-        buffer_size: int,
-        num_processes: int = 1,
-        process_index: int = 0,
-        accumulation_steps: int = 1,
-    ) -> None:
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._begin = np.maximum(starts[:-1], first)  # rows (K,) at which each shard's part in training begins
+    def __init__(self, stream: Stream, config: PretrainConfig, plan: Plan, process_index: int) -> None:
+        batch_size, num_readers = config.train.batch_size, config.data.stream_readers
+        starts = np.concatenate([[0], np.cumsum(stream.lengths)])
+        # rows (K,) at which each shard's part in training begins
+        self._begin = np.maximum(starts[:-1], stream.num_held_out)
         self._skipped = self._begin - starts[:-1]
         self._lengths = np.maximum(starts[1:] - self._begin, 0)
         self.num_images = int(self._lengths.sum())
         require(
-            num_readers % num_processes == 0,
-            f"stream_readers {num_readers} cannot be divided among {num_processes} processes: choose a multiple of "
-            f"{num_processes} (--data.stream_readers)",
+            num_readers % plan.num_processes == 0,
+            f"stream_readers {num_readers} cannot be divided among {plan.num_processes} processes: choose a multiple "
+            f"of {plan.num_processes} (--data.stream_readers)",
         )
-        share = num_readers // num_processes
+        share = num_readers // plan.num_processes
         self.readers = range(process_index * share, (process_index + 1) * share)
         self.batches_per_epoch = self.num_images // batch_size
-        self.accumulation_steps = accumulation_steps
-        self._seed = seed
+        self.accumulation_steps = plan.accumulation_steps
+        self._seed = config.train.seed
         self._part = self.num_images // num_readers
         self._share = batch_size // num_readers
-        self.window_size = min(max(1, buffer_size // num_readers), self._part)
+        self.window_size = min(max(1, config.data.stream_buffer // num_readers), self._part)
         # one per reader is in use at a time, two where a batch or reading ahead crosses a border
         self.window = functools.lru_cache(maxsize=4 * share)(self._window)
 

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from mae_hf.data.decode import FIX, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.data.stream.notes import StreamNotes
 from mae_hf.data.stream.order import StreamSampler, Window
-from mae_hf.data.stream.shards import Encoded, ShardReader, Shards, open_shards
+from mae_hf.data.stream.shards import Encoded, ShardReader, Stream, open_shards
 from mae_hf.errors import RunError, require
 
 TASKS_AHEAD_PER_THREAD = 4
@@ -45,26 +44,11 @@ SECONDS_TO_STOP = 5.0  # for threads that read: a preempted machine has 30
 FindDuplicate = Callable[[NDArray[np.uint8]], Mapping[str, Any] | None]
 """Recognises images (S, S, 3) that must not be seen: returns what to note about one, None for all others."""
 
+_Batch = tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]
+"""The rows of a micro-batch, and the tasks that decode their images."""
 
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """The shards to pre-train on.
-
-    Args:
-        shards: the files of every source.
-        num_held_out: images that are held out, the first of the stream.
-    """
-
-    shards: Shards
-    num_held_out: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the shards and the held-out images."""
-        return f"{self.shards.fingerprint}-{self.num_held_out}"
-
-    def __len__(self) -> int:
-        return int(self.shards.lengths.sum()) - self.num_held_out
+_Opened = tuple[Window, list[Encoded]]
+"""A window with its images in the order in which they were read."""
 
 
 def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
@@ -78,23 +62,18 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
         ConfigError: a source is wrong, or a held-out image cannot be decoded.
         RunError: a shard cannot be read.
     """
-    shards = open_shards(config)
-    num = config.stream_held_out
+    stream, num = open_shards(config), config.stream_held_out
     require(
-        num < shards.lengths.sum(),
-        f"stream_held_out {num} leaves none of the {shards.lengths.sum()} images of {', '.join(config.sources)} to "
+        num < stream.lengths.sum(),
+        f"stream_held_out {num} leaves none of the {stream.lengths.sum()} images of {', '.join(config.sources)} to "
         "train on: choose fewer (--data.stream_held_out)",
     )
-    stream = Stream(shards, num)
-    reader = ShardReader(shards, threading.Event())
+    reader = ShardReader(stream, threading.Event())
     encoded: list[Encoded] = []
-    for shard, length in enumerate(shards.lengths):
-        if len(encoded) < num:
-            encoded += reader.read(shard, 0, min(int(length), num - len(encoded)))
-    column = [{"bytes": i, "path": None} if isinstance(i, bytes) else {"bytes": None, "path": i} for i in encoded]
-    images = datasets.Dataset.from_dict(
-        {"image": column}, features=datasets.Features({"image": datasets.Image(decode=False)})
-    )
+    for shard, length in enumerate(stream.lengths):
+        encoded += reader.read(shard, 0, min(int(length), num - len(encoded)))
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    images = datasets.Dataset.from_dict({"image": encoded}, features)
     split = Split(config.sources[0], "held-out", images, None, None, stream.fingerprint)
     store = open_store(split, image_size, config)
     return stream, ImageSet([(store, np.arange(len(store.rows)))])
@@ -125,23 +104,11 @@ class StreamedImages:
         find_duplicate: FindDuplicate,
     ) -> None:
         self.device = device
-        self.sampler = StreamSampler(
-            [int(length) for length in stream.shards.lengths],
-            stream.num_held_out,
-            config.train.batch_size,
-            config.train.seed,
-            config.data.stream_readers,
-            config.data.stream_buffer,
-            num_processes=plan.num_processes,
-            process_index=process_index,
-            accumulation_steps=plan.accumulation_steps,
-        )
-        self._shards = stream.shards
-        self._image_size = config.model.image_size
-        self._on_bad_image = config.data.on_bad_image
+        self.sampler = StreamSampler(stream, config, plan, process_index)
+        self._stream = stream
+        self._config = config
         self._notes = StreamNotes(Path(config.output_dir), process_index)
         self._find_duplicate = find_duplicate
-        self._leave_out = config.audit.leave_out
         self._batches: queue.Queue[_Batch | BaseException] | None = None
 
     @contextlib.contextmanager
@@ -154,7 +121,7 @@ class StreamedImages:
         self._stopped = threading.Event()
         with ThreadPool(len(self.sampler.readers)) as pool:
             readers = {
-                reader: _Reader(self.sampler.windows(reader, first_step, end), self._shards, self._stopped, pool)
+                reader: _Reader(self.sampler.windows(reader, first_step, end), self._stream, self._stopped, pool)
                 for reader in self.sampler.readers
             }
             feeder = threading.Thread(target=self._feed, args=(first_step, end, readers), daemon=True)
@@ -179,15 +146,15 @@ class StreamedImages:
         Raises:
             RunError: a shard cannot be read, or an image cannot be decoded.
         """
-        pinned = self.device.type == "cuda"
-        images = torch.zeros((len(rows), self._image_size, self._image_size, 3), dtype=torch.uint8, pin_memory=pinned)
+        pinned, size = self.device.type == "cuda", self._config.model.image_size
+        images = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=pinned)
         if self._batches is not None:
             batch = self._batches.get()
             if isinstance(batch, BaseException):
                 raise batch
-            if not np.array_equal(batch.rows, rows):
+            if not np.array_equal(batch[0], rows):
                 raise ValueError("the batches of a stream must be taken in their order")
-            np.concatenate([task.result() for task in batch.tasks], out=images.numpy())
+            np.concatenate([task.result() for task in batch[1]], out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
     def _feed(self, step: int, end: int, readers: "Mapping[int, _Reader]") -> None:
@@ -202,12 +169,12 @@ class StreamedImages:
                 for rows in self.sampler.micro_batches(step):
                     share, start = images[start : start + len(rows)], start + len(rows)
                     parts = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
-                    self._put(_Batch(rows, [self._decoders.submit(self._decode, part) for part in parts]))
+                    self._put((rows, [self._decoders.submit(self._decode, part) for part in parts]))
                 step += 1
         except BaseException as error:  # raised again where the batch is asked for
             self._put(error)
 
-    def _put(self, batch: "_Batch | BaseException") -> None:
+    def _put(self, batch: _Batch | BaseException) -> None:
         assert self._batches is not None
         while not self._stopped.is_set():
             try:
@@ -215,58 +182,40 @@ class StreamedImages:
             except queue.Full:
                 continue
 
-    def _decode(self, images: "Sequence[tuple[_Opened, int]]") -> NDArray[np.uint8]:
-        return np.stack([self._image(opened, position) for opened, position in images])
+    def _decode(self, images: Sequence[tuple[_Opened, int]]) -> NDArray[np.uint8]:
+        return np.stack([self._image(*opened, position) for opened, position in images])
 
-    def _image(self, opened: "_Opened", position: int) -> NDArray[np.uint8]:
+    def _image(self, window: Window, encoded: Sequence[Encoded], position: int) -> NDArray[np.uint8]:
         """The image at a position of a window, or the next one that can be used."""
-        num = len(opened.encoded)
-        for index in np.roll(opened.window.order, -position):
-            row = int(opened.window.rows[index])
-            image = decode(opened.encoded[index], self._image_size)
+        for index in np.roll(window.order, -position):
+            row = int(window.rows[index])
+            image = decode(encoded[index], self._config.model.image_size)
             if isinstance(image, str):
-                if self._on_bad_image == "raise":
+                if self._config.data.on_bad_image == "raise":
                     raise RunError(
-                        f"{self._shards.where(row)} cannot be decoded ({image}): {FIX}; the same command then "
+                        f"{self._stream.where(row)} cannot be decoded ({image}): {FIX}; the same command then "
                         "resumes from the last checkpoint"
                     )
-                self._notes.add(row, self._shards.where(row), {"kind": "bad", "cause": image})
-                continue
-            duplicate = self._find_duplicate(image)
-            if duplicate is not None:
-                self._notes.add(row, self._shards.where(row), {"kind": "exact", **duplicate})
-                if self._leave_out:
-                    continue
-            return image
+                self._notes.add(row, self._stream.where(row), {"kind": "bad", "cause": image})
+            elif (duplicate := self._find_duplicate(image)) is None:
+                return image
+            else:
+                self._notes.add(row, self._stream.where(row), {"kind": "exact", **duplicate})
+                if not self._config.audit.leave_out:
+                    return image
         raise RunError(
-            f"none of the {num} images from {self._shards.where(int(opened.window.rows[0]))} on can be used, all are "
+            f"none of the {len(encoded)} images from {self._stream.where(int(window.rows[0]))} on can be used, all are "
             "broken or duplicate test or validation images: leave that shard out (--data.source), or shuffle more at a "
             "time (--data.stream_buffer)"
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """A window with its images, encoded, in the order in which they were read."""
-
-    window: Window
-    encoded: list[Encoded]
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """The rows of a micro-batch, and the tasks that decode their images."""
-
-    rows: NDArray[np.int64]
-    tasks: list[Future[NDArray[np.uint8]]]
-
-
 class _Reader:
     """The window that a reader has in use; a thread of the pool reads the next one meanwhile."""
 
-    def __init__(self, windows: Iterator[Window], shards: Shards, stopped: threading.Event, pool: ThreadPool) -> None:
+    def __init__(self, windows: Iterator[Window], stream: Stream, stopped: threading.Event, pool: ThreadPool) -> None:
         self._windows = windows
-        self._shards = ShardReader(shards, stopped)
+        self._shards = ShardReader(stream, stopped)
         self._pool = pool
         self._key: tuple[int, int] | None = None
         self._read_ahead()
@@ -292,4 +241,4 @@ class _Reader:
         encoded: list[Encoded] = []
         for shard, first, num in window.pieces:
             encoded += self._shards.read(shard, first, num)
-        return _Opened(window, encoded)
+        return window, encoded

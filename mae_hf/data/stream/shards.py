@@ -76,20 +76,25 @@ class _Tars(WebDataset):
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
-    """The files of one or several sources, in the order of their names.
+class Stream:
+    """The shards to pre-train on: the files of one or several sources, in the order of their names.
 
     Args:
         files: paths or addresses (K,).
         lengths: int64 (K,), images of each.
-        fingerprint: of the names, sizes and lengths of the files, not of their paths.
+        num_held_out: images that are held out, the first of the stream.
+        fingerprint: of the names, sizes and lengths of the files, not of their paths, and of `num_held_out`.
         openers: for each file, the function that reads its images from a given one on.
     """
 
     files: tuple[str, ...]
     lengths: NDArray[np.int64]
+    num_held_out: int
     fingerprint: str
     openers: tuple[Callable[[int], Iterator[Encoded]], ...]
+
+    def __len__(self) -> int:
+        return int(self.lengths.sum()) - self.num_held_out
 
     def where(self, row: int) -> str:
         """The name of an image in a message, from its number over all shards."""
@@ -102,12 +107,12 @@ class ShardReader:
     """Reads pieces of shards, with retries. A piece that follows the last one is read from the same connection.
 
     Args:
-        shards: the files.
+        stream: the shards.
         stopped: once it is set, the reader makes no more retries.
     """
 
-    def __init__(self, shards: Shards, stopped: threading.Event) -> None:
-        self._shards = shards
+    def __init__(self, stream: Stream, stopped: threading.Event) -> None:
+        self._stream = stream
         self._stopped = stopped
         self._position = (-1, 0)  # shard, and the image that comes next
         self._images: Iterator[Encoded] = iter(())
@@ -124,13 +129,13 @@ class ShardReader:
             at = first + len(images)
             try:
                 if self._position != (shard, at):
-                    self._images = self._shards.openers[shard](at)
+                    self._images = self._stream.openers[shard](at)
                 images.append(next(self._images))
                 self._position = (shard, at + 1)
                 pauses = iter(PAUSES)
             except StopIteration:
                 raise RunError(
-                    f"{self._shards.files[shard]} ends after {at} images, {self._shards.lengths[shard]} were counted: "
+                    f"{self._stream.files[shard]} ends after {at} images, {self._stream.lengths[shard]} were counted: "
                     "restore the file, or start a new run in another --output_dir"
                 ) from None
             except Exception as error:  # of the HTTP libraries, the Hub's, pyarrow's, tarfile's
@@ -138,13 +143,13 @@ class ShardReader:
                 pause = next(pauses, None)
                 if pause is None or self._stopped.wait(pause):
                     raise RunError(
-                        f"{self._shards.files[shard]} cannot be read from image {at} on ({_cause(error)}), after "
+                        f"{self._stream.files[shard]} cannot be read from image {at} on ({_cause(error)}), after "
                         f"{len(PAUSES)} retries: once it can be read, the same command resumes from the last checkpoint"
                     ) from error
         return images
 
 
-def open_shards(config: DataConfig) -> Shards:
+def open_shards(config: DataConfig) -> Stream:
     """The shards of every source, counted; nothing is decoded.
 
     Raises:
@@ -154,10 +159,10 @@ def open_shards(config: DataConfig) -> Shards:
     files = [file for source in config.sources for file in found[source]]
     counted = _count_all(files, cache_folder(config))
     names = [[Path(urlsplit(file).path).name, *counted[file]] for file in files]
-    fingerprint = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    fingerprint = f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}-{config.stream_held_out}"
     lengths = np.array([counted[file][1] for file in files], np.int64)
     openers = [opener for source in config.sources for opener in _openers(source, found[source])]
-    return Shards(tuple(files), lengths, fingerprint, tuple(openers))
+    return Stream(tuple(files), lengths, config.stream_held_out, fingerprint, tuple(openers))
 
 
 def _find_files(source: str, revision: str | None) -> list[str]:
@@ -198,13 +203,12 @@ def _find_files(source: str, revision: str | None) -> list[str]:
 
 def _expand(address: str) -> list[str]:
     """`https://host/{00..12}.tar` as its 13 addresses."""
-    parts = re.split(r"\{(\d+)\.\.(\d+)\}", address)
-    fixed = parts[::3]
-    ranges = [
-        [str(number).zfill(len(start)) for number in range(int(start), int(stop) + 1)]
-        for start, stop in zip(parts[1::3], parts[2::3], strict=True)
-    ]
-    return ["".join(itertools.chain(*zip(fixed, (*choice, ""), strict=True))) for choice in itertools.product(*ranges)]
+    before, *braces = re.split(r"\{(\d+)\.\.(\d+)\}", address, maxsplit=1)
+    if not braces:
+        return [address]
+    start, stop, after = braces
+    numbers = [str(number).zfill(len(start)) for number in range(int(start), int(stop) + 1)]
+    return [before + number + rest for number in numbers for rest in _expand(after)]
 
 
 def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator[Encoded]]]:

@@ -3,22 +3,26 @@
 import numpy as np
 import pytest
 
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.stream.order import StreamSampler
+from mae_hf.data.stream.shards import Stream
 from mae_hf.errors import ConfigError
 
 LENGTHS = [7, 1, 30, 12, 25, 9]  # 84 images; 80 after those held out
-SETTINGS = {"first": 4, "batch_size": 8, "seed": 0, "num_readers": 4, "buffer_size": 24}
 
 
-def sampler_of(num_processes=1, process_index=0, accumulation_steps=1, **changes):
-    settings = SETTINGS | changes
-    return StreamSampler(
-        LENGTHS,
-        **settings,
-        num_processes=num_processes,
-        process_index=process_index,
-        accumulation_steps=accumulation_steps,
+def sampler_of(
+    num_processes=1, process_index=0, accumulation_steps=1, first=4, batch_size=8, seed=0, num_readers=4, buffer_size=24
+):
+    micro_batch_size = batch_size // num_processes // accumulation_steps
+    config = PretrainConfig(
+        data=DataConfig(streaming=True, stream_readers=num_readers, stream_buffer=buffer_size),
+        train=PretrainTrainConfig(batch_size=batch_size, seed=seed, per_device_batch_size=micro_batch_size),
     )
+    stream = Stream((), np.array(LENGTHS), first, "", ())
+    return StreamSampler(stream, config, config.train.plan(len(stream), num_processes), process_index)
 
 
 def rows_of_step(step, num_processes=1, accumulation_steps=1, **changes):

@@ -307,7 +307,7 @@ def test_only_images_of_needed_steps_are_decoded(tmp_path, end):
     source = write(tmp_path / "parquet", SHARDS, parquet, "parquet")
     images = stream_of(config_of(tmp_path, str(source)))
     decoded = []
-    images._image = lambda opened, place: decoded.append(1) or np.zeros((SIZE, SIZE, 3), np.uint8)
+    images._image = lambda window, encoded, position: decoded.append(1) or np.zeros((SIZE, SIZE, 3), np.uint8)
     with images.reading(3, end):
         for step in range(3, end):
             for rows in images.sampler.micro_batches(step):
