@@ -62,7 +62,7 @@ def publish(folder: Path) -> dict[str, Any]:
 
     from mae_hf.models.classifier import build_classifier
     from mae_hf.models.io import check_init, hub_revision
-    from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder
+    from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
     mae = build_mae(PRETRAIN.model, "sdpa").eval()
@@ -70,11 +70,12 @@ def publish(folder: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {"created": [sharing.create_repository(PRETRAIN.hub) for _ in range(2)]}
     seen["mae"] = sharing.push(folder / "mae", PRETRAIN.hub)
     seen["revision"] = hub_revision("me/mae")
-    seen["features"] = encode(mae, pixel_values)[0, 0].tolist()
+    features = export_encoder(mae)(pixel_values).last_hidden_state
+    seen["features"] = features[0, 0].tolist()
     again = MaskedAutoencoder.from_pretrained("me/mae")
     seen["same weights"] = all(
         torch.equal(a, b) for a, b in zip(mae.parameters(), again.parameters(), strict=True)
-    ) and torch.equal(encode(again, pixel_values), encode(mae, pixel_values))
+    ) and torch.equal(export_encoder(again)(pixel_values).last_hidden_state, features)
 
     classifier = build_classifier(FINETUNE.model, CLASS_NAMES, "sdpa", seed=0).eval()
     seen["transferred"] = classifier.vit(pixel_values).last_hidden_state[0, 0].tolist()

@@ -13,14 +13,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_encoder
-from mae_hf.models.io import Checkpoint, encoder_config, open_encoder
+from mae_hf.models.io import SHAPE_KEYS, Checkpoint, encoder_config, open_encoder
 from mae_hf.models.layers import use_autocast_norms
 from mae_hf.models.locate import FIX_INIT, SCRATCH
-
-SHAPE_KEYS = (
-    *("image_size", "patch_size", "hidden_size"),
-    *("num_hidden_layers", "num_attention_heads", "intermediate_size"),
-)
 
 
 def build_classifier(

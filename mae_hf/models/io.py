@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,16 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from mae_hf.config.data import DataConfig, Triple
-from mae_hf.config.model import MAX_SIZE, ClassifierConfig
+from mae_hf.config.model import MAX_SIZE, ClassifierConfig, EncoderConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.models.locate import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 
 PROCESSOR = "preprocessor_config.json"
 POSITION_TABLES = ("position_embeddings", "decoder_pos_embed")
+SHAPE_KEYS = tuple(field.name for field in fields(EncoderConfig))
 ENCODER_KEYS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
-    *("image_size", "patch_size", "num_channels", "qkv_bias"),
+    *(*SHAPE_KEYS, "num_channels", "qkv_bias", "hidden_act", "initializer_range", "layer_norm_eps"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
 )
 
 # A weight's name in memory -> in files that transformers 4 and 5 both read. Files of 5.x lose the decoder in 4.x.
@@ -46,8 +46,6 @@ LOADED_NAMES = {r"decoder_encoder\.layer\.": "decoder_layers.", r"encoder\.layer
 LOADED_NAMES |= {re.escape(file): memory for memory, file in SAVED_NAMES.items()}
 
 MAX_PARAMETERS = 4 * 2**30  # that a config may describe
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-_ALL_SIZES = (*_SIZES, *(f"decoder_{name}" for name in _SIZES[:4]), "num_channels")
 _NO_SAFETENSORS = (
     "it has no model.safetensors, and pytorch_model.bin may hold code. If you trust the model, open it in transformers "
     "and save it again with save_pretrained"
@@ -121,7 +119,8 @@ class Checkpoint:
         classes = content.get("architectures") or []
         is_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
         self._require(is_names, f"has architectures {classes} in its config.json, not a list of names")
-        sizes = {key: content[key] for key in _ALL_SIZES if key in content}
+        names = {"num_channels", *SHAPE_KEYS, *(f"decoder_{key}" for key in SHAPE_KEYS)}
+        sizes = {key: value for key, value in content.items() if key in names}
         for key, value in sizes.items():
             self._require(
                 type(value) is int and 0 < value <= MAX_SIZE,

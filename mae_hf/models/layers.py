@@ -30,7 +30,9 @@ class VisibleEmbeddings(ViTMAEEmbeddings):
         self, pixel_values: Tensor, noise: Tensor | None = None, interpolate_pos_encoding: bool | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Turn images (B, C, S, S) into tokens (B, 1 + V, D), mask (B, N), 1 where masked, and ids_restore (B, N)."""
-        check_size(self, pixel_values)
+        wanted = (self.patch_embeddings.num_channels, *self.patch_embeddings.image_size)
+        if tuple(pixel_values.shape[1:]) != wanted:
+            raise ValueError(f"images of shape {tuple(pixel_values.shape[1:])}, the model takes {wanted}")
         projection, positions = self.patch_embeddings.projection, self.position_embeddings
         side = self.patch_embeddings.patch_size[0]
         patches = pixel_values.unflatten(3, (-1, side)).unflatten(2, (-1, side))
@@ -104,13 +106,6 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
 
 
-def check_size(embeddings: ViTMAEEmbeddings, pixel_values: Tensor) -> None:
-    """Raise ValueError unless images (B, C, S, S) have the channels and size that the embeddings take."""
-    wanted = (embeddings.patch_embeddings.num_channels, *embeddings.patch_embeddings.image_size)
-    if tuple(pixel_values.shape[1:]) != wanted:
-        raise ValueError(f"images of shape {tuple(pixel_values.shape[1:])}, the model takes {wanted}")
-
-
 # ---- LayerNorm under autocast ----
 
 
@@ -162,19 +157,8 @@ def cpu_attention(
     It scales the queries instead of the scores, and the softmax keeps the dtype (internally it uses float32). On a CPU
     in bf16 this is faster than `eager`, and much faster than `sdpa`, whose backward pass is slow there.
 
-    Args:
-        module: the attention layer.
-        query: (B, H, T, D) float, D the width of a head; `key` and `value` likewise.
-        attention_mask: must be None: every token attends to all tokens.
-        scaling: factor on the scores.
-        dropout: rate at which weights are dropped.
-        kwargs: ignored.
-
-    Returns:
-        (B, T, H, D) float, and the weights (B, H, T, T).
-
-    Raises:
-        ValueError: an attention mask.
+    The arguments are those of any attention function of transformers: `query`, `key` and `value` are (B, H, T, D)
+    float, D the width of a head. A mask is refused. Returns (B, T, H, D) float, and the weights (B, H, T, T).
     """
     if attention_mask is not None:
         raise ValueError(f"{CPU_ATTENTION} takes no attention mask: use attn_implementation sdpa or eager")

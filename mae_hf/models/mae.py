@@ -18,7 +18,7 @@ from mae_hf.config.model import MAEConfig
 from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
 from mae_hf.models.io import LOADED_NAMES, Checkpoint, encoder_config, quiet_transformers, saved_name
-from mae_hf.models.layers import ShuffledDecoder, VisibleEmbeddings, check_size, take, use_autocast_norms
+from mae_hf.models.layers import ShuffledDecoder, VisibleEmbeddings, take, use_autocast_norms
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 FIX = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
@@ -213,26 +213,6 @@ def reconstruct(
             mean, std = ((x * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True) for x in (mean, std))
         prediction = prediction * std + mean
     return model.unpatchify(torch.where(hidden.bool(), prediction, target)), outputs.mask
-
-
-def encode(model: ViTMAEForPreTraining, pixel_values: Tensor) -> Tensor:
-    """Return features of whole images, without mask, as `ViTModel` computes them with the same weights.
-
-    Args:
-        pixel_values: (B, C, S, S) float, normalised.
-
-    Returns:
-        (B, 1 + N, D): the CLS feature, then the patches row by row.
-    """
-    vit = model.vit
-    patch_embeddings, positions = vit.embeddings.patch_embeddings, vit.embeddings.position_embeddings
-    check_size(vit.embeddings, pixel_values)
-    patches = patch_embeddings(pixel_values.to(patch_embeddings.projection.weight.dtype)) + positions[:, 1:]
-    cls = (vit.embeddings.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
-    hidden_states = torch.cat((cls, patches), dim=1)
-    for layer in vit.layers:
-        hidden_states = layer(hidden_states)
-    return vit.layernorm(hidden_states)
 
 
 @torch.no_grad()

@@ -66,24 +66,16 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
             module.training = mode
 
     hidden = logits[here.ids_restore > 0]
-    _require_change(
-        hidden, hidden[:1], "its predictions for all masked patches of an image are equal", "decoder_pos_embed"
-    )
-    _require_change(
-        there.last_hidden_state[:, 0],
-        here.last_hidden_state[:, 0],
-        "its CLS feature stays the same when the visible patches move",
-        "position_embeddings",
-    )
-
-
-def _require_change(values: Tensor, reference: Tensor, problem: str, table: str) -> None:
-    change = (values.float() - reference.float()).abs().max()
-    scale = reference.float().abs().max()
-    # Without a table the outputs differ only by rounding; with the table of a new model, by 5 % or more.
-    rounding = max(1e-4, torch.finfo(values.dtype).eps)
-    if not change > rounding * scale:
-        raise PositionError(
-            f"the model does not know where a patch is: {problem} (largest change {change:.1e}): build it with "
-            f"mae_hf.models.mae.build_mae, which fills the table {table}"
-        )
+    cls_here, cls_there = here.last_hidden_state[:, 0], there.last_hidden_state[:, 0]
+    for values, reference, problem, table in (
+        (hidden, hidden[:1], "its predictions for all masked patches of an image are equal", "decoder_pos_embed"),
+        (cls_there, cls_here, "its CLS feature stays the same when the visible patches move", "position_embeddings"),
+    ):
+        change = (values.float() - reference.float()).abs().max()
+        # Without a table the outputs differ only by rounding; with the table of a new model, by 5 % or more.
+        rounding = max(1e-4, torch.finfo(values.dtype).eps)
+        if not change > rounding * reference.float().abs().max():
+            raise PositionError(
+                f"the model does not know where a patch is: {problem} (largest change {change:.1e}): build it with "
+                f"mae_hf.models.mae.build_mae, which fills the table {table}"
+            )

@@ -18,7 +18,7 @@ from mae_hf.models.io import (
     read_normalization,
     weights_digest,
 )
-from mae_hf.models.mae import build_mae, encode, export_encoder
+from mae_hf.models.mae import build_mae, export_encoder
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -34,7 +34,7 @@ def test_the_encoder_of_every_kind_of_model_gives_unmasked_features(tmp_path: Pa
     with torch.no_grad():
         for name in ("run", "run/model", "run/model/encoder"):
             features = open_encoder(str(tmp_path / name), "sdpa")(pixel_values).last_hidden_state
-            torch.testing.assert_close(features, encode(mae, pixel_values))
+            torch.testing.assert_close(features, export_encoder(mae)(pixel_values).last_hidden_state)
         features = open_encoder(str(tmp_path / "classifier"), "sdpa")(pixel_values).last_hidden_state
         torch.testing.assert_close(features, classifier.vit(pixel_values).last_hidden_state)
         logits = open_classifier(str(tmp_path / "classifier"), "sdpa")(pixel_values).logits

@@ -14,7 +14,7 @@ from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEMo
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.models.layers import register_cpu_attention
-from mae_hf.models.mae import MaskedAutoencoder, build_mae, encode, export_encoder, mae_config, reconstruct
+from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder, mae_config, reconstruct
 from mae_hf.models.positions import PositionError, check_positions
 
 CONFIG = MAEConfig(
@@ -202,8 +202,6 @@ def test_images_of_another_size_and_resized_positions_are_refused():
     model, (images, _) = build_mae(CONFIG, "sdpa"), batch()
     with pytest.raises(ValueError, match=r"images of shape .3, 24, 24., the model takes .3, 32, 32."):
         model(images[..., :24, :24])
-    with pytest.raises(ValueError, match="images of"):
-        encode(model, images[..., :24, :24])
     with pytest.raises(ValueError, match="interpolate_pos_encoding"):
         model(images, interpolate_pos_encoding=True)
 
@@ -214,7 +212,7 @@ def test_half_precision_weights_take_float_pixels_and_give_a_float_loss():
     loss = model.to(torch.bfloat16)(images, noise=noise).loss
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=0.02)
-    assert encode(model, images).dtype == torch.bfloat16
+    assert export_encoder(model)(images.bfloat16()).last_hidden_state.dtype == torch.bfloat16
 
 
 def test_outputs_equal_stock_transformers():
@@ -431,9 +429,9 @@ def test_a_missing_folder_is_not_searched_for_on_the_hub(name):
         MaskedAutoencoder.from_pretrained(name)
 
 
-def test_encode_returns_the_unmasked_features_of_stock_vit(saved):
+def test_the_exported_encoder_gives_the_unmasked_features_of_stock_vit_mae(saved):
     model, (images, _) = model_with(), batch()
-    features = encode(model, images)
+    features = export_encoder(model)(images).last_hidden_state
     stock = ViTMAEModel.from_pretrained(saved, mask_ratio=0.0)
     in_order = torch.arange(16).repeat(3, 1)
     torch.testing.assert_close(features, stock(images, noise=in_order).last_hidden_state)
@@ -448,8 +446,9 @@ def test_the_exported_encoder_opens_whole_as_a_plain_vit(tmp_path):
     assert type(encoder) is ViTModel
     assert not any(info.values())
     outputs = encoder(images)
-    torch.testing.assert_close(outputs.last_hidden_state, encode(model, images))
-    torch.testing.assert_close(outputs.pooler_output, encode(model, images)[:, 0])
+    expected = export_encoder(model)(images).last_hidden_state
+    torch.testing.assert_close(outputs.last_hidden_state, expected)
+    torch.testing.assert_close(outputs.pooler_output, expected[:, 0])
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "vit"
     assert not [key for key in config if "decoder" in key or "mask" in key or "loss" in key]

@@ -21,8 +21,8 @@ from mae_hf.evaluation.few_labels.protocol import ProtocolImages
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.probes import Labelled
 from mae_hf.evaluation.probing import CLASSIFIERS, POOLINGS
-from mae_hf.models.classifier import SHAPE_KEYS, build_classifier
-from mae_hf.models.io import weights_digest
+from mae_hf.models.classifier import build_classifier
+from mae_hf.models.io import SHAPE_KEYS, weights_digest
 from mae_hf.models.locate import SCRATCH
 
 
