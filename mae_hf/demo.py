@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor
 from transformers import ViTForImageClassification
 
 from mae_hf.config.data import Triple
@@ -37,7 +36,7 @@ Normalization = tuple[Triple, Triple]  # means and standard deviations of the ch
 @torch.no_grad()
 def classify(model: ViTForImageClassification, normalization: Normalization, image: Image) -> dict[str, float]:
     """Return the probability of each class for an image of any mode and size."""
-    images = _prepare(image, image_size_of(model))
+    images = torch.from_numpy(to_rgb_square(image, image_size_of(model)))[None]
     probabilities = model(normalize(to_pixels(images), *normalization)).logits.float().softmax(dim=-1)[0]
     names = (model.config.id2label or {}).values()
     return dict(zip(names, probabilities.tolist(), strict=True))
@@ -46,19 +45,13 @@ def classify(model: ViTForImageClassification, normalization: Normalization, ima
 def hide_and_reconstruct(
     model: MaskedAutoencoder, normalization: Normalization, image: Image, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mask an image of any mode and size, and reconstruct the masked patches.
-
-    Args:
-        model: the masked autoencoder.
-        normalization: of the model's image processor.
-        image: the image.
-        seed: decides which patches are masked.
+    """Mask an image of any mode and size by a seed, and reconstruct the masked patches.
 
     Returns:
         The image, the image with grey masked patches, and with predicted masked patches, each uint8 (S, S, 3).
     """
     patch_embeddings = model.vit.embeddings.patch_embeddings
-    images = _prepare(image, patch_embeddings.image_size[0])
+    images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0]))[None]
     noise = torch.from_numpy(Draws(seed, 0, np.zeros(1, np.int64)).uniform("demo mask", patch_embeddings.num_patches))
     predicted, mask = reconstruct(model, normalize(to_pixels(images), *normalization), noise)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
@@ -129,8 +122,3 @@ def _reconstruction_page(name: str, model: MaskedAutoencoder, normalization: Nor
         triggers = {"triggers": [image.change, seed.change], "trigger_mode": "always_last"}
         gradio.on(fn=answer, inputs=[image, seed], outputs=pictures, api_name="reconstruct", **triggers)
     return page
-
-
-def _prepare(image: Image, image_size: int) -> Tensor:
-    """Return the image as training prepares it, uint8 (1, S, S, 3)."""
-    return torch.from_numpy(to_rgb_square(image, image_size))[None]

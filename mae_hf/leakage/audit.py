@@ -197,11 +197,9 @@ def stream_search(held_out: ImageSet, evaluation: EvaluationSets) -> Callable[[n
 
 
 def finish_stream_audit(audit: Audit, notes: Sequence[Mapping[str, Any]]) -> Audit:
-    """Return the audit of a run whose images were streamed, after the last one was read.
+    """Return the audit of a streamed run after its last image was read.
 
-    Args:
-        audit: the audit before step 0, with the duplicates among the held-out images.
-        notes: the notes about streamed images; kind `exact` marks duplicates.
+    It joins the audit before step 0, of the held-out images, and the notes about streamed images.
     """
     notes = [note for note in notes if note["kind"] == "exact"]
     pairs = [

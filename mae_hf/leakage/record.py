@@ -99,10 +99,6 @@ NOT_PRETRAINED = Audit(False, False, 0, 0, (), ())
 def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
     """Return the audit of a model's pre-training, None if the model has none.
 
-    Args:
-        name: run folder, model folder or Hub id.
-        revision: branch, tag or commit on the Hub.
-
     Raises:
         ConfigError: the model does not exist, or its `audit.json` cannot be read.
     """

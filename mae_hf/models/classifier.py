@@ -28,11 +28,8 @@ def build_classifier(
     because its encoder was already trained with labels.
     The position table, frozen in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
 
-    Args:
-        config: architecture, encoder and drop path.
-        class_names: in the order of the labels; saved in the config.
-        attn_implementation: as for any transformers model, such as `sdpa`.
-        seed: of the new weights; the global random state does not change.
+    The model's config keeps `class_names`, which are in the order of the labels. `seed` is that of the new weights, and
+    the global random state does not change.
 
     Raises:
         ConfigError: the encoder is missing, has another architecture than the config, or weights do not fit.

@@ -199,10 +199,7 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
 def open_encoder(checkpoint: Checkpoint | str, attn_implementation: str, labelled: bool = True) -> ViTModel:
     """Return the plain encoder of a masked autoencoder, an exported encoder or a classifier, float32, in eval mode.
 
-    Args:
-        checkpoint: the checkpoint or its name.
-        attn_implementation: as for any transformers model, such as `sdpa`.
-        labelled: whether the encoder of a classifier, which was trained with labels, may be opened.
+    Without `labelled`, the encoder of a classifier, which was trained with labels, is refused.
 
     Raises:
         ConfigError: the model is missing, of another kind, or incomplete.

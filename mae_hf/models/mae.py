@@ -114,9 +114,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
-        Args:
-            pretrained_model_name_or_path: run folder, model folder or Hub id.
-            args, kwargs: as for any transformers model.
+        The name is a run folder, a model folder or a Hub id; the options are those of any transformers model.
 
         Raises:
             ConfigError: the model is missing; weights are missing, left over or of another shape; a position table is
@@ -146,12 +144,8 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     ) -> None:
         """Write config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
 
-        Args:
-            save_directory: created if needed.
-            is_main_process: whether this process writes.
-            state_dict: weights to write instead of the model's, by their names in memory.
-            push_to_hub: must be false; use the method `push_to_hub`.
-            args, kwargs: as for any transformers model.
+        The arguments are those of any transformers model. `state_dict` holds weights by their names in memory.
+        `push_to_hub` must be false: use the method of that name.
         """
         if push_to_hub:
             raise ValueError("save_pretrained only writes the folder: call push_to_hub(repo_id) to upload")

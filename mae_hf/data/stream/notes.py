@@ -18,12 +18,7 @@ FILE = "streamed-{}.jsonl"  # in the run folder
 
 
 class StreamNotes:
-    """The notes of a process: at most one per image, however often and by however many threads it is read.
-
-    Args:
-        folder: the run folder.
-        process_index: this process, from 0.
-    """
+    """The notes of a process in the run folder: at most one per image, however often and by many threads it is read."""
 
     def __init__(self, folder: Path, process_index: int) -> None:
         self._file = folder / FILE.format(process_index)

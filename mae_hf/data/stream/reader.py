@@ -54,10 +54,6 @@ _Opened = tuple[Window, list[Encoded]]
 def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
     """The shards to pre-train on, and the held-out images for the evaluation loss: the first of the stream.
 
-    Args:
-        config: the sources, the number of held-out images, and the cache for these.
-        image_size: side S of the images.
-
     Raises:
         ConfigError: a source is wrong, or a held-out image cannot be decoded.
         RunError: a shard cannot be read.
