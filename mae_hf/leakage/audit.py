@@ -31,17 +31,11 @@ EvaluationSets = Mapping[Evaluation, Sequence[ImageSet]]
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """The duplicates between the images of two splits.
+    """The duplicates between the images of two splits."""
 
-    Args:
-        images: decoded images of pre-training.
-        against: the decoded images they were compared with.
-        found: the pairs, as indices into the arrays of both.
-    """
-
-    images: Store
-    against: Store
-    found: Duplicates
+    images: Store  # of pre-training
+    against: Store  # what they were compared with
+    found: Duplicates  # the pairs, as indices into the arrays of both
 
     @property
     def rows(self) -> np.ndarray:

@@ -67,17 +67,11 @@ _VIEWS = (
 
 @dataclass(frozen=True, eq=False)
 class Duplicates:
-    """Pairs of an image and its duplicate.
+    """Pairs of an image and its duplicate."""
 
-    Args:
-        pairs: np.int64 (K, 2), index of the image and of the one it was compared with, ascending.
-        scores: np.float32 (K,), correlation of the fine structure, 1 where the pixels are equal.
-        exact: bool (K,), whether the pixels are equal.
-    """
-
-    pairs: np.ndarray
-    scores: np.ndarray
-    exact: np.ndarray
+    pairs: np.ndarray  # np.int64 (K, 2), index of the image and of the one it was compared with, ascending
+    scores: np.ndarray  # np.float32 (K,), correlation of the fine structure, 1 where the pixels are equal
+    exact: np.ndarray  # bool (K,), whether the pixels are equal
 
     def __len__(self) -> int:
         return len(self.pairs)

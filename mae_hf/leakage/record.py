@@ -17,75 +17,43 @@ Evaluation = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the test or validation image that it duplicates.
+    """An image and the test or validation image that it duplicates."""
 
-    Args:
-        source: data source of the image; of a streamed image its shard and number.
-        split: the image's split in that source, `streamed` for streamed images.
-        row: the image's row in the split, or its number in the stream.
-        against: data source of the test or validation image.
-        against_split: `test` or `validation`, or the split that `prepare_data --audit-against` names.
-        against_row: row in the split that the test or validation image was taken from.
-        kind: whether the pixels are equal.
-        score: correlation of the fine structure, 1 for exact duplicates.
-        held_out: whether pre-training held the image out, so that it was never trained on.
-    """
-
-    source: str
-    split: str
-    row: int
-    against: str
-    against_split: str
-    against_row: int
-    kind: Literal["exact", "near"]
-    score: float
-    held_out: bool = False
+    source: str  # of the image; of a streamed image its shard and number
+    split: str  # of the image in that source, `streamed` for streamed images
+    row: int  # of the image in the split, or its number in the stream
+    against: str  # source of the test or validation image
+    against_split: str  # `test` or `validation`, or the split that `prepare_data --audit-against` names
+    against_row: int  # row in the split that the test or validation image was taken from
+    kind: Literal["exact", "near"]  # whether the pixels are equal
+    score: float  # correlation of the fine structure, 1 for exact duplicates
+    held_out: bool = False  # whether pre-training held the image out, so that it was never trained on
 
 
 @dataclass(frozen=True)
 class AuditedSplit:
-    """Test or validation images whose duplicates were searched for.
-
-    Args:
-        source: their data source.
-        split: how they are used.
-        num_images: how many they are.
-        fingerprint: of their pixels and labels (`ImageSet.fingerprint`).
-        num_duplicated: how many have a duplicate among the images of pre-training.
-        num_seen: how many have a duplicate that pre-training was trained on.
-    """
+    """Test or validation images whose duplicates were searched for."""
 
     source: str
     split: Evaluation
     num_images: int
-    fingerprint: str
-    num_duplicated: int = 0
-    num_seen: int = 0
+    fingerprint: str  # of their pixels and labels (`ImageSet.fingerprint`)
+    num_duplicated: int = 0  # of the images, those with a duplicate among the images of pre-training
+    num_seen: int = 0  # of the images, those with a duplicate that pre-training was trained on
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of an audit.
+    """The result of an audit."""
 
-    Args:
-        pretrained: whether the model was pre-trained at all.
-        left_out: whether duplicates were left out of pre-training.
-        num_test_duplicates: images to train on or held out that duplicate a test image; None while a stream is read.
-        num_validation_duplicates: images to train on that duplicate a validation image; likewise.
-        audited: the test and validation images whose duplicates were searched for.
-        seen: hexadecimal digests of the pixels of the test images that pre-training has seen.
-        pairs: every pair of duplicates; empty in the record that travels with the model.
-        streamed: whether the training images were streamed: only exact duplicates were searched for among these.
-    """
-
-    pretrained: bool
-    left_out: bool
-    num_test_duplicates: int | None
-    num_validation_duplicates: int | None
-    audited: tuple[AuditedSplit, ...]
-    seen: tuple[str, ...]
-    pairs: tuple[Pair, ...] = ()
-    streamed: bool = False
+    pretrained: bool  # whether the model was pre-trained at all
+    left_out: bool  # whether duplicates were left out of pre-training
+    num_test_duplicates: int | None  # images to train on or held out that duplicate a test image; None during a stream
+    num_validation_duplicates: int | None  # images to train on that duplicate a validation image; likewise
+    audited: tuple[AuditedSplit, ...]  # the test and validation images whose duplicates were searched for
+    seen: tuple[str, ...]  # hexadecimal digests of the pixels of the test images that pre-training has seen
+    pairs: tuple[Pair, ...] = ()  # of duplicates; empty in the record that travels with the model
+    streamed: bool = False  # whether the images to train on were streamed, and searched for exact duplicates only
 
     @property
     def tests(self) -> list[AuditedSplit]:

@@ -54,17 +54,11 @@ _NO_SAFETENSORS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved model, which may be untrusted.
+    """A saved model, which may be untrusted."""
 
-    Args:
-        name: run folder, model folder or Hub id.
-        fix: what the user can do about an error; ends every message.
-        revision: branch, tag or commit on the Hub.
-    """
-
-    name: str
-    fix: str = FIX_MODEL
-    revision: str | None = None
+    name: str  # run folder, model folder or Hub id
+    fix: str = FIX_MODEL  # what the user can do about an error; ends every message
+    revision: str | None = None  # branch, tag or commit on the Hub
 
     @property
     def path(self) -> str:

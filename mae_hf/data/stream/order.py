@@ -26,17 +26,11 @@ from mae_hf.errors import require
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Images that are read one after another and shuffled.
+    """Images that are read one after another and shuffled."""
 
-    Args:
-        pieces: what to read, in this order: shard, first image of the shard, number of images.
-        rows: int64 (n,), the numbers of the images as they are read.
-        order: int64 (n,), which of them comes first, second, ... in training: indices into `rows`.
-    """
-
-    pieces: tuple[tuple[int, int, int], ...]
-    rows: NDArray[np.int64]
-    order: NDArray[np.int64]
+    pieces: tuple[tuple[int, int, int], ...]  # what to read: shard, its first image to read, number of images
+    rows: NDArray[np.int64]  # (n,), the numbers of the images as they are read
+    order: NDArray[np.int64]  # (n,), which of them comes first, second, ... in training: indices into `rows`
 
 
 class StreamSampler:
@@ -44,12 +38,6 @@ class StreamSampler:
 
     A row is the number of an image over all shards in the order of their names, so its random draws do not depend on
     when it is read. As with `BatchSampler`, a batch is the same set of images on any number of processes.
-
-    Args:
-        stream: the shards, and how many images are held out.
-        config: size of the batch, seed, parts of an epoch that are read at once, images that are shuffled together.
-        plan: number of processes and micro-batches.
-        process_index: this process, from 0.
 
     Raises:
         ConfigError: the readers cannot be divided evenly among the processes.

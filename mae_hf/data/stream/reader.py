@@ -78,14 +78,6 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
 class StreamedImages:
     """The images of a process's batches on the device that trains on them, in the order of `sampler`.
 
-    Args:
-        stream: the shards to pre-train on.
-        config: batch and order, image size, and what happens to bad images and duplicates.
-        plan: number of processes and micro-batches.
-        device: where the batches are needed.
-        process_index: this process, from 0.
-        find_duplicate: recognises images that must not be seen.
-
     Raises:
         ConfigError: the readers cannot be divided among the processes.
     """

@@ -77,21 +77,13 @@ class _Tars(WebDataset):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The shards to pre-train on: the files of one or several sources, in the order of their names.
+    """The shards to pre-train on: the files of one or several sources, in the order of their names."""
 
-    Args:
-        files: paths or addresses (K,).
-        lengths: int64 (K,), images of each.
-        num_held_out: images that are held out, the first of the stream.
-        fingerprint: of the names, sizes and lengths of the files, not of their paths, and of `num_held_out`.
-        openers: for each file, the function that reads its images from a given one on.
-    """
-
-    files: tuple[str, ...]
-    lengths: NDArray[np.int64]
-    num_held_out: int
-    fingerprint: str
-    openers: tuple[Callable[[int], Iterator[Encoded]], ...]
+    files: tuple[str, ...]  # (K,), paths or addresses
+    lengths: NDArray[np.int64]  # (K,), images of each
+    num_held_out: int  # images that are held out, the first of the stream
+    fingerprint: str  # of the names, sizes and lengths of the files, not of their paths, and of `num_held_out`
+    openers: tuple[Callable[[int], Iterator[Encoded]], ...]  # each reads the images of a file from a given one on
 
     def __len__(self) -> int:
         return int(self.lengths.sum()) - self.num_held_out
@@ -104,11 +96,9 @@ class Stream:
 
 
 class ShardReader:
-    """Reads pieces of shards, with retries. A piece that follows the last one is read from the same connection.
+    """Reads pieces of shards, with retries until `stopped` is set.
 
-    Args:
-        stream: the shards.
-        stopped: once it is set, the reader makes no more retries.
+    A piece that follows the last one is read from the same connection.
     """
 
     def __init__(self, stream: Stream, stopped: threading.Event) -> None:
