@@ -15,10 +15,9 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,56 +38,29 @@ AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
 # What the launch command decides and a resumed run must not change, with the way to choose it.
 _LAUNCHED = {"strategy": "configs/accelerate", "mixed_precision": "accelerate launch --mixed_precision"}
-# What goes wrong when a checkpoint is read: the error, words in its text, the problem, and the fix.
-_READ_ERRORS = (
-    (pickle.UnpicklingError, "", "holds a pickle with more than tensors", "remove it"),
-    (CheckpointException, "", "cannot be read", "once that is mended, the same command resumes the run"),
-    (
-        (RuntimeError, ValueError),
-        "state.dict",
-        "belongs to a different network",
-        "bring back the images and the encoder (--model.init) that the run started with, or choose another "
-        "--output_dir",
-    ),
-)
 
 
 @dataclass
 class TrainState:
-    """What the training loop changes besides tensors.
+    """What the training loop changes besides tensors."""
 
-    Args:
-        step: number of optimizer steps done.
-        best_step: the step of the best validation value; None before the first evaluation.
-        best_value: that value.
-        loss_sum: sum of the losses since the last line of the log.
-        loss_steps: number of steps in that sum.
-        strategy: how the launch command split the model, filled in by `Checkpoints.save`.
-        mixed_precision: precision that the launch command chose, likewise.
-    """
-
-    step: int = 0
-    best_step: int | None = None
+    step: int = 0  # number of optimizer steps done
+    best_step: int | None = None  # the step of the best validation value; None before the first evaluation
     best_value: float | None = None
-    loss_sum: float = 0.0
-    loss_steps: int = 0
+    loss_sum: float = 0.0  # of the losses since the last line of the log
+    loss_steps: int = 0  # number of steps in that sum
+    # what the launch command chose, filled in by `Checkpoints.save`
     strategy: str = field(default="", compare=False)
     mixed_precision: str = field(default="", compare=False)
 
 
+@dataclass
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run."""
 
-    Args:
-        folder: the run's `checkpoints` folder.
-        keep: number of newest checkpoints to keep, each with its best one.
-        average: the average of the weights, if the run keeps one; saved and loaded with them.
-    """
-
-    def __init__(self, folder: Path, keep: int, average: WeightAverage | None = None) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.average = average
+    folder: Path  # the run's `checkpoints`
+    keep: int  # number of newest checkpoints to keep, each with its best one
+    average: WeightAverage | None = None  # of the weights, if the run keeps one; saved and loaded with them
 
     def save(self, accelerator: Accelerator, state: TrainState) -> None:
         """Write `step-N` and remove the checkpoints that are no longer kept. Every process must call it.
@@ -98,33 +70,28 @@ class Checkpoints:
         """
         path = self.path(state.step)
         beside = beside_of(path)
-        is_main = accelerator.is_main_process
-
-        def begin() -> None:
+        with self._together(accelerator, path) as is_main:
             if is_main:
                 self.folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved stays away
                 for stale in self.folder.glob(".step-*.partial"):
                     shutil.rmtree(stale)
                 beside.mkdir()
-
-        def write() -> None:
+        with self._together(accelerator, path):
             accelerator.save_state(str(beside))
             # no run needs the random states, and they are pickles
             (beside / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl").unlink()
-
-        def finish() -> None:
+        with self._together(accelerator, path) as is_main:
             if is_main:
                 (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | _launched(accelerator)))
                 if self.average is not None:  # Accelerate would save it as a pickle
                     save_file(self.average.module.state_dict(), beside / AVERAGE)
-                _write_digests(beside)
+                files = sorted(file for file in beside.rglob("*") if file.is_file())
+                digests = {file.relative_to(beside).as_posix(): _sha256(file) for file in files}
+                (beside / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
                 sync(beside)
                 shutil.rmtree(path, ignore_errors=True)
                 rename(beside, path)
                 self._rotate()
-
-        for part in (begin, write, finish):
-            self._together(accelerator, part, path)
 
     def load(self, accelerator: Accelerator, path: Path) -> TrainState:
         """Read a checkpoint into the prepared model and optimizer, and return its `TrainState`.
@@ -155,7 +122,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _all(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
+        return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
     def _read(self, accelerator: Accelerator, path: Path) -> TrainState:
         state: TrainState = read_json(path / STATE, TrainState)
@@ -170,10 +137,17 @@ class Checkpoints:
             check_shards(path)
             accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
         except (pickle.UnpicklingError, CheckpointException, RuntimeError, ValueError) as error:
-            for kind, words, problem, fix in _READ_ERRORS:
-                if isinstance(error, kind) and re.search(words, str(error)):
-                    raise RunError(f"{path} {problem} ({_one_line(error)[:200]}): {fix}") from None
-            raise
+            if isinstance(error, pickle.UnpicklingError):
+                problem, fix = "holds a pickle with more than tensors", "remove it"
+            elif isinstance(error, CheckpointException):
+                problem, fix = "cannot be read", "once that is mended, the same command resumes the run"
+            elif "state_dict" in str(error) or "state dict" in str(error):
+                problem = "belongs to a different network"
+                fix = "bring back the images and the encoder (--model.init) that the run started with, or choose "
+                fix += "another --output_dir"
+            else:
+                raise
+            raise RunError(f"{path} {problem} ({_one_line(error)[:200]}): {fix}") from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
         return state
@@ -188,19 +162,21 @@ class Checkpoints:
         for path in tuple(kept):  # each with its best, so that a fallback still finds one
             with contextlib.suppress(ConfigError):  # a damaged one
                 kept.add(self._best(path))
-        for path in self._all():
-            if path not in kept:
-                _remove(path)
+        for path in sorted(set(self._all()) - kept):
+            if path.is_symlink():  # its owner moved it to another disk, where it stays
+                path.unlink()
+            else:  # it loses its name first, so that a kill leaves no half of one; the next save removes it
+                os.replace(path, beside_of(path))
+                shutil.rmtree(beside_of(path))
 
     def _newest_whole(self) -> Path | None:
         for path in reversed(self._all()):
             damage = _damage(path)
-            if damage is None:
-                best = self._best(path)  # the end of the run needs it
-                damage = _damage(best) if best != path else None
-                if damage is None:
-                    return path
+            # the end of the run needs the best one
+            if damage is None and (best := self._best(path)) != path and (damage := _damage(best)):
                 damage = f"its best checkpoint, {best.name}: {damage}"
+            if damage is None:
+                return path
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             rename(path, aside)
@@ -210,11 +186,12 @@ class Checkpoints:
             )
         return None
 
-    def _together(self, accelerator: Accelerator, part: Callable[[], None], path: Path) -> None:
+    @contextlib.contextmanager
+    def _together(self, accelerator: Accelerator, path: Path) -> Iterator[bool]:
         """Do a part of saving. If it fails on one process, all of them stop with its cause."""
         causes: list[str] = []
         try:
-            part()
+            yield accelerator.is_main_process
         # torch.save reports a full disk as RuntimeError, and the writer of shards as no Exception at all
         except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             causes.append(_one_line(error))
@@ -228,7 +205,7 @@ class Checkpoints:
         raise RunError(
             f"cannot write {path} ({causes[0]}{free}); the last checkpoint is {self.latest() or 'none yet'}: make "
             "room, then the same command resumes from there"
-        )
+        ) from None
 
 
 def _launched(accelerator: Accelerator) -> dict[str, str]:
@@ -242,12 +219,6 @@ def _launched(accelerator: Accelerator) -> dict[str, str]:
         "strategy": str(kind.value) if kind in SHARDED else "whole weights (DDP)",
         "mixed_precision": str(accelerator.mixed_precision),
     }
-
-
-def _write_digests(folder: Path) -> None:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    digests = {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
-    (folder / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
 
 
 def _damage(folder: Path) -> str | None:
@@ -269,14 +240,6 @@ def _damage(folder: Path) -> str | None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint. It loses its name first, so that a kill leaves no half of one; the next save removes it."""
-    if path.is_symlink():  # its owner moved it to another disk, where it stays
-        return path.unlink()
-    os.replace(path, beside := beside_of(path))
-    shutil.rmtree(beside)
 
 
 def _one_line(error: BaseException) -> str:
