@@ -27,23 +27,14 @@ from mae_hf.training.signals import StopSignals
 
 Sampler = BatchSampler | StreamSampler
 
-# On GPUs, failures and stop signals are checked this often. Preemption usually allows 30 s.
-_STEPS_BETWEEN_CHECKS = 20
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured or drawn while the model trains, by all processes together.
+    """What is measured or drawn while the model trains, by all processes together."""
 
-    Args:
-        name: shown in the progress bar meanwhile.
-        every_steps: steps between two evaluations; one more follows the last step.
-        run: from the number of steps done to the values for the log.
-    """
-
-    name: str
-    every_steps: int
-    run: Callable[[int], dict[str, float]]
+    name: str  # shown in the progress bar meanwhile
+    every_steps: int  # steps between two evaluations; one more follows the last step
+    run: Callable[[int], dict[str, float]]  # from the number of steps done to the values for the log
 
 
 def train(
@@ -79,6 +70,12 @@ def train(
         RunError: a loss or gradient is not finite. The weights are those before that step.
     """
     progress = _Progress(accelerator, plan, state)
+
+    def save() -> None:
+        progress.write_into(state)
+        log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
+        checkpoints.save(accelerator, state)
+
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
@@ -112,7 +109,7 @@ def train(
                 if due:
                     log.check_folder()  # a figure would create a folder that was moved away
                     values = _evaluate(model, due, state.step, progress)
-                if best_key is not None and _is_best(values.get(best_key), state):
+                if best_key in values and (state.best_value is None or values[best_key] > state.best_value):
                     state.best_step, state.best_value, save_due = state.step, values[best_key], True
 
                 # ---- log ----
@@ -122,7 +119,7 @@ def train(
 
                 # ---- save ----
                 if save_due:
-                    _save(accelerator, state, progress, log, checkpoints)
+                    save()
                     saved_step = state.step
                 progress.resume()
                 if told_to_stop.item() > 0:
@@ -130,7 +127,7 @@ def train(
         except RunStopped as stopped:
             if saved_step != state.step:
                 check_finite(accelerator, failure, checkpoints)
-                _save(accelerator, state, progress, log, checkpoints)
+                save()
             name, path = signal.Signals(stopped.signal_number).name, checkpoints.path(state.step)
             raise RunStopped(f"{name}: saved as {path}", stopped.signal_number) from None
     return state
@@ -229,11 +226,12 @@ def check_finite(accelerator: Accelerator, failure: Tensor, checkpoints: Checkpo
 def _may_check(accelerator: Accelerator, signals: StopSignals, step: int) -> bool:
     """Whether to check for failures and signals after this step; every process must get the same answer.
 
-    A check makes the host wait for its GPU. On a CPU it costs nothing, and the scaler of fp16 waits anyway.
+    A check makes the host wait for its GPU. On a CPU it costs nothing, and the scaler of fp16 waits anyway. Otherwise
+    check every 20 steps: preemption usually allows 30 s.
     """
     if accelerator.device.type != "cuda" or accelerator.scaler is not None:
         return True
-    return step % _STEPS_BETWEEN_CHECKS == 0 or (accelerator.num_processes == 1 and signals.received != 0)
+    return step % 20 == 0 or (accelerator.num_processes == 1 and signals.received != 0)
 
 
 def _evaluate(
@@ -246,18 +244,6 @@ def _evaluate(
         values |= evaluation.run(step)
     progress.set_description(None)
     return values
-
-
-def _is_best(value: float | None, state: TrainState) -> bool:
-    return value is not None and (state.best_value is None or value > state.best_value)
-
-
-def _save(
-    accelerator: Accelerator, state: TrainState, progress: "_Progress", log: RunLog, checkpoints: Checkpoints
-) -> None:
-    progress.write_into(state)
-    log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
-    checkpoints.save(accelerator, state)
 
 
 class _Progress(tqdm):
@@ -275,18 +261,15 @@ class _Progress(tqdm):
         self.resume()
 
     def add(self, loss: Tensor, num_images: int) -> None:
-        """Count one optimizer step."""
         self._loss += loss
         self._steps += 1
         self._images += num_images
         self.update()
 
     def pause(self) -> None:
-        """Stop the clock."""
         self._seconds += time.perf_counter() - self._started
 
     def resume(self) -> None:
-        """Start the clock."""
         self._started = time.perf_counter()
 
     def write_into(self, state: TrainState) -> None:
