@@ -4,6 +4,7 @@ If a machine cannot run the requested strategy, `accelerate launch` silently sta
 The checks of this module report that before any data is loaded. docs/devices.md lists what was tested where.
 """
 
+import contextlib
 import copy
 import importlib.util
 import os
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, wait_for_everyone
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -27,11 +28,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mae_hf.config.train import FinetuneTrainConfig, Plan, TrainConfig
 from mae_hf.errors import require
 
-ON_CPUS = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2"
 SHARDED = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DEEPSPEED"}  # and the name in ACCELERATE_USE_...
 Model = TypeVar("Model", bound=PreTrainedModel)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
-_SECONDS_FOR_GLOO = 1.0
 
 
 def start_accelerator(
@@ -47,7 +46,7 @@ def start_accelerator(
     Raises:
         ConfigError: fewer processes or a different strategy run than was asked for, or a strategy is not supported.
     """
-    check_launch(os.environ)
+    check_launch()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
         cpu=several and not torch.accelerator.is_available(),  # otherwise each process would run a separate run
@@ -57,7 +56,7 @@ def start_accelerator(
     kind = accelerator.distributed_type
     for sharded, name in SHARDED.items():
         require(
-            not _is_on(os.environ, f"ACCELERATE_USE_{name}") or kind == sharded,
+            not parse_flag_from_env(f"ACCELERATE_USE_{name}") or kind == sharded,
             f"{name} was asked for, but {kind.value} runs on {accelerator.device.type}: {name} needs a GPU for each "
             "process; without GPUs, use --multi_gpu instead",
         )
@@ -76,42 +75,38 @@ def end_processes(accelerator: Accelerator) -> None:
     these threads need to free the tensors of the last collective operations.
     """
     if accelerator.num_processes > 1:
-        time.sleep(_SECONDS_FOR_GLOO)
+        time.sleep(1.0)
     accelerator.end_training()
 
 
-def check_launch(environment: Mapping[str, str]) -> None:
+def check_launch() -> None:
     """Check that `accelerate launch` started the requested processes, and that mae_hf supports their strategy.
 
     `--cpu --num_processes 2` and MULTI_CPU start one process. It still gets the address where several would meet
     (MASTER_ADDR), but no rank.
 
-    Args:
-        environment: the environment variables of this process.
-
     Raises:
         ConfigError: one process was started instead of several, or the strategy is not supported or not installed.
     """
     ranks = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-    is_launched = "ACCELERATE_MIXED_PRECISION" in environment
-    is_alone = is_launched and "MASTER_ADDR" in environment and not any(rank in environment for rank in ranks)
+    is_launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
     require(
-        not is_alone,
+        not is_launched or any(rank in os.environ for rank in ranks),
         "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that): for "
-        f"several processes on CPUs, type {ON_CPUS} ...; for one, type --num_processes 1, and unset MASTER_ADDR if you "
-        "have set it",
+        "several processes on CPUs, type ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ...; "
+        "for one, type --num_processes 1, and unset MASTER_ADDR if you have set it",
     )
-    fsdp, version = _is_on(environment, "ACCELERATE_USE_FSDP"), environment.get("FSDP_VERSION", "1")
+    fsdp, version = parse_flag_from_env("ACCELERATE_USE_FSDP"), os.environ.get("FSDP_VERSION", "1")
     unsupported = {
-        "Megatron-LM": _is_on(environment, "ACCELERATE_USE_MEGATRON_LM"),
-        "parallelism_config": _is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"),
+        "Megatron-LM": parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"),
+        "parallelism_config": parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
         f"fsdp_version {version}": fsdp and version != "2",
-        "fsdp_offload_params": fsdp and _is_on(environment, "FSDP_OFFLOAD_PARAMS"),
+        "fsdp_offload_params": fsdp and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"),
     }
     for name, is_asked in unsupported.items():
         require(not is_asked, f"{name} is not supported: choose a file of configs/accelerate, such as fsdp2.yaml")
     require(
-        not _is_on(environment, "ACCELERATE_USE_DEEPSPEED") or importlib.util.find_spec("deepspeed") is not None,
+        not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or importlib.util.find_spec("deepspeed") is not None,
         "DeepSpeed is not installed: pip install deepspeed, or choose configs/accelerate/fsdp2.yaml",
     )
 
@@ -120,26 +115,22 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
     """Check that all machines of a run share the output folder, since every rank writes checkpoints into it.
 
     Raises:
-        ConfigError: the main process cannot write there, or other machines do not see what it writes.
+        ConfigError: other machines do not see what the main process writes there.
     """
     if accelerator.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         return
     parent = folder.absolute().parent
     mark = parent / broadcast_object_list([f".{folder.name}.{uuid.uuid4().hex}"])[0]
-    problem = ""
     if accelerator.is_main_process:
-        try:
+        with contextlib.suppress(OSError):  # `RunLock` reports a folder that cannot be written
             parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        except OSError as error:
-            problem = f"cannot write to {parent} ({error.strerror}): choose another --output_dir"
-    problem = broadcast_object_list([problem])[0]
-    require(not problem, problem)
+    wait_for_everyone()
     seen = gather_object([mark.exists()])
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and seen[0]:
         mark.unlink()
     require(
-        all(seen),
+        all(seen) or not any(seen),
         f"the machines do not share {parent}: {seen.count(False)} of {len(seen)} processes do not see what the main "
         "process writes there. Choose a folder on a shared file system (--output_dir)",
     )
@@ -166,10 +157,6 @@ def prepare(
     accelerator: Accelerator, model: Model, optimizer: Optimizer, plan: Plan, train: TrainConfig
 ) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
     """Wrap model and optimizer for the strategy of this run, as `accelerator.prepare` does.
-
-    Args:
-        model: the model with its weights, in float32.
-        optimizer: over the parameters of `model`; it has made no step.
 
     Returns:
         The wrapped model and optimizer, and `whole()`, which every process must call at the same time. It returns the
@@ -214,8 +201,7 @@ def _prepare_shards(
             return None
         whole = copy.deepcopy(hollow)
         whole.load_state_dict(weights, assign=True)
-        whole.to(accelerator.device)
-        return whole.eval()
+        return whole.to(accelerator.device).eval()
 
     return prepared, optimizer, gather
 
@@ -238,7 +224,3 @@ def _fit_deepspeed(accelerator: Accelerator, plan: Plan, train: TrainConfig) -> 
         "gradient_clipping": train.max_grad_norm,
     }
     warnings.warn("mae_hf was never tested with DeepSpeed: see docs/devices.md, or choose FSDP2", stacklevel=3)
-
-
-def _is_on(environment: Mapping[str, str], name: str) -> bool:
-    return environment.get(name, "false").lower() in ("true", "1")

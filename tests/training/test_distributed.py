@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from transformers import AutoModel
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.training.distributed import check_launch, check_shared, prepare
+from mae_hf.training.lock import RunLock
 from mae_hf.training.run_folder import read_metrics
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -35,6 +37,12 @@ def exported(*words: str) -> dict[str, str]:
     if not args.cpu and (args.multi_gpu or args.use_fsdp):
         return prepare_multi_gpu_env(args) | {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "::1"}
     return prepare_simple_launcher_cmd_env(args)[1]
+
+
+def check(environment: dict[str, str]) -> None:
+    """Check the launch of a process with these environment variables alone."""
+    with mock.patch.dict(os.environ, environment, clear=True):
+        check_launch()
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def machine_file(tmp_path):
 def test_one_process_instead_of_several_is_refused_with_the_right_command(words, machine_file):
     environment = exported(*[machine_file if word == "FILE" else word for word in words])
     with pytest.raises(ConfigError, match=r"several processes but started one.*ACCELERATE_USE_CPU=true accelerate"):
-        check_launch(environment)
+        check(environment)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +73,12 @@ def test_one_process_instead_of_several_is_refused_with_the_right_command(words,
     ],
 )
 def test_launches_that_run_as_asked_are_accepted(words):
-    check_launch(exported(*words))
+    check(exported(*words))
 
 
 def test_a_script_started_without_accelerate_may_have_a_master_address():
-    check_launch({"MASTER_ADDR": "10.0.0.1"})
-    check_launch({"MASTER_ADDR": "10.0.0.1", "ACCELERATE_MIXED_PRECISION": "no", "OMPI_COMM_WORLD_RANK": "0"})
+    check({"MASTER_ADDR": "10.0.0.1"})
+    check({"MASTER_ADDR": "10.0.0.1", "ACCELERATE_MIXED_PRECISION": "no", "OMPI_COMM_WORLD_RANK": "0"})
 
 
 @pytest.mark.parametrize(
@@ -84,13 +92,13 @@ def test_a_script_started_without_accelerate_may_have_a_master_address():
 )
 def test_a_strategy_that_is_not_supported_is_refused(environment, message):
     with pytest.raises(ConfigError, match=message):
-        check_launch(environment)
+        check(environment)
 
 
 def test_deepspeed_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: pip install deepspeed.*fsdp2\.yaml"):
-        check_launch({"ACCELERATE_USE_DEEPSPEED": "true"})
+        check({"ACCELERATE_USE_DEEPSPEED": "true"})
 
 
 @pytest.mark.parametrize(("stage", "per_device"), [(3, None), (2, 16)])
@@ -115,8 +123,9 @@ def test_a_folder_that_several_machines_cannot_write_is_refused(tmp_path, monkey
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     (tmp_path / "file").touch()
     two_machines = SimpleNamespace(num_processes=2, is_main_process=True)
-    with pytest.raises(ConfigError, match=r"cannot write to \S*file/runs \(Not a directory\).*--output_dir"):
-        check_shared(two_machines, tmp_path / "file" / "runs" / "mine")
+    check_shared(two_machines, tmp_path / "file" / "runs" / "mine")  # which is not called a folder that is not shared
+    with pytest.raises(ConfigError, match=r"cannot write to \S*file/runs/mine \(Not a directory\).*--output_dir"):
+        RunLock(two_machines, tmp_path / "file" / "runs" / "mine")
 
 
 GATHER = """
