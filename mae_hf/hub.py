@@ -32,12 +32,9 @@ def save_model(
     """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
 
     Args:
-        folder: the folder to write, a run's `model/`.
-        model: the classifier or the masked autoencoder.
-        config: the config of the run.
         metrics: the final metrics, for the card.
         encoder: the plain `vit` of a masked autoencoder, saved in the subfolder `encoder/`.
-        audit: which test images pre-training has seen, if known.
+        audit: which test images pre-training has seen, if known. Rows of the data and paths of this machine stay here.
     """
 
     def write(beside: Path) -> None:
@@ -47,7 +44,8 @@ def save_model(
                 part.save_pretrained(path)
             (path / "preprocessor_config.json").write_text(json.dumps(image_processor(config), indent=2) + "\n")
             if audit is not None:
-                (path / AUDIT).write_text(audit_json(_public_audit(audit)))
+                audited = tuple(replace(each, source=_public_name(each.source)) for each in audit.audited)
+                (path / AUDIT).write_text(audit_json(replace(audit, pairs=(), audited=audited)))
         (beside / "README.md").write_text(model_card(config, metrics, audit), encoding="utf-8")
 
     write_folder(folder, write)
@@ -96,11 +94,6 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
         has_probes=any(key.startswith("probe/") for key in metrics),
         audit=describe_audit(audit) if audit else "",
     )
-
-
-def _public_audit(audit: Audit) -> Audit:
-    """Return the audit as it travels with the model: without paths of this machine and without rows of the data."""
-    return replace(audit, pairs=(), audited=tuple(replace(p, source=_public_name(p.source)) for p in audit.audited))
 
 
 def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any]) -> ModelCardData:

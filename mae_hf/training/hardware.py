@@ -59,12 +59,8 @@ def compile_layers(accelerator: Accelerator, model: nn.Module, mode: Choice) -> 
     """Compile the transformer layers of `model` in place, and return whether it did.
 
     All layers share the code of one: that takes 18 s instead of 70 for the whole model. Weights keep their names.
-
-    Args:
-        accelerator: its device decides in mode `auto`.
-        model: a `MaskedAutoencoder` or `ViTForImageClassification`, also a wrapped one.
-        mode: `always`, `never`, or `auto`: on a GPU with Triton. There, layers that cannot be compiled run as they are.
-            On a CPU, a gain of 2 % takes a quarter of an hour to make up for the compilation.
+    Mode `auto` compiles on a GPU with Triton, where layers that cannot be compiled run as they are. On a CPU, a gain of
+    2 % takes a quarter of an hour to make up for the compilation.
     """
     can_gain = accelerator.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if mode == "never" or (mode == "auto" and not can_gain):

@@ -17,15 +17,18 @@ from mae_hf.errors import require
 LOCK = ".lock"
 
 
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 class RunLock:
     """Keeps other runs out of a run folder until it is released or the process ends, even by a kill.
 
+    Every process must create the lock, which also creates the folder.
+
     The main process locks the file `.lock` with `flock`, which also works between the hosts of an NFS share. It writes
     its process and host into the file. The file by itself locks nothing.
-
-    Args:
-        accelerator: every process must create the lock.
-        folder: the run folder; it is created.
 
     Raises:
         ConfigError: another process holds the lock (the message names it), or the folder cannot be written.
@@ -75,8 +78,7 @@ class RunLock:
                 stacklevel=2,
             )
             return ""
-        started = datetime.now(UTC).isoformat(timespec="seconds")
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}, since {started}\n")
+        self._file.write(f"process {os.getpid()} on {platform.node()}, since {now()}\n")
         self._file.flush()
         return ""

@@ -24,13 +24,7 @@ LossOf = Callable[[Draws], Tensor]
 
 
 def pretraining_loss(model: nn.Module, images: DeviceImages | StreamedImages, config: PretrainConfig) -> LossOf:
-    """Rows -> images -> crop, flip -> normalise -> mask -> loss over the masked patches.
-
-    Args:
-        model: a `MaskedAutoencoder`, prepared.
-        images: the training images, on the model's device.
-        config: augmentation, normalisation and number of patches.
-    """
+    """Rows -> images -> crop, flip -> normalise -> mask -> loss of a `MaskedAutoencoder` over the masked patches."""
 
     def loss_of(draws: Draws) -> Tensor:
         pixels = augment(images.batch(draws.rows), config.augment, draws)
@@ -44,13 +38,7 @@ def pretraining_loss(model: nn.Module, images: DeviceImages | StreamedImages, co
 
 def finetuning_loss(model: nn.Module, images: DeviceImages, num_classes: int, config: FinetuneConfig) -> LossOf:
     """Rows -> images -> crop, flip, RandAugment -> normalise -> erase -> mixup or cutmix -> drop path -> loss
-    with soft targets.
-
-    Args:
-        model: a `ViTForImageClassification`, prepared.
-        images: the training images, on the model's device.
-        num_classes: classes of the labels.
-        config: augmentation and normalisation.
+    of a `ViTForImageClassification` with soft targets.
     """
     drop_paths = [module for module in model.modules() if isinstance(module, DropPath)]
 

@@ -17,14 +17,10 @@ _UNDECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "decoder
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over the model's trainable parameters.
+    """Return AdamW over the trainable parameters of a `MaskedAutoencoder` or a `ViTForImageClassification`.
 
     Each group has an `lr_scale`, by which `set_learning_rate` multiplies the schedule. It is 1 in pre-training, and
     `layer_decay ** distance` in fine-tuning, where the distance is counted in layers below the classifier.
-
-    Args:
-        model: a `MaskedAutoencoder` or a `ViTForImageClassification`.
-        train: its optimisation.
     """
     layer_decay = train.layer_decay if isinstance(train, FinetuneTrainConfig) else 1.0
     num_layers: int = model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
@@ -57,12 +53,7 @@ class WeightAverage:
     """A copy of a model with the exponential moving average of its weights, often better than the last weights.
 
     After step t the average takes 1 - d of the weights, with d = min(decay, (1 + t) / (10 + t)): it soon forgets the
-    first steps.
-
-    Args:
-        model: whose weights are averaged; not wrapped, and whole on this process.
-        decay: the maximum of d.
-        device: where the model trains.
+    first steps. The model must not be wrapped, and be whole on this process.
 
     Source: Polyak & Juditsky 1992; TensorFlow's `ExponentialMovingAverage` warms d up in this way.
     """

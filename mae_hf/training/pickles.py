@@ -29,12 +29,9 @@ class _ShardsUnpickler(pickle.Unpickler):
 
 
 def check_shards(folder: Path) -> None:
-    """Check every pickle that torch.distributed.checkpoint opens without `weights_only`.
+    """Check every pickle of a checkpoint that torch.distributed.checkpoint opens without `weights_only`.
 
     These are the descriptions of shards, and all values that are not tensors. A checkpoint without shards has none.
-
-    Args:
-        folder: a checkpoint.
 
     Raises:
         pickle.UnpicklingError: a pickle contains something else.

@@ -5,12 +5,12 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainCon
 from mae_hf.errors import ConfigError, redact, require
 from mae_hf.files import PARTIAL, moved_away, sync, write_json, write_text
 from mae_hf.training.distributed import check_same, end_processes
-from mae_hf.training.lock import LOCK, RunLock
+from mae_hf.training.lock import LOCK, RunLock, now
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
 
@@ -107,7 +107,7 @@ class RunLog:
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", parse.to_yaml(config))
-            self._run = {**environment(accelerator), **facts, "start": before.get("start", _now()), "end": None}
+            self._run = {**environment(accelerator), **facts, "start": before.get("start", now()), "end": None}
             write_json(self._folder / "run.json", self._run)
             self._remove_lines_after(step)
         if config.train.trackers:
@@ -151,15 +151,16 @@ class RunLog:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write the end into run.json, then metrics.json, which marks the run as finished; release the lock."""
         if self._accelerator.is_main_process:
-            write_json(self._folder / "run.json", {**self._run, "end": _now()})
+            write_json(self._folder / "run.json", {**self._run, "end": now()})
             self.sync()  # the run is finished once all its files are on the disk
             write_json(self._folder / "metrics.json", metrics)
-        self._track(self._end_trackers)
+        self._track(lambda: [tracker.finish() for tracker in self._accelerator.trackers])
+        self._accelerator.trackers.clear()  # otherwise Accelerate ends them once more
         end_processes(self._accelerator)
         if self._lock is not None:
             self._lock.release()
 
-    def _track(self, action: Callable[[], None]) -> None:
+    def _track(self, action: Callable[[], object]) -> None:
         """Use the trackers. If they fail, the run continues without them."""
         try:
             action()
@@ -169,10 +170,6 @@ class RunLog:
             warnings.warn(
                 f"the trackers failed ({cause}) and are no longer updated; {self._path} has all values", stacklevel=3
             )
-
-    def _end_trackers(self) -> None:
-        while self._accelerator.trackers:
-            self._accelerator.trackers.pop().finish()
 
     def _read_run(self) -> dict[str, Any]:
         """The run.json of an earlier start."""
@@ -189,10 +186,8 @@ class RunLog:
 
     def _remove_lines_after(self, step: int) -> None:
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
-        # a last line without its end was cut off by a kill
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         kept, num_damaged = [], 0
-        for line in lines:
+        for line in re.findall(".*\n", text):  # a last line without its end was cut off by a kill
             try:
                 kept += [line] if json.loads(line)["step"] <= step else []
             except (ValueError, KeyError, TypeError):
@@ -219,10 +214,6 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "strategy": accelerator.distributed_type.value,
         "mixed_precision": accelerator.mixed_precision,
     }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _git_commit() -> str | None:

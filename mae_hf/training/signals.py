@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from mae_hf.errors import RunStopped
@@ -66,10 +66,7 @@ class StopSignals:
 
     A second Ctrl-C, at least a second after the first, raises KeyboardInterrupt at once. Further SIGTERM and SIGHUP are
     ignored, because launchers and cluster managers send several. A signal that is ignored stays ignored (`nohup`, and
-    Ctrl-C for background jobs of a shell).
-
-    Args:
-        is_main_process: whether to confirm the signal on stderr.
+    Ctrl-C for background jobs of a shell). The main process confirms the signal on stderr.
 
     Attributes:
         received: the number of the first signal, or 0.
@@ -90,7 +87,7 @@ class StopSignals:
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
