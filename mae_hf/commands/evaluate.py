@@ -1,9 +1,10 @@
 """Evaluate a classifier on test images, or probe the frozen features of an encoder."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
+
+from transformers import ViTForImageClassification, ViTModel
 
 from mae_hf.config.commands import EvaluateConfig
 from mae_hf.data.dataset import load_labelled_images
@@ -11,7 +12,7 @@ from mae_hf.errors import require
 from mae_hf.evaluation.inference import extract_features, predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import probe_features
-from mae_hf.files import write_text
+from mae_hf.files import write_json
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import read_model_audit
 from mae_hf.models.io import image_size_of, open_classifier, open_encoder, read_normalization
@@ -29,52 +30,54 @@ def evaluate(config: EvaluateConfig) -> None:
     data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
 
+    # ---- the model, and its images: those of the test split, and what a probe learns from ----
+    attention = attention_for(accelerator)
+    model: ViTModel | ViTForImageClassification = (
+        open_encoder(config.model, attention) if config.probes else open_classifier(config.model, attention)
+    )
+    with accelerator.local_main_process_first():
+        roles = ("train", "validation", "test") if config.probes else ("test",)
+        images = load_labelled_images(data, image_size_of(model), roles)
+    test = images["test"]
+    seen = seen_test_images(read_model_audit(config.model), test)
+    prepared = accelerator.prepare(model)
+
+    # ---- scores, with and without the test images that pre-training has seen ----
     if not config.probes:
-        classifier = open_classifier(config.model, attention_for(accelerator))
-        with accelerator.local_main_process_first():
-            test = load_labelled_images(data, image_size_of(classifier), roles=("test",))["test"]
-        names = tuple((classifier.config.id2label or {}).values())
+        names = tuple((model.config.id2label or {}).values())
         require(
             names == test.class_names,
             f"{config.model} knows the classes {', '.join(names)}, {data.sources[0]} has "
             f"{', '.join(test.class_names)}: evaluate on data with the model's classes, in its order (--data.source)",
         )
-        prepared = accelerator.prepare(classifier)
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
         values = classification_metrics(probabilities, test.labels, names)
-        seen = seen_test_images(read_model_audit(config.model), test)
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in values.items()} | unseen
         accelerator.print(describe_seen(seen, unseen))
+        predictions = {"predictions": probabilities}
     else:
-        encoder = open_encoder(config.model, attention_for(accelerator))
-        with accelerator.local_main_process_first():
-            images = load_labelled_images(data, image_size_of(encoder))
-        prepared = accelerator.prepare(encoder)
-        features = {
-            role: extract_features(accelerator, prepared, part, data, config.batch_size)
-            for role, part in images.items()
-        }
-        labels = {role: part.labels for role, part in images.items()}
-        values, by_probe = probe_features(config.probes, features, labels, images["train"].class_names)
+        features, labels = {}, {}
+        for role, part in images.items():
+            features[role] = extract_features(accelerator, prepared, part, data, config.batch_size)
+            labels[role] = part.labels
+        values, by_probe = probe_features(config.probes, features, labels, test.class_names)
         metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
         metrics |= {"labels": images["train"].note or "all labels", **values}
-        seen = seen_test_images(read_model_audit(config.model), images["test"])
         for name, of_probe in by_probe.items():
-            unseen = unseen_metrics(of_probe, labels["test"], images["test"].class_names, seen)
+            unseen = unseen_metrics(of_probe, test.labels, test.class_names, seen)
             accelerator.print(f"{name}: {describe_seen(seen, unseen)}")
             for key in ("accuracy", "f1"):
                 if f"test_unseen/{key}" in unseen:
                     metrics[f"{name.replace('-', '/')}/unseen_{key}"] = unseen[f"test_unseen/{key}"]
+        predictions = {f"predictions/{name}": of_probe for name, of_probe in by_probe.items()}
 
+    # ---- files ----
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        if not config.probes:
-            write_predictions(folder / "predictions.parquet", test.labels, probabilities, seen)
-        else:
-            for name, of_probe in by_probe.items():
-                write_predictions(folder / "predictions" / f"{name}.parquet", labels["test"], of_probe, seen)
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        for name, probabilities in predictions.items():
+            write_predictions(folder / f"{name}.parquet", test.labels, probabilities, seen)
+        write_json(folder / "metrics.json", metrics)
         for key, value in metrics.items():
             if isinstance(value, int | float):
                 print(f"{key:32} {value:g}" if isinstance(value, int) else f"{key:32} {value:.4f}")

@@ -12,12 +12,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig
 from mae_hf.errors import require
 from mae_hf.evaluation.few_labels.finetuning import describe_recipe, measure_finetuning, plan_finetunings
-from mae_hf.evaluation.few_labels.frozen import (
-    load_features,
-    measure_probe,
-    random_encoder,
-    shape_of,
-)
+from mae_hf.evaluation.few_labels.frozen import load_features, measure_probe, random_encoder, shape_of
 from mae_hf.evaluation.few_labels.measurements import Measurements, check_inputs, write_summary
 from mae_hf.evaluation.few_labels.protocol import (
     describe_protocol,
@@ -74,9 +69,8 @@ def few_labels(config: FewLabelsConfig) -> None:
     for arm, model in encoders.items():
         for method in config.methods:
             if method != "finetune":
-                features = load_features(
-                    folder / f"features-{arm}.npz", accelerator, model, images, config.data, config.batch_size
-                )
+                file = folder / f"features-{arm}.npz"
+                features = load_features(file, accelerator, model, images, config.data, config.batch_size)
             for label_set in label_sets(config, images.split, method):
                 line = {**describe_set(label_set, images.split), "arm": arm, "method": method}
                 if method == "finetune":
@@ -95,13 +89,7 @@ def few_labels(config: FewLabelsConfig) -> None:
 
 
 def _finetune_in_child(command: str, config: FinetuneConfig, log: Path) -> NoReturn:
-    """Fine-tune in this new process, with its output in a file.
-
-    Args:
-        command: what to type to resume after a stop.
-        config: the run.
-        log: the file.
-    """
+    """Fine-tune in this new process, with its output in a file; `command` is what to type after a stop."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)

@@ -20,19 +20,12 @@ from mae_hf.training.run_folder import RunLog, inspect_run
 
 @dataclass
 class OpenRun:
-    """A run that may train: its processes agree, and its folder is locked against other runs.
-
-    Args:
-        config: the config of the run.
-        accelerator: its processes.
-        folder: the run folder.
-        lock: of the folder.
-    """
+    """A run whose processes agree. Before it trains, its folder is locked against other runs."""
 
     config: PretrainConfig | FinetuneConfig
     accelerator: Accelerator
     folder: Path
-    lock: RunLock
+    lock: RunLock | None = None
 
     def start_log(
         self, step: int, plan: Plan, model: PreTrainedModel, facts: Mapping[str, Any], lines: Mapping[str, str]
@@ -59,7 +52,8 @@ class OpenRun:
 
     def upload(self) -> None:
         """Upload `model/` if the config says so."""
-        _upload(self.accelerator, self.config)
+        if self.config.hub.push and self.accelerator.is_main_process:
+            self.accelerator.print(f"uploaded to {hub.push(self.folder / 'model', self.config.hub)}")
 
 
 def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
@@ -78,16 +72,12 @@ def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
     use_cpu_well(accelerator)
     check_same(accelerator, dict(parse.flatten(config)), "type the same command for all of them")
     check_shared(accelerator, folder)
+    run = OpenRun(config, accelerator, folder)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
-        _upload(accelerator, config)
+        run.upload()
         return None
-    lock = RunLock(accelerator, folder)
+    run.lock = RunLock(accelerator, folder)
     if config.hub.push and accelerator.is_main_process:
         hub.create_repository(config.hub)  # a wrong token is reported now, not after the training
-    return OpenRun(config, accelerator, folder, lock)
-
-
-def _upload(accelerator: Accelerator, config: PretrainConfig | FinetuneConfig) -> None:
-    if config.hub.push and accelerator.is_main_process:
-        accelerator.print(f"uploaded to {hub.push(Path(config.output_dir) / 'model', config.hub)}")
+    return run

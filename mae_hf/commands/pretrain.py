@@ -28,7 +28,7 @@ from mae_hf.models.positions import check_positions
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
-from mae_hf.training.loop import Evaluation, Sampler, batch_sampler, train
+from mae_hf.training.loop import Evaluation, batch_sampler, train
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer
 from mae_hf.training.run_folder import read_metrics
@@ -43,7 +43,7 @@ def pretrain(config: PretrainConfig) -> None:
 
     # ---- data: images to train on, held-out images, labelled images for a probe, and which are duplicates of test ----
     train_images: ImageSet | Stream
-    voters = queries = None
+    probed = None  # labelled train images that vote, and validation images to classify
     with accelerator.local_main_process_first():
         evaluation = load_evaluation_images(config.data, config.audit.sources, config.model.image_size)
         if config.data.streaming:
@@ -52,8 +52,7 @@ def pretrain(config: PretrainConfig) -> None:
         else:
             train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
             if config.train.probe_every_epochs:
-                labelled = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
-                voters, queries = labelled or (None, None)
+                probed = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
         train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
@@ -66,24 +65,21 @@ def pretrain(config: PretrainConfig) -> None:
     is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the masked patches ----
-    streamed = None
-    sampler: Sampler
+    images: DeviceImages | StreamedImages
     if isinstance(train_images, Stream):
         rank = accelerator.process_index
-        streamed = StreamedImages(train_images, config, plan, accelerator.device, rank, find_duplicate)
-        sampler = streamed.sampler
-        loss_of = pretraining_loss(prepared, streamed, config)
+        images = StreamedImages(train_images, config, plan, accelerator.device, rank, find_duplicate)
     else:
-        sampler = batch_sampler(accelerator, config.train, plan)
-        device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
-        loss_of = pretraining_loss(prepared, device_images, config)
+        images = DeviceImages(train_images, accelerator.device, config.data.on_device)
+    streamed = images if isinstance(images, StreamedImages) else None
+    loss_of = pretraining_loss(prepared, images, config)
 
     # ---- evaluations: the loss on held-out images with fixed masks, figures, a probe ----
+    batch_size = plan.eval_batch_size
     pictured = held_out.batch(range(min(8, len(held_out))))
 
     def loss_on_held_out(step: int) -> dict[str, float]:
-        num_patches = config.model.num_patches
-        loss = held_out_loss(accelerator, prepared, held_out, config.data, num_patches, plan.eval_batch_size)
+        loss = held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches, batch_size)
         return {"eval/loss": loss}
 
     def draw(step: int) -> dict[str, float]:
@@ -93,14 +89,14 @@ def pretrain(config: PretrainConfig) -> None:
         return {}
 
     def probe(step: int) -> dict[str, float]:
-        assert voters is not None and queries is not None
-        return online_probe(accelerator, whole(), voters, queries, config.data, plan.eval_batch_size)
+        assert probed is not None
+        return online_probe(accelerator, whole(), *probed, config.data, batch_size)
 
     evaluations = [
         Evaluation("held-out loss", plan.eval_every_steps, loss_on_held_out),
         Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
     ]
-    if voters is not None:
+    if probed:
         evaluations.append(Evaluation("probe", plan.steps(config.train.probe_every_epochs), probe))
 
     # ---- train, from where an unfinished run stopped ----
@@ -114,12 +110,12 @@ def pretrain(config: PretrainConfig) -> None:
         "duplicates_left_out": audit.left_out,
         "data_fingerprint": train_images.fingerprint,
         "is_compiled": is_compiled,
-        "probe": ONLINE_NOTE if voters is not None else None,
+        "probe": ONLINE_NOTE if probed else None,
     }
     lines = {
         "images": f"{len(train_images)} to train on, {len(held_out)} held out",
         "audit": describe_audit(audit),
-        "probe": ONLINE_NOTE if voters is not None else "none",
+        "probe": ONLINE_NOTE if probed else "none",
         "model": f"{config.model.num_visible} of {config.model.num_patches} patches visible",
     }
     log = run.start_log(state.step, plan, model, facts, lines)
@@ -133,7 +129,7 @@ def pretrain(config: PretrainConfig) -> None:
             config=config.train,
             plan=plan,
             state=state,
-            sampler=sampler,
+            sampler=streamed.sampler if streamed else batch_sampler(accelerator, config.train, plan),
             loss_of=loss_of,
             evaluations=evaluations,
             log=log,
