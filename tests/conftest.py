@@ -1,4 +1,4 @@
-"""Small drawn data sets that several tests share. Every image has one colour of its own, so that it can be told."""
+"""Small drawn data sets that several tests share. Every image has a different colour, so tests can identify it."""
 
 import os
 import signal

@@ -17,7 +17,7 @@ DEADLINE = 5.0 if FUZZ else 20.0  # seconds an example may take; a busy CI machi
 
 
 def examples(few: int) -> settings:
-    """`few` examples, always the same ones; with `MAE_HF_FUZZ` so many, others at each run."""
+    """Run `few` examples, always the same; `MAE_HF_FUZZ=1000` runs 1,000 that differ from run to run."""
     return settings(
         max_examples=FUZZ or few,
         derandomize=not FUZZ,
