@@ -40,13 +40,13 @@ def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comp
     for arm, run in comparison.best.items():
         object.__setattr__(run.test, "probabilities", probabilities[arm])
     draw_mistakes(comparison, images, Pictures(tmp_path))
-    pixels, texts = drawn["MAE pre-trained\nmae <b>, 75.0 % accuracy"]
+    pixels, texts = drawn["MAE pre-trained\nmae <b>, 50.0 % accuracy"]
     assert texts == [
         "true: dog\npredicted: cat\nprobability 0.875",
         "true: cat\npredicted: dog\nprobability 0.600",
     ]
     assert [tuple(image[0, 0]) for image in pixels] == [(22, 44, 100), (21, 42, 100)]  # as in `image_folder`
-    assert len(drawn["from scratch\nscratch, 50.0 % accuracy"][0]) == 0
+    assert len(drawn["from scratch\nscratch, 100.0 % accuracy"][0]) == 0
 
 
 def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_path, monkeypatch):
