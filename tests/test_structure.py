@@ -43,8 +43,8 @@ NO_MIRROR = {
     "mae_hf.report.pictures.picture": "test_from_files.py and test_from_images.py look at the pictures",
     "mae_hf.models.initialization": "test_mae.py holds every tensor of a new model against the paper's distributions",
     "mae_hf.models.positions": "test_mae.py tries the table and the pre-flight check on the models they are for",
-    "mae_hf.models.locate": "test_mae.py and test_scripts.py name folders, runs and models that are not there",
-    "mae_hf.data.locations": "test_sources.py and test_scripts.py name sources that are not there",
+    "mae_hf.models.locate": "test_mae.py and test_scripts.py name folders, runs and models that do not exist",
+    "mae_hf.data.locations": "test_sources.py and test_scripts.py name sources that do not exist",
 }
 
 NO_MIRROR |= {

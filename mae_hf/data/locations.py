@@ -26,7 +26,8 @@ def check_source(source: str, streaming: bool = False) -> None:
         return
     require(
         not is_address(source),
-        f"{source} is an address, which can only be streamed: add --data.streaming true, or download the files",
+        f"{source} is an address: only pretrain can stream it (--data.streaming true). For other commands, "
+        "download the files",
     )
     require(
         source == "digits" or exists,

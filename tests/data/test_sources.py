@@ -14,6 +14,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import STL10_CLASSES, DataConfig
 from mae_hf.data import sources
+from mae_hf.data.locations import check_source
 from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError
 
@@ -249,3 +250,8 @@ def test_an_incomplete_stl10_of_the_hub_is_refused(tmp_path, monkeypatch):
         ConfigError, match=r"train of jxie/stl10 has 3 images, not the official 5000: .*--data.revision"
     ):
         load_splits(CONFIG, "jxie/stl10")
+
+
+def test_advice_about_an_address_names_the_only_command_that_streams():
+    with pytest.raises(ConfigError, match=r"only pretrain can stream it \(--data.streaming true\)"):
+        check_source("https://host/shard.tar")
