@@ -165,5 +165,5 @@ def _train(
         loss_of=loss_in_turn,
         evaluations=[],
         log=RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {}),
-        checkpoints=Checkpoints(Path(folder), train.keep_checkpoints),
+        checkpoints=Checkpoints(accelerator, Path(folder), train.keep_checkpoints),
     )

@@ -79,8 +79,8 @@ def run(
     average = WeightAverage(model, ema_decay, accelerator.device) if ema_decay else None
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, average)
-    state = checkpoints.resume(accelerator)
+    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints, average)
+    state = checkpoints.resume()
     log = RunLog(accelerator, config, state.step, {})
 
     def loss_of(draws: Draws) -> Tensor:

@@ -83,7 +83,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
         loss_of=pretraining_loss(prepared, DeviceImages(images, accelerator.device, config.data.on_device), config),
         evaluations=[Evaluation("held-out loss", plan.eval_every_steps, evaluate)],
         log=RunLog(accelerator, config, 0, {}),
-        checkpoints=Checkpoints(folder / "checkpoints", 1),
+        checkpoints=Checkpoints(accelerator, folder / "checkpoints", 1),
     )
     lines = read_metrics(folder)
     result: dict[str, object] = {"variant": variant, "steps": plan.total_steps, "held_out_loss": lines[-1]["eval/loss"]}

@@ -79,8 +79,8 @@ def finetune(config: FinetuneConfig) -> None:
         return {f"eval/{key}": scores[key] for key in ("loss", "accuracy", "f1")}
 
     # ---- train, from where an unfinished run stopped ----
-    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints, average)
-    state = checkpoints.resume(accelerator)
+    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints, average)
+    state = checkpoints.resume()
     lines = {
         "images": ", ".join(f"{len(part)} {role}" for role, part in images.items())
         + (f": {train_images.note}" if train_images.note else ""),
@@ -104,7 +104,7 @@ def finetune(config: FinetuneConfig) -> None:
 
     # ---- the best checkpoint on validation images, once on test images ----
     assert state.best_step is not None
-    checkpoints.load(accelerator, checkpoints.path(state.best_step))
+    checkpoints.load(checkpoints.path(state.best_step))
     prepared.eval()
     validation, validation_probabilities = score("validation")
     test, probabilities = score("test")

@@ -100,8 +100,8 @@ def pretrain(config: PretrainConfig) -> None:
         evaluations.append(Evaluation("probe", plan.steps(config.train.probe_every_epochs), probe))
 
     # ---- train, from where an unfinished run stopped ----
-    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-    state = checkpoints.resume(accelerator)
+    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
+    state = checkpoints.resume()
     facts = {
         "num_train_images": len(train_images),
         "num_held_out_images": len(held_out),

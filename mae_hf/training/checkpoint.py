@@ -56,13 +56,14 @@ class TrainState:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of a run."""
+    """The checkpoints of a run. Every process must create them alike."""
 
+    accelerator: Accelerator  # has prepared the model and the optimizer
     folder: Path  # the run's `checkpoints`
     keep: int  # number of newest checkpoints to keep, each with its best one
     average: WeightAverage | None = None  # of the weights, if the run keeps one; saved and loaded with them
 
-    def save(self, accelerator: Accelerator, state: TrainState) -> None:
+    def save(self, state: TrainState) -> None:
         """Write `step-N` and remove the checkpoints that are no longer kept. Every process must call it.
 
         Raises:
@@ -70,19 +71,19 @@ class Checkpoints:
         """
         path = self.path(state.step)
         beside = beside_of(path)
-        with self._together(accelerator, path) as is_main:
+        with self._together(path) as is_main:
             if is_main:
                 self.folder.mkdir(exist_ok=True)  # without parents: a run folder that was moved stays away
                 for stale in self.folder.glob(".step-*.partial"):
                     shutil.rmtree(stale)
                 beside.mkdir()
-        with self._together(accelerator, path):
-            accelerator.save_state(str(beside))
+        with self._together(path):
+            self.accelerator.save_state(str(beside))
             # no run needs the random states, and they are pickles
-            (beside / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl").unlink()
-        with self._together(accelerator, path) as is_main:
+            (beside / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl").unlink()
+        with self._together(path) as is_main:
             if is_main:
-                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | _launched(accelerator)))
+                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | _launched(self.accelerator)))
                 if self.average is not None:  # Accelerate would save it as a pickle
                     save_file(self.average.module.state_dict(), beside / AVERAGE)
                 files = sorted(file for file in beside.rglob("*") if file.is_file())
@@ -93,25 +94,25 @@ class Checkpoints:
                 rename(beside, path)
                 self._rotate()
 
-    def load(self, accelerator: Accelerator, path: Path) -> TrainState:
+    def load(self, path: Path) -> TrainState:
         """Read a checkpoint into the prepared model and optimizer, and return its `TrainState`.
 
         Raises:
             RunError: it is damaged.
             ConfigError: it was saved with a different strategy or precision than this run has.
         """
-        damage = broadcast_object_list([_damage(path) if accelerator.is_main_process else None])[0]
+        damage = broadcast_object_list([_damage(path) if self.accelerator.is_main_process else None])[0]
         if damage:
             raise RunError(f"{path} is damaged ({damage}): the same command resumes from an earlier checkpoint")
-        return self._read(accelerator, path)
+        return self._read(path)
 
-    def resume(self, accelerator: Accelerator) -> TrainState:
+    def resume(self) -> TrainState:
         """Read the newest whole checkpoint; return `TrainState()` if there is none.
 
         A damaged one is renamed to `step-N.damaged`, with a warning that names it and the cause.
         """
-        path = broadcast_object_list([self._newest_whole() if accelerator.is_main_process else None])[0]
-        return self._read(accelerator, path) if path else TrainState()
+        path = broadcast_object_list([self._newest_whole() if self.accelerator.is_main_process else None])[0]
+        return self._read(path) if path else TrainState()
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint, or None."""
@@ -124,9 +125,9 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
-    def _read(self, accelerator: Accelerator, path: Path) -> TrainState:
+    def _read(self, path: Path) -> TrainState:
         state: TrainState = read_json(path / STATE, TrainState)
-        for name, now in _launched(accelerator).items():
+        for name, now in _launched(self.accelerator).items():
             before = getattr(state, name)
             require(
                 before == now,
@@ -135,7 +136,7 @@ class Checkpoints:
             )
         try:
             check_shards(path)
-            accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
+            self.accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
         except (pickle.UnpicklingError, CheckpointException, RuntimeError, ValueError) as error:
             if isinstance(error, pickle.UnpicklingError):
                 problem, fix = "holds a pickle with more than tensors", "remove it"
@@ -187,11 +188,11 @@ class Checkpoints:
         return None
 
     @contextlib.contextmanager
-    def _together(self, accelerator: Accelerator, path: Path) -> Iterator[bool]:
+    def _together(self, path: Path) -> Iterator[bool]:
         """Do a part of saving. If it fails on one process, all of them stop with its cause."""
         causes: list[str] = []
         try:
-            yield accelerator.is_main_process
+            yield self.accelerator.is_main_process
         # torch.save reports a full disk as RuntimeError, and the writer of shards as no Exception at all
         except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             causes.append(_one_line(error))
@@ -200,7 +201,7 @@ class Checkpoints:
             return
         # torch does not say that a disk is full
         free = f"; {shutil.disk_usage(self.folder).free / 2**20:.1f} MiB free" if self.folder.exists() else ""
-        if accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             shutil.rmtree(beside_of(path), ignore_errors=True)  # make room
         raise RunError(
             f"cannot write {path} ({causes[0]}{free}); the last checkpoint is {self.latest() or 'none yet'}: make "

@@ -74,7 +74,7 @@ def train(
     def save() -> None:
         progress.write_into(state)
         log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
-        checkpoints.save(accelerator, state)
+        checkpoints.save(state)
 
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None

@@ -46,9 +46,9 @@ def names(folder: Path) -> list[str]:
 
 def test_saving_and_loading_gives_back_model_optimizer_and_state(training, tmp_path):
     accelerator, model, optimizer = training
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints = Checkpoints(accelerator, tmp_path / "checkpoints", keep=2)
     state = TrainState(step=7, best_step=5, best_value=0.25)
-    checkpoints.save(accelerator, state)
+    checkpoints.save(state)
     step(model, optimizer)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -56,7 +56,7 @@ def test_saving_and_loading_gives_back_model_optimizer_and_state(training, tmp_p
         for parameter in model.parameters():
             parameter.fill_(9.0)
     step(model, optimizer)
-    loaded = checkpoints.load(accelerator, checkpoints.latest())
+    loaded = checkpoints.load(checkpoints.latest())
     assert loaded == state
     assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 1.0]
     step(model, optimizer)  # equal only if the moments were restored, too
@@ -65,8 +65,8 @@ def test_saving_and_loading_gives_back_model_optimizer_and_state(training, tmp_p
 
 
 def test_the_state_is_readable_json(training, tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(training[0], TrainState(step=3))
+    checkpoints = Checkpoints(training[0], tmp_path, keep=1)
+    checkpoints.save(TrainState(step=3))
     content = json.loads((tmp_path / "step-00000003" / "train_state.json").read_text())
     assert content == {
         "step": 3,
@@ -86,7 +86,7 @@ def test_shards_are_not_read_into_whole_weights(training, tmp_path):
     (folder / "train_state.json").write_text(json.dumps(content | {"strategy": "FSDP"}))
     mend_digest(folder / "train_state.json")
     with pytest.raises(ConfigError, match=r"step-00000001 was saved with strategy FSDP, but .* whole weights \(DDP\)"):
-        checkpoints.resume(training[0])
+        checkpoints.resume()
 
 
 def test_a_run_cannot_resume_in_a_different_precision(training, tmp_path, monkeypatch):
@@ -96,74 +96,74 @@ def test_a_run_cannot_resume_in_a_different_precision(training, tmp_path, monkey
     with pytest.raises(
         ConfigError, match=r"with mixed_precision no, but .* with bf16: .*accelerate launch --mixed_prec"
     ):
-        checkpoints.resume(training[0])
+        checkpoints.resume()
     assert names(tmp_path) == ["step-00000001"], "it is not damaged"
 
 
 def test_rotation_keeps_the_newest(training, tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(training[0], tmp_path, keep=2)
     for number in (9, 10, 100, 1000):
-        checkpoints.save(training[0], TrainState(step=number))
+        checkpoints.save(TrainState(step=number))
     assert names(tmp_path) == ["step-00000100", "step-00001000"]
     assert checkpoints.latest() == tmp_path / "step-00001000" == checkpoints.path(1000)
 
 
 def test_rotation_keeps_the_best_until_a_new_best_is_saved(training, tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(training[0], tmp_path, keep=1)
     for number in (1, 2, 3):
-        checkpoints.save(training[0], TrainState(step=number, best_step=1, best_value=0.9))
+        checkpoints.save(TrainState(step=number, best_step=1, best_value=0.9))
     assert names(tmp_path) == ["step-00000001", "step-00000003"]
-    checkpoints.save(training[0], TrainState(step=4, best_step=4, best_value=0.95))
+    checkpoints.save(TrainState(step=4, best_step=4, best_value=0.95))
     assert names(tmp_path) == ["step-00000004"]
 
 
 def test_rotation_keeps_the_best_of_every_retained_checkpoint(training, tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(training[0], tmp_path, keep=2)
     for number, best in ((10, 10), (20, 10), (30, 30)):
-        checkpoints.save(training[0], TrainState(number, best_step=best, best_value=0.5))
+        checkpoints.save(TrainState(number, best_step=best, best_value=0.5))
     flip_a_bit(tmp_path / "step-00000030" / "model.safetensors")
     with pytest.warns(UserWarning, match="step-00000030 is damaged") as caught:
-        assert checkpoints.resume(training[0]).step == 20
+        assert checkpoints.resume().step == 20
     assert len(caught) == 1
     for number in (30, 40):
-        checkpoints.save(training[0], TrainState(number, best_step=30, best_value=0.6))
+        checkpoints.save(TrainState(number, best_step=30, best_value=0.6))
     assert names(tmp_path) == ["step-00000030", "step-00000030.damaged", "step-00000040"]
 
 
 def test_a_damaged_checkpoint_does_not_prevent_the_next_save(training, tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(training[0], TrainState(step=1))
+    checkpoints = Checkpoints(training[0], tmp_path, keep=2)
+    checkpoints.save(TrainState(step=1))
     (tmp_path / "step-00000001" / "train_state.json").write_text('["torn')
-    checkpoints.save(training[0], TrainState(step=2))
+    checkpoints.save(TrainState(step=2))
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-def test_without_checkpoints_there_is_no_latest(tmp_path):
-    assert Checkpoints(tmp_path / "none", keep=1).latest() is None
+def test_without_checkpoints_there_is_no_latest(training, tmp_path):
+    assert Checkpoints(training[0], tmp_path / "none", keep=1).latest() is None
 
 
 @pytest.mark.parametrize("name", ["step-9", "step-00000009.damaged", "notes"])
 def test_other_folders_are_neither_listed_nor_removed(training, tmp_path, name):
     (tmp_path / name).mkdir()
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(training[0], tmp_path, keep=1)
     assert checkpoints.latest() is None
-    checkpoints.save(training[0], TrainState(step=1))
-    checkpoints.save(training[0], TrainState(step=2))
+    checkpoints.save(TrainState(step=1))
+    checkpoints.save(TrainState(step=2))
     assert names(tmp_path) == sorted([name, "step-00000002"])
 
 
 def test_the_next_save_removes_what_a_killed_save_left(training, tmp_path):
     (tmp_path / ".step-00000009.partial").mkdir()
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(training[0], tmp_path, keep=1)
     assert checkpoints.latest() is None
-    checkpoints.save(training[0], TrainState(step=10))
+    checkpoints.save(TrainState(step=10))
     assert names(tmp_path) == ["step-00000010"]
 
 
 def test_after_a_failed_save_the_last_checkpoint_is_still_the_newest(training, tmp_path):
     accelerator, model, _ = training
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(accelerator, TrainState(step=1))
+    checkpoints = Checkpoints(accelerator, tmp_path, keep=1)
+    checkpoints.save(TrainState(step=1))
     weights = accelerator.unwrap_model(model).state_dict()
 
     class Broken:
@@ -181,13 +181,13 @@ def test_after_a_failed_save_the_last_checkpoint_is_still_the_newest(training, t
         RunError,
         match=r"cannot write \S*step-00000002 \(disk full; \d+\.\d MiB free\); .*step-00000001: make room",
     ):
-        checkpoints.save(accelerator, TrainState(step=2))
+        checkpoints.save(TrainState(step=2))
     assert names(tmp_path) == ["step-00000001"], "the space of the failed save is freed"
 
     accelerator._custom_objects.remove(broken)
-    assert checkpoints.resume(accelerator) == TrainState(step=1)
+    assert checkpoints.resume() == TrainState(step=1)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
-    checkpoints.save(accelerator, TrainState(step=2))
+    checkpoints.save(TrainState(step=2))
     assert names(tmp_path) == ["step-00000002"]
 
 
@@ -211,7 +211,7 @@ def test_shards_that_cannot_be_written_fail_like_any_other_file(training, tmp_pa
         with pytest.raises(
             RunError, match=r"cannot write \S*step-00000001 \(\[Errno 20\] Not a directory[^\n]*make room"
         ):
-            Checkpoints(tmp_path, keep=1).save(training[0], TrainState(step=1))
+            Checkpoints(training[0], tmp_path, keep=1).save(TrainState(step=1))
     finally:
         training[0]._custom_objects.remove(in_shards)
     assert names(tmp_path) == [], "the space of the failed save is freed"
@@ -239,10 +239,10 @@ DAMAGE = {
 def save_steps(training, folder: Path, *states: TrainState) -> tuple[Checkpoints, list[dict[str, torch.Tensor]]]:
     """Save checkpoints of these states, with different weights in each."""
     accelerator, model, optimizer = training
-    checkpoints, weights = Checkpoints(folder, keep=9), []
+    checkpoints, weights = Checkpoints(accelerator, folder, keep=9), []
     for state in states:
         step(model, optimizer)
-        checkpoints.save(accelerator, state)
+        checkpoints.save(state)
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
     return checkpoints, weights
 
@@ -259,18 +259,18 @@ def test_a_checkpoint_is_tensors_and_json_and_no_pickle_of_random_states(trainin
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_is_loaded(training, tmp_path, name, damage):
-    accelerator, model, _ = training
+    model = training[1]
     checkpoints, weights = save_steps(training, tmp_path, TrainState(step=1), TrainState(step=2))
     DAMAGE[damage](tmp_path / "step-00000002" / name)
     with pytest.warns(
         UserWarning, match=rf"step-00000002 is damaged \(.*{name}.*\): .*step-00000002.damaged"
     ) as caught:
-        assert checkpoints.resume(accelerator) == TrainState(step=1)
+        assert checkpoints.resume() == TrainState(step=1)
     assert len(caught) == 1
     assert all(torch.equal(weights[0][key], value) for key, value in model.state_dict().items())
     assert names(tmp_path) == ["step-00000001", "step-00000002.damaged"]
-    checkpoints.save(accelerator, TrainState(step=2))
-    assert checkpoints.resume(accelerator) == TrainState(step=2)
+    checkpoints.save(TrainState(step=2))
+    assert checkpoints.resume() == TrainState(step=2)
 
 
 def test_without_a_whole_checkpoint_a_run_starts_again_and_removes_nothing(training, tmp_path):
@@ -278,7 +278,7 @@ def test_without_a_whole_checkpoint_a_run_starts_again_and_removes_nothing(train
     for path in tmp_path.iterdir():
         flip_a_bit(path / "optimizer.bin")
     with pytest.warns(UserWarning, match="damaged") as caught:
-        assert checkpoints.resume(training[0]) == TrainState()
+        assert checkpoints.resume() == TrainState()
     assert len(caught) == 2
     assert names(tmp_path) == ["step-00000001.damaged", "step-00000002.damaged"]
 
@@ -290,9 +290,9 @@ def test_a_checkpoint_with_a_damaged_best_checkpoint_is_not_resumed(training, tm
     with pytest.raises(
         RunError, match=r"step-00000002 is damaged \(the sha256 of model.safetensors .* the same command"
     ):
-        checkpoints.load(training[0], checkpoints.path(2))
+        checkpoints.load(checkpoints.path(2))
     with pytest.warns(UserWarning, match="is damaged") as caught:
-        assert checkpoints.resume(training[0]) == states[0]
+        assert checkpoints.resume() == states[0]
     assert "its best checkpoint, step-00000002: the sha256 of model.safetensors" in str(caught[0].message)
     assert len(caught) == 2
 
@@ -315,16 +315,16 @@ def test_a_checkpoint_of_a_different_network_is_refused_in_one_line(training, tm
         torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "step-00000001" / file)
     mend_digest(tmp_path / "step-00000001" / file)
     with pytest.raises(RunError, match=r"step-00000001 belongs to a different network \(.*--model.init"):
-        checkpoints.resume(training[0])
+        checkpoints.resume()
 
 
 def test_a_checkpoint_that_was_moved_and_linked_to_is_read_and_rotated(training, tmp_path):
     checkpoints, _ = save_steps(training, tmp_path / "run", TrainState(step=1))
     (tmp_path / "run" / "step-00000001").rename(tmp_path / "large disk")
     (tmp_path / "run" / "step-00000001").symlink_to(tmp_path / "large disk")
-    assert checkpoints.resume(training[0]) == TrainState(step=1)
+    assert checkpoints.resume() == TrainState(step=1)
     checkpoints.keep = 1
-    checkpoints.save(training[0], TrainState(step=2))
+    checkpoints.save(TrainState(step=2))
     assert names(tmp_path / "run") == ["step-00000002"]
     assert names(tmp_path / "large disk") == sorted(FILES)
 
@@ -345,7 +345,7 @@ def test_a_tampered_checkpoint_runs_no_code_even_with_the_right_digest(training,
     torch.save({"state": {}, "param_groups": Payload(tmp_path / "it ran")}, folder / "optimizer.bin")
     mend_digest(folder / "optimizer.bin")
     with pytest.raises(RunError, match="step-00000001 holds a pickle with more than tensors"):
-        checkpoints.resume(training[0])
+        checkpoints.resume()
     assert not (tmp_path / "it ran").exists()
     torch.load(folder / "optimizer.bin", weights_only=False)
     assert (tmp_path / "it ran").exists(), "it would have"
@@ -358,7 +358,7 @@ def test_a_checkpoint_with_a_tampered_description_of_shards_is_refused(training,
     (shards / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "it ran")))
     mend_digest(shards / ".metadata", "optimizer_0/.metadata")
     with pytest.raises(RunError, match=r"more than tensors \(pathlib.* has no part"):
-        checkpoints.resume(training[0])
+        checkpoints.resume()
 
 
 def test_a_file_server_that_does_not_answer_is_no_damage(training, tmp_path, monkeypatch):
@@ -369,7 +369,7 @@ def test_a_file_server_that_does_not_answer_is_no_damage(training, tmp_path, mon
 
     monkeypatch.setattr(hashlib, "file_digest", no_answer)
     with pytest.raises(OSError, match="Connection timed out"):
-        checkpoints.resume(training[0])
+        checkpoints.resume()
     assert names(tmp_path) == ["step-00000001"]
 
 
@@ -395,9 +395,9 @@ def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(training, 
 
 
 def test_a_save_does_not_create_a_moved_run_folder_again(training, tmp_path):
-    checkpoints = Checkpoints(tmp_path / "moved" / "checkpoints", keep=1)
+    checkpoints = Checkpoints(training[0], tmp_path / "moved" / "checkpoints", keep=1)
     with pytest.raises(RunError, match="No such file or directory"):
-        checkpoints.save(training[0], TrainState(step=1))
+        checkpoints.save(TrainState(step=1))
     assert not (tmp_path / "moved").exists()
 
 
@@ -406,11 +406,11 @@ def test_the_average_of_the_weights_is_restored_and_is_no_pickle(training, tmp_p
     average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
     with torch.no_grad():
         average.module.weight.fill_(3.0)
-    checkpoints = Checkpoints(tmp_path, keep=2, average=average)
-    checkpoints.save(accelerator, TrainState(step=1))
+    checkpoints = Checkpoints(accelerator, tmp_path, keep=2, average=average)
+    checkpoints.save(TrainState(step=1))
     with torch.no_grad():
         average.module.weight.fill_(7.0)
-    checkpoints.load(accelerator, checkpoints.path(1))
+    checkpoints.load(checkpoints.path(1))
     assert (average.module.weight == 3).all()
     assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
     assert not list(checkpoints.path(1).glob("custom_checkpoint*"))

@@ -94,7 +94,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop_at
 def assert_equal_runs(found: Path, expected: Path) -> None:
     """Check that weights, moments and states of the last checkpoints are equal, and the lines of the logs."""
     assert lines_without_clock(found) == lines_without_clock(expected)
-    found, expected = (Checkpoints(path / "checkpoints", 1).latest() for path in (found, expected))
+    found, expected = (max((path / "checkpoints").glob("step-*")) for path in (found, expected))
     assert found.name == expected.name
     assert (found / "train_state.json").read_text() == (expected / "train_state.json").read_text()
     weights, other = (load_file(path / "model.safetensors") for path in (found, expected))
@@ -314,7 +314,8 @@ def test_the_message_says_if_there_is_no_checkpoint(tmp_path):
 
 
 def test_fp16_may_skip_steps_while_it_searches_its_loss_scale_but_not_endlessly(tmp_path):
-    loss, overflow, checkpoints = torch.tensor(1.0), torch.tensor(float("inf")), Checkpoints(tmp_path, 2)
+    loss, overflow = torch.tensor(1.0), torch.tensor(float("inf"))
+    checkpoints = Checkpoints(Accelerator(cpu=True), tmp_path, 2)
     failure = loop.first_failure(torch.zeros(4), loss, overflow, 3)
     searching = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
     loop.check_finite(searching, failure, checkpoints)
