@@ -51,7 +51,7 @@ def step_alone(turns: Turns, config: PretrainConfig, precision: str, open_images
     images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
     kept = _Keep()
     num_rows = config.train.plan(len(images.labels), 1).micro_batch_size
-    pretraining_loss(kept, images, config)(Draws(0, 0, np.arange(num_rows)))
+    pretraining_loss(kept, images, config)(Draws(0, 0, np.arange(num_rows), 0))
     model = build_mae(config.model, attention_for(accelerator))
     _train(turns, accelerator, model, config, images, lambda model: lambda *_: model(**kept.batch).loss)
 

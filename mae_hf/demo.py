@@ -52,7 +52,8 @@ def hide_and_reconstruct(
     """
     patch_embeddings = model.vit.embeddings.patch_embeddings
     images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0]))[None]
-    noise = torch.from_numpy(Draws(seed, 0, np.zeros(1, np.int64)).uniform("demo mask", patch_embeddings.num_patches))
+    draws = Draws(seed, epoch=0, rows=np.zeros(1, np.int64), step=0)
+    noise = torch.from_numpy(draws.uniform("demo mask", patch_embeddings.num_patches))
     predicted, mask = reconstruct(model, normalize(to_pixels(images), *normalization), noise)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
     pixels = ((predicted * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)

@@ -45,7 +45,7 @@ def network(dropout: float = 0.0) -> nn.Module:
 
 def batch(rows: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
     """Return inputs (B, 4), different in every epoch, and targets (B, 1)."""
-    inputs = torch.from_numpy(Draws(0, epoch, rows).uniform("inputs", 4)).float() / 10
+    inputs = torch.from_numpy(Draws(0, epoch, rows, 0).uniform("inputs", 4)).float() / 10
     position = torch.from_numpy(rows)[:, None] / NUM_IMAGES
     return inputs + position, 4 * position - 2
 

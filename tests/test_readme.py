@@ -102,7 +102,7 @@ def test_the_recipes_of_contributing_work():
     names: dict[str, Any] = {**vars(probes), **vars(mae), **vars(erase), "math": math, "Image": Image}
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
     names |= {"IMAGES": images, "PIXELS": torch.from_numpy(images).permute(0, 3, 1, 2)}
-    names |= {"DRAWS": erase.Draws(0, 0, np.arange(64)), "NearestCentroid": NearestCentroid, "blobs": blobs}
+    names |= {"DRAWS": erase.Draws(0, 0, np.arange(64), 0), "NearestCentroid": NearestCentroid, "blobs": blobs}
     for block in blocks:
         if "def " in block:
             exec(block, names)

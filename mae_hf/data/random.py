@@ -25,7 +25,7 @@ class Draws:
     seed: int  # of the run
     epoch: int  # pass over the images, from 0
     rows: NDArray[np.int64]  # (B,), the rows of the images in their `ImageSet` or stream
-    step: int = 0  # optimizer step that the batch is for, from 0
+    step: int  # optimizer step that the batch is for, from 0
 
     def __getitem__(self, index: slice | NDArray[np.int64]) -> "Draws":
         """The draws of some images of the micro-batch."""

@@ -26,7 +26,7 @@ def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig,
 
 def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device) -> Tensor:
     """Return the masking noise of held-out images, (B, N): the same in every run, so that losses can be compared."""
-    return to_device(Draws(0, 0, rows).uniform("held-out mask", num_patches).astype(np.float32), device)
+    return to_device(Draws(0, 0, rows, 0).uniform("held-out mask", num_patches).astype(np.float32), device)
 
 
 @torch.no_grad()

@@ -27,12 +27,12 @@ def test_each_row_is_a_splitmix64_generator_that_starts_at_a_hash_of_its_address
     for _ in range(4):
         state, bits = splitmix64(state)
         expected.append((bits >> 11) / 2**53)
-    np.testing.assert_array_equal(Draws(5, 7, np.array([11])).uniform("crop", 4)[0], expected)
+    np.testing.assert_array_equal(Draws(5, 7, np.array([11]), 0).uniform("crop", 4)[0], expected)
 
 
 def test_known_values_never_change():
     expected = [[0.58101277, 0.56798513, 0.10756782], [0.68512736, 0.88865391, 0.14789867]]
-    np.testing.assert_allclose(Draws(0, 0, np.array([0, 1])).uniform("crop", 3), expected, rtol=0, atol=5e-9)
+    np.testing.assert_allclose(Draws(0, 0, np.array([0, 1]), 0).uniform("crop", 3), expected, rtol=0, atol=5e-9)
     draws = Draws(7, 3, np.array([5]), step=11)
     assert draws.uniform("mask", 2).tolist() == [[0.6870682261714143, 0.2610425785640046]]
     np.testing.assert_allclose(draws.normal("x", 2), [[1.7782684564590454, 0.029503757134079933]], rtol=1e-6)
@@ -47,9 +47,9 @@ def test_the_numbers_of_a_batch_depend_on_the_step_and_not_on_rows_and_epoch():
 
 
 def test_a_row_gets_the_same_numbers_in_any_batch_and_at_any_length():
-    whole = Draws(3, 2, np.arange(100)).uniform("crop", 6)
-    np.testing.assert_array_equal(Draws(3, 2, np.array([70, 4])).uniform("crop", 6), whole[[70, 4]])
-    np.testing.assert_array_equal(Draws(3, 2, np.arange(100)).uniform("crop", 2), whole[:, :2])
+    whole = Draws(3, 2, np.arange(100), 0).uniform("crop", 6)
+    np.testing.assert_array_equal(Draws(3, 2, np.array([70, 4]), 0).uniform("crop", 6), whole[[70, 4]])
+    np.testing.assert_array_equal(Draws(3, 2, np.arange(100), 0).uniform("crop", 2), whole[:, :2])
     assert whole.shape == (100, 6)
     assert whole.dtype == np.float64
     assert whole.min() >= 0
@@ -58,8 +58,8 @@ def test_a_row_gets_the_same_numbers_in_any_batch_and_at_any_length():
 
 def test_the_numbers_are_uniform_along_rows_and_along_the_counter():
     for numbers in (
-        Draws(0, 0, np.arange(100_000)).uniform("mask", 1),
-        Draws(0, 0, np.array([0])).uniform("mask", 100_000),
+        Draws(0, 0, np.arange(100_000), 0).uniform("mask", 1),
+        Draws(0, 0, np.array([0]), 0).uniform("mask", 100_000),
     ):
         assert stats.kstest(numbers.ravel(), "uniform").pvalue > 0.001
         counts = np.histogram(numbers, bins=256, range=(0, 1))[0]
@@ -68,12 +68,12 @@ def test_the_numbers_are_uniform_along_rows_and_along_the_counter():
 
 def test_neighbouring_rows_epochs_seeds_purposes_and_counters_are_uncorrelated():
     rows = np.arange(50_000)
-    base = Draws(1, 1, rows).uniform("crop", 2)
+    base = Draws(1, 1, rows, 0).uniform("crop", 2)
     others = {
-        "row": Draws(1, 1, rows + 1).uniform("crop", 1),
-        "epoch": Draws(1, 2, rows).uniform("crop", 1),
-        "seed": Draws(2, 1, rows).uniform("crop", 1),
-        "purpose": Draws(1, 1, rows).uniform("flip", 1),
+        "row": Draws(1, 1, rows + 1, 0).uniform("crop", 1),
+        "epoch": Draws(1, 2, rows, 0).uniform("crop", 1),
+        "seed": Draws(2, 1, rows, 0).uniform("crop", 1),
+        "purpose": Draws(1, 1, rows, 0).uniform("flip", 1),
         "counter": base[:, 1:],
     }
     for name, other in others.items():
@@ -84,18 +84,20 @@ def test_neighbouring_rows_epochs_seeds_purposes_and_counters_are_uncorrelated()
 
 def test_no_number_repeats_over_many_rows_and_epochs():
     first = np.concatenate(
-        [Draws(seed, epoch, np.arange(20_000)).uniform("a", 1) for seed in (0, 1) for epoch in range(5)]
+        [Draws(seed, epoch, np.arange(20_000), 0).uniform("a", 1) for seed in (0, 1) for epoch in range(5)]
     )
     assert len(np.unique(first)) == len(first)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**40])
 def test_any_integer_is_a_seed(seed):
-    assert not np.array_equal(Draws(seed, 0, np.array([0])).uniform("a", 4), Draws(0, 0, np.array([0])).uniform("a", 4))
+    assert not np.array_equal(
+        Draws(seed, 0, np.array([0]), 0).uniform("a", 4), Draws(0, 0, np.array([0]), 0).uniform("a", 4)
+    )
 
 
 def test_normal_numbers_are_standard_normal_and_uncorrelated_with_their_neighbours():
-    numbers = Draws(0, 0, np.arange(2000)).normal("noise", 50)
+    numbers = Draws(0, 0, np.arange(2000), 0).normal("noise", 50)
     assert numbers.dtype == np.float32
     assert stats.kstest(numbers.ravel(), "norm").pvalue > 0.001
     for one, other in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
@@ -103,9 +105,9 @@ def test_normal_numbers_are_standard_normal_and_uncorrelated_with_their_neighbou
 
 
 def test_a_row_gets_the_same_normal_numbers_in_any_batch_and_at_any_length():
-    whole = Draws(3, 2, np.arange(40)).normal("noise", 7)
+    whole = Draws(3, 2, np.arange(40), 0).normal("noise", 7)
     assert whole.shape == (40, 7)
-    np.testing.assert_array_equal(Draws(3, 2, np.array([31, 4])).normal("noise", 4), whole[[31, 4], :4])
+    np.testing.assert_array_equal(Draws(3, 2, np.array([31, 4]), 0).normal("noise", 4), whole[[31, 4], :4])
 
 
 def test_integer_seeds_differ_by_seed_epoch_and_purpose():

@@ -45,18 +45,18 @@ def test_the_loss_of_pre_training_equals_stocks_for_the_same_images_and_masks(im
     model = build_mae(shape, "sdpa")
     stock = ViTMAEForPreTraining(model.config)
     stock.load_state_dict(model.state_dict())
-    noise = torch.from_numpy(Draws(config.train.seed, EPOCH, ROWS).uniform("mask", 16)).float()
+    noise = torch.from_numpy(Draws(config.train.seed, EPOCH, ROWS, 0).uniform("mask", 16)).float()
     expected = stock(normalised(images), noise=noise).loss
     loss_of = pretraining_loss(model, on_cpu, config)
-    torch.testing.assert_close(loss_of(Draws(0, EPOCH, ROWS)), expected)
-    assert not torch.isclose(loss_of(Draws(0, EPOCH + 1, ROWS)), expected)  # other masks
+    torch.testing.assert_close(loss_of(Draws(0, EPOCH, ROWS, 0)), expected)
+    assert not torch.isclose(loss_of(Draws(0, EPOCH + 1, ROWS, 0)), expected)  # other masks
 
 
 def test_the_loss_of_fine_tuning_is_the_cross_entropy_with_smoothed_labels(images, on_cpu):
     plain = {"rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "erase_probability": 0.0}
     config = FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain))
     model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
-    found = finetuning_loss(model, on_cpu, 10, config)(Draws(0, EPOCH, ROWS))
+    found = finetuning_loss(model, on_cpu, 10, config)(Draws(0, EPOCH, ROWS, 0))
     labels = torch.from_numpy(images.labels[ROWS])
     expected = torch.nn.functional.cross_entropy(model(normalised(images)).logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(found, expected)
@@ -69,7 +69,7 @@ def test_mixing_erasing_and_rand_augment_each_change_the_loss_of_fine_tuning(on_
         finetuning_loss(model, on_cpu, 10, FinetuneConfig(data=DATA, augment=AugmentConfig(**WHOLE, **plain | change)))
         for change in ({}, {"mixup": 0.8}, {"cutmix": 1.0}, {"erase_probability": 1.0}, {"rand_augment_ops": 2})
     ]
-    assert len({loss_of(Draws(0, 0, ROWS)).item() for loss_of in losses}) == 5
+    assert len({loss_of(Draws(0, 0, ROWS, 0)).item() for loss_of in losses}) == 5
 
 
 @pytest.mark.parametrize(("num_processes", "accumulation_steps"), [(1, 2), (2, 1), (2, 2), (1, 4)])

@@ -26,16 +26,7 @@ Bounds = tuple[float, float]
 
 
 def augment(images: Tensor, config: CropConfig | AugmentConfig, draws: Draws) -> Tensor:
-    """Crop, flip and, with an `AugmentConfig`, RandAugment the images of a batch.
-
-    Args:
-        images: uint8 (B, S, S, 3), on any device.
-        config: strength of the augmentation.
-        draws: of these images.
-
-    Returns:
-        uint8 (B, 3, S, S), on the device of `images`.
-    """
+    """Crop, flip and, with an `AugmentConfig`, RandAugment images: uint8 (B, S, S, 3) -> (B, 3, S, S), any device."""
     boxes = crop_boxes(images.shape[1], config.crop_scale, draws)
     flip = draws.uniform("flip", 1)[:, 0] < (0.5 if config.flip else 0.0)
     resize = crop_resize_each if images.device.type == "cpu" else crop_resize_batched
@@ -51,15 +42,10 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return the input of the model: (pixels / 255 - mean) / std.
+    """Return the input of the model, (pixels / 255 - mean) / std: float32 (B, 3, S, S), new and contiguous.
 
-    Args:
-        pixels: uint8 or float (B, 3, S, S) in 0..255.
-        mean: channel means for pixels in [0, 1]; the image processor that is saved with the model has the same.
-        std: channel standard deviations for pixels in [0, 1].
-
-    Returns:
-        float32 (B, 3, S, S), a new contiguous tensor.
+    Pixels are uint8 or float (B, 3, S, S) in 0..255. Mean and std are those of the image processor that is saved with
+    the model: one per channel, for pixels in [0, 1].
     """
     factors = np.array([1 / (255 * np.asarray(std)), np.asarray(mean) / std], np.float32)
     scale, shift = to_device(factors, pixels.device).view(2, 3, 1, 1)
@@ -81,18 +67,10 @@ def crop_boxes(size: int, scale: Bounds, draws: Draws) -> NDArray[np.int64]:
 def random_boxes(
     numbers: NDArray[np.float64], size: int, scale: Bounds, aspect: Bounds, longest: int, otherwise: int
 ) -> NDArray[np.int64]:
-    """Boxes of random area, aspect ratio and position: of ten tries, the first that fits.
+    """Boxes of random area, aspect ratio (width / height) and position, int64 (B, 4): top, left, height, width.
 
-    Args:
-        numbers: float64 (B, NUM_BOX_DRAWS), uniform in [0, 1).
-        size: side S of the square images.
-        scale: smallest and largest fraction of the area.
-        aspect: smallest and largest width / height.
-        longest: longest side that fits, in pixels.
-        otherwise: both sides if no try fits, in pixels.
-
-    Returns:
-        int64 (B, 4): top, left, height, width.
+    The uniform `numbers`, (B, NUM_BOX_DRAWS), give ten tries for each box. The first one with sides of up to `longest`
+    pixels is taken. If none fits, both sides have `otherwise` pixels.
     """
     area = size**2 * (scale[0] + (scale[1] - scale[0]) * numbers[:, :BOX_TRIES])
     log_aspect = np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * numbers[:, BOX_TRIES:-2]
@@ -109,17 +87,10 @@ def random_boxes(
 
 
 def crop_resize_each(images: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
-    """Crop, flip and resize back to S x S, one image at a time: the fastest way on a CPU.
+    """Crop to boxes (B, 4), mirror where `flip` (B,) is set, and resize back to S x S; the fastest way on a CPU.
 
-    The result is within 2 grey levels of Pillow's `crop(box).resize((S, S), BICUBIC)`.
-
-    Args:
-        images: uint8 (B, S, S, 3).
-        boxes: int64 (B, 4): top, left, height, width.
-        flip: bool (B,), the images to mirror left to right.
-
-    Returns:
-        uint8 (B, 3, S, S), contiguous.
+    Images uint8 (B, S, S, 3) become uint8 (B, 3, S, S), contiguous. The result is within 2 grey levels of Pillow's
+    `crop(box).resize((S, S), BICUBIC)`.
     """
     batch, size = images.shape[:2]
     pixels = torch.empty(batch, 3, size, size, dtype=torch.uint8)

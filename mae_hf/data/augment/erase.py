@@ -19,13 +19,7 @@ ASPECT = (0.3, 1 / 0.3)
 def erase(pixel_values: Tensor, probability: float, draws: Draws) -> Tensor:
     """Fill one box of some images with standard normal noise, a number for every pixel and channel.
 
-    Args:
-        pixel_values: float32 (B, 3, S, S), normalised; not changed.
-        probability: of an image to get a box.
-        draws: of these images.
-
-    Returns:
-        float32 (B, 3, S, S), on the device of `pixel_values`.
+    Takes normalised float32 (B, 3, S, S), which stays unchanged, and returns the same shape on the same device.
 
     Source: Zhong et al. 2017, as in timm's `RandomErasing(probability, mode="pixel")`.
     """

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mae_hf.config.augment import AugmentConfig
 from mae_hf.config.train import Plan
 from mae_hf.data.random import Draws
-from mae_hf.errors import require
+from mae_hf.errors import ConfigError
 
 
 def mix(
@@ -23,15 +23,8 @@ def mix(
     methods are on, each batch draws one of them. `BatchSampler` keeps pairs together, and the weight belongs to the
     whole batch. So the result does not depend on how the batch is split.
 
-    Args:
-        pixel_values: float32 (B, 3, S, S); not changed.
-        labels: int64 (B,), on the same device.
-        num_classes: C.
-        config: alphas of mixup and cutmix (0 switches a method off) and the label smoothing.
-        draws: of the batch that these images are a part of.
-
-    Returns:
-        pixel_values float32 (B, 3, S, S) and targets float32 (B, C); each target sums to 1.
+    Takes float32 (B, 3, S, S), which stay unchanged, and labels int64 (B,) on the same device. Returns new images and
+    targets, float32 (B, C); each target sums to 1.
 
     Source: mixup arXiv 1710.09412, CutMix arXiv 1905.04899, paired per batch as in timm and MAE's fine-tuning.
     """
@@ -59,12 +52,11 @@ def mix(
 def check_pairs(config: AugmentConfig, plan: Plan) -> None:
     """Raise `ConfigError` if micro-batches would separate the pairs of mixup and cutmix."""
     is_split = plan.num_processes * plan.accumulation_steps > 1
-    require(
-        not (is_split and plan.micro_batch_size % 2 and (config.mixup or config.cutmix)),
-        f"mixup and cutmix pair the images of a micro-batch, and {plan.micro_batch_size} images per device is an odd "
-        "number: choose an even --train.per_device_batch_size or another --train.batch_size, or switch both off "
-        "(--augment.mixup 0 --augment.cutmix 0)",
-    )
+    if is_split and plan.micro_batch_size % 2 and (config.mixup or config.cutmix):
+        raise ConfigError(
+            f"mixup and cutmix need an even number of images per device, not {plan.micro_batch_size}: choose another "
+            "--train.per_device_batch_size or --train.batch_size, or --augment.mixup 0 --augment.cutmix 0"
+        )
 
 
 def cut_box(size: int, weight: float, center_y: float, center_x: float) -> tuple[int, int, int, int]:

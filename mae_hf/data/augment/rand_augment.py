@@ -32,16 +32,9 @@ Matrix = tuple[Tensor | float, ...]
 
 
 def rand_augment(pixels: Tensor, num_ops: int, magnitude: float, draws: Draws) -> Tensor:
-    """Apply `num_ops` random operations to each image.
+    """Apply `num_ops` random operations of a mean strength of 0 to 10 to each image.
 
-    Args:
-        pixels: uint8 (B, 3, S, S); not changed.
-        num_ops: operations drawn per image.
-        magnitude: mean strength, 0 to 10.
-        draws: of these images.
-
-    Returns:
-        uint8 (B, 3, S, S).
+    Takes uint8 (B, 3, S, S), which stays unchanged, and returns the same shape.
     """
     pixels = pixels.clone()
     for chosen, levels, signs in zip(*draw_operations(num_ops, magnitude, draws), strict=True):
@@ -58,10 +51,9 @@ def rand_augment(pixels: Tensor, num_ops: int, magnitude: float, draws: Draws) -
 
 
 def draw_operations(num_ops: int, magnitude: float, draws: Draws) -> tuple[NDArray[np.int64], Levels, Levels]:
-    """Draw the operations of each image and their strengths; arguments as for `rand_augment`.
+    """Draw the operations of each image and their strengths, three arrays (num_ops, B).
 
-    Returns:
-        Three arrays (num_ops, B): the index into `OPERATIONS` or -1 for none, the level in 0..10, and the sign.
+    They are the index into `OPERATIONS` or -1 for none, the level in 0..10, and the sign.
     """
     numbers = draws.uniform("rand_augment", 5 * num_ops).reshape(-1, num_ops, 5)
     choice, apply, radius, angle, sign = np.moveaxis(numbers, (2, 1), (0, 1))
@@ -167,12 +159,8 @@ def _rotation(degrees: Tensor) -> Matrix:
 
 
 rotate = _affine(_rotation)  # counter-clockwise about the centre
-shear_x = _affine(
-    lambda shear: (1, shear, shear, 0, 1, 0)
-)  # moves lines left by shear times their distance from the top
-shear_y = _affine(
-    lambda shear: (1, 0, 0, shear, 1, shear)
-)  # moves columns up by shear times their distance from the left
+shear_x = _affine(lambda shear: (1, shear, shear, 0, 1, 0))  # moves a line left by shear x its distance from the top
+shear_y = _affine(lambda shear: (1, 0, 0, shear, 1, shear))  # moves a column up by shear x its distance from the left
 translate_x = _affine(lambda part: (1, 0, 2 * part, 0, 1, 0))  # moves left by a part of the width
 translate_y = _affine(lambda part: (1, 0, 0, 0, 1, 2 * part))  # moves up by a part of the height
 

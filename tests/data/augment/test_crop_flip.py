@@ -51,7 +51,7 @@ def pillow_crop(image, box, flip):
 @pytest.mark.parametrize("make_images", [noise_images, drawn_images])
 def test_crop_resize_and_flip_are_within_two_grey_levels_of_pillow(crop_resize, make_images):
     images = make_images(64)
-    boxes = crop_boxes(S, (0.05, 1.0), Draws(1, 0, np.arange(64)))
+    boxes = crop_boxes(S, (0.05, 1.0), Draws(1, 0, np.arange(64), 0))
     boxes[0] = [0, 0, S, S]
     boxes[1] = [7, S - 1, 9, 1]
     flip = np.arange(64) % 2 == 0
@@ -79,7 +79,7 @@ def torchvision_box(size, scale, generator):
 def test_crop_boxes_have_the_distribution_of_torchvisions_rule(scale):
     generator = np.random.default_rng(0)
     expected = np.array([torchvision_box(96, scale, generator) for _ in range(4000)])
-    boxes = crop_boxes(96, scale, Draws(0, 0, np.arange(4000)))
+    boxes = crop_boxes(96, scale, Draws(0, 0, np.arange(4000), 0))
     for column, name in enumerate(("top", "left", "height", "width")):
         assert stats.ks_2samp(boxes[:, column], expected[:, column], method="asymp").pvalue > 0.001, name
     aspect, expected_aspect = boxes[:, 3] / boxes[:, 2], expected[:, 3] / expected[:, 2]
@@ -87,12 +87,12 @@ def test_crop_boxes_have_the_distribution_of_torchvisions_rule(scale):
 
 
 def test_the_crops_of_three_images_never_change():
-    boxes = crop_boxes(96, (0.2, 1.0), Draws(7, 3, np.arange(3)))
+    boxes = crop_boxes(96, (0.2, 1.0), Draws(7, 3, np.arange(3), 0))
     assert boxes.tolist() == [[29, 23, 58, 58], [3, 6, 93, 86], [23, 14, 67, 76]]
 
 
 def test_boxes_stay_inside_the_image_and_reach_all_borders():
-    boxes = crop_boxes(12, (0.05, 1.0), Draws(3, 1, np.arange(20_000)))
+    boxes = crop_boxes(12, (0.05, 1.0), Draws(3, 1, np.arange(20_000), 0))
     top, left, height, width = boxes.T
     assert min(top.min(), left.min()) == 0
     assert min(height.min(), width.min()) >= 1
@@ -100,7 +100,7 @@ def test_boxes_stay_inside_the_image_and_reach_all_borders():
 
 
 def test_an_image_is_augmented_alike_alone_and_in_any_batch():
-    images, config, draws = drawn_images(16), AugmentConfig(), Draws(4, 2, np.arange(100, 116))
+    images, config, draws = drawn_images(16), AugmentConfig(), Draws(4, 2, np.arange(100, 116), 0)
     together = augment(images, config, draws)
     alone = torch.cat([augment(images[i : i + 1], config, draws[i : i + 1]) for i in range(16)])
     assert torch.equal(together, alone)
@@ -110,13 +110,13 @@ def test_an_image_is_augmented_alike_alone_and_in_any_batch():
 
 def test_seed_epoch_and_row_each_change_the_crop():
     images, config = noise_images(1), CropConfig(flip=False)
-    base = augment(images, config, Draws(0, 0, np.array([5])))
+    base = augment(images, config, Draws(0, 0, np.array([5]), 0))
     for seed, epoch, row in ((0, 0, 6), (1, 0, 5), (0, 1, 5)):
-        assert not torch.equal(augment(images, config, Draws(seed, epoch, np.array([row]))), base)
+        assert not torch.equal(augment(images, config, Draws(seed, epoch, np.array([row]), 0)), base)
 
 
 def test_half_of_the_images_are_mirrored_unless_flip_is_off():
-    images, draws = drawn_images(1).expand(400, -1, -1, -1), Draws(0, 0, np.arange(400))
+    images, draws = drawn_images(1).expand(400, -1, -1, -1), Draws(0, 0, np.arange(400), 0)
     mirrored = augment(images, CropConfig(crop_scale=(1.0, 1.0)), draws).eq(to_pixels(images).flip(-1))
     assert 150 < mirrored.flatten(1).all(1).sum() < 250
     unflipped = augment(images, CropConfig(crop_scale=(1.0, 1.0), flip=False), draws)
@@ -124,7 +124,7 @@ def test_half_of_the_images_are_mirrored_unless_flip_is_off():
 
 
 def test_pretraining_has_no_randaugment_and_zero_operations_switch_it_off():
-    images, draws = drawn_images(8), Draws(0, 0, np.arange(8))
+    images, draws = drawn_images(8), Draws(0, 0, np.arange(8), 0)
     crops = augment(images, CropConfig(), draws)
     assert torch.equal(augment(images, AugmentConfig(rand_augment_ops=0), draws), crops)
     assert not torch.equal(augment(images, AugmentConfig(rand_augment_ops=2), draws), crops)
@@ -132,7 +132,7 @@ def test_pretraining_has_no_randaugment_and_zero_operations_switch_it_off():
 
 def test_augmenting_on_an_accelerator_never_reads_a_value_back():
     # A meta tensor has no values: reading one on the host, or mixing in a CPU tensor, raises.
-    images, draws = drawn_images(40).to("meta"), Draws(0, 0, np.arange(40))
+    images, draws = drawn_images(40).to("meta"), Draws(0, 0, np.arange(40), 0)
     pixels = augment(images, AugmentConfig(), draws)
     assert pixels.shape == (40, 3, S, S)
     assert pixels.dtype == torch.uint8
@@ -157,7 +157,7 @@ def test_the_host_never_waits_for_the_gpu_while_a_batch_is_prepared():
 def test_the_decoded_images_are_not_changed():
     images = drawn_images(8)
     before = images.clone()
-    normalize(augment(images, AugmentConfig(), Draws(0, 0, np.arange(8))), MEAN, STD)
+    normalize(augment(images, AugmentConfig(), Draws(0, 0, np.arange(8), 0)), MEAN, STD)
     normalize(to_pixels(images), MEAN, STD)
     assert torch.equal(images, before)
 

@@ -16,7 +16,7 @@ PIXEL = 100.0  # no normal number is that large: a value that differs from it wa
 
 def erase_flat(rows, probability=0.25, seed=0, epoch=0):
     """Images with the value PIXEL everywhere, after erasing: float (B, 3, S, S)."""
-    return erase(torch.full((len(rows), 3, S, S), PIXEL), probability, Draws(seed, epoch, rows)).numpy()
+    return erase(torch.full((len(rows), 3, S, S), PIXEL), probability, Draws(seed, epoch, rows, 0)).numpy()
 
 
 def timm_box(size, generator):
@@ -33,7 +33,7 @@ def timm_box(size, generator):
 def test_boxes_have_the_distribution_of_timms_rule():
     generator = np.random.default_rng(0)
     expected = np.array([box for _ in range(4000) if (box := timm_box(96, generator))])
-    boxes = erased_boxes(96, 1.0, Draws(0, 0, np.arange(4000)))
+    boxes = erased_boxes(96, 1.0, Draws(0, 0, np.arange(4000), 0))
     for column, name in enumerate(("top", "left", "height", "width")):
         assert stats.ks_2samp(boxes[:, column], expected[:, column], method="asymp").pvalue > 0.001, name
     area, expected_area = boxes[:, 2:].prod(axis=1), expected[:, 2:].prod(axis=1)
@@ -43,12 +43,12 @@ def test_boxes_have_the_distribution_of_timms_rule():
 
 
 def test_the_boxes_of_three_images_never_change():
-    boxes = erased_boxes(96, 1.0, Draws(7, 3, np.arange(3)))
+    boxes = erased_boxes(96, 1.0, Draws(7, 3, np.arange(3), 0))
     assert boxes.tolist() == [[4, 3, 16, 17], [39, 12, 32, 66], [46, 55, 24, 21]]
 
 
 def test_boxes_stay_inside_the_image_and_reach_all_borders():
-    top, left, height, width = erased_boxes(12, 1.0, Draws(3, 1, np.arange(20_000))).T
+    top, left, height, width = erased_boxes(12, 1.0, Draws(3, 1, np.arange(20_000), 0)).T
     assert min(top.min(), left.min()) == 0
     assert min(height.min(), width.min()) >= 1
     assert max(height.max(), width.max()) < 12
@@ -63,7 +63,7 @@ def test_the_probability_is_the_fraction_of_images_that_are_erased(probability):
 
 def test_one_box_becomes_standard_normal_noise_in_all_channels_and_the_rest_stays():
     rows, noise = np.arange(50, 350), []
-    boxes = erased_boxes(S, 0.25, Draws(0, 0, rows))
+    boxes = erased_boxes(S, 0.25, Draws(0, 0, rows, 0))
     for values, (top, left, height, width) in zip(erase_flat(rows), boxes, strict=True):
         box = np.zeros((3, S, S), bool)
         box[:, top : top + height, left : left + width] = True
@@ -89,7 +89,7 @@ def test_seed_epoch_and_row_each_change_the_box_and_the_noise():
 
 def test_the_input_is_not_changed():
     pixel_values = torch.zeros(8, 3, S, S)
-    erased = erase(pixel_values, 1.0, Draws(0, 0, np.arange(8)))
+    erased = erase(pixel_values, 1.0, Draws(0, 0, np.arange(8), 0))
     assert not pixel_values.any()
     assert erased.any()
     assert erased.dtype == torch.float32

@@ -148,7 +148,9 @@ def test_micro_batches_of_odd_size_are_refused_because_they_would_separate_pairs
     split = {"batch_size": 12, "per_device_batch_size": 3}
     for num_processes in (1, 2):
         plan = FinetuneTrainConfig(**split).plan(24, num_processes)
-        with pytest.raises(ConfigError, match=r"3 images per device is an odd .*--train\.per_device_batch_size"):
+        with pytest.raises(
+            ConfigError, match=r"an even number of images per device, not 3: .*--train\.per_device_batch_size"
+        ):
             check_pairs(AugmentConfig(), plan)
         check_pairs(AugmentConfig(mixup=0, cutmix=0), plan)
     check_pairs(AugmentConfig(), FinetuneTrainConfig(**split | {"per_device_batch_size": 6}).plan(24, 2))

@@ -139,7 +139,7 @@ def test_posterize_never_blackens_an_image():
 
 
 def test_half_of_the_operations_are_skipped_and_all_are_equally_frequent():
-    chosen, _, _ = ra.draw_operations(2, 9.0, Draws(0, 0, np.arange(20_000)))
+    chosen, _, _ = ra.draw_operations(2, 9.0, Draws(0, 0, np.arange(20_000), 0))
     assert chosen.shape == (2, 20_000)
     for slot in chosen:
         counts = np.bincount(slot + 1, minlength=16)
@@ -150,17 +150,17 @@ def test_half_of_the_operations_are_skipped_and_all_are_equally_frequent():
 
 
 def test_levels_are_normal_around_the_magnitude_and_signs_are_even():
-    _, levels, signs = ra.draw_operations(1, 5.0, Draws(0, 0, np.arange(10_000)))
+    _, levels, signs = ra.draw_operations(1, 5.0, Draws(0, 0, np.arange(10_000), 0))
     assert stats.kstest(levels[0], "norm", args=(5.0, 0.5)).pvalue > 0.001
     assert set(signs[0]) == {-1.0, 1.0}
     assert abs(signs.mean()) < 0.04
-    _, levels, _ = ra.draw_operations(1, 10.0, Draws(0, 0, np.arange(10_000)))
+    _, levels, _ = ra.draw_operations(1, 10.0, Draws(0, 0, np.arange(10_000), 0))
     assert levels.max() == 10
     assert levels.min() > 7
 
 
 def test_the_operations_of_three_images_never_change():
-    chosen, levels, signs = ra.draw_operations(2, 9.0, Draws(7, 3, np.arange(3)))
+    chosen, levels, signs = ra.draw_operations(2, 9.0, Draws(7, 3, np.arange(3), 0))
     assert chosen.tolist() == [[-1, 6, -1], [5, -1, 11]]
     np.testing.assert_allclose(levels[0], [9.506700318932861, 9.46895738526351, 8.800182987373235], rtol=1e-14)
     assert signs.tolist() == [[-1, 1, 1], [1, -1, -1]]
@@ -169,7 +169,7 @@ def test_the_operations_of_three_images_never_change():
 def test_each_image_gets_its_drawn_operations_in_order():
     images = np.repeat(make_images()[3:4], 300, axis=0)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    draws = Draws(0, 0, np.arange(300))
+    draws = Draws(0, 0, np.arange(300), 0)
     result = ra.rand_augment(pixels, 2, 9.0, draws)
     chosen, levels, signs = ra.draw_operations(2, 9.0, draws)
     for i in range(300):
@@ -185,7 +185,7 @@ def test_each_image_gets_its_drawn_operations_in_order():
 def test_the_input_is_not_changed():
     pixels = torch.from_numpy(make_images()).permute(0, 3, 1, 2)
     before = pixels.clone()
-    result = ra.rand_augment(pixels, 2, 9.0, Draws(0, 0, np.arange(len(pixels))))
+    result = ra.rand_augment(pixels, 2, 9.0, Draws(0, 0, np.arange(len(pixels)), 0))
     assert torch.equal(pixels, before)
     assert not torch.equal(result, before)
     assert result.dtype == torch.uint8

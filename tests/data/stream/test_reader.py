@@ -104,8 +104,8 @@ def test_the_model_gets_the_same_tensor_from_a_stream_and_from_the_cache(tmp_pat
     images = stream_of(config)
     with images.reading(3, 10**9):
         rows = images.sampler.micro_batches(3)[0]
-        pretraining_loss(Keep(), images, config)(Draws(config.train.seed, 0, rows))
-    pretraining_loss(Keep(), whole, config)(Draws(config.train.seed, 0, rows))
+        pretraining_loss(Keep(), images, config)(Draws(config.train.seed, 0, rows, 0))
+    pretraining_loss(Keep(), whole, config)(Draws(config.train.seed, 0, rows, 0))
     (pixels, noise), (expected_pixels, expected_noise) = kept
     assert torch.equal(pixels, expected_pixels)
     assert torch.equal(noise, expected_noise)
