@@ -17,8 +17,8 @@ from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit
-from mae_hf.models.classifier import SCRATCH
 from mae_hf.models.io import quiet_transformers
+from mae_hf.models.locate import SCRATCH
 
 
 def save_model(

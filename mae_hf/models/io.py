@@ -9,15 +9,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi, snapshot_download
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTModel
-from transformers.utils import CONFIG_NAME, cached_file, logging
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import logging
 
 from mae_hf.config.data import DataConfig, Triple
 from mae_hf.config.model import MAX_SIZE, ClassifierConfig, EncoderConfig
@@ -45,6 +46,7 @@ SAVED_NAMES = {
 LOADED_NAMES = {r"decoder_encoder\.layer\.": "decoder_layers.", r"encoder\.layer\.": "layers."}
 LOADED_NAMES |= {re.escape(file): memory for memory, file in SAVED_NAMES.items()}
 
+_FILES = ["*.json", "*.safetensors"]  # what is downloaded from the top folder of a repository
 MAX_PARAMETERS = 4 * 2**30  # that a config may describe
 _NO_SAFETENSORS = (
     "it has no model.safetensors, and pytorch_model.bin may hold code. If you trust the model, open it in transformers "
@@ -60,16 +62,40 @@ class Checkpoint:
     fix: str = FIX_MODEL  # what the user can do about an error; ends every message
     revision: str | None = None  # branch, tag or commit on the Hub
 
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of its files, downloaded if the model is on the Hub, whose last copy is taken without a network.
+
+        Raises:
+            ConfigError: neither a folder here nor the Hub has such a model.
+        """
+        folder = find_model(self.name, self.fix)
+        if folder is not None:
+            require(
+                self.revision is None,
+                f"{self.name} is a local folder, which has no revision {self.revision}: remove it (--model.revision "
+                "null)",
+            )
+            return folder
+        files: dict[str, Any] = {"revision": self.revision, "allow_patterns": _FILES, "ignore_patterns": "*/*"}
+        try:  # asked once, because other requests are repeated for minutes
+            HfApi().model_info(self.name, revision=self.revision, timeout=10)
+        except Exception as error:  # of the HTTP library, the Hub or the offline mode
+            try:
+                return Path(snapshot_download(self.name, local_files_only=True, **files))
+            except Exception:
+                where = f"{self.name} at revision {self.revision}" if self.revision else self.name
+                raise ConfigError(
+                    f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the "
+                    f"name and the network, or {self.fix}"
+                ) from error
+        with self.opening():
+            return Path(snapshot_download(self.name, **files))
+
     @property
-    def path(self) -> str:
-        """The model folder, or the Hub id; raises ConfigError if a local folder holds no model."""
-        path = find_model(self.name, self.fix)
-        is_local = self.revision is not None and Path(path).is_dir()
-        require(
-            not is_local,
-            f"{self.name} is a local folder, which has no revision {self.revision}: remove it (--model.revision null)",
-        )
-        return path
+    def commit(self) -> str | None:
+        """The commit on the Hub, after which the folder in the Hub's cache is named; None for any other folder."""
+        return self.folder.name if re.fullmatch("[0-9a-f]{40}", self.folder.name) else None
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -88,11 +114,9 @@ class Checkpoint:
             raise ConfigError(f"{self.name} cannot be opened ({reason}): {self.fix}") from error
 
     def file(self, name: str) -> Path | None:
-        """Return a file of the model, downloaded if it is on the Hub; None if the model has no such file."""
-        path = self.path
-        with self.opening():
-            found = cached_file(path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
-        return None if found is None else Path(found)
+        """Return a file of the model, None if the model has no such file."""
+        path = self.folder / name
+        return path if path.is_file() else None
 
     def config(self) -> Any:
         """Return the transformers config, after checks that nothing in it runs code or exhausts the memory.
@@ -103,7 +127,7 @@ class Checkpoint:
         """
         adapter, index = self.file("adapter_config.json"), self.file("model.safetensors.index.json")
         with self.opening():
-            content, _ = PreTrainedConfig.get_config_dict(self.path, revision=self.revision)
+            content, _ = PreTrainedConfig.get_config_dict(self.folder)
             files = json.loads(index.read_text())["weight_map"].values() if index else []
         for key, what in (("auto_map", "code"), ("quantization_config", "quantised weights")):
             self._require(not content.get(key), f"comes with {what} ({key} in config.json), which is not opened")
@@ -123,7 +147,7 @@ class Checkpoint:
         total = _num_parameters(sizes)
         self._require(total <= MAX_PARAMETERS, f"has {total:.1e} parameters by its config.json, too many to open")
         with self.opening():
-            return AutoConfig.from_pretrained(self.path, revision=self.revision, trust_remote_code=False)
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
 
     def load(
         self, from_pretrained: Callable[..., Any], unused: tuple[str, ...] = (), path: Any = None, **options: Any
@@ -141,10 +165,12 @@ class Checkpoint:
                 finite.
         """
         # The check below names weights of another shape.
-        options |= {"ignore_mismatched_sizes": True, "output_loading_info": True, "revision": self.revision or "main"}
+        options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        if self.commit and not any(self.folder.glob("*.safetensors")):
+            path = self.name  # by this name, transformers can find a copy that the Hub has converted
         with self.opening():
             model, info = from_pretrained(
-                path or self.path, use_safetensors=True, weights_only=True, trust_remote_code=False, **options
+                path or self.folder, use_safetensors=True, weights_only=True, trust_remote_code=False, **options
             )
         shapes = [f"{key} is {list(theirs)}, not {list(ours)}" for key, theirs, ours in sorted(info["mismatched_keys"])]
         left_over = sorted(key for key in info["unexpected_keys"] if not key.startswith(unused))
@@ -240,8 +266,7 @@ def weights_digest(model: nn.Module) -> str:
 
 def hub_revision(name: str, revision: str | None = None) -> str | None:
     """Return the commit of the Hub repository that the model was read from, None for a local folder."""
-    file = Checkpoint(name, revision=revision).file(CONFIG_NAME)
-    return extract_commit_hash(None if file is None else str(file), None)
+    return Checkpoint(name, revision=revision).commit
 
 
 def read_normalization(name: str, revision: str | None = None) -> tuple[Triple, Triple]:

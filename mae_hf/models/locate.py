@@ -7,13 +7,13 @@ from mae_hf.errors import require
 SCRATCH = "scratch"
 FIX_INIT = (
     "pre-train first (accelerate launch scripts/pretrain.py; offline: --config configs/pretrain/digits.yaml), name "
-    "another encoder (--model.init DIR_OR_HUB_ID), or start from nothing (--model.init scratch)"
+    "another encoder (--model.init DIR_OR_HUB_ID), or start from random weights (--model.init scratch)"
 )
 FIX_MODEL = "give a run folder, a model folder or a Hub id (--model)"
 
 
-def find_model(name: str, fix: str) -> str:
-    """Return the model folder that `name` means, or `name` itself if it can only be a Hub id.
+def find_model(name: str, fix: str) -> Path | None:
+    """Return the model folder that `name` means, or None if it can only be a Hub id.
 
     Args:
         name: a run folder (its `model/` is taken), a model folder, or a Hub id.
@@ -24,9 +24,9 @@ def find_model(name: str, fix: str) -> str:
     """
     folder = Path(name).expanduser()
     if (folder / "model" / "config.json").is_file():
-        return str(folder / "model")
+        return folder / "model"
     if (folder / "config.json").is_file():
-        return str(folder)
+        return folder
     require(
         not (folder / "config.yaml").is_file(),
         f"{name} is an unfinished run without a model/: run its command again to finish it",
@@ -34,4 +34,4 @@ def find_model(name: str, fix: str) -> str:
     require(not folder.exists(), f"{name} holds no model (no config.json): {fix}")
     may_be_hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~"))
     require(may_be_hub_id, f"{name} does not exist: {fix}")
-    return name
+    return None

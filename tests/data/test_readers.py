@@ -187,7 +187,7 @@ def test_a_hub_id_may_begin_with_the_name_of_a_local_folder(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     check_source("me/dataset")
     check_source("me/dataset", streaming=True)
-    assert find_model("me/model", "fix") == "me/model"
+    assert find_model("me/model", "fix") is None
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/such/folder", "gone.parquet", "data/gone.parquet"])

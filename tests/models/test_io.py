@@ -1,17 +1,21 @@
 """Finished models open for evaluation from any folder that holds one; the message about other folders names the fix."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import ViTConfig, ViTForImageClassification
 
 from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
-from mae_hf.models.classifier import build_classifier
+from mae_hf.models.classifier import build_classifier, load_encoder
 from mae_hf.models.io import (
+    check_init,
     hub_revision,
     open_classifier,
     open_encoder,
@@ -72,3 +76,40 @@ def test_the_message_about_another_kind_of_model_says_what_to_type(tmp_path: Pat
         read_normalization(str(tmp_path / "mae"))
     with pytest.raises(ConfigError, match="does not exist"):
         open_encoder(str(tmp_path / "nothing"), "sdpa")
+
+
+# ---- the Hub ----
+
+
+@pytest.mark.parametrize("revision", [None, "f" * 40])
+@pytest.mark.parametrize("constant", [{"HF_HUB_OFFLINE": True}, {"ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_name_that_the_hub_cannot_answer_for_ends_at_once_with_the_fix(monkeypatch, revision, constant):
+    for key, value in constant.items():
+        monkeypatch.setattr(constants, key, value)
+    error = "OfflineModeIsEnabled" if "HF_HUB_OFFLINE" in constant else "ConnectError"
+    start = time.perf_counter()
+    for check in (check_init, lambda model, _: load_encoder(model, "sdpa")):
+        with pytest.raises(ConfigError) as caught:
+            check(ClassifierConfig(init="runs/nothing", revision=revision), DataConfig())
+        where = f"runs/nothing at revision {revision}" if revision else "runs/nothing"
+        assert str(caught.value).startswith(f"{where} is not a folder here and cannot be read from the Hub ({error}): ")
+        assert "check the name and the network, or pre-train first" in str(caught.value)
+    assert time.perf_counter() - start < 10, "transformers alone tries for two minutes"
+
+
+@pytest.mark.parametrize("constant", [{"HF_HUB_OFFLINE": True}, {"ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_model_in_the_cache_of_the_hub_opens_without_a_network(tmp_path, monkeypatch, constant):
+    for key, value in {"HF_HUB_CACHE": str(tmp_path), **constant}.items():
+        monkeypatch.setattr(constants, key, value)
+    commit, cached = "c0ffee" + "0" * 34, tmp_path / "models--me--mae"
+    mae = build_mae(CONFIG, "sdpa")
+    save_model(cached / "snapshots" / commit, mae, PretrainConfig(model=CONFIG), {})
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    start = time.perf_counter()
+    for revision in (None, commit):
+        assert hub_revision("me/mae", revision) == commit
+        assert read_normalization("me/mae", revision)[0] == pytest.approx((0.4467, 0.4398, 0.4066))
+        init = ClassifierConfig(init="me/mae", revision=revision, **SHAPE, intermediate_size=32)
+        assert weights_digest(load_encoder(init, "sdpa")) == weights_digest(mae.vit)
+    assert time.perf_counter() - start < 10
