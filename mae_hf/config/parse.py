@@ -63,20 +63,19 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
     argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files_only.add_argument("--config", action="append", default=[])
+    parser = _parser(config_class, types, prog)
     try:
         found, flags = files_only.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
-    for file in found.config:
-        _check_keys([key for key, _ in _items(_read_yaml(Path(file)))], types, file)
-    names = [word[2:].split("=")[0].removesuffix("+") for word in flags if word.startswith("--")]
-    _check_keys([name for name in names if name not in ("help", "print_config")], types, "the command line")
-    parser = _parser(config_class, types, prog)
-    try:  # files first: for jsonargparse the later word wins, and a flag must win wherever --config stands
+        for file in found.config:
+            _check_keys([key for key, _ in _items(_read_yaml(Path(file)))], types, file)
+        names = [word[2:].split("=")[0].removesuffix("+") for word in flags if word.startswith("--")]
+        _check_keys([name for name in names if name not in ("help", "print_config")], types, "the command line")
+        # Files first: for jsonargparse the later word wins, and a flag must win wherever --config stands.
         values = parser.parse_args([*(f"--config={file}" for file in found.config), *flags])
-    except ConfigError as error:
+    except (argparse.ArgumentError, ConfigError) as error:
         raise ConfigError(_in_short(str(error), types)) from None
-    return _build(config_class, values)
+    sections = parser.instantiate(values)
+    return config_class(**{name: sections[name] for name in typing.get_type_hints(config_class)})
 
 
 def read_file(config_class: type[Config], path: str | Path) -> Config:
@@ -128,26 +127,33 @@ def _types(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _types(typing.cast(type, hint), f"{prefix}{key}.")
 
 
-def _build(config_class: Any, values: Any) -> Any:
-    """Make the dataclass, its sections first, from the parser's namespace."""
-    hints = typing.get_type_hints(config_class).items()
-    return config_class(
-        **{key: _build(hint, values[key]) if dataclasses.is_dataclass(hint) else values[key] for key, hint in hints}
-    )
-
-
 def _in_short(message: str, types: dict[str, Any]) -> str:
-    """Return jsonargparse's message about a value of the wrong type in our words; any other as it is."""
+    """Return the message of argparse or jsonargparse in our words, with the fix; ours as it is."""
+    if missing := re.fullmatch("the following arguments are required: (.*)", message):
+        flags = " ".join(f"--{name} VALUE" for name in missing[1].split(", "))
+        return f"{missing[1]} must be given: add {flags}, or set it in the file of --config"
+    message = re.sub(r"argument (--[\w.]+).*: expected one argument", r"\1 has no value: write \1=VALUE", message)
+    message = re.sub(
+        "unrecognized arguments: (.*)", r"\1 belongs to no setting: write --NAME VALUE (see --help)", message
+    )
     wrong = re.match(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)', message)
     if wrong is None or wrong[1] not in types:
         return message
     key, value = wrong.groups()
     hint = types[key]
-    if typing.get_origin(hint) is typing.Literal:
-        return f"{key} {value} is not one of {', '.join(map(str, typing.get_args(hint)))} (--{key})"
     name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    how = ", written [first,second]" if re.search("tuple|list", name) else ""
-    return f"{key} {value} is not of type {name}{how} (--{key})"
+    is_list, words = re.search("tuple|list", name), ", ".join(_words(hint))
+    if words:
+        name = f"not a list of {words}" if is_list else f"not one of {words}"
+    else:
+        name = "not of type " + re.sub(r"Optional\[(.*)\]", r"\1 or null", name)
+    return f"{key} {value} is {name}{', written [first,second]' if is_list else ''} (--{key})"
+
+
+def _words(hint: Any) -> tuple[str, ...]:
+    """Return the words that a type such as `tuple[Literal["a", "b"], ...] | None` allows; empty for any other type."""
+    parts = typing.get_args(hint)
+    return parts if typing.get_origin(hint) is typing.Literal else sum(map(_words, parts), ())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -186,13 +192,18 @@ def _items(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _check_keys(keys: Sequence[str], types: dict[str, Any], where: str) -> None:
     """Check that every key names a setting; otherwise name the nearest one."""
-
     for key in keys:
-        if key not in types:  # the last word of a key counts as much as the whole
-            last = key.split(".")[-1]
-            pairs = {name: ((name, key), (name.split(".")[-1], last)) for name in sorted(types)}
-            nearest = max(pairs, key=lambda name: sum(SequenceMatcher(None, *pair).ratio() for pair in pairs[name]))
+        if key not in types:
+            settings = [name for name in sorted(types) if not dataclasses.is_dataclass(types[name])]
+            nearest = max(settings, key=lambda name: _likeness(name, key))
             raise ConfigError(f"{where} has the unknown key {key}: the nearest one is {nearest} (see --help)")
         if dataclasses.is_dataclass(types[key]):
             first = next(name for name in types if name.startswith(f"{key}."))
             raise ConfigError(f"{where} gives the section {key} a value: set its keys instead, such as {first}")
+
+
+def _likeness(*names: str) -> float:
+    """How much two names resemble each other: whole, and without their section, whose first word then counts more."""
+    last = [name.split(".")[-1] for name in names]
+    first = [name.split("_")[0] for name in last]
+    return sum(weight * SequenceMatcher(None, *pair).ratio() for weight, pair in ((1, names), (1, last), (0.25, first)))

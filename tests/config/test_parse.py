@@ -134,10 +134,12 @@ WRONG = [  # section, key, value: what the message says
     ("train", "batch_size", "1.5", ("batch_size 1.5", "int", "--train.batch_size")),
     ("train", "batch_size", "true", ("batch_size True", "int", "--train.batch_size")),
     ("train", "trackers", "tensorboard", ("trackers tensorboard", "[first,second]", "--train.trackers")),
+    ("train", "trackers", "[wandb]", ("trackers wandb is not a list of tensorboard, trackio,", "--train.trackers")),
     ("augment", "flip", "maybe", ("flip maybe", "bool", "--augment.flip")),
     ("augment", "crop_scale", "[0.5]", ("crop_scale [0.5]", "float, float", "--augment.crop_scale")),
     ("data", "on_bad_image", "stop", ("on_bad_image stop", "one of raise, skip", "--data.on_bad_image")),
     ("data", "class_names", "[0, 1]", ("class_names [0, 1]", "tuple[str, ...]", "--data.class_names")),
+    ("data", "fold", "first", ("fold first is not of type int or null", "--data.fold")),
     ("model", "loss", "l3", ("loss l3", "one of l1, mse, huber", "--model.loss")),
     ("model", "patch_size", "10", ("patch_size 10", "image_size 96", "8, 12, 16", "--model.patch_size")),
 ]
@@ -160,6 +162,9 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_the_flag(write, section
         ("base_lr", "train.base_lr"),
         ("model.mask_ration", "model.mask_ratio"),
         ("mask_ratio", "model.mask_ratio"),
+        ("train.warmup_epochs", "train.warmup_ratio"),
+        ("train.num_epochs", "train.epochs"),
+        ("train.eval_every_steps", "train.eval_every_epochs"),
         ("train.mask_ratio", "model.mask_ratio"),
         ("outputdir", "output_dir"),
         ("dta.source", "data.source"),
@@ -207,15 +212,25 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     assert f"{tmp_path} cannot be read: Is a directory" in error_of("--config", str(tmp_path))
 
 
-@pytest.mark.parametrize("words", [("--config",), ("digits",), ("--train.seed",), ("-x",)])
-def test_words_that_fit_nowhere_are_refused(words):
-    assert words[0] in error_of(*words)
+@pytest.mark.parametrize("word", ["digits", "-x"])
+def test_words_that_fit_nowhere_are_refused(word):
+    assert error_of(word) == f"{word} belongs to no setting: write --NAME VALUE (see --help)"
+
+
+@pytest.mark.parametrize("words", [("--config",), ("--train.seed",), ("--train.seed", "--hub.push")])
+def test_a_flag_without_its_value_is_named(words):
+    assert error_of(*words) == f"{words[0]} has no value: write {words[0]}=VALUE"
 
 
 def test_required_keys_are_named():
-    message = error_of(config_class=EvaluateConfig)
-    assert "required" in message
-    assert "model" in message or "output_dir" in message
+    message = error_of("--model", "here", config_class=EvaluateConfig)
+    assert message == "output_dir must be given: add --output_dir VALUE, or set it in the file of --config"
+    assert "add --model VALUE --output_dir VALUE" in error_of(config_class=EvaluateConfig)
+
+
+def test_words_that_are_allowed_once_or_not_at_all_are_listed():
+    message = error_of("--audit_against", "nothing", config_class=PrepareConfig)
+    assert message == "audit_against nothing is not one of train, validation, test (--audit_against)"
 
 
 # ---- a config as YAML ----
