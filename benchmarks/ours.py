@@ -22,6 +22,7 @@ from mae_hf.config.model import ClassifierConfig, EncoderConfig
 from mae_hf.config.train import FinetuneTrainConfig, TrainConfig
 from mae_hf.data.dataset import DeviceImages, ImageSet
 from mae_hf.data.random import Draws
+from mae_hf.data.sampler import BatchSampler
 from mae_hf.evaluation import inference
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.mae import build_mae, encoder_config, mae_config
@@ -61,7 +62,7 @@ def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenIma
     accelerator = _set_up("no")
     torch.set_num_threads(1)
     images = DeviceImages(open_images(), accelerator.device, config.data.on_device)
-    sampler = loop.batch_sampler(accelerator, config.train, config.train.plan(len(images.labels), 1))
+    sampler = BatchSampler(config.train.plan(len(images.labels), 1), config.train.seed)
     prepare = pretraining_loss(_Keep(), images, config)
     turns.begin()
     for step in itertools.count():
@@ -161,7 +162,7 @@ def _train(
         config=train,
         plan=plan,
         state=TrainState(),
-        sampler=loop.batch_sampler(accelerator, train, plan),
+        sampler=BatchSampler(plan, train.seed, accelerator.process_index),
         loss_of=loss_in_turn,
         evaluations=[],
         log=RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {}),

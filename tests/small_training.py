@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.random import Draws
+from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.training.checkpoint import Checkpoints, TrainState
-from mae_hf.training.loop import Evaluation, batch_sampler, train
+from mae_hf.training.loop import Evaluation, train
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.run_folder import RunLog
 
@@ -97,9 +98,9 @@ def run(
             config=config.train,
             plan=plan,
             state=state,
-            sampler=batch_sampler(accelerator, config.train, plan),
+            sampler=BatchSampler(plan, config.train.seed, accelerator.process_index),
             loss_of=loss_of,
-            evaluations=[Evaluation("evaluation", plan.eval_every_steps, evaluate)],
+            evaluations=[Evaluation("evaluation", plan.steps(config.train.eval_every_epochs), evaluate)],
             log=log,
             checkpoints=checkpoints,
             best_key=best_key,

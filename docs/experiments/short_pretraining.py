@@ -21,13 +21,14 @@ from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import DeviceImages, load_labelled_images, load_pretraining_images
+from mae_hf.data.sampler import BatchSampler
 from mae_hf.evaluation.inference import extract_features, held_out_loss
 from mae_hf.evaluation.probing import probe_features
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
 from mae_hf.models.positions import PositionError, check_positions
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.hardware import attention_for, use_cpu_well
-from mae_hf.training.loop import Evaluation, batch_sampler, train
+from mae_hf.training.loop import Evaluation, train
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer
 from mae_hf.training.run_folder import RunLog, read_metrics
@@ -79,9 +80,9 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
         config=config.train,
         plan=plan,
         state=TrainState(),
-        sampler=batch_sampler(accelerator, config.train, plan),
+        sampler=BatchSampler(plan, config.train.seed, accelerator.process_index),
         loss_of=pretraining_loss(prepared, DeviceImages(images, accelerator.device, config.data.on_device), config),
-        evaluations=[Evaluation("held-out loss", plan.eval_every_steps, evaluate)],
+        evaluations=[Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), evaluate)],
         log=RunLog(accelerator, config, 0, {}),
         checkpoints=Checkpoints(accelerator, folder / "checkpoints", 1),
     )

@@ -13,8 +13,9 @@ from accelerate.utils import set_seed
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.data.dataset import DeviceImages, load_pretraining_images
+from mae_hf.data.sampler import BatchSampler
 from mae_hf.models.mae import build_mae
-from mae_hf.training.loop import batch_sampler, gradients, update
+from mae_hf.training.loop import gradients, update
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from mae_hf.training.signals import StopSignals
@@ -30,7 +31,7 @@ def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
     accelerator = Accelerator(cpu=True)
     images, _ = load_pretraining_images(config.data, config.model.image_size)
     plan = config.train.plan(len(images), 1)
-    sampler = batch_sampler(accelerator, config.train, plan)
+    sampler = BatchSampler(plan, config.train.seed)
     set_seed(config.train.seed)
     model = build_mae(config.model, "sdpa").to(dtype)
     optimizer = build_optimizer(model, config.train)

@@ -74,7 +74,7 @@ def main(num_images: int) -> None:
             streams = {name: open_source(source, folder) for name, source in sources.items()}
             stored = DataConfig(source=str(folder / "parquet"), cache_dir=str(folder / "cache"))
             store = DeviceImages(load_pretraining_images(stored, SIZE)[0], CPU, "never")
-            order = BatchSampler(len(store.labels), BATCH, 0)
+            order = BatchSampler(PretrainTrainConfig(batch_size=BATCH).plan(len(store.labels), 1), 0)
             turns: dict[str, list[tuple[float, float]]] = {"store": [], **{name: [] for name in streams}}
             for number in range(TURNS):
                 first = number * (STEPS + 1)

@@ -11,6 +11,7 @@ from mae_hf.commands.open_run import open_run
 from mae_hf.config.commands import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
 from mae_hf.data.dataset import DeviceImages, load_labelled_images
+from mae_hf.data.sampler import BatchSampler
 from mae_hf.evaluation.inference import predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.figures import charts
@@ -22,7 +23,7 @@ from mae_hf.models.locate import SCRATCH
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
-from mae_hf.training.loop import Evaluation, batch_sampler, train
+from mae_hf.training.loop import Evaluation, train
 from mae_hf.training.losses import finetuning_loss
 from mae_hf.training.optim import WeightAverage, build_optimizer
 from mae_hf.training.predictions import write_predictions
@@ -94,9 +95,9 @@ def finetune(config: FinetuneConfig) -> None:
         config=config.train,
         plan=plan,
         state=state,
-        sampler=batch_sampler(accelerator, config.train, plan),
+        sampler=BatchSampler(plan, config.train.seed, accelerator.process_index),
         loss_of=loss_of,
-        evaluations=[Evaluation("validation", plan.eval_every_steps, validate)],
+        evaluations=[Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)],
         log=log,
         checkpoints=checkpoints,
         best_key="eval/accuracy",

@@ -14,6 +14,7 @@ from mae_hf.data.dataset import (
     load_pretraining_images,
     load_probe_images,
 )
+from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.stream.notes import describe_notes, read_notes
 from mae_hf.data.stream.reader import StreamedImages, load_stream
 from mae_hf.data.stream.shards import Stream
@@ -28,7 +29,7 @@ from mae_hf.models.positions import check_positions
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
-from mae_hf.training.loop import Evaluation, batch_sampler, train
+from mae_hf.training.loop import Evaluation, train
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer
 from mae_hf.training.run_folder import read_metrics
@@ -72,6 +73,7 @@ def pretrain(config: PretrainConfig) -> None:
     else:
         images = DeviceImages(train_images, accelerator.device, config.data.on_device)
     streamed = images if isinstance(images, StreamedImages) else None
+    sampler = streamed.sampler if streamed else BatchSampler(plan, config.train.seed, accelerator.process_index)
     loss_of = pretraining_loss(prepared, images, config)
 
     # ---- evaluations: the loss on held-out images with fixed masks, figures, a probe ----
@@ -93,7 +95,7 @@ def pretrain(config: PretrainConfig) -> None:
         return online_probe(accelerator, whole(), *probed, config.data, batch_size)
 
     evaluations = [
-        Evaluation("held-out loss", plan.eval_every_steps, loss_on_held_out),
+        Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), loss_on_held_out),
         Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
     ]
     if probed:
@@ -129,7 +131,7 @@ def pretrain(config: PretrainConfig) -> None:
             config=config.train,
             plan=plan,
             state=state,
-            sampler=streamed.sampler if streamed else batch_sampler(accelerator, config.train, plan),
+            sampler=sampler,
             loss_of=loss_of,
             evaluations=evaluations,
             log=log,

@@ -88,8 +88,6 @@ class TrainConfig(Settings):
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
             warmup_steps=round(self.warmup_ratio * total_steps),
-            eval_every_steps=max(1, round(self.eval_every_epochs * steps_per_epoch)),
-            save_every_steps=max(1, round(self.save_every_epochs * steps_per_epoch)),
             accumulation_steps=share // micro_batch_size,
             micro_batch_size=micro_batch_size,
         )
@@ -104,10 +102,13 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    eval_every_steps: int
-    save_every_steps: int
     accumulation_steps: int
     micro_batch_size: int
+
+    @property
+    def batch_size(self) -> int:
+        """Images per optimizer step, over all processes and micro-batches together."""
+        return self.num_processes * self.accumulation_steps * self.micro_batch_size
 
     def steps(self, epochs: float) -> int:
         """Return the number of steps nearest to this number of epochs, at least 1."""

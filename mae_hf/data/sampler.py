@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_hf.config.train import Plan
 from mae_hf.data.random import permutation
 
 _order_in_use = functools.lru_cache(maxsize=1)(permutation)
@@ -21,30 +22,21 @@ class BatchSampler:
     Mixup and CutMix pair the first image of a batch with the last, the second with the last but one. A micro-batch of
     even size contains whole pairs, in the same symmetric order. So any split pairs the same images.
 
-    `TrainConfig.plan` makes sure that the batch size is a multiple of the number of micro-batches of all processes.
     """
 
-    num_images: int  # of the training set; at least `batch_size`
-    batch_size: int  # images per optimizer step, over all processes and micro-batches together
+    plan: Plan  # how many images, and how a batch is split
     seed: int  # of the order
-    num_processes: int = 1  # that share the batch
     process_index: int = 0  # this process, from 0
-    accumulation_steps: int = 1  # micro-batches per process and optimizer step
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Whole batches of an epoch."""
-        return self.num_images // self.batch_size
 
     def epoch(self, step: int) -> int:
         """The epoch of a step, both from 0."""
-        return step // self.batches_per_epoch
+        return step // self.plan.steps_per_epoch
 
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
-        folded = np.arange(self.batch_size)
-        folded = np.stack((folded, folded[::-1]), axis=1).ravel()[: self.batch_size]  # first, last, second, ...
-        positions = folded.reshape(self.num_processes, self.accumulation_steps, -1)[self.process_index]
-        start = step % self.batches_per_epoch * self.batch_size
-        order = _order_in_use(self.num_images, self.seed, self.epoch(step), "order")
+        plan, size = self.plan, self.plan.batch_size
+        folded = np.stack((np.arange(size), np.arange(size)[::-1]), axis=1).ravel()[:size]  # first, last, second, ...
+        positions = folded.reshape(plan.num_processes, plan.accumulation_steps, -1)[self.process_index]
+        start = step % plan.steps_per_epoch * size
+        order = _order_in_use(plan.num_images, self.seed, self.epoch(step), "order")
         return list(order[start + np.sort(positions)])

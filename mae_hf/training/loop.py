@@ -56,7 +56,7 @@ def train(
 
     Args:
         accelerator: has prepared `model` and `optimizer`.
-        sampler: chooses the images of each batch: `batch_sampler`, or the sampler of a stream.
+        sampler: chooses the images of each batch.
         loss_of: the mean loss of a micro-batch.
         evaluations: run in this order.
         best_key: the value whose maximum marks the best checkpoint; None keeps no best.
@@ -76,6 +76,7 @@ def train(
         log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
         checkpoints.save(state)
 
+    save_every_steps = plan.steps(config.save_every_epochs)
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
@@ -98,10 +99,10 @@ def train(
                 last = state.step == plan.total_steps
                 due = [evaluation for evaluation in evaluations if last or state.step % evaluation.every_steps == 0]
                 log_due = last or state.step % config.log_every_steps == 0
-                save_due = last or state.step % plan.save_every_steps == 0
+                save_due = last or state.step % save_every_steps == 0
                 if not (due or log_due or save_due or _may_check(accelerator, signals, state.step)):
                     continue
-                check_finite(accelerator, failure, checkpoints)
+                check_failure(accelerator, failure, checkpoints)
                 progress.pause()
 
                 # ---- evaluate ----
@@ -126,23 +127,11 @@ def train(
                     raise RunStopped("", signals.received or signal.SIGTERM)  # another rank may have got the signal
         except RunStopped as stopped:
             if saved_step != state.step:
-                check_finite(accelerator, failure, checkpoints)
+                check_failure(accelerator, failure, checkpoints)
                 save()
             name, path = signal.Signals(stopped.signal_number).name, checkpoints.path(state.step)
             raise RunStopped(f"{name}: saved as {path}", stopped.signal_number) from None
     return state
-
-
-def batch_sampler(accelerator: Accelerator, config: TrainConfig, plan: Plan) -> BatchSampler:
-    """Return the sampler of this process's share of every batch."""
-    return BatchSampler(
-        plan.num_images,
-        config.batch_size,
-        config.seed,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        accumulation_steps=plan.accumulation_steps,
-    )
 
 
 def gradients(
@@ -208,7 +197,7 @@ def first_failure(failure: Tensor, loss: Tensor, grad_norm: Tensor, step: int) -
     return torch.where(~values.isfinite().all() & (failure[0] == 0), here, failure)
 
 
-def check_finite(accelerator: Accelerator, failure: Tensor, checkpoints: Checkpoints) -> None:
+def check_failure(accelerator: Accelerator, failure: Tensor, checkpoints: Checkpoints) -> None:
     """Raise `RunError` if `failure` names a step; no update has been made since. Waits for the device."""
     failed, step, loss, grad_norm = failure.tolist()
     if not failed:

@@ -62,31 +62,23 @@ PLANS = [  # batch, per device, images, processes -> steps an epoch, accumulatio
 
 @pytest.mark.parametrize(("batch", "device", "images", "processes", "steps", "accumulation", "micro"), PLANS)
 def test_a_plan_counts_in_optimizer_steps(batch, device, images, processes, steps, accumulation, micro):
-    train = TrainConfig(
-        batch_size=batch,
-        per_device_batch_size=device,
-        epochs=10,
-        warmup_ratio=0.15,
-        eval_every_epochs=0.5,
-        save_every_epochs=2,
-    )
-    assert dataclasses.asdict(train.plan(images, processes)) == {
+    train = TrainConfig(batch_size=batch, per_device_batch_size=device, epochs=10, warmup_ratio=0.15)
+    plan = train.plan(images, processes)
+    assert (plan.batch_size, plan.steps(0.5), plan.steps(2)) == (batch, {9: 4, 1: 1, 204: 102}[steps], 2 * steps)
+    assert dataclasses.asdict(plan) == {
         "num_images": images,
         "num_processes": processes,
         "steps_per_epoch": steps,
         "total_steps": 10 * steps,
         "warmup_steps": {9: 14, 1: 2, 204: 306}[steps],
-        "eval_every_steps": {9: 4, 1: 1, 204: 102}[steps],
-        "save_every_steps": 2 * steps,
         "accumulation_steps": accumulation,
         "micro_batch_size": micro,
     }
 
 
 def test_a_plan_has_at_least_one_step_between_events():
-    train = TrainConfig(batch_size=4, epochs=0.01, warmup_ratio=0, eval_every_epochs=0.01, save_every_epochs=0.01)
-    plan = train.plan(8, 1)
-    assert (plan.total_steps, plan.warmup_steps, plan.eval_every_steps, plan.save_every_steps) == (1, 0, 1, 1)
+    plan = TrainConfig(batch_size=4, epochs=0.01, warmup_ratio=0).plan(8, 1)
+    assert (plan.total_steps, plan.warmup_steps, plan.steps(0.01)) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("epochs", [1, 8, 50])

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 
+from mae_hf.config.train import TrainConfig
 from mae_hf.data.sampler import BatchSampler
+
+PLAN = TrainConfig(batch_size=8).plan(num_images=30, num_processes=1)
 
 
 def rows_of_step(step, num_processes, accumulation_steps, batch_size=8, num_images=30, seed=0):
     """The global batch, process after process, each as its own sampler gives it."""
-    samplers = [
-        BatchSampler(num_images, batch_size, seed, num_processes, index, accumulation_steps)
-        for index in range(num_processes)
-    ]
+    per_device = batch_size // (num_processes * accumulation_steps)
+    config = TrainConfig(batch_size=batch_size, per_device_batch_size=per_device)
+    plan = config.plan(num_images, num_processes)
+    samplers = [BatchSampler(plan, seed, index) for index in range(num_processes)]
     micro_batches = [rows for sampler in samplers for rows in sampler.micro_batches(step)]
     assert len(micro_batches) == num_processes * accumulation_steps
     assert {len(rows) for rows in micro_batches} == {batch_size // len(micro_batches)}
@@ -19,8 +22,8 @@ def rows_of_step(step, num_processes, accumulation_steps, batch_size=8, num_imag
 
 
 def test_an_epoch_visits_each_image_at_most_once_and_all_but_the_last_incomplete_batch():
-    sampler = BatchSampler(num_images=30, batch_size=8, seed=0)
-    assert sampler.batches_per_epoch == 3
+    sampler = BatchSampler(PLAN, seed=0)
+    assert PLAN.steps_per_epoch == 3
     for epoch in range(4):
         seen = np.concatenate([rows for step in range(3) for rows in sampler.micro_batches(3 * epoch + step)])
         assert seen.dtype == np.int64
@@ -53,10 +56,10 @@ def test_a_batch_of_odd_size_can_be_split():
 
 def test_a_batch_does_not_depend_on_earlier_calls():
     steps = list(range(12))
-    running = BatchSampler(30, 8, seed=5)
+    running = BatchSampler(PLAN, seed=5)
     sequence = [running.micro_batches(step)[0] for step in steps]
     for step in reversed(steps):
-        np.testing.assert_array_equal(BatchSampler(30, 8, seed=5).micro_batches(step)[0], sequence[step])
+        np.testing.assert_array_equal(BatchSampler(PLAN, seed=5).micro_batches(step)[0], sequence[step])
         np.testing.assert_array_equal(running.micro_batches(step)[0], sequence[step])
 
 
@@ -67,11 +70,11 @@ def test_epochs_and_seeds_have_different_orders():
 
 
 def test_all_images_are_equally_frequent_over_many_epochs():
-    sampler = BatchSampler(30, 8, seed=0)
+    sampler = BatchSampler(PLAN, seed=0)
     counts = np.bincount(np.concatenate([sampler.micro_batches(step)[0] for step in range(3 * 1000)]), minlength=30)
     assert abs(counts - 800).max() < 5 * np.sqrt(1000 * 0.8 * 0.2)
 
 
 def test_the_epoch_of_each_step_is_known():
-    sampler = BatchSampler(30, 8, seed=0)
+    sampler = BatchSampler(PLAN, seed=0)
     assert [sampler.epoch(step) for step in (0, 2, 3, 5, 6)] == [0, 0, 1, 1, 2]

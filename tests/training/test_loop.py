@@ -46,7 +46,7 @@ def test_a_run_is_the_textbook_loop(tmp_path):
 
     config = PretrainTrainConfig(**DEFAULTS)
     plan = config.plan(NUM_IMAGES, 1)
-    sampler = BatchSampler(NUM_IMAGES, 8, seed=0)
+    sampler = BatchSampler(plan, seed=0)
     expected = network()
     optimizer = torch.optim.AdamW(expected.parameters())
     losses, norms = [], []
@@ -318,13 +318,13 @@ def test_fp16_may_skip_steps_while_it_searches_its_loss_scale_but_not_endlessly(
     checkpoints = Checkpoints(Accelerator(cpu=True), tmp_path, 2)
     failure = loop.first_failure(torch.zeros(4), loss, overflow, 3)
     searching = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
-    loop.check_finite(searching, failure, checkpoints)
+    loop.check_failure(searching, failure, checkpoints)
     assert not failure.any(), "forgotten: the next step starts anew"
     exhausted = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=0.5))
     for accelerator, bad_loss in ((exhausted, loss), (searching, overflow)):
         failure = loop.first_failure(torch.zeros(4), bad_loss, overflow, 3)
         with pytest.raises(RunError, match="of step 3 is not finite"):
-            loop.check_finite(accelerator, failure, checkpoints)
+            loop.check_failure(accelerator, failure, checkpoints)
 
 
 def test_fp16_makes_no_update_from_a_non_finite_loss_with_finite_gradients():
@@ -335,7 +335,7 @@ def test_fp16_makes_no_update_from_a_non_finite_loss_with_finite_gradients():
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     optimizer = AcceleratedOptimizer(build_optimizer_of(model), device_placement=False, scaler=accelerator.scaler)
     config = PretrainTrainConfig(**DEFAULTS)
-    sampler = loop.batch_sampler(accelerator, config, config.plan(NUM_IMAGES, 1))
+    sampler = BatchSampler(config.plan(NUM_IMAGES, 1), config.seed)
     for spoilt in (math.nan, math.inf):
 
         def loss_of(draws: Draws, spoilt: float = spoilt) -> torch.Tensor:
@@ -400,7 +400,7 @@ def test_steps_on_a_gpu_never_make_the_host_wait(on_device, precision):
     model = build_mae(config.model, "sdpa")
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.train))
     loss_of = pretraining_loss(prepared, DeviceImages(images, accelerator.device, on_device), config)
-    sampler = loop.batch_sampler(accelerator, config.train, config.train.plan(len(images), 1))
+    sampler = BatchSampler(config.train.plan(len(images), 1), config.train.seed)
     failure = torch.zeros(4, device=accelerator.device)
     signals = StopSignals(is_main_process=True)
     try:

@@ -1,5 +1,7 @@
 """The loss of a step, computed by hand from the decoded images of its rows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -97,14 +99,16 @@ def test_a_split_batch_has_the_loss_and_gradients_of_the_whole_batch_to_twelve_d
         torch.nn.init.normal_(model.classifier.weight)  # almost zero at the start, when every loss would be alike
         loss_of = finetuning_loss(model, on_cpu, 10, config)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    whole = BatchSampler(len(images), 8, seed=0)
+    per_device = 8 // (num_processes * accumulation_steps)
+    split = dataclasses.replace(config.train, per_device_batch_size=per_device).plan(len(images), num_processes)
+    whole = BatchSampler(config.train.plan(len(images), 1), seed=0)
     for step in range(6):
         (rows,) = whole.micro_batches(step)
         expected = loss_of(Draws(0, whole.epoch(step), rows, step))
         parts = [
             loss_of(Draws(0, whole.epoch(step), rows, step))
             for index in range(num_processes)
-            for rows in BatchSampler(len(images), 8, 0, num_processes, index, accumulation_steps).micro_batches(step)
+            for rows in BatchSampler(split, 0, index).micro_batches(step)
         ]
         assert len({part.item() for part in parts}) == len(parts) > 1
         found = torch.stack(parts).mean()

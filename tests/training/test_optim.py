@@ -95,8 +95,6 @@ def plan(total_steps: int, warmup_steps: int) -> Plan:
         steps_per_epoch=1,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
-        eval_every_steps=1,
-        save_every_steps=1,
         accumulation_steps=1,
         micro_batch_size=8,
     )
