@@ -1,7 +1,5 @@
 """The loss of a step, computed by hand from the decoded images of its rows."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
-from mae_hf.config.train import FinetuneTrainConfig
+from mae_hf.config.train import TrainConfig
 from mae_hf.data.dataset import DeviceImages, ImageSet, load_labelled_images
 from mae_hf.data.random import Draws
 from mae_hf.data.sampler import BatchSampler
@@ -93,22 +91,21 @@ def test_a_split_batch_has_the_loss_and_gradients_of_the_whole_batch_to_twelve_d
                 **SHAPE | {"num_hidden_layers": 3}, intermediate_size=32, init="scratch", drop_path=0.5
             ),
             augment=AugmentConfig(erase_probability=0.5, mixup=0.8, cutmix=1.0),
-            train=FinetuneTrainConfig(batch_size=8),
         )
         model = build_classifier(config.model, images.class_names, "sdpa", seed=0).double().train()
         torch.nn.init.normal_(model.classifier.weight)  # almost zero at the start, when every loss would be alike
         loss_of = finetuning_loss(model, on_cpu, 10, config)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    per_device = 8 // (num_processes * accumulation_steps)
-    split = dataclasses.replace(config.train, per_device_batch_size=per_device).plan(len(images), num_processes)
-    whole = BatchSampler(config.train.plan(len(images), 1), seed=0)
+    whole = BatchSampler(TrainConfig(batch_size=8).plan(len(images), 1), seed=0)
+    split = TrainConfig(batch_size=8, per_device_batch_size=8 // (num_processes * accumulation_steps))
+    plan = split.plan(len(images), num_processes)
     for step in range(6):
         (rows,) = whole.micro_batches(step)
         expected = loss_of(Draws(0, whole.epoch(step), rows, step))
         parts = [
             loss_of(Draws(0, whole.epoch(step), rows, step))
             for index in range(num_processes)
-            for rows in BatchSampler(split, 0, index).micro_batches(step)
+            for rows in BatchSampler(plan, 0, index).micro_batches(step)
         ]
         assert len({part.item() for part in parts}) == len(parts) > 1
         found = torch.stack(parts).mean()
