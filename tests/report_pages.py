@@ -11,7 +11,7 @@ from run_folders import write_run
 from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, audit_json
 from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.page import page
-from mae_hf.report.pictures import Picture, Pictures
+from mae_hf.report.pictures import Pictures
 
 CLASS_NAMES = ("<img src=x onerror=hack()>", 'dog & "cat"', "$answer ${x}", "<script>hack()</script>")
 LABELS = (0,) * 5 + (1,) * 4 + (2,) * 3  # none of the last class
@@ -38,11 +38,11 @@ def small_comparison(folder: Path) -> Comparison:
 
 def small_pictures(folder: Path) -> Pictures:
     """Two pictures, and a note on one that could not be drawn."""
-    paths = [folder / f"{name}.png" for name in ("first", "second")]
-    for number, path in enumerate(paths):
-        Image.new("RGB", (900, 200), (60 * number, 90, 120)).save(path)
-    pictures = [Picture(path, f"The <{path.stem}>", f"What the {path.stem} picture shows.") for path in paths]
-    return Pictures(folder, pictures, ["No <map>: the images are gone"])
+    captions: dict[str, dict] = {"mistakes": {"most": 9}}
+    captions["reconstruction"] = {"file": "<i>.png", "is_over_time": True, "is_normalised": False}
+    for number, name in enumerate(captions):
+        Image.new("RGB", (900, 200), (60 * number, 90, 120)).save(folder / f"{name}.png")
+    return Pictures(folder, captions, ["No <map>: the images are gone"])
 
 
 def write_page(folder: Path) -> Path:
@@ -64,6 +64,15 @@ def write_page(folder: Path) -> Path:
 def page_of(comparison: Comparison) -> "Parsed":
     """What a browser finds on the page of a comparison without pictures."""
     return Parsed(page(comparison, Pictures(Path()), comparison.notes(), "out dir"))
+
+
+def captions_of(comparison: Comparison, drawn: Pictures) -> dict[str, str]:
+    """Heading -> caption of each picture, which is also its alternative text."""
+    parsed = Parsed(page(comparison, drawn, [], "out"))
+    headings = [text for tag, text in parsed.texts if tag == "h3" and text != "How to read this"]
+    captions = [text for tag, text in parsed.texts if tag == "figcaption"]
+    assert parsed.alts == captions
+    return dict(zip(headings, captions, strict=True))
 
 
 class Parsed(HTMLParser):

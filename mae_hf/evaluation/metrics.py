@@ -6,12 +6,15 @@ is the mean over the other classes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import evaluate
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+NUM_BINS = 15  # of `reliability`, as in its paper
 
 
 class ClassificationMetrics(evaluate.Metric):
@@ -122,3 +125,31 @@ def describe_seen(seen: np.ndarray | None, scores: Mapping[str, Any] | None = No
         return f"pre-training has seen all {len(seen):,} test images: there is no score without them"
     rest = f"accuracy on the others {scores['test_unseen/accuracy']:.4f}" if scores else "scores come with and without"
     return f"pre-training has seen {seen.sum():,} of the {len(seen):,} test images; {rest}"
+
+
+class Reliability(NamedTuple):
+    """A classifier's accuracy by its confidence, in M bins of equal width between 0 and 1. An empty bin has NaN."""
+
+    counts: NDArray[np.int64]  # (M,), images in each bin
+    confidence: NDArray[np.float64]  # (M,), mean confidence of each bin
+    accuracy: NDArray[np.float64]  # (M,), share of each bin that is right
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, 0 to 1: the mean over images of the gap of their bin."""
+        return float(np.nansum(self.counts * np.abs(self.accuracy - self.confidence)) / self.counts.sum())
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS) -> Reliability:
+    """Return the reliability of a classifier from int labels (n,) and the probabilities of its classes, (n, C).
+
+    The confidence of an image is the probability of its predicted class; bin m holds those in ((m - 1) / M, m / M].
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599, section 2.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    is_right = probabilities.argmax(axis=1) == labels
+    bins = np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], confidence, side="left")
+    counts, *sums = (np.bincount(bins, weights, minlength=num_bins) for weights in (None, confidence, is_right))
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the NaN that is wanted
+        return Reliability(counts, sums[0] / counts, sums[1] / counts)

@@ -1,9 +1,10 @@
 """The networks of a comparison, opened again: their features and attention on the same test images.
 
-Shapes: n images, D width of the encoder, H heads, G² patches in G rows.
+Shapes: n images, S side of an image, D width of the encoder, H heads, G² patches in G rows.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,6 @@ from transformers import ViTModel
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images
 from mae_hf.errors import ConfigError, require
-from mae_hf.evaluation.attention_maps import cls_attention
 from mae_hf.evaluation.inference import pixel_values_of
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.io import open_classifier, open_encoder, weights_digest
@@ -43,15 +43,31 @@ class Network:
         return torch.cat(features).float().cpu().numpy()
 
     def attention(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return each head's attention of CLS to the patches of these rows, (n, H, G, G); 1 is an even spread.
-
-        Raises:
-            ValueError: the encoder does not give its attention, or it is not finite.
-        """
+        """Return `cls_attention` of these rows, (n, H, G, G)."""
         return cls_attention(self.encoder, self._pixel_values(images, rows)).cpu().numpy()
 
     def _pixel_values(self, images: ImageSet, rows: NDArray[np.int64]) -> Tensor:
         return pixel_values_of(images, rows, self.data, self.encoder.device)
+
+
+@torch.no_grad()
+def cls_attention(encoder: ViTModel, pixel_values: Tensor) -> Tensor:
+    """Return the last layer's attention of CLS to each patch, in multiples of an even spread over all tokens.
+
+    The encoder is in eval mode and has eager attention, as the faster ones give no weights. Normalised images, float
+    (n, 3, S, S), give float32 (n, H, G, G), below 1 on average if CLS attends much to itself.
+
+    Raises:
+        ValueError: the attention is not finite.
+
+    Source: Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.14294, figure 1.
+    """
+    weights = encoder(pixel_values, output_attentions=True).attentions[-1].float()  # (n, H, 1 + G², 1 + G²)
+    if not weights.isfinite().all():
+        raise ValueError("the attention is not finite: the encoder's weights or its inputs are broken")
+    num_tokens = weights.shape[-1]
+    side = math.isqrt(num_tokens - 1)
+    return (weights[:, :, 0, 1:] * num_tokens).unflatten(-1, (side, side))
 
 
 def open_test_images(run: Run) -> ImageSet:
@@ -76,25 +92,23 @@ def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str,
     models of each arm's best run.
     """
     ours, baseline = comparison.best.values()
-
-    def before(run: Run) -> ViTModel:
-        return build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed).vit
-
-    def after(run: Run) -> ViTModel:
-        return open_classifier(str(run.path), "eager").vit
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks, missing = {}, {}
-    for name, run, open_it in (
-        (PRETRAINED_ENCODER, ours, before),
-        (RANDOM_ENCODER, baseline, before),
-        (FINETUNED_ENCODER, ours, after),
-        (SUPERVISED_ENCODER, baseline, after),
+    for name, run, is_trained in (
+        (PRETRAINED_ENCODER, ours, False),
+        (RANDOM_ENCODER, baseline, False),
+        (FINETUNED_ENCODER, ours, True),
+        (SUPERVISED_ENCODER, baseline, True),
     ):
         try:
-            networks[name] = Network(open_it(run).eval().to(device), run.config.data)
+            if is_trained:
+                model = open_classifier(str(run.path), "eager")
+            else:
+                model = build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed)
         except ConfigError as error:
             missing[name] = str(error)
+        else:
+            networks[name] = Network(model.vit.eval().to(device), run.config.data)
     return networks, missing
 
 

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import build_classifier
 from mae_hf.report import networks
 from mae_hf.report.comparison import Comparison
-from mae_hf.report.networks import open_networks, open_test_images
+from mae_hf.report.networks import cls_attention, open_networks, open_test_images
+
+SHAPE = {"image_size": 12, "patch_size": 4, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def normalised_test_images(comparison: Comparison) -> torch.Tensor:
@@ -77,3 +79,37 @@ def test_test_images_whose_labels_or_pixels_changed_are_refused(image_folder, co
     picture.rename(other)
     with pytest.raises(ConfigError, match=r"no longer holds the 4 test images of .*scratch"):
         open_test_images(run)
+
+
+def eager_encoder() -> ViTModel:
+    """A small encoder whose attention is far from even."""
+    torch.manual_seed(0)
+    model = ViTModel(ViTConfig(**SHAPE, intermediate_size=16), add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def test_attention_is_the_softmax_of_query_times_key_of_the_last_layer():
+    model, pixel_values = eager_encoder(), torch.randn(3, 3, 12, 12)
+    inputs = {}
+    last = model.layers[-1].attention
+    for name in ("q_proj", "k_proj"):
+        layer = getattr(last, name)
+        layer.register_forward_hook(lambda _, __, output, name=name: inputs.update({name: output}))
+    found = cls_attention(model, pixel_values)
+    query, key = (inputs[name].view(3, 10, 2, 4).transpose(1, 2) for name in ("q_proj", "k_proj"))
+    weights = (query @ key.transpose(2, 3) / 4**0.5).softmax(dim=-1)
+    expected = 10 * weights[:, :, 0, 1:].reshape(3, 2, 3, 3)  # 10 tokens: 1 is an even share
+    assert found.shape == (3, 2, 3, 3) and found.std() > 0.1
+    torch.testing.assert_close(found, expected)
+
+
+def test_attention_of_broken_weights_is_refused():
+    model = eager_encoder()
+    with torch.no_grad():
+        model.layers[-1].attention.q_proj.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        cls_attention(model, torch.zeros(1, 3, 12, 12))

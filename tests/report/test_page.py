@@ -28,7 +28,11 @@ def test_the_page_needs_nothing_outside_of_itself(html):
     assert {address[1:] for address in parsed.addresses if address[0] == "#"} == set(parsed.ids)
     assert "default-src 'none'" in html and not re.search(r"https?:|@import|url\(", html)
     assert parsed.tags.count("script") == parsed.tags.count("main") == parsed.tags.count("h1") == 1
-    assert parsed.alts == ["What the first picture shows.", "What the second picture shows."]
+    assert parsed.alts == [text for tag, text in parsed.texts if tag == "figcaption"]
+    assert [text.split(",")[0] for text in parsed.alts] == [
+        "Up to 9 misclassified test images of each arm",
+        "Held-out images",
+    ]
 
 
 def test_names_from_outside_stay_text(html):
@@ -37,6 +41,7 @@ def test_names_from_outside_stay_text(html):
     assert set(CLASS_NAMES) < set(parsed.table("Recall"))
     assert any(name.endswith("mae <b>0") for name in parsed.table("All runs"))
     assert "<i>a</i>" in parsed.table("The audit")
+    assert "(<i>.png of the pre-training run)" in parsed.alts[1]
 
 
 def test_a_table_of_numbers_can_be_sorted_and_cells_that_differ_are_marked(html):

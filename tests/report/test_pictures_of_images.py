@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from report_pages import captions_of
 
 from mae_hf.data.dataset import ImageSet
 from mae_hf.figures import charts, sheets
-from mae_hf.report import networks
+from mae_hf.report import networks, pictures
 from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network, open_networks, open_test_images
-from mae_hf.report.pictures import from_images
-from mae_hf.report.pictures.from_images import draw_attention, draw_maps, draw_mistakes
-from mae_hf.report.pictures.picture import Pictures
+from mae_hf.report.pictures import Pictures, draw_attention, draw_maps, draw_mistakes
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def images(comparison: Comparison) -> ImageSet:
 @pytest.fixture
 def opened(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> dict[str, Network]:
     """The networks; and without UMAP, which takes a minute to start."""
-    monkeypatch.setattr(from_images, "find_spec", lambda name: None)
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     return open_networks(comparison)[0]
 
 
@@ -61,7 +60,7 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
     monkeypatch.setattr("mae_hf.evaluation.projection.tsne", lambda features, seed: features[:, :2])
     report = Pictures(tmp_path)
     draw_maps(opened, images, report)
-    rows = np.random.default_rng(from_images.SEED).permutation(4)
+    rows = np.random.default_rng(pictures.SEED).permutation(4)
     assert not report.notes and drawn["labels"].tolist() == images.labels[rows].tolist()
     for name, (title, points) in zip(
         (networks.PRETRAINED_ENCODER, networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER),
@@ -72,13 +71,15 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
         np.testing.assert_array_equal(points, opened[name].features(images, rows)[:, :2])
 
 
-def test_an_installed_umap_is_drawn_too(opened, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(from_images, "find_spec", lambda name: name == "umap")
+def test_an_installed_umap_is_drawn_too(comparison, opened, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: name == "umap")
     monkeypatch.setattr("mae_hf.evaluation.projection.umap", lambda features, seed: features[:, 2:4])
     report = Pictures(tmp_path)
     draw_maps(opened, images, report)
-    assert [picture.path.name for picture in report.pictures] == ["embedding.png", "embedding_umap.png"]
-    assert "UMAP" in report.pictures[1].heading and "UMAP" in report.pictures[1].caption
+    assert sorted(path.name for path in tmp_path.glob("embedding*.png")) == ["embedding.png", "embedding_umap.png"]
+    captions = captions_of(comparison, report)
+    assert list(captions) == ["Features as a map (t-SNE)", "Features as a map (UMAP)"]
+    assert captions["Features as a map (UMAP)"].startswith("The same test images, mapped by UMAP of the frozen")
 
 
 def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, images, tmp_path):
@@ -88,7 +89,7 @@ def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, images, t
     draw_maps(opened, images, report)
     draw_attention(opened, images, report)
     assert report.trustworthiness.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER}
-    assert len(report.pictures) == 1 + 2
+    assert list(report.captions) == ["embedding", "attention", "attention_heads"]
     assert report.notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 features are not finite")
     assert report.notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
 

@@ -1,0 +1,200 @@
+"""The pictures of a comparison, saved as PNG. Their headings and captions are in `report.html`.
+
+Shapes: n test images, H heads, G² patches in G rows.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mae_hf import figures
+from mae_hf.data.dataset import ImageSet
+from mae_hf.errors import ConfigError
+from mae_hf.evaluation import projection
+from mae_hf.evaluation.metrics import NUM_BINS, reliability
+from mae_hf.evaluation.reconstruction import OVER_TIME
+from mae_hf.figures import charts, label_of, sheets
+from mae_hf.report import networks
+from mae_hf.report.comparison import PRETRAINED_ARM, SCRATCH_ARM, Comparison
+from mae_hf.report.networks import Network
+from mae_hf.report.results import f1_of_classes, scores_on_test
+from mae_hf.training.finished_runs import Run
+from mae_hf.training.provenance import find_provenance
+
+MAX_POINTS = 1000
+MAX_MISTAKES = 9
+MAX_ATTENTION = 6
+SEED = 0  # of the drawn test images and of the maps
+_NAMES = (
+    *("curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding", "embedding_umap"),
+    *("attention", "attention_heads", "reconstruction"),
+)
+# What each network of a map has learned from.
+_SEEN = {
+    networks.PRETRAINED_ENCODER: "no labels seen",
+    networks.RANDOM_ENCODER: "random weights",
+    networks.SUPERVISED_ENCODER: "labels seen",
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a comparison, each a file NAME.png."""
+
+    folder: Path
+    captions: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> what its caption needs, in their order
+    notes: list[str] = field(default_factory=list)  # what could not be drawn, and why
+    trustworthiness: dict[str, float] = field(default_factory=dict)  # of the t-SNE maps that were drawn, by network
+    calibration_error: dict[str, float] = field(default_factory=dict)  # expected error on test images, 0 to 1, by arm
+
+    def add(self, name: str, figure: Figure, **caption: object) -> None:
+        """Save a figure as the next picture."""
+        figures.save(figure, self.folder / f"{name}.png")
+        self.captions[name] = caption
+
+
+def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
+    """Draw everything into an existing folder.
+
+    A picture whose images, encoder or pre-training run is missing is left out, with a warning.
+    """
+    for name in _NAMES:  # an older report may have pictures that this one leaves out
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    drawn = Pictures(folder)
+    draw_scores(comparison, drawn)
+    draw_reliability(comparison, drawn)
+    try:
+        images = networks.open_test_images(comparison.best[SCRATCH_ARM])
+    except ConfigError as error:
+        drawn.notes.append(f"No t-SNE map, no mistakes and no attention: {error}")
+    else:
+        draw_mistakes(comparison, images, drawn)
+        opened, missing = networks.open_networks(comparison)
+        drawn.notes.extend(f"{name} is not drawn: {reason}" for name, reason in missing.items())
+        draw_maps(opened, images, drawn)
+        draw_attention(opened, images, drawn)
+    copy_reconstruction(comparison.best[PRETRAINED_ARM], drawn)
+    for note in drawn.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return drawn
+
+
+def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
+    """Draw curves, confusion matrices and F1 per class."""
+    chosen = dict(zip(comparison.arms, comparison.chosen, strict=True))
+    curves = {arm: [run.history for run in runs] for arm, runs in chosen.items()}
+    others = {arm: [run.history for run in runs if run not in chosen[arm]] for arm, runs in comparison.arms.items()}
+    title = "Fine-tuning on the same labels"
+    drawn.add("curves", charts.curves_figure(curves, title, comparison.results.target, others))
+    matrices = {_panel_title(arm, run): scores_on_test(run)["confusion_matrix"] for arm, run in comparison.best.items()}
+    num_images = f"{len(comparison.runs[0].test):,}"
+    title = f"Confusion on the {num_images} test images"
+    drawn.add("confusion", charts.confusion_figure(matrices, comparison.runs[0].class_names, title))
+    title = f"F1 on the {num_images} test images{', means over runs' if max(map(len, comparison.chosen)) > 1 else ''}"
+    drawn.add("f1_per_class", charts.bars_figure({arm: f1_of_classes(runs) for arm, runs in chosen.items()}, title))
+
+
+def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
+    """Draw the reliability diagram of both arms, and note their expected calibration errors."""
+    panels = {}
+    for arm, run in comparison.best.items():
+        bins = reliability(run.test.labels, run.test.probabilities)
+        drawn.calibration_error[arm] = bins.error
+        sure = f"mean confidence {100 * run.test.probabilities.max(axis=1).mean():.1f} %"
+        panels[f"{_panel_title(arm, run)}\n{sure}, calibration error {100 * bins.error:.1f} %"] = bins
+    title = f"Reliability on the {len(comparison.runs[0].test):,} test images"
+    drawn.add("reliability", charts.reliability_figure(panels, title), num_bins=NUM_BINS)
+
+
+def draw_mistakes(comparison: Comparison, images: ImageSet, drawn: Pictures) -> None:
+    """Draw the most confident mistakes of each arm."""
+    names = [label_of(name, 18) for name in comparison.runs[0].class_names]
+    mistakes = {}
+    for arm, run in comparison.best.items():
+        labels, values = run.test.labels, run.test.probabilities
+        wrong = np.flatnonzero(values.argmax(axis=1) != labels)
+        rows = wrong[np.argsort(-values[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
+        texts = [
+            f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"
+            for row, guess in zip(rows, values[rows].argmax(axis=1), strict=True)
+        ]
+        mistakes[_panel_title(arm, run)] = images.batch(rows).numpy(), texts
+    drawn.add("mistakes", sheets.mistakes_figure(mistakes, "The most confident mistakes"), most=MAX_MISTAKES)
+
+
+def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> None:
+    """Draw maps of the features by t-SNE, and by UMAP if it is installed; note t-SNE's trustworthiness."""
+    rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
+    features = {}
+    for name in [name for name in _SEEN if name in opened]:
+        found = opened[name].features(images, rows)
+        try:
+            projection.check_features(found)
+        except ValueError as error:
+            drawn.notes.append(f"No map of {name}: {error}")
+        else:
+            features[name] = found
+    methods = {"embedding": ("t-SNE", projection.tsne)}
+    if find_spec("umap"):
+        methods["embedding_umap"] = ("UMAP", projection.umap)
+    for file, (method, project) in methods.items() if features else ():
+        points = {}
+        for name, found in features.items():
+            mapped = project(found, SEED)
+            trust = projection.trustworthiness(found, mapped)
+            points[f"{name}: {_SEEN[name]}\ntrustworthiness {trust:.3f}"] = mapped
+            if method == "t-SNE":
+                drawn.trustworthiness[name] = trust
+        title = f"{method} of the CLS features of {len(rows):,} test images"
+        figure = charts.map_figure(points, images.labels[rows], images.class_names, method, title)
+        drawn.add(file, figure, method=method)
+
+
+def draw_attention(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> None:
+    """Draw the attention of CLS: the mean over heads for an image of each class, and every head for the first one."""
+    order = np.random.default_rng(SEED).permutation(len(images))
+    rows = order[np.unique(images.labels[order], return_index=True)[1]][:MAX_ATTENTION]
+    maps = {}
+    for name in [name for name in opened if name != networks.RANDOM_ENCODER]:
+        try:
+            maps[name] = opened[name].attention(images, rows)
+        except ValueError as error:
+            drawn.notes.append(f"No attention of {name}: {error}")
+    if not maps:
+        return
+    pixels = images.batch(rows).numpy()
+    labels = [label_of(images.class_names[label], 14) for label in images.labels[rows]]
+    means = {fill(name, 14): heads.mean(axis=1) for name, heads in maps.items()}
+    title = "Attention of CLS over the patches: last layer, mean of heads"
+    drawn.add("attention", sheets.attention_figure(list(zip(labels, pixels, strict=True)), means, title))
+    first = np.stack([heads[0] for heads in maps.values()])  # (networks, H, G, G)
+    heads = {f"head {head + 1}": first[:, head] for head in range(first.shape[1])}
+    title = "Each head separately, for the first image"
+    drawn.add("attention_heads", sheets.attention_figure([(name, pixels[0]) for name in means], heads, title))
+
+
+def copy_reconstruction(run: Run, drawn: Pictures) -> None:
+    """Copy the picture of the pre-training run that `run` started from: reconstructions over time, else the newest."""
+    origin = find_provenance(run.config.model.init)
+    files = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
+    found = sorted(files, key=lambda path: (path.name == OVER_TIME, path.stat().st_mtime, path.name))
+    if not found:
+        drawn.notes.append(f"No reconstruction: {run.config.model.init} has no figures/reconstruction*.png")
+        return
+    (drawn.folder / "reconstruction.png").write_bytes(found[-1].read_bytes())
+    drawn.captions["reconstruction"] = {
+        "file": found[-1].name,
+        "is_over_time": found[-1].name == OVER_TIME,
+        "is_normalised": origin.config is None or origin.config.model.norm_pix_loss,
+    }
+
+
+def _panel_title(arm: str, run: Run) -> str:
+    """The title of a panel that shows one run of an arm."""
+    return f"{arm}\n{run.path.name}, {100 * scores_on_test(run)['accuracy']:.1f} % accuracy"
