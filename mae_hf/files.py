@@ -9,12 +9,14 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 from safetensors import SafetensorError
 
 from mae_hf.errors import ConfigError, RunError
@@ -49,9 +51,13 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     rename(beside, path)
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside `path` with `write(file)` and rename it. If that fails, `path` is unchanged."""
-    beside = beside_of(path)
+def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
+    """Write a file beside `path` with `write(file)` and rename it. If that fails, `path` is unchanged.
+
+    If other processes may write a `shared` file at the same time, each writes `.NAME.RANDOM.partial`. No other run
+    overwrites what a killed process left there.
+    """
+    beside = beside_of(path.with_name(f"{path.name}.{secrets.token_hex(8)}") if shared else path)
     try:
         write(beside)
         sync(beside)
@@ -65,9 +71,19 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda file: file.write_text(text))
 
 
-def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+def write_json(path: Path, content: Any, *, shared: bool = False) -> None:
     """Write a JSON file like `write_file`."""
-    write_text(path, json.dumps(content, indent=indent) + "\n")
+    write_file(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"), shared=shared)
+
+
+def write_npz(path: Path, *, shared: bool = False, **arrays: Any) -> None:
+    """Write NumPy arrays into a compressed .npz file like `write_file`."""
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:  # given a path, NumPy would add `.npz` to it
+            np.savez_compressed(opened, **arrays)
+
+    write_file(path, write, shared=shared)
 
 
 def beside_of(path: Path) -> Path:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mae_hf.errors import RunError
-from mae_hf.files import write_folder, write_text
+from mae_hf.files import write_file, write_folder, write_npz, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -48,3 +49,26 @@ def test_a_text_is_replaced_whole(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half\ud800")
     assert (path.read_text(), names(tmp_path)) == ("new", ["run.json"]), "the space of the failed file is freed"
+
+
+def test_two_processes_may_write_a_shared_file_at_the_same_time(tmp_path):
+    path = tmp_path / "cache.json"
+
+    def write(file: Path) -> None:
+        file.write_text("slow")
+        write_file(path, lambda other: other.write_text("fast"), shared=True)
+        assert path.read_text() == "fast"
+
+    write_file(path, write, shared=True)
+    assert (path.read_text(), names(tmp_path)) == ("slow", ["cache.json"])
+
+
+def test_arrays_keep_names_types_and_values(tmp_path):
+    features, key = np.arange(6, dtype=np.float16).reshape(2, 3), np.array("key")
+    write_npz(tmp_path / "features.npz", features=features, key=key)
+    assert names(tmp_path) == ["features.npz"]
+    with np.load(tmp_path / "features.npz") as found:
+        assert found.files == ["features", "key"]
+        assert str(found["key"]) == "key"
+        assert found["features"].dtype == np.float16
+        assert (found["features"] == features).all()

@@ -21,12 +21,12 @@ from mae_hf.data.splits import Split
 from mae_hf.data.stream.shards import Stream
 from mae_hf.errors import ConfigError, require
 from mae_hf.leakage.near_duplicates import Duplicates, find_duplicates, pixel_digest
-from mae_hf.leakage.record import Audit, AuditedSplit, Evaluation, Pair
+from mae_hf.leakage.record import Audit, AuditedSplit, DuplicatePair, EvaluationSplit
 
 METHOD_VERSION = 2  # increase it when the search would find other pairs, or stores them in another way
 SHOWN = 10  # pairs of rows in a printed line; the file has all of them
 
-EvaluationSets = Mapping[Evaluation, Sequence[ImageSet]]
+EvaluationSets = Mapping[EvaluationSplit, Sequence[ImageSet]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +47,12 @@ class Match:
         """Return the file for the list (`json`) or the picture (`png`) of the pairs, beside the decoded images."""
         return self.against.path.with_suffix(f".audit-{self.images.digest[:8]}.{kind}")
 
-    def records(self, against_split: str, held_out: bool = False) -> list[Pair]:
+    def records(self, against_split: str, held_out: bool = False) -> list[DuplicatePair]:
         """Return the pairs for a file."""
         source, split, against = self.images.split.source, self.images.split.role, self.against.split.source
         kinds: list[Literal["exact", "near"]] = ["exact" if exact else "near" for exact in self.found.exact]
         return [
-            Pair(source, split, row, against, against_split, other, kind, round(float(score), 4), held_out)
+            DuplicatePair(source, split, row, against, against_split, other, kind, round(float(score), 4), held_out)
             for (row, other), kind, score in zip(self.rows.tolist(), kinds, self.found.scores, strict=True)
         ]
 
@@ -141,7 +141,7 @@ def audit_pretraining(
     return train, held_out, _count(audit)
 
 
-def _evaluation_sets(held_out: ImageSet, evaluation: EvaluationSets) -> Iterator[tuple[Evaluation, ImageSet]]:
+def _evaluation_sets(held_out: ImageSet, evaluation: EvaluationSets) -> Iterator[tuple[EvaluationSplit, ImageSet]]:
     """Yield test and validation images source by source; what pre-training holds out is validation."""
     yield from (("test", images) for images in evaluation["test"])
     yield from (("validation", ImageSet([part])) for part in held_out.parts)
@@ -197,7 +197,7 @@ def finish_stream_audit(audit: Audit, notes: Sequence[Mapping[str, Any]]) -> Aud
     """
     notes = [note for note in notes if note["kind"] == "exact"]
     pairs = [
-        Pair(note["image"], "streamed", note["row"], source, split, row, "exact", 1.0)
+        DuplicatePair(note["image"], "streamed", note["row"], source, split, row, "exact", 1.0)
         for note in notes
         for source, split, row in note["against"]
     ]
@@ -271,7 +271,7 @@ def describe_match(match: Match) -> list[str]:
 
 
 def write_pairs(match: Match) -> Path:
-    """Write the list of all pairs, each a `Pair`, beside the decoded images, and return the file.
+    """Write the list of all pairs, each a `DuplicatePair`, beside the decoded images, and return the file.
 
     Raises:
         ConfigError: the file cannot be written.

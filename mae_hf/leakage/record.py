@@ -12,11 +12,11 @@ from mae_hf.models.io import Checkpoint
 
 AUDIT = "audit.json"
 EXACT_ONLY = "near-duplicates are not searched for in a stream"
-Evaluation = Literal["test", "validation"]
+EvaluationSplit = Literal["test", "validation"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class DuplicatePair:
     """An image and the test or validation image that it duplicates."""
 
     source: str  # of the image; of a streamed image its shard and number
@@ -35,7 +35,7 @@ class AuditedSplit:
     """Test or validation images whose duplicates were searched for."""
 
     source: str
-    split: Evaluation
+    split: EvaluationSplit
     num_images: int
     fingerprint: str  # of their pixels and labels (`ImageSet.fingerprint`)
     num_duplicated: int = 0  # of the images, those with a duplicate among the images of pre-training
@@ -52,7 +52,7 @@ class Audit:
     num_validation_duplicates: int | None  # images to train on that duplicate a validation image; likewise
     audited: tuple[AuditedSplit, ...]  # the test and validation images whose duplicates were searched for
     seen: tuple[str, ...]  # hexadecimal digests of the pixels of the test images that pre-training has seen
-    pairs: tuple[Pair, ...] = ()  # of duplicates; empty in the record that travels with the model
+    pairs: tuple[DuplicatePair, ...] = ()  # of duplicates; empty in the record that travels with the model
     streamed: bool = False  # whether the images to train on were streamed, and searched for exact duplicates only
 
     @property

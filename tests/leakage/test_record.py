@@ -15,7 +15,7 @@ from mae_hf.leakage.record import (
     NOT_PRETRAINED,
     Audit,
     AuditedSplit,
-    Pair,
+    DuplicatePair,
     audit_json,
     describe_audit,
     read_model_audit,
@@ -24,7 +24,7 @@ from mae_hf.models.mae import build_mae, export_encoder
 
 TEST = AuditedSplit("me/data", "test", 1234, "abc", num_duplicated=2, num_seen=2)
 VALIDATION = AuditedSplit("me/data", "validation", 50, "def", num_duplicated=1, num_seen=1)
-PAIR = Pair("me/data", "train", 3, "me/data", "test", 7, "near", 0.91, held_out=True)
+PAIR = DuplicatePair("me/data", "train", 3, "me/data", "test", 7, "near", 0.91, held_out=True)
 AUDIT = Audit(True, False, 3, 1, (TEST, VALIDATION), ("00ff",), (PAIR,))
 
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

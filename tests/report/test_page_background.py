@@ -9,7 +9,7 @@ from run_folders import write_run
 
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
-from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, Pair
+from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, DuplicatePair
 from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.training.provenance import Provenance, RunRecord
 
@@ -120,7 +120,7 @@ def test_none_and_all_test_images_seen_are_said_as_such(tmp_path):
 
 
 def test_labelled_training_images_that_are_duplicates_of_test_images_are_counted(tmp_path):
-    pair = Pair("digits", "train", 3, "digits", "test", 5, "near", 0.9)
+    pair = DuplicatePair("digits", "train", 3, "digits", "test", 5, "near", 0.9)
     changes = {"row": 4}, {"split": "unlabeled", "row": 6}, {"source": "other"}, {"against_split": "validation"}
     pairs = (pair, *(dataclasses.replace(pair, **change) for change in changes))
     comparison = seen(tmp_path, (False,) * 4)

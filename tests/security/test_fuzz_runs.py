@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from run_folders import HALF, THREE, write_run
 
 from mae_hf.errors import ConfigError
-from mae_hf.leakage.record import Audit, AuditedSplit, Pair, audit_json, read_model_audit
+from mae_hf.leakage.record import Audit, AuditedSplit, DuplicatePair, audit_json, read_model_audit
 from mae_hf.report.comparison import compare_runs
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Pictures
@@ -40,7 +40,7 @@ FIELDS = {
     "model/config.json": ["id2label", "x"],
     "audit.json": ["pretrained", "left_out", "num_test_duplicates", "audited", "seen", "pairs", "streamed"],
 }
-PAIR = Pair("digits", "train", 0, "digits", "test", 0, "near", 0.9)
+PAIR = DuplicatePair("digits", "train", 0, "digits", "test", 0, "near", 0.9)
 PART = AuditedSplit("x", "test", 4, "f", num_duplicated=1, num_seen=1)
 AUDIT = json.loads(audit_json(Audit(True, False, 1, 0, (PART,), ("00ff",), (PAIR,))))
 
