@@ -17,9 +17,9 @@ from mae_hf.data.decode import to_rgb_square
 from mae_hf.data.random import Draws
 from mae_hf.errors import require
 from mae_hf.figures import sheets
-from mae_hf.models.io import Checkpoint, image_size_of, open_classifier, read_normalization
+from mae_hf.models.io import SavedModel, image_size_of, open_classifier, read_normalization
 from mae_hf.models.locate import FIX_MODEL
-from mae_hf.models.mae import MaskedAutoencoder, reconstruct
+from mae_hf.models.mae import MaskedAutoencoder, reconstruct_pixels
 
 if TYPE_CHECKING:
     import gradio
@@ -54,7 +54,7 @@ def hide_and_reconstruct(
     images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0]))[None]
     draws = Draws(seed, epoch=0, rows=np.zeros(1, np.int64), step=0)
     noise = torch.from_numpy(draws.uniform("demo mask", patch_embeddings.num_patches))
-    predicted, mask = reconstruct(model, normalize(to_pixels(images), *normalization), noise)
+    predicted, mask = reconstruct_pixels(model, normalize(to_pixels(images), *normalization), noise)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
     pixels = ((predicted * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     masked = sheets.hide_patches(images.numpy(), mask.numpy(), patch_embeddings.patch_size[0])
@@ -74,7 +74,7 @@ def build_page(name: str) -> "gradio.Blocks":
         importlib.util.find_spec("gradio") is not None,
         "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
     )
-    architectures = Checkpoint(name).config().architectures or []
+    architectures = SavedModel(name).config().architectures or []
     normalization = read_normalization(name)
     if "ViTForImageClassification" in architectures:
         return _classifier_page(name, open_classifier(name, "sdpa"), normalization)

@@ -60,8 +60,8 @@ def publish(folder: Path) -> dict[str, Any]:
     """Save and upload both models; return their outputs for a photo, and the errors without rights or connection."""
     from huggingface_hub import constants
 
-    from mae_hf.models.classifier import build_classifier
-    from mae_hf.models.io import check_init, hub_revision
+    from mae_hf.models.classifier import build_classifier, check_init
+    from mae_hf.models.io import hub_revision
     from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)

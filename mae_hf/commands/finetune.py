@@ -17,8 +17,8 @@ from mae_hf.evaluation.metrics import classification_metrics, describe_seen, uns
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
-from mae_hf.models.classifier import build_classifier
-from mae_hf.models.io import check_init, hub_revision, weights_digest
+from mae_hf.models.classifier import build_classifier, check_init
+from mae_hf.models.io import hub_revision, weights_digest
 from mae_hf.models.locate import SCRATCH
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare

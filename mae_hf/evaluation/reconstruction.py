@@ -13,7 +13,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.evaluation.inference import fixed_noise
 from mae_hf.figures import sheets
-from mae_hf.models.mae import MaskedAutoencoder, reconstruct
+from mae_hf.models.mae import MaskedAutoencoder, reconstruct_pixels
 
 OVER_TIME = "reconstruction-over-time.png"
 MAX_IMAGES, MAX_STEPS = 6, 6  # of the picture over time
@@ -71,7 +71,7 @@ def _reconstructed(
     pixel_values = normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
     noise = fixed_noise(np.arange(len(images)), patches.num_patches, device)
     with torch.compiler.set_stance("force_eager"):
-        predicted, mask = reconstruct(model, pixel_values, noise)
+        predicted, mask = reconstruct_pixels(model, pixel_values, noise)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (data.image_mean, data.image_std))
     pixels = ((predicted.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     original = images.cpu().numpy()

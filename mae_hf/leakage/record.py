@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from mae_hf.files import read_json
-from mae_hf.models.io import Checkpoint
+from mae_hf.models.io import SavedModel
 
 AUDIT = "audit.json"
 EXACT_ONLY = "near-duplicates are not searched for in a stream"
@@ -70,8 +70,8 @@ def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
     Raises:
         ConfigError: the model does not exist, or its `audit.json` cannot be read.
     """
-    file = Checkpoint(name, revision=revision).file(AUDIT)
-    audit: Audit | None = None if file is None else read_json(file, Audit)
+    file = SavedModel(name, revision=revision).folder / AUDIT
+    audit: Audit | None = read_json(file, Audit) if file.is_file() else None
     return audit
 
 

@@ -6,14 +6,16 @@ Shapes: B images, N patches of an image, D width, C channels, S image side.
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_encoder
-from mae_hf.models.io import SHAPE_KEYS, Checkpoint, encoder_config, open_encoder
+from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, encoder_config, open_encoder, read_normalization
 from mae_hf.models.layers import use_autocast_norms
 from mae_hf.models.locate import FIX_INIT, SCRATCH
 
@@ -57,14 +59,30 @@ def build_classifier(
     return model
 
 
+def check_init(model: ClassifierConfig, data: DataConfig) -> None:
+    """Check, before any image is decoded, that the encoder exists and was trained with the normalisation of `data`.
+
+    Raises:
+        ConfigError: the encoder is missing, or its image processor has a different mean or standard deviation.
+    """
+    init, revision = model.init, model.revision
+    if init == SCRATCH or not (SavedModel(init, FIX_INIT, revision).folder / PROCESSOR).is_file():
+        return  # an encoder without an image processor makes no claim
+    mean, std = read_normalization(init, revision)
+    require(
+        np.allclose((mean, std), (data.image_mean, data.image_std), atol=1e-6),
+        f"the encoder {init} was trained on images normalised with mean {list(mean)} and std {list(std)}: add "
+        f"--data.image_mean '{list(mean)}' --data.image_std '{list(std)}'",
+    )
+
+
 def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTModel:
     """Return the pre-trained encoder that `config` names, in float32.
 
     Raises:
         ConfigError: the encoder is missing, incomplete, of another kind, or has another architecture than `config`.
     """
-    checkpoint = Checkpoint(config.init, FIX_INIT, config.revision)
-    encoder = open_encoder(checkpoint, attn_implementation, labelled=False)
+    encoder = open_encoder(SavedModel(config.init, FIX_INIT, config.revision), attn_implementation, labelled=False)
     saved = encoder.config
     wrong = [key for key in SHAPE_KEYS if getattr(saved, key) != getattr(config, key)]
     require(

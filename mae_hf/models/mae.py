@@ -4,6 +4,7 @@ Shapes: B images, N patches of an image, D width, P patch side, C channels, S im
 """
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -17,11 +18,23 @@ from transformers.utils.generic import can_return_tuple
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
-from mae_hf.models.io import LOADED_NAMES, Checkpoint, encoder_config, quiet_transformers, saved_name
+from mae_hf.models.io import SavedModel, encoder_config, quiet_transformers
 from mae_hf.models.layers import ShuffledDecoder, VisibleEmbeddings, take, use_autocast_norms
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
-FIX = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
+
+# A weight's name in memory -> in files that transformers 4 and 5 both read. Files of 5.x lose the decoder in 4.x.
+SAVED_NAMES = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+# The way back, for files of 4.x, of 5.x (`decoder_encoder`) and of mae_hf; transformers applies them in this order.
+LOADED_NAMES = {r"decoder_encoder\.layer\.": "decoder_layers.", r"encoder\.layer\.": "layers."}
+LOADED_NAMES |= {re.escape(file): memory for memory, file in SAVED_NAMES.items()}
 
 
 class MaskedAutoencoder(ViTMAEForPreTraining):
@@ -111,7 +124,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
         The name is a run folder, a model folder or a Hub id; the options are those of any transformers model.
@@ -120,42 +133,37 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
             ConfigError: the model is missing; weights are missing, left over or of another shape; a position table is
                 all zero (a stock ViTMAE that transformers 5 trained from scratch) or not finite.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
-        checkpoint = Checkpoint(str(pretrained_model_name_or_path), FIX, kwargs.pop("revision", None))
-        path = None
-        if {"subfolder", "config"} & kwargs.keys():
-            path = pretrained_model_name_or_path
-        else:
-            checkpoint.config()
-        require(not args, "MaskedAutoencoder.from_pretrained takes its options by name")
-        options = {"key_mapping": LOADED_NAMES} | kwargs
-        model, info = checkpoint.load(super().from_pretrained, path=path, **options)
+        fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
+        saved = SavedModel(str(pretrained_model_name_or_path), fix, kwargs.pop("revision", None))
+        saved.config()
+        model = saved.load(super().from_pretrained, **{"key_mapping": LOADED_NAMES, **kwargs})
         model._freeze_positions()
-        return (model, info) if wants_info else model
+        return model
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        state_dict: dict[str, Tensor] | None = None,
-        push_to_hub: bool = False,
-        *args: Any,
-        **kwargs: Any,
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
         """Write config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
 
-        The arguments are those of any transformers model. `state_dict` holds weights by their names in memory.
+        `state_dict` holds weights by their names in memory. The other options are those of any transformers model, but
         `push_to_hub` must be false: use the method of that name.
         """
-        if push_to_hub:
+        if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained only writes the folder: call push_to_hub(repo_id) to upload")
-        weights = {saved_name(key): value for key, value in (state_dict or self.state_dict()).items()}
-        options = kwargs | {"save_original_format": False}
+        weights = {_saved_name(key): value for key, value in (state_dict or self.state_dict()).items()}
         with quiet_transformers():
-            super().save_pretrained(save_directory, is_main_process, weights, False, *args, **options)
+            super().save_pretrained(save_directory, state_dict=weights, **{**kwargs, "save_original_format": False})
         self.config.architectures = [ViTMAEForPreTraining.__name__]  # transformers wrote a class that others lack
-        if is_main_process:
+        if kwargs.get("is_main_process", True):
             self.config.save_pretrained(save_directory)
+
+
+def _saved_name(name: str) -> str:
+    """Return the name that a weight has in a file."""
+    name = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", name)
+    for memory, file in SAVED_NAMES.items():
+        name = name.replace(f".{memory}.", f".{file}.")
+    return name
 
 
 def mae_config(config: MAEConfig) -> ViTMAEConfig:
@@ -176,7 +184,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def reconstruct(
+def reconstruct_pixels(
     model: MaskedAutoencoder,
     pixel_values: Tensor,
     noise: Tensor,

@@ -164,7 +164,7 @@ def test_a_classifier_is_refused_as_a_pre_trained_encoder(tmp_path):
 
 def test_another_kind_of_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
-    with pytest.raises(ConfigError, match="type 'resnet', the encoder must be one of vit_mae, vit"):
+    with pytest.raises(ConfigError, match="is a model of type 'resnet', not vit or vit_mae: pre-train first"):
         build(str(tmp_path))
 
 

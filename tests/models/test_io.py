@@ -13,9 +13,8 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
-from mae_hf.models.classifier import build_classifier, load_encoder
+from mae_hf.models.classifier import build_classifier, check_init, load_encoder
 from mae_hf.models.io import (
-    check_init,
     hub_revision,
     open_classifier,
     open_encoder,

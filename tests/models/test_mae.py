@@ -14,7 +14,7 @@ from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEMo
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.models.layers import register_cpu_attention
-from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder, mae_config, reconstruct
+from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder, mae_config, reconstruct_pixels
 from mae_hf.models.positions import PositionError, check_positions
 
 CONFIG = MAEConfig(
@@ -457,7 +457,7 @@ def test_the_exported_encoder_opens_whole_as_a_plain_vit(tmp_path):
 
 def test_a_reconstruction_shows_original_visible_patches_and_predicted_masked_ones():
     model, (images, noise) = model_with(), batch()
-    pixels, mask = reconstruct(model, images, noise)
+    pixels, mask = reconstruct_pixels(model, images, noise)
     expected, predicted, expected_mask = Reference(model.state_dict(), 3, 4, 8).forward(
         images, noise, 0.75, "l1", False
     )
@@ -471,7 +471,7 @@ def test_a_reconstruction_shows_original_visible_patches_and_predicted_masked_on
 @pytest.mark.parametrize("statistics", ["target", "visible"])
 def test_a_reconstruction_of_normalised_patches_restores_mean_and_contrast(statistics):
     model, (images, noise) = model_with(replace(CONFIG, norm_pix_loss=True)), batch()
-    pixels, mask = reconstruct(model, images, noise, statistics)
+    pixels, mask = reconstruct_pixels(model, images, noise, statistics)
     _, predicted, _ = Reference(model.state_dict(), 3, 4, 8).forward(images, noise, 0.75, "l1", True)
     patches, target, hidden = patches_of(pixels, 8), patches_of(images, 8).double(), mask.bool()
     for image in range(3):
