@@ -24,8 +24,8 @@ from mae_hf.data.dataset import DeviceImages, load_labelled_images, load_pretrai
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.evaluation.inference import extract_features, held_out_loss
 from mae_hf.evaluation.probing import probe_features
+from mae_hf.models.initialization import PositionError, check_positions
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
-from mae_hf.models.positions import PositionError, check_positions
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.hardware import attention_for, use_cpu_well
 from mae_hf.training.loop import Evaluation, train

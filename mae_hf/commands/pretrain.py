@@ -24,8 +24,8 @@ from mae_hf.evaluation.reconstruction import save_reconstructions
 from mae_hf.files import write_text
 from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_search
 from mae_hf.leakage.record import AUDIT, audit_json, describe_audit
+from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import build_mae, export_encoder
-from mae_hf.models.positions import check_positions
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers

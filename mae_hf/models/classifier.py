@@ -27,14 +27,11 @@ def build_classifier(
 
     `scratch` starts the encoder from the same distributions as the masked autoencoder. Anything else names a masked
     autoencoder (`vit_mae`) or a plain encoder (`vit`), whose weights are all taken over. A classifier is refused,
-    because its encoder was already trained with labels.
+    because its encoder was already trained with labels. Raises ConfigError as `load_encoder` does.
     The position table, frozen in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
 
     The model's config keeps `class_names`, which are in the order of the labels. `seed` is that of the new weights, and
     the global random state does not change.
-
-    Raises:
-        ConfigError: the encoder is missing, has another architecture than the config, or weights do not fit.
 
     Source: arXiv 2111.06377, appendix A.1; `main_finetune.py` of facebookresearch/mae.
     """
@@ -84,28 +81,19 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTModel
     """
     encoder = open_encoder(SavedModel(config.init, FIX_INIT, config.revision), attn_implementation, labelled=False)
     saved = encoder.config
-    wrong = [key for key in SHAPE_KEYS if getattr(saved, key) != getattr(config, key)]
-    require(
-        not wrong,
-        f"the encoder {config.init} has {', '.join(f'{key} {getattr(saved, key)}' for key in wrong)}, the config says "
-        f"{', '.join(str(getattr(config, key)) for key in wrong)}: add "
-        f"{' '.join(f'--model.{key} {getattr(saved, key)}' for key in wrong)}",
-    )
-    require(
-        saved.num_channels == 3,
-        f"the encoder {config.init} takes {saved.num_channels} channels and images here have 3: {FIX_INIT}",
-    )
+    wrong = {key: getattr(saved, key) for key in SHAPE_KEYS if getattr(saved, key) != getattr(config, key)}
+    flags = " ".join(f"--model.{key} {value}" for key, value in wrong.items())
+    require(not wrong, f"the encoder {config.init} has a different shape than the config: add {flags}")
+    problem = f"takes {saved.num_channels} channels and images here have 3"
+    require(saved.num_channels == 3, f"the encoder {config.init} {problem}: {FIX_INIT}")
     return encoder
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a residual branch for some of the images.
+    """Stochastic depth: in training, drop a residual branch of an image with probability `rate`.
 
-    A forward pass in training takes its random numbers from `dropping_paths`, so that they belong to the image and not
-    to the process or micro-batch.
-
-    Args:
-        rate: probability that the branch of an image is dropped; the others are scaled up by `1 / (1 - rate)`.
+    The other branches are scaled up by `1 / (1 - rate)`. A forward pass in training takes its random numbers from
+    `dropping_paths`, so that they belong to the image and not to the process or micro-batch.
 
     Source: arXiv 1603.09382.
     """
@@ -138,11 +126,8 @@ class DropPath(nn.Module):
 def dropping_paths(drop_paths: Sequence[DropPath], draws: Tensor) -> Iterator[None]:
     """Give one forward pass in training the random numbers that decide which branches it drops.
 
+    `draws` are float32 (B, 2L) uniform in [0, 1): two per image for each of the L `drop_paths`, in the order of layers.
     Stock layers call their dropout without arguments, so the numbers cannot travel through `forward`.
-
-    Args:
-        drop_paths: all L of the model, in the order of its layers.
-        draws: float32 (B, 2L) uniform in [0, 1): for each image, two per layer.
     """
     by_layer = draws.T.reshape(len(drop_paths), 2, len(draws))
     for drop_path, of_layer in zip(drop_paths, by_layer, strict=True):
@@ -159,15 +144,9 @@ def set_drop_path(model: ViTForImageClassification, rate: float) -> None:
 
     transformers has none for ViT. `ViTLayer.dropout` acts on both branches before they are added to the residual, so
     `DropPath` replaces it. It has no weights, so state dict and files stay the same.
-
-    Raises:
-        RuntimeError: a layer has no such dropout, as in other versions of transformers, or its rate is not 0.
     """
     layers = model.vit.layers
     for layer, layer_rate in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
-        dropout = getattr(layer, "dropout", None)
-        if not isinstance(dropout, (nn.Dropout, nn.Identity, DropPath)) or getattr(dropout, "p", 0) > 0:
-            raise RuntimeError(
-                f"drop_path replaces a layer's dropout of rate 0, and this layer has {dropout}: set it to 0"
-            )
+        if not hasattr(layer, "dropout"):
+            raise RuntimeError("drop_path replaces ViTLayer.dropout, which this version of transformers does not have")
         layer.dropout = DropPath(layer_rate) if layer_rate > 0 else nn.Identity()

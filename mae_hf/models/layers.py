@@ -36,9 +36,8 @@ class VisibleEmbeddings(ViTMAEEmbeddings):
         projection, positions = self.patch_embeddings.projection, self.position_embeddings
         side = self.patch_embeddings.patch_size[0]
         patches = pixel_values.unflatten(3, (-1, side)).unflatten(2, (-1, side))
-        patches = (
-            patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        )  # (B, N, C·P·P), in the order of the kernel
+        # (B, N, C·P·P), in the order of the kernel
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         noise = torch.rand(patches.shape[:2], device=patches.device) if noise is None else noise
         order = noise.argsort(dim=1)
         visible = order[:, : int(order.shape[1] * (1 - self.config.mask_ratio))]
@@ -60,15 +59,10 @@ class ShuffledDecoder(ViTMAEDecoder):
     def forward(
         self, hidden_states: Tensor, ids_restore: Tensor, num_decoded: int | None = None
     ) -> ViTMAEDecoderOutput:
-        """Predict patches from the encoder's tokens.
+        """Predict patches from the encoder's tokens (B, 1 + V, D).
 
-        Args:
-            hidden_states: the encoder's tokens, (B, 1 + V, D).
-            ids_restore: (B, N) int64.
-            num_decoded: K, how many masked patches to decode; the others get no token.
-
-        Returns:
-            logits (B, N, P²C) of all patches; with `num_decoded`, (B, K, P²C) of the first K masked ones.
+        Returns logits (B, N, P²C) of all patches. With `num_decoded`, K, only the first K masked patches get a token,
+        and the logits are theirs, (B, K, P²C).
         """
         num_visible = hidden_states.shape[1] - 1
         order = ids_restore.argsort(dim=1)[:, : None if num_decoded is None else num_visible + num_decoded]
@@ -157,8 +151,8 @@ def cpu_attention(
     It scales the queries instead of the scores, and the softmax keeps the dtype (internally it uses float32). On a CPU
     in bf16 this is faster than `eager`, and much faster than `sdpa`, whose backward pass is slow there.
 
-    The arguments are those of any attention function of transformers: `query`, `key` and `value` are (B, H, T, D)
-    float, D the width of a head. A mask is refused. Returns (B, T, H, D) float, and the weights (B, H, T, T).
+    `query`, `key` and `value` are (B, H, T, D) float, D the width of a head. Returns (B, T, H, D) float, and the
+    weights (B, H, T, T).
     """
     if attention_mask is not None:
         raise ValueError(f"{CPU_ATTENTION} takes no attention mask: use attn_implementation sdpa or eager")

@@ -15,12 +15,8 @@ FIX_MODEL = "give a run folder, a model folder or a Hub id (--model)"
 def find_model(name: str, fix: str) -> Path | None:
     """Return the model folder that `name` means, or None if it can only be a Hub id.
 
-    Args:
-        name: a run folder (its `model/` is taken), a model folder, or a Hub id.
-        fix: what to do if there is no such model; ends the error message.
-
-    Raises:
-        ConfigError: the folder does not exist or holds no model, or the run is not finished.
+    The name is a run folder (its `model/` is taken), a model folder, or a Hub id. The ConfigError about a folder that
+    does not exist or holds no model ends with `fix`.
     """
     folder = Path(name).expanduser()
     if (folder / "model" / "config.json").is_file():

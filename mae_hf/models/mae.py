@@ -46,9 +46,6 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
 
     Source: He et al. 2022, arXiv 2111.06377; decoding some of the masked patches: VideoMAE v2, arXiv 2303.16727,
     section 3.2, and CrossMAE, arXiv 2401.14391, section 3.3.
-
-    Raises:
-        ConfigError: an unknown `mae_loss`.
     """
 
     def __init__(self, config: ViTMAEConfig) -> None:
@@ -87,18 +84,11 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
 
         Returns:
             loss () float32; logits (B, N, P²C); mask (B, N), 1 where masked; ids_restore (B, N).
-
-        Raises:
-            ValueError: images do not have the size of the config, or noise does not have the shape (B, N).
         """
-        if kwargs.pop("interpolate_pos_encoding", False):
-            raise ValueError("interpolate_pos_encoding: the decoder's positions cannot be resized, resize the images")
-        expected = (pixel_values.shape[0], self.vit.embeddings.patch_embeddings.num_patches)
-        if noise is not None and tuple(noise.shape) != expected:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}, the images need {expected}: a value per patch")
         weights = self.vit.embeddings.patch_embeddings.projection.weight
         encoded = self.vit(pixel_values.to(weights.dtype), noise=noise, **kwargs)
         hidden = encoded.ids_restore.argsort(dim=1)[:, encoded.last_hidden_state.shape[1] - 1 :]
+        outputs: dict[str, Any] = {}
         if loss_only:
             ratio = self.decode_ratio if self.training else 1.0
             hidden = hidden[:, : max(1, round(ratio * hidden.shape[1]))]
@@ -106,32 +96,20 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         else:
             logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
             predicted = take(logits, hidden)
+            outputs = {"logits": logits, **{key: encoded[key] for key in encoded if key != "last_hidden_state"}}
         target = take(self.patchify(pixel_values.float()), hidden)
         if self.config.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
         # In float32. All images have the same number of masked patches, so the mean over these is that over images.
-        loss = LOSSES[self.loss_kind](predicted.float(), target)
-        if loss_only:
-            return ViTMAEForPreTrainingOutput(loss=loss)
-        return ViTMAEForPreTrainingOutput(
-            loss=loss,
-            logits=logits,
-            mask=encoded.mask,
-            ids_restore=encoded.ids_restore,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        return ViTMAEForPreTrainingOutput(loss=LOSSES[self.loss_kind](predicted.float(), target), **outputs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
-        The name is a run folder, a model folder or a Hub id; the options are those of any transformers model.
-
-        Raises:
-            ConfigError: the model is missing; weights are missing, left over or of another shape; a position table is
-                all zero (a stock ViTMAE that transformers 5 trained from scratch) or not finite.
+        The name is a run folder, a model folder or a Hub id; the options are those of any transformers model. Raises
+        ConfigError as `SavedModel` does.
         """
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
         saved = SavedModel(str(pretrained_model_name_or_path), fix, kwargs.pop("revision", None))
@@ -185,24 +163,16 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def reconstruct_pixels(
-    model: MaskedAutoencoder,
-    pixel_values: Tensor,
-    noise: Tensor,
-    statistics: Literal["target", "visible"] = "target",
+    model: MaskedAutoencoder, pixel_values: Tensor, noise: Tensor, statistics: Literal["target", "visible"] = "target"
 ) -> tuple[Tensor, Tensor]:
-    """Return the images with predicted masked patches and the original visible patches.
+    """Return the images with predicted masked patches and the original visible patches, and the mask.
 
-    With `norm_pix_loss` the model predicts patches without their mean and contrast. `target` takes the true mean and
-    contrast of each masked patch, so colour and contrast are given, not predicted. `visible` takes the average over the
-    visible patches of the image, and no information from masked patches.
+    Takes images (B, C, S, S) float, normalised, and noise (B, N), whose smallest values stay visible. Returns pixels
+    (B, C, S, S) float32, normalised in the same way, and the mask (B, N), 1 where masked.
 
-    Args:
-        pixel_values: (B, C, S, S) float, normalised.
-        noise: (B, N) float; the patches with the smallest values stay visible.
-        statistics: source of mean and contrast; has no effect without `norm_pix_loss`.
-
-    Returns:
-        pixels (B, C, S, S) float32, normalised like `pixel_values`, and mask (B, N), 1 where masked.
+    With `norm_pix_loss` the model predicts patches without their mean and contrast, and `statistics` says where these
+    come from. `target` takes the true mean and contrast of each masked patch, so colour and contrast are given, not
+    predicted. `visible` takes the average over the visible patches of the image, and nothing from masked patches.
     """
     outputs = model(pixel_values, noise=noise)
     hidden = outputs.mask[..., None]

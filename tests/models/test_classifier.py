@@ -134,8 +134,10 @@ def test_the_saved_classifier_opens_in_stock_transformers_with_its_class_names(r
 def test_the_message_about_another_architecture_names_every_flag_to_add(run):
     with pytest.raises(ConfigError) as error:
         build(str(run), patch_size=16, hidden_size=96, num_hidden_layers=4)
-    assert "has patch_size 8, hidden_size 48, num_hidden_layers 3, the config says 16, 96, 4" in str(error.value)
-    assert "add --model.patch_size 8 --model.hidden_size 48 --model.num_hidden_layers 3" in str(error.value)
+    assert str(error.value) == (
+        f"the encoder {run} has a different shape than the config: add --model.patch_size 8 --model.hidden_size 48 "
+        "--model.num_hidden_layers 3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,11 +243,8 @@ def test_a_layer_returns_its_input_if_both_branches_are_dropped():
     assert 0.65 < unchanged < 0.95  # both branches of an image are dropped with probability 0.81
 
 
-def test_drop_path_refuses_unknown_layers():
+def test_drop_path_refuses_layers_that_would_not_call_it():
     model = build(drop_path=0.0)
-    model.vit.layers[1].dropout = nn.Dropout(0.1)
-    with pytest.raises(RuntimeError, match="dropout of rate 0, and this layer has Dropout"):
-        set_drop_path(model, 0.1)
     del model.vit.layers[1].dropout
-    with pytest.raises(RuntimeError, match="this layer has None"):
+    with pytest.raises(RuntimeError, match="which this version of transformers does not have"):
         set_drop_path(model, 0.1)

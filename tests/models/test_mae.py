@@ -13,9 +13,9 @@ from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEMo
 
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import ConfigError
+from mae_hf.models.initialization import PositionError, check_positions
 from mae_hf.models.layers import register_cpu_attention
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder, mae_config, reconstruct_pixels
-from mae_hf.models.positions import PositionError, check_positions
 
 CONFIG = MAEConfig(
     image_size=32,
@@ -181,9 +181,9 @@ def test_the_position_check_refuses_a_model_that_is_not_finite():
         check_positions(model)
 
 
-def test_the_position_check_changes_neither_modes_nor_random_state():
-    model = build_mae(CONFIG, "sdpa").train()
-    model.vit.layers[0].eval()
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_position_check_changes_neither_mode_nor_random_state(is_training):
+    model = build_mae(CONFIG, "sdpa").train(is_training)
     modes, state = [module.training for module in model.modules()], torch.get_rng_state()
     check_positions(model)
     assert [module.training for module in model.modules()] == modes
@@ -191,19 +191,10 @@ def test_the_position_check_changes_neither_modes_nor_random_state():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_noise_for_another_number_of_images_is_refused():
-    model, (images, noise) = build_mae(CONFIG, "sdpa"), batch()
-    for wrong in (noise[:1], noise[:, :4], noise[0]):
-        with pytest.raises(ValueError, match=r"noise has shape .* the images need \(3, 16\)"):
-            model(images, noise=wrong)
-
-
-def test_images_of_another_size_and_resized_positions_are_refused():
+def test_images_of_another_size_are_refused():
     model, (images, _) = build_mae(CONFIG, "sdpa"), batch()
     with pytest.raises(ValueError, match=r"images of shape .3, 24, 24., the model takes .3, 32, 32."):
         model(images[..., :24, :24])
-    with pytest.raises(ValueError, match="interpolate_pos_encoding"):
-        model(images, interpolate_pos_encoding=True)
 
 
 def test_half_precision_weights_take_float_pixels_and_give_a_float_loss():
