@@ -95,7 +95,7 @@ def repeated_set(folder: Path, num: int) -> ImageSet:
     images = np.load(folder / _BLOCKS, mmap_mode="r")
     split = Split("repeated", "unlabeled", images, None, None, fingerprint="repeated")
     return ImageSet(
-        [(Store(split, images, np.arange(len(images)), "repeated", folder / _BLOCKS, True), np.arange(num))]
+        [(Store(split, images, np.arange(len(images)), (), "repeated", folder / _BLOCKS, True), np.arange(num))]
     )
 
 

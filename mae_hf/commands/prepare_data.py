@@ -4,7 +4,7 @@ import numpy as np
 
 from mae_hf import figures
 from mae_hf.config.commands import PrepareConfig
-from mae_hf.data.cache import cache_folder, open_store
+from mae_hf.data.cache import cache_folder, open_stores
 from mae_hf.data.dataset import load_pretraining_images
 from mae_hf.data.sources import load_splits
 from mae_hf.leakage.audit import audit_stores, check_splits, describe_match, write_pairs
@@ -14,21 +14,21 @@ from mae_hf.leakage.picture import pairs_figure
 def prepare_data(config: PrepareConfig) -> None:
     """Decode every split of every source, and print what exists and which unlabelled images a split repeats."""
     # ---- decode ----
-    found = {source: load_splits(config.data, source) for source in config.data.sources}
+    sources = dict.fromkeys(config.data.sources)
+    splits = [split for source in sources for split in load_splits(config.data, source).values()]
     if config.audit_against:
-        check_splits([split for splits in found.values() for split in splits.values()], config.audit_against)
-    stores = []
-    for source, splits in found.items():
+        check_splits(splits, config.audit_against)
+    stores = open_stores(splits, config.image_size, config.data)
+    for source in sources:
         print(source)
-        for role, split in splits.items():
-            store = open_store(split, config.image_size, config.data)
+        for store in (store for store in stores if store.split.source == source):
+            split = store.split
             classes = f"{len(split.class_names)} classes" if split.class_names else "no labels"
-            skipped = f", {len(split) - len(store.rows)} skipped" if len(split) > len(store.rows) else ""
+            skipped = f", {len(store.bad)} skipped" if store.bad else ""
             size = store.path.stat().st_size / 2**20
             before = ", decoded before" if store.was_there else ""
             what = f"{len(store.rows):>8} images{skipped}, {classes}"
-            print(f"  {role:<10} {what}, {size:.1f} MiB in {store.path}{before}")
-            stores.append(store)
+            print(f"  {split.role:<10} {what}, {size:.1f} MiB in {store.path}{before}")
     # a source that has changed gets another store, and the old one stays
     folder = cache_folder(config.data)
     sizes = [path.stat().st_size for path in folder.iterdir()]

@@ -1,7 +1,7 @@
 """The decoded images of a split: a memory-mapped uint8 array on disk, made once and shared by all runs and processes.
 
 An array `ROLE-SIZE-KEY.npy` is complete once its record `.json` exists. `.bad.txt` lists the images that could not be
-decoded. N images, S side of the square image.
+decoded. N images, S side of the square images.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 import secrets
 import tempfile
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cores import num_cores
-from mae_hf.data.decode import FIX, IMAGES_PER_TASK, decode
+from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, clean, require, warn
 
 FORMAT_VERSION = 2  # increase it when an image would be decoded to other pixels
 TASKS_AHEAD = 16  # enough to decode on while the disk is slow
 ABANDONED = 600.0  # seconds without a new image after which the process that writes an array is taken for dead
-SHOWN = 10  # bad images in a message
+_SHOWN = 10  # bad images in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +39,39 @@ class Store:
 
     split: Split
     images: np.ndarray  # np.uint8 (N, S, S, 3), memory-mapped, read-only
-    rows: np.ndarray  # np.int64 (N,), the row of each image in its split; rows of skipped images are missing
+    rows: np.ndarray  # np.int64 (N,), the row of each image in its split
+    bad: Sequence[tuple[int, str]]  # the other rows, and why their images cannot be decoded
     digest: str  # SHA-256 of the pixels
     path: Path  # of the array
     was_there: bool  # whether the array was found in the cache, and not decoded now
 
 
-def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
-    """Read the decoded images of a split from the cache, or decode them into it first.
-
-    Args:
-        split: the split to decode.
-        image_size: side S of the images.
-        config: the cache's folder, and whether images that cannot be decoded are an error.
+def open_stores(splits: Sequence[Split], image_size: int, config: DataConfig) -> list[Store]:
+    """Read the decoded images of splits, of side S, from the cache, or decode them into it first.
 
     Raises:
-        ConfigError: images cannot be decoded, the disk is full, or the cache cannot be written.
+        ConfigError: the disk is full, the cache cannot be written, or images cannot be decoded and the config does not
+            say to skip them. Then the message is about all splits.
     """
+    stores = [read_or_decode(split, image_size, config) for split in splits]
+    bad = [store for store in stores if store.bad]
+    if config.on_bad_image == "raise" and bad:
+        which, some = _describe_bad(bad)
+        raise ConfigError(f"{which} cannot be decoded: {some}: {FIX_BAD_IMAGE}")
+    if os.environ.get("RANK", "0") == "0":
+        for store in bad:
+            which, some = _describe_bad([store])
+            warn(f"left out {which}, because they cannot be decoded: {some}")
+    return stores
+
+
+def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
+    """Open the store of one split like `open_stores`."""
+    return open_stores([split], image_size, config)[0]
+
+
+def read_or_decode(split: Split, image_size: int, config: DataConfig) -> Store:
+    """Open the store of a split like `open_stores`, without a word about images that cannot be decoded."""
     folder = cache_folder(config)
     key = hashlib.sha256(f"{FORMAT_VERSION} {image_size} {split.role} {split.fingerprint}".encode()).hexdigest()[:20]
     array_file = folder / f"{split.role}-{image_size}-{key}.npy"
@@ -69,7 +85,6 @@ def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
         require(store is not None, f"{folder} cannot be written ({error}): choose another (--data.cache_dir)")
     if store is None:
         raise ConfigError(f"{array_file} cannot be read back: choose another folder (--data.cache_dir)")
-    _report_bad(store, config)
     return store
 
 
@@ -82,11 +97,12 @@ def _read(array_file: Path, split: Split, image_size: int, was_there: bool) -> S
     """Return the store if it exists and is whole, else None."""
     try:
         record = json.loads(array_file.with_suffix(".json").read_text())
-        rows = np.delete(np.arange(len(split)), [row for row, _ in record["skipped"]])
+        bad = record["skipped"]
+        rows = np.delete(np.arange(len(split)), [row for row, _ in bad])
         images = np.load(array_file, mmap_mode="r", allow_pickle=False)  # ValueError if it is cut short
         if images.dtype != np.uint8 or images.shape != (len(rows), image_size, image_size, 3):
             return None
-        return Store(split, images, rows, record["sha256"], array_file, was_there)
+        return Store(split, images, rows, bad, record["sha256"], array_file, was_there)
     except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError):
         return None
 
@@ -107,11 +123,9 @@ def _build(array_file: Path, split: Split, image_size: int) -> None:
                     file.write(result.data)
                 else:
                     bad.append((row, result))
-            require(
-                len(bad) < len(split),
-                f"no image of {split.role} in {split.source} can be decoded ({bad[0][1] if bad else ''}): are these "
-                "images? (--data.source)",
-            )
+            if len(bad) == len(split):
+                what = f"no image of {split.role} in {split.source} can be decoded ({bad[0][1]})"
+                raise ConfigError(f"{what}: are these images? (--data.source)")
             file.seek(0)
             _write_header(file, len(split) - len(bad), image_size)  # as long as the first: NumPy leaves room
             file.flush()
@@ -127,18 +141,14 @@ def _build(array_file: Path, split: Split, image_size: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _report_bad(store: Store, config: DataConfig) -> None:
-    """Raise ConfigError about images that could not be decoded, or warn about them once, as the config says."""
-    split, num = store.split, len(store.split) - len(store.rows)
-    if not num:
-        return
-    skipped = json.loads(store.path.with_suffix(".json").read_text())["skipped"]
-    some = "; ".join(f"{split.where(row)} ({reason})" for row, reason in skipped[:SHOWN])
-    some += f"; all are listed in {store.path.with_suffix('.bad.txt')}"
-    which = f"{num} of {len(split)} images of {split.role} in {split.source}"
-    require(config.on_bad_image == "skip", f"{which} cannot be decoded: {some}: {FIX}")
-    if os.environ.get("RANK", "0") == "0":
-        warn(f"left out {which}, because they cannot be decoded: {some}")
+def _describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
+    """Say how many images could not be decoded, and which: the first ten, and the files that list all."""
+    which = [
+        f"{len(each.bad)} of {len(each.split)} images of {each.split.role} in {each.split.source}" for each in stores
+    ]
+    some = [f"{each.split.where(row)} ({reason})" for each in stores for row, reason in each.bad[:_SHOWN]][:_SHOWN]
+    lists = [str(each.path.with_suffix(".bad.txt")) for each in stores]
+    return " and ".join(which), f"{'; '.join(some)}; all are listed in {' and '.join(lists)}"
 
 
 def _sweep(array_file: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from mae_hf.config.data import DataConfig
 from mae_hf.config.fields import Choice
-from mae_hf.data.cache import Store, open_store
+from mae_hf.data.cache import Store, open_stores, read_or_decode
 from mae_hf.data.decode import decode
 from mae_hf.data.sources import load_splits
 from mae_hf.data.splits import Part, Split, carve, describe_few_labels, set_aside, stratified_draw
@@ -35,17 +35,17 @@ class ImageSet:
 
     Args:
         parts: stores of images of one size, each with the indices np.int64 of the images that belong to the set.
-        note: how the images were chosen, if results must say so, such as an unofficial fold.
 
     Attributes:
+        note: how the images were chosen, if results must say so, such as an unofficial fold.
         labels: np.int64 (n,), -1 for images without a class.
         class_names: empty if the images have no classes.
         split_rows: np.int64 (n,), the row of each image in its split.
         fingerprint: of pixels, rows and labels, not of any path.
     """
 
-    def __init__(self, parts: Sequence[tuple[Store, np.ndarray]], note: str = "") -> None:
-        self.note = note
+    def __init__(self, parts: Sequence[tuple[Store, np.ndarray]]) -> None:
+        self.note = ""
         chosen = [Part(store.split, store.rows[indices]) for store, indices in parts]
         self.split_rows: np.ndarray = np.concatenate([part.rows for part in chosen])
         self.parts = tuple(parts)
@@ -100,11 +100,6 @@ class DeviceImages:
 
     Otherwise each batch is read into pinned memory, and its copy is queued on the GPU. The host reads the next batch
     while the GPU still works on this one.
-
-    Args:
-        images: the set.
-        device: where the batches are needed.
-        on_device: whether a GPU holds the whole set; `auto` does if it takes at most a quarter of the free memory.
     """
 
     def __init__(self, images: ImageSet, device: torch.device, on_device: Choice) -> None:
@@ -123,7 +118,7 @@ class DeviceImages:
 
 
 def holds_all(num_bytes: int, free_bytes: int, on_device: Choice) -> bool:
-    """Whether a GPU holds images of this size; with `auto` the model must have room, too."""
+    """Whether a GPU holds images of this size; with `auto` they may take a quarter of its free memory."""
     return on_device == "always" or (on_device == "auto" and num_bytes <= free_bytes / 4)
 
 
@@ -145,15 +140,13 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
     sources = [_carve(load_splits(config, source), image_size, config) for source in config.sources]
     train = [parts[role] for parts in sources for role in ("unlabeled", "train") if role in parts]
     held_out = [parts["validation"] for parts in sources if "validation" in parts]
-    require(
-        bool(train),
-        f"{', '.join(config.sources)} has neither an unlabeled nor a train split to pre-train on: name another source "
-        "(--data.source)",
-    )
+    names = ", ".join(config.sources)
+    require(bool(train), f"{names} has neither an unlabeled nor a train split: name another source (--data.source)")
     if not held_out:
         divided = [set_aside(part, "validation", config) for part in train]
         train, held_out = [kept for kept, _ in divided], [drawn for _, drawn in divided]
-    return _image_set(train, image_size, config), _image_set(held_out, image_size, config)
+    train_images, held_out_images = _image_sets([train, held_out], image_size, config)
+    return train_images, held_out_images
 
 
 def load_evaluation_images(
@@ -161,30 +154,32 @@ def load_evaluation_images(
 ) -> dict[Literal["test", "validation"], list[ImageSet]]:
     """Return the images that pre-training must not see, source by source.
 
-    Args:
-        config: the sources; of streamed ones only the unlabeled images are read.
-        others: more sources, which must have test images.
-        image_size: side of the images.
-
-    Returns:
-        `test`, the test images of every source that has some; `validation`, the validation images of the others.
-        `load_pretraining_images` holds out the validation images of the sources themselves.
+    `test` has the test images of every source with a test split, and `others` must have one. `validation` has the
+    validation images of `others`; `load_pretraining_images` holds out those of the sources themselves. The sources of a
+    stream are not read.
     """
-    found: dict[Literal["test", "validation"], list[ImageSet]] = {"test": [], "validation": []}
+    test, validation, trained_on = list[Part](), list[Part](), list[Part]()
     own_sources = () if config.streaming else config.sources
     for source in dict.fromkeys((*own_sources, *others)):
         own = source in own_sources
         # `class_names` is about the sources to train on
         splits = load_splits(config if own else replace(config, class_names=None), source)
         parts = _carve(splits, image_size, config)
-        require(
-            own or "test" in parts,
-            f"{source} has no test split to audit against: name another source (--audit.sources)",
-        )
-        for role, sets in found.items():
-            if role in parts and not (own and role == "validation"):
-                sets.append(_image_set([parts[role]], image_size, config))
-    return found
+        fix = "name another source (--audit.sources)"
+        require(own or "test" in parts, f"{source} has no test split to audit against: {fix}")
+        for role, part in parts.items():
+            if role == "test":
+                test.append(part)
+            elif own:
+                trained_on.append(part)
+            elif role == "validation":
+                validation.append(part)
+    # Also those to train on, so that one message names the bad images of all splits.
+    open_stores([part.split for part in (*test, *validation, *trained_on)], image_size, config)
+    of_test, of_validation = (
+        _image_sets([[part] for part in parts], image_size, config) for parts in (test, validation)
+    )
+    return {"test": of_test, "validation": of_validation}
 
 
 def load_labelled_images(
@@ -195,24 +190,19 @@ def load_labelled_images(
     source = config.sources[0]
     splits = load_splits(config, source)
     parts = _carve(splits, image_size, config)
-    found = ", ".join(f"{role} ({len(split)} images)" for role, split in splits.items())
     for role in roles:
-        if role not in parts and role == "test" and "train" in parts:
-            raise ConfigError(
-                f"{source} has no test split, only {found}: set part of train aside (--data.test_fraction 0.2)"
-            )
-        require(
-            role in parts,
-            f"{source} has no labelled {'test' if role == 'test' else 'train'} split, only {found}: name a source that "
-            "has one (--data.source)",
-        )
-        require(
-            parts[role].split.labels is not None,
-            f"{role} of {source} has no labels: put its images into a folder per class, or give it a column `label`, "
-            "or remove it (--data.source)",
-        )
-    note = describe_few_labels(splits["train"], config) if "train" in parts else ""
-    return {role: _image_set([parts[role]], image_size, config, note if role == "train" else "") for role in roles}
+        if role not in parts:
+            found = ", ".join(f"{role} ({len(split)} images)" for role, split in splits.items())
+            missing, fix = "train", "name a source that has one (--data.source)"
+            if role == "test":
+                missing, fix = "test", "set part of train aside (--data.test_fraction 0.2)" if "train" in parts else fix
+            raise ConfigError(f"{source} has no labelled {missing} split, only {found}: {fix}")
+        fix = "put its images into a folder per class, add a column `label`, or remove it (--data.source)"
+        require(parts[role].split.labels is not None, f"{role} of {source} has no labels: {fix}")
+    images = dict(zip(roles, _image_sets([[parts[role]] for role in roles], image_size, config), strict=True))
+    if "train" in images:
+        images["train"].note = describe_few_labels(splits["train"], config)
+    return images
 
 
 def load_probe_images(config: DataConfig, image_size: int, max_images: int) -> tuple[ImageSet, ImageSet] | None:
@@ -227,7 +217,7 @@ def load_probe_images(config: DataConfig, image_size: int, max_images: int) -> t
         if len(chosen) < 2 or any(part.split.labels is None for part in chosen):
             continue
         drawn = [Part(part.split, part.rows[stratified_draw(part.labels, max_images, seed=0)]) for part in chosen]
-        train, validation = (_image_set([part], image_size, config) for part in drawn)
+        train, validation = _image_sets([[part] for part in drawn], image_size, config)
         return train, validation
     return None
 
@@ -244,16 +234,18 @@ def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
 
 
 def _carve(splits: dict[str, Split], image_size: int, config: DataConfig) -> dict[str, Part]:
-    return carve(splits, config, usable=lambda split: open_store(split, image_size, config).rows)
+    return carve(splits, config, usable=lambda split: read_or_decode(split, image_size, config).rows)
 
 
-def _image_set(parts: Sequence[Part], image_size: int, config: DataConfig, note: str = "") -> ImageSet:
-    """Join parts of splits; an image that could not be decoded and was skipped is left out."""
-    joined = []
-    for part in parts:
-        store = open_store(part.split, image_size, config)
-        joined.append((store, np.flatnonzero(np.isin(store.rows, part.rows))))
-    joined = [(store, indices) for store, indices in joined if len(indices)]
-    names = " and ".join(f"{part.split.role} of {part.split.source}" for part in parts)
-    require(len(joined) > 0, f"no image that was drawn from {names} can be decoded (--data.source)")
-    return ImageSet(joined, note)
+def _image_sets(groups: Sequence[Sequence[Part]], image_size: int, config: DataConfig) -> list[ImageSet]:
+    """Join the parts of each group. Leave out images that could not be decoded, or name those of all splits at once."""
+    splits = list(dict.fromkeys(part.split for parts in groups for part in parts))
+    stores = dict(zip(splits, open_stores(splits, image_size, config), strict=True))
+    sets = []
+    for parts in groups:
+        joined = [(stores[part.split], np.isin(stores[part.split].rows, part.rows).nonzero()[0]) for part in parts]
+        joined = [(store, indices) for store, indices in joined if len(indices)]
+        names = " and ".join(f"{part.split.role} of {part.split.source}" for part in parts)
+        require(len(joined) > 0, f"no image that was drawn from {names} can be decoded (--data.source)")
+        sets.append(ImageSet(joined))
+    return sets

@@ -18,7 +18,7 @@ from mae_hf.errors import clean
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26  # 67 million, a square of 8,192: less than 2 GiB while it is decoded
 IMAGES_PER_TASK = 16  # decoded by a thread at a time; Pillow releases the GIL
-FIX = "replace such files, or leave them out (--data.on_bad_image skip)"
+FIX_BAD_IMAGE = "replace such files, or leave them out (--data.on_bad_image skip)"
 
 
 def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:

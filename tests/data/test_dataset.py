@@ -1,5 +1,6 @@
 """The right rows reach each stage: no test image is used before the end, and labels belong to their images."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(image_folder
 def test_test_is_carved_from_train_on_request(image_folder):
     shutil.rmtree(image_folder / "test")
     with pytest.raises(
-        ConfigError, match=r"has no test split, only train \(20 images\), .* \(--data.test_fraction 0.2\)"
+        ConfigError, match=r"has no labelled test split, only train \(20 images\), .* \(--data.test_fraction 0.2\)"
     ):
         load_labelled_images(config(image_folder), 12)
     carved = load_labelled_images(config(image_folder, test_fraction=0.2), 12)
@@ -213,7 +214,7 @@ def test_a_source_without_labels_cannot_be_fine_tuned_on(image_folder, roles):
 def test_a_source_of_test_images_alone_cannot_be_pretrained_on(image_folder):
     for name in ("train", "unlabeled"):
         shutil.rmtree(image_folder / name)
-    with pytest.raises(ConfigError, match=r"has neither an unlabeled nor a train split to pre-train on"):
+    with pytest.raises(ConfigError, match=r"has neither an unlabeled nor a train split: name another source"):
         load_pretraining_images(config(image_folder), 12)
     assert len(load_labelled_images(config(image_folder), 12, roles=("test",))["test"]) == 4
 
@@ -227,6 +228,32 @@ def test_a_source_with_too_few_images_for_validation_is_refused(tmp_path: Path):
 def test_labels_from_two_sources_are_refused(image_folder):
     with pytest.raises(ConfigError, match="labelled images come from one source"):
         load_labelled_images(config(["digits", str(image_folder)]), 12)
+
+
+@pytest.mark.parametrize(
+    ("load", "splits"),
+    [
+        (lambda folder: load_labelled_images(config(folder), 12), ("train", "test")),
+        (lambda folder: load_labelled_images(config(folder, label_fraction=0.9), 12), ("train", "test")),
+        (lambda folder: load_pretraining_images(config(folder), 12), ("unlabeled", "train")),
+        (lambda folder: load_evaluation_images(config(folder), (), 12), ("test", "train", "unlabeled")),
+    ],
+)
+def test_one_message_names_the_bad_images_of_all_splits(image_folder, tmp_path, load, splits):
+    """The last case is the first that pre-training loads, which trains on the splits that are not test."""
+    files = {split: next((image_folder / split).rglob("*.png")) for split in ("unlabeled", "train", "test")}
+    for file in files.values():
+        file.write_bytes(b"no image")
+    with pytest.raises(ConfigError) as raised:
+        load(image_folder)
+    counts = {"unlabeled": "1 of 6 images", "train": "1 of 20 images", "test": "1 of 4 images"}
+    message = str(raised.value)
+    which = " and ".join(f"{counts[split]} of {split} in {image_folder}" for split in splits)
+    assert message.startswith(f"{which} cannot be decoded: {files[splits[0]]} (")
+    assert all(str(files[split]) in message for split in splits)
+    [lists] = re.findall(r"all are listed in (.+): replace such files", message)
+    listed = {line.split(": ")[0] for file in lists.split(" and ") for line in Path(file).read_text().splitlines()}
+    assert listed == {str(files[split]) for split in splits}
 
 
 def test_image_files_are_decoded_like_the_images_of_a_source(tmp_path):

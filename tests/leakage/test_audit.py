@@ -248,6 +248,13 @@ def test_the_command_says_so_when_there_are_no_duplicates(tmp_path: Path, prepar
     assert record == []
 
 
+def test_the_command_names_the_bad_images_of_all_splits_at_once(image_folder: Path, prepare):
+    for name in ("train/cat/03.png", "test/dog/22.png"):
+        (image_folder / name).write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"1 of 4 images of test .* and 1 of 20 images of train .*22\.png.*03\.png"):
+        prepare(image_folder)
+
+
 def test_without_the_flag_nothing_is_audited(tmp_path: Path, prepare):
     images = noise(20, seed=1)
     printed, records = prepare(write(tmp_path / "source", train=images, unlabeled=images))

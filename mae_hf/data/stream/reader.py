@@ -30,7 +30,7 @@ from mae_hf.config.train import Plan
 from mae_hf.data.cache import open_store
 from mae_hf.data.cores import num_cores
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.decode import FIX, IMAGES_PER_TASK, decode
+from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.data.stream.notes import StreamNotes
 from mae_hf.data.stream.order import StreamSampler, Window
@@ -180,10 +180,8 @@ class StreamedImages:
             image = decode(encoded[index], self._config.model.image_size)
             if isinstance(image, str):
                 if self._config.data.on_bad_image == "raise":
-                    raise RunError(
-                        f"{self._stream.where(row)} cannot be decoded ({image}): {FIX}; the same command then "
-                        "resumes from the last checkpoint"
-                    )
+                    which = f"{self._stream.where(row)} cannot be decoded ({image})"
+                    raise RunError(f"{which}: {FIX_BAD_IMAGE}; the same command then resumes from the last checkpoint")
                 self._notes.add(row, self._stream.where(row), {"kind": "bad", "cause": image})
             elif (duplicate := self._find_duplicate(image)) is None:
                 return image
