@@ -175,7 +175,7 @@ def load_evaluation_images(
             elif role == "validation":
                 validation.append(part)
     # Also those to train on, so that one message names the bad images of all splits.
-    open_stores([part.split for part in (*test, *validation, *trained_on)], image_size, config)
+    open_stores(list(dict.fromkeys(part.split for part in (*test, *validation, *trained_on))), image_size, config)
     of_test, of_validation = (
         _image_sets([[part] for part in parts], image_size, config) for parts in (test, validation)
     )
