@@ -61,7 +61,7 @@ def finetune(config: FinetuneConfig) -> None:
     }
     optimizer = build_optimizer(model, config.train)
     average = WeightAverage(model, config.train.ema_decay, accelerator.device) if config.train.ema_decay else None
-    prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer, averaged=average is not None)
     facts["is_compiled"] = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----

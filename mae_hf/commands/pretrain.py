@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig) -> None:
     model = build_mae(config.model, attention_for(accelerator))
     check_positions(model)
     optimizer = build_optimizer(model, config.train)
-    prepared, optimizer, whole = prepare(accelerator, model, optimizer, plan, config.train)
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer)
     is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the masked patches ----

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,7 +29,6 @@ from torch.distributed.checkpoint import CheckpointException
 
 from mae_hf.errors import ConfigError, RunError, require
 from mae_hf.files import beside_of, read_json, rename, sync
-from mae_hf.training.distributed import SHARDED
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.pickles import check_shards
 
@@ -217,7 +216,7 @@ def _launched(accelerator: Accelerator) -> dict[str, str]:
     """
     kind = accelerator.distributed_type
     return {
-        "strategy": str(kind.value) if kind in SHARDED else "whole weights (DDP)",
+        "strategy": str(kind.value) if kind == DistributedType.FSDP else "whole weights (DDP)",
         "mixed_precision": str(accelerator.mixed_precision),
     }
 

@@ -6,11 +6,9 @@ The checks of this module report that before any data is loaded. docs/devices.md
 
 import contextlib
 import copy
-import importlib.util
 import os
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -25,10 +23,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mae_hf.config.train import FinetuneTrainConfig, Plan, TrainConfig
+from mae_hf.config.train import TrainConfig
 from mae_hf.errors import require
 
-SHARDED = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DEEPSPEED"}  # and the name in ACCELERATE_USE_...
 Model = TypeVar("Model", bound=PreTrainedModel)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
@@ -36,12 +33,9 @@ Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 def start_accelerator(
     *, shards: bool = True, timeout_minutes: float = TrainConfig.timeout_minutes, **options: Any
 ) -> Accelerator:
-    """Return the Accelerator of a command, after checking that it runs what the launch command asked for.
+    """Return `Accelerator(**options)`, after checking that it runs what the launch command asked for.
 
-    Args:
-        shards: whether the command can work with a sharded model; commands that only evaluate cannot.
-        timeout_minutes: how long a process waits for the others before it fails.
-        options: as for `Accelerator`.
+    A rank waits `timeout_minutes` for its peers before it fails. Commands that only evaluate cannot shard a model.
 
     Raises:
         ConfigError: fewer processes or a different strategy run than was asked for, or a strategy is not supported.
@@ -54,16 +48,15 @@ def start_accelerator(
         **options,
     )
     kind = accelerator.distributed_type
-    for sharded, name in SHARDED.items():
-        require(
-            not parse_flag_from_env(f"ACCELERATE_USE_{name}") or kind == sharded,
-            f"{name} was asked for, but {kind.value} runs on {accelerator.device.type}: {name} needs a GPU for each "
-            "process; without GPUs, use --multi_gpu instead",
-        )
     require(
-        shards or kind not in SHARDED,
-        f"{kind.value} shards a model for training, but this command does not train: start it with --multi_gpu, or on "
-        "one process",
+        kind == DistributedType.FSDP or not parse_flag_from_env("ACCELERATE_USE_FSDP"),
+        f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}: FSDP needs a GPU for each process; "
+        "without GPUs, use --multi_gpu instead",
+    )
+    require(
+        shards or kind != DistributedType.FSDP,
+        "FSDP shards a model for training, but this command does not train: start it with --multi_gpu, or on one "
+        "process",
     )
     return accelerator
 
@@ -83,21 +76,21 @@ def check_launch() -> None:
     """Check that `accelerate launch` started the requested processes, and that mae_hf supports their strategy.
 
     `--cpu --num_processes 2` and MULTI_CPU start one process. It still gets the address where several would meet
-    (MASTER_ADDR), but no rank.
+    (MASTER_ADDR), but no rank, neither torchrun's nor MPI's.
 
     Raises:
-        ConfigError: one process was started instead of several, or the strategy is not supported or not installed.
+        ConfigError: one process was started instead of several, or the strategy is not supported.
     """
-    ranks = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
     is_launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
     require(
-        not is_launched or any(rank in os.environ for rank in ranks),
+        not is_launched or any(name.endswith("RANK") for name in os.environ),
         "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that): for "
         "several processes on CPUs, type ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ...; "
         "for one, type --num_processes 1, and unset MASTER_ADDR if you have set it",
     )
     fsdp, version = parse_flag_from_env("ACCELERATE_USE_FSDP"), os.environ.get("FSDP_VERSION", "1")
     unsupported = {
+        "DeepSpeed": parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
         "Megatron-LM": parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"),
         "parallelism_config": parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"),
         f"fsdp_version {version}": fsdp and version != "2",
@@ -105,10 +98,6 @@ def check_launch() -> None:
     }
     for name, is_asked in unsupported.items():
         require(not is_asked, f"{name} is not supported: choose a file of configs/accelerate, such as fsdp2.yaml")
-    require(
-        not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or importlib.util.find_spec("deepspeed") is not None,
-        "DeepSpeed is not installed: pip install deepspeed, or choose configs/accelerate/fsdp2.yaml",
-    )
 
 
 def check_shared(accelerator: Accelerator, folder: Path) -> None:
@@ -139,12 +128,10 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
 def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
     """Check that every process has the values of the main one. Otherwise they would train different models.
 
-    Args:
-        values: by name, the same names on every process. `data.cache_dir` may differ between machines.
-        fix: what to do about a difference.
+    `values` has the same names on every process. `data.cache_dir` may differ between machines.
 
     Raises:
-        ConfigError: a process has a different value; the message names both.
+        ConfigError: a process has a different value; the message names both, and ends with `fix`.
     """
     main = broadcast_object_list([dict(values)])[0]
     differing = [name for name in values if values[name] != main[name] and name != "data.cache_dir"]
@@ -154,7 +141,7 @@ def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str)
 
 
 def prepare(
-    accelerator: Accelerator, model: Model, optimizer: Optimizer, plan: Plan, train: TrainConfig
+    accelerator: Accelerator, model: Model, optimizer: Optimizer, *, averaged: bool = False
 ) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
     """Wrap model and optimizer for the strategy of this run, as `accelerator.prepare` does.
 
@@ -164,25 +151,18 @@ def prepare(
         freed once the caller drops it; the other processes get None.
 
     Raises:
-        ConfigError: DeepSpeed with accumulation or ZeRO-3, or an average of sharded weights.
+        ConfigError: sharded weights of a model that is also `averaged`.
     """
     kind = accelerator.distributed_type
     require(
-        not (isinstance(train, FinetuneTrainConfig) and train.ema_decay and kind in SHARDED),
-        f"ema_decay averages whole weights, but {kind.value} shards them: choose --multi_gpu, or turn the average off "
+        kind != DistributedType.FSDP or not averaged,
+        "ema_decay averages whole weights, but FSDP shards them: choose --multi_gpu, or turn the average off "
         "(--train.ema_decay 0)",
     )
-    if kind == DistributedType.DEEPSPEED:
-        _fit_deepspeed(accelerator, plan, train)
-    if kind == DistributedType.FSDP:
-        return _prepare_shards(accelerator, model, optimizer)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    return prepared, optimizer, model.eval
+    if kind != DistributedType.FSDP:
+        prepared, optimizer = accelerator.prepare(model, optimizer)
+        return prepared, optimizer, model.eval
 
-
-def _prepare_shards(
-    accelerator: Accelerator, model: Model, optimizer: Optimizer
-) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
     # a copy without weights, for the main process to fill: sharding changes the modules of `model` itself
     empty = {id(tensor): nn.Parameter(tensor.to("meta"), tensor.requires_grad) for tensor in model.parameters()}
     hollow = copy.deepcopy(model, empty)
@@ -204,23 +184,3 @@ def _prepare_shards(
         return whole.to(accelerator.device).eval()
 
     return prepared, optimizer, gather
-
-
-def _fit_deepspeed(accelerator: Accelerator, plan: Plan, train: TrainConfig) -> None:
-    """Set the micro-batch size and the gradient clipping in DeepSpeed's own config."""
-    plugin = accelerator.state.deepspeed_plugin
-    require(
-        plugin.zero_stage < 3,
-        f"zero_stage {plugin.zero_stage} shards the weights, which is not supported with DeepSpeed: choose 2, or "
-        "configs/accelerate/fsdp2.yaml",
-    )
-    require(
-        plan.accumulation_steps == 1,
-        f"{plan.accumulation_steps} accumulation steps are not supported with DeepSpeed, which updates the weights "
-        "after each backward pass: leave out --train.per_device_batch_size, or choose configs/accelerate/fsdp2.yaml",
-    )
-    plugin.deepspeed_config |= {
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_clipping": train.max_grad_norm,
-    }
-    warnings.warn("mae_hf was never tested with DeepSpeed: see docs/devices.md, or choose FSDP2", stacklevel=3)

@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.training.distributed import check_launch, check_shared, prepare
 from mae_hf.training.lock import RunLock
@@ -84,6 +83,7 @@ def test_a_script_started_without_accelerate_may_have_a_master_address():
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, r"DeepSpeed is not supported: .*fsdp2\.yaml"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config is not supported"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version 1 is not supported: .*fsdp2"),
@@ -95,28 +95,10 @@ def test_a_strategy_that_is_not_supported_is_refused(environment, message):
         check(environment)
 
 
-def test_deepspeed_that_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: pip install deepspeed.*fsdp2\.yaml"):
-        check({"ACCELERATE_USE_DEEPSPEED": "true"})
-
-
-@pytest.mark.parametrize(("stage", "per_device"), [(3, None), (2, 16)])
-def test_deepspeed_with_stage_3_or_accumulation_is_refused(stage, per_device):
-    plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={})
-    accelerator = SimpleNamespace(
-        distributed_type=DistributedType.DEEPSPEED, state=SimpleNamespace(deepspeed_plugin=plugin)
-    )
-    train = PretrainTrainConfig(batch_size=64, per_device_batch_size=per_device)
-    with pytest.raises(ConfigError, match=r"zero_stage 3|2 accumulation steps"):
-        prepare(accelerator, torch.nn.Linear(1, 1), None, train.plan(100, 2), train)
-
-
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_an_average_of_sharded_weights_is_refused(kind):
-    train = FinetuneTrainConfig(batch_size=64, ema_decay=0.9)
-    with pytest.raises(ConfigError, match=f"ema_decay averages whole weights, but {kind.value} shards them"):
-        prepare(SimpleNamespace(distributed_type=kind), torch.nn.Linear(1, 1), None, train.plan(100, 2), train)
+def test_an_average_of_sharded_weights_is_refused():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="ema_decay averages whole weights, but FSDP shards them"):
+        prepare(accelerator, torch.nn.Linear(1, 1), None, averaged=True)
 
 
 def test_a_folder_that_several_machines_cannot_write_is_refused(tmp_path, monkeypatch):
@@ -148,7 +130,7 @@ model = build_mae(MAEConfig(hidden_size=192, num_hidden_layers=4, num_attention_
 expected = {name: value.clone() for name, value in model.state_dict().items()}
 frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
 before = megabytes() / 2  # `expected` is a second copy
-prepared, optimizer, whole = prepare(accelerator, model, build_optimizer(model, train), train.plan(100, 2), train)
+prepared, optimizer, whole = prepare(accelerator, model, build_optimizer(model, train))
 given = whole()
 seen = {"gathered": given is not None}
 if given is not None:
