@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class TrainState:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of a run. Every process must create them alike."""
+    """The checkpoints of a run. Every process has the same ones, and saves and reads them at the same time."""
 
     accelerator: Accelerator  # has prepared the model and the optimizer
     folder: Path  # the run's `checkpoints`
@@ -63,7 +64,7 @@ class Checkpoints:
     average: WeightAverage | None = None  # of the weights, if the run keeps one; saved and loaded with them
 
     def save(self, state: TrainState) -> None:
-        """Write `step-N` and remove the checkpoints that are no longer kept. Every process must call it.
+        """Write `step-N` and remove the checkpoints that are no longer kept.
 
         Raises:
             RunError: it cannot be written; the earlier checkpoints are unchanged.
@@ -82,7 +83,7 @@ class Checkpoints:
             (beside / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl").unlink()
         with self._together(path) as is_main:
             if is_main:
-                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | _launched(self.accelerator)))
+                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | self._launched()))
                 if self.average is not None:  # Accelerate would save it as a pickle
                     save_file(self.average.module.state_dict(), beside / AVERAGE)
                 files = sorted(file for file in beside.rglob("*") if file.is_file())
@@ -106,7 +107,7 @@ class Checkpoints:
         return self._read(path)
 
     def resume(self) -> TrainState:
-        """Read the newest whole checkpoint; return `TrainState()` if there is none.
+        """Read the newest whole checkpoint like `load`; return `TrainState()` if there is none.
 
         A damaged one is renamed to `step-N.damaged`, with a warning that names it and the cause.
         """
@@ -124,9 +125,19 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
+    def _launched(self) -> dict[str, str]:
+        """What the launch command decides and a resumed run must not change.
+
+        Whole weights fit one process and several, but shards only fit shards. A different precision would change the
+        results, and fp16 needs the saved state of its gradient scaler.
+        """
+        is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        strategy = "FSDP" if is_sharded else "whole weights (DDP)"
+        return {"strategy": strategy, "mixed_precision": str(self.accelerator.mixed_precision)}
+
     def _read(self, path: Path) -> TrainState:
         state: TrainState = read_json(path / STATE, TrainState)
-        for name, now in _launched(self.accelerator).items():
+        for name, now in self._launched().items():
             before = getattr(state, name)
             require(
                 before == now,
@@ -136,18 +147,18 @@ class Checkpoints:
         try:
             check_shards(path)
             self.accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
-        except (pickle.UnpicklingError, CheckpointException, RuntimeError, ValueError) as error:
-            if isinstance(error, pickle.UnpicklingError):
-                problem, fix = "holds a pickle with more than tensors", "remove it"
-            elif isinstance(error, CheckpointException):
-                problem, fix = "cannot be read", "once that is mended, the same command resumes the run"
-            elif "state_dict" in str(error) or "state dict" in str(error):
-                problem = "belongs to a different network"
-                fix = "bring back the images and the encoder (--model.init) that the run started with, or choose "
-                fix += "another --output_dir"
-            else:
+        except pickle.UnpicklingError as error:
+            raise RunError(f"{path} holds a pickle with more than tensors ({_one_line(error)}): remove it") from None
+        except CheckpointException as error:  # of shards; it is no Exception
+            cause = _one_line(error)
+            raise RunError(f"{path} cannot be read ({cause}): once that is mended, the same command resumes") from None
+        except (RuntimeError, ValueError) as error:
+            if not re.search("state.dict", str(error)):
                 raise
-            raise RunError(f"{path} {problem} ({_one_line(error)[:200]}): {fix}") from None
+            raise RunError(
+                f"{path} belongs to a different network ({_one_line(error)}): bring back the images and the encoder "
+                "(--model.init) that the run started with, or choose another --output_dir"
+            ) from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
         return state
@@ -208,19 +219,6 @@ class Checkpoints:
         ) from None
 
 
-def _launched(accelerator: Accelerator) -> dict[str, str]:
-    """What the launch command decides and a resumed run must not change.
-
-    Whole weights fit one process and several, but shards only fit shards. A different precision would change the
-    results, and fp16 needs the saved state of its gradient scaler.
-    """
-    kind = accelerator.distributed_type
-    return {
-        "strategy": str(kind.value) if kind == DistributedType.FSDP else "whole weights (DDP)",
-        "mixed_precision": str(accelerator.mixed_precision),
-    }
-
-
 def _damage(folder: Path) -> str | None:
     """Which file of a checkpoint differs from what was saved, and how that shows; None if all are whole."""
     try:
@@ -245,4 +243,4 @@ def _sha256(file: Path) -> str:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, CheckpointException):  # its text is a traceback for each process
         error = next(iter(error.failures.values()))[0]
-    return " ".join((str(error) or type(error).__name__).split())
+    return " ".join((str(error) or type(error).__name__).split())[:200]
