@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from benchmarks.turns import take_turns
     from mae_hf.files import write_json
     from mae_hf.training.hardware import use_cpu_well
-    from mae_hf.training.run_folder import environment as describe_environment
+    from mae_hf.training.provenance import environment as describe_environment
 
     require(
         torch.cuda.device_count() < 2,

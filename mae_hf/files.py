@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from mae_hf.errors import ConfigError, RunError
 
 PARTIAL = ".*.partial"  # names of files that are being written
+_RESTORE = "restore it, or repeat the command that wrote it"
 
 
 def sync(path: Path) -> None:
@@ -54,8 +55,8 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
 def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
     """Write a file beside `path` with `write(file)` and rename it. If that fails, `path` is unchanged.
 
-    If other processes may write a `shared` file at the same time, each writes `.NAME.RANDOM.partial`. No other run
-    overwrites what a killed process left there.
+    Several processes may write a `shared` file at the same time: each writes `.NAME.RANDOM.partial`, which nothing
+    overwrites after a kill.
     """
     beside = beside_of(path.with_name(f"{path.name}.{secrets.token_hex(8)}") if shared else path)
     try:
@@ -116,54 +117,57 @@ def _fsync(path: Path) -> None:
 
 
 def read_json(path: Path, kind: Any) -> Any:
-    """Return the content of an untrusted JSON file, checked by `from_json`.
+    """Return the content of an untrusted JSON file as the type that a program expects, with every value checked.
+
+    `kind` is a dataclass of such types (unknown keys are ignored), `tuple[kind, ...]`, `dict[str, kind]`, `Literal`,
+    `kind | None`, `str`, `bool`, `float` (finite), `int` (0 to 2^63 - 1) or `object` (anything).
 
     Raises:
         ConfigError: the file is missing, or does not hold a `kind`; one line that names it.
     """
     try:
-        return from_json(kind, json.loads(path.read_text()))
-    except (OSError, ValueError, RecursionError) as error:
-        cause = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path} cannot be read ({cause}): restore it, or repeat the command that wrote it") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): {_RESTORE}") from None
+    return parse_json(content, kind, str(path))
 
 
-def from_json(kind: Any, value: Any, name: str = "the file") -> Any:
-    """Return untrusted JSON as the type that a program expects, with every value checked.
+def parse_json(content: bytes, kind: Any, where: str) -> Any:
+    """Return untrusted JSON like `read_json`; `where` names it in the error."""
+    try:
+        return _checked(json.loads(content), kind, "the file")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} cannot be read ({error}): {_RESTORE}") from None
 
-    Args:
-        kind: a dataclass of such types, `tuple[kind, ...]`, `dict[str, kind]`, `Literal`, `kind | None`, `str`, `bool`,
-            `float` (finite), `int` (0 to 2^63 - 1) or `object` (anything).
-        value: what `json.loads` returned; unknown keys are ignored.
-        name: of the value, for messages.
 
-    Raises:
-        ValueError: a value is missing or has another type; one line.
-    """
+def _checked(value: Any, kind: Any, name: str) -> Any:
+    """Return what `json.loads` returned as a `kind`; raise ValueError about the value of this name if it is none."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(f"{name} is not a JSON object")
         types, values = get_type_hints(kind), {}
         for field in dataclasses.fields(kind):
             if field.name in value:
-                values[field.name] = from_json(types[field.name], value[field.name], field.name)
+                values[field.name] = _checked(value[field.name], types[field.name], field.name)
             elif field.default is field.default_factory is dataclasses.MISSING:
                 raise ValueError(f"{field.name} is missing")
         return kind(**values)  # type: ignore[operator]  # mypy does not know that a type is meant
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(from_json(get_args(kind)[0], item, name) for item in value)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {key: from_json(get_args(kind)[1], item, key) for key, item in value.items()}
-    if get_origin(kind) is UnionType:
-        return None if value is None else from_json(get_args(kind)[0], value, name)
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _checked(value, inner[0], name)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_checked(item, inner[0], name) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _checked(item, inner[1], key) for key, item in value.items()}
+    is_number = type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value)
     fits = {
-        Literal: lambda: isinstance(value, str) and value in get_args(kind),
-        object: lambda: True,
-        str: lambda: isinstance(value, str),
-        bool: lambda: isinstance(value, bool),
-        int: lambda: type(value) is int and 0 <= value < 2**63,
-        float: lambda: type(value) in (int, float) and abs(value) < 2**63 and math.isfinite(value),
+        object: True,
+        str: isinstance(value, str),
+        bool: isinstance(value, bool),
+        float: is_number,
+        int: is_number and isinstance(value, int) and value >= 0,
+        Literal: isinstance(value, str) and value in inner,
     }
-    if not fits.get(get_origin(kind) or kind, lambda: False)():
+    if not fits.get(origin, False):
         raise ValueError(f"{name} is {str(value)[:40]!r}, not of type {getattr(kind, '__name__', kind)}")
     return value

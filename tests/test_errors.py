@@ -91,7 +91,7 @@ def test_clean_text_is_plain_and_cleaning_it_again_changes_nothing(text):
 def test_run_json_keeps_no_secret_of_a_command(monkeypatch):
     from accelerate import Accelerator
 
-    from mae_hf.training.run_folder import environment
+    from mae_hf.training.provenance import environment
 
     monkeypatch.setattr("sys.argv", ["scripts/pretrain.py", *SECRETS, "--train.seed", "3"])
     command = environment(Accelerator(cpu=True))["command"]

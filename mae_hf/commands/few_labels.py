@@ -27,7 +27,7 @@ from mae_hf.models.io import image_size_of, open_encoder, read_normalization, we
 from mae_hf.models.locate import SCRATCH
 from mae_hf.training.distributed import start_accelerator
 from mae_hf.training.hardware import attention_for, use_cpu_well
-from mae_hf.training.run_folder import environment
+from mae_hf.training.provenance import environment
 
 
 def few_labels(config: FewLabelsConfig) -> None:

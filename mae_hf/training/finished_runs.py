@@ -3,7 +3,6 @@
 Shapes: C classes, E evaluations of a run.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig
 from mae_hf.config.data import check_class_names
-from mae_hf.errors import ConfigError, require
-from mae_hf.files import from_json, read_json
+from mae_hf.errors import require
+from mae_hf.files import parse_json, read_json
 from mae_hf.models.locate import SCRATCH
-from mae_hf.training.predictions import Predictions, read_predictions
+from mae_hf.training.predictions import AGAIN, Predictions, read_predictions
 from mae_hf.training.provenance import RunRecord, find_provenance
 
 # Scores that differ by less are the same score, computed twice.
@@ -31,9 +30,8 @@ _NOT_RECIPE = MACHINE_SETTINGS | {
     "data.source", "train.seed", "train.log_every_steps", "train.save_every_epochs",
     "train.keep_checkpoints", "train.figure_every_epochs", "train.probe_every_epochs",
 }  # fmt: skip
-_AGAIN = "run scripts/finetune.py again"
 
-Settings = tuple[tuple[str, Any], ...]
+RecipeSettings = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +71,12 @@ class Run:
         return max(self.curve[1])
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RecipeSettings:
         """Every setting of the run itself that may change the result, without the seed."""
         return _recipe_settings(self.config)
 
     @cached_property
-    def pretraining(self) -> Settings:
+    def pretraining(self) -> RecipeSettings:
         """The same for the pre-training of its encoder, with its images; empty if that run is missing."""
         found = None if self.from_scratch else find_provenance(self.config.model.init)
         if found is None or found.config is None:
@@ -86,7 +84,7 @@ class Run:
         return (("images", found.record.data_fingerprint or found.config.data.sources), *_recipe_settings(found.config))
 
     @property
-    def recipe(self) -> Settings:
+    def recipe(self) -> RecipeSettings:
         """Every setting that may change the result, without the seed: runs that agree in it differ by chance.
 
         An encoder counts by the settings of its pre-training, where that run exists: several seeds are one recipe.
@@ -97,16 +95,12 @@ class Run:
         return (*own, *((f"pretraining.{key}", value) for key, value in self.pretraining))
 
 
-def _recipe_settings(config: Any) -> Settings:
+def _recipe_settings(config: Any) -> RecipeSettings:
     return tuple((key, value) for key, value in parse.flatten(config) if key not in _NOT_RECIPE)
 
 
 def read_run(path: str | Path) -> Run:
-    """Return the finished fine-tuning run in a folder.
-
-    Raises:
-        ConfigError: not a finished fine-tuning run, or files that are malformed or from different runs.
-    """
+    """Return the finished fine-tuning run in a folder; ConfigError if it is none, or its files are damaged or mixed."""
     path = Path(path)
     require(path.is_dir(), f"{path} is not a folder: give the run folder of a fine-tuning run (its --output_dir)")
     for name, message in (
@@ -116,12 +110,16 @@ def read_run(path: str | Path) -> Run:
     ):
         require((path / name).is_file(), f"{path} has no {name}: {message}")
     class_names = _read_class_names(path / "model" / "config.json")
+    metrics = read_json(path / "metrics.json", dict[str, object])
+    for key in _REQUIRED_METRICS:
+        problem = f"{path}/metrics.json: {key} is {metrics.get(key)!r:.40}, not a finite number"
+        require(_is_finite(metrics.get(key)), f"{problem}. The run has failed or is of an older version: {AGAIN}")
     run = Run(
         path=path,
         config=parse.read_file(FinetuneConfig, path / "config.yaml"),
         record=read_json(path / "run.json", RunRecord),
-        history=_read_lines(path / "metrics.jsonl"),
-        metrics=_read_metrics(path / "metrics.json"),
+        history=_read_history(path / "metrics.jsonl"),
+        metrics=metrics,
         class_names=class_names,
         test=read_predictions(path / "predictions.parquet", len(class_names)),
         validation=read_predictions(path / "validation_predictions.parquet", len(class_names)),
@@ -134,7 +132,7 @@ def read_run(path: str | Path) -> Run:
         require(
             abs(value - run.metrics[key]) <= tolerance,
             f"{path}: metrics.json has {key} {run.metrics[key]:.6f}, {file} has {value:.6f}. The files are from "
-            f"different runs: {_AGAIN}",
+            f"different runs: {AGAIN}",
         )
     return run
 
@@ -146,41 +144,26 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
 
     id2label = read_json(path, ModelConfig).id2label
     numbers = [str(number) for number in range(len(id2label))]
-    require(
-        set(id2label) == set(numbers), f"{path}: the keys of id2label are not the class numbers 0, 1, ...: {_AGAIN}"
-    )
+    is_numbered = set(id2label) == set(numbers)
+    require(is_numbered, f"{path}: the keys of id2label are not the class numbers 0, 1, ...: {AGAIN}")
     class_names = tuple(id2label[number] for number in numbers)
     check_class_names(class_names, str(path))
     return class_names
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
-    metrics = read_json(path, dict[str, object])
-    for key in _REQUIRED_METRICS:
-        try:
-            from_json(float, metrics.get(key), key)
-        except ValueError as error:
-            raise ConfigError(f"{path}: {error}. The run has failed or is of an older version: {_AGAIN}") from None
-    return metrics
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    require(path.is_file(), f"{path} is missing, and the curves are drawn from it: {_AGAIN}")
+def _read_history(path: Path) -> list[dict[str, float]]:
+    require(path.is_file(), f"{path} is missing, and the curves are drawn from it: {AGAIN}")
     lines: list[dict[str, float]] = []
-    for number, text in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        try:
-            values: dict[str, Any] = from_json(dict[str, object], json.loads(text))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}, line {number} cannot be read ({error}): {_AGAIN}") from None
-        line = {key: float(value) for key, value in values.items() if _is_number(value)}
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        values = parse_json(text, dict[str, object], f"{path}, line {number}")
+        line = {key: value for key, value in values.items() if _is_finite(value)}  # it is null in metrics.jsonl
         require(
             line.get("epoch", -np.inf) >= (lines[-1]["epoch"] if lines else 0),
-            f"{path}, line {number} has no epoch, or a smaller one than the line above: {_AGAIN}",
+            f"{path}, line {number} has no epoch, or a smaller one than the line above: {AGAIN}",
         )
         lines.append(line)
     return lines
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is finite; what was not finite is null in metrics.jsonl."""
+def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and -1e300 < value < 1e300

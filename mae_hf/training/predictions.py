@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from mae_hf.errors import ConfigError, require
 
-_PROBABILITY_TOLERANCE = 1e-3
-_AGAIN = "run scripts/finetune.py again"
+AGAIN = "run scripts/finetune.py again"
 # The columns of predictions.parquet and validation_predictions.parquet. Without an audit, all of `seen` is null.
 SCHEMA = pa.schema(
     {"index": pa.int64(), "label": pa.int64(), "prediction": pa.int64()}
@@ -48,13 +47,10 @@ class Predictions:
 def write_predictions(
     path: Path, labels: NDArray[np.int64], probabilities: NDArray[np.float32], seen: NDArray[np.bool_] | None
 ) -> None:
-    """Write index, label, prediction, probabilities and seen of every image, in order (`SCHEMA`).
+    """Write a row for each image, in order (`SCHEMA`).
 
-    Args:
-        path: the file.
-        labels: (n,), the true classes.
-        probabilities: (n, C), each row sums to 1.
-        seen: (n,), whether pre-training has seen the image; None, which leaves the column empty, if that is unknown.
+    Labels (n,) are the true classes. Each row of the probabilities (n, C) sums to 1. `seen` (n,) says whether
+    pre-training has seen the image; None, which leaves the column empty, if that is unknown.
     """
     columns = {
         "index": np.arange(len(labels)),
@@ -68,31 +64,22 @@ def write_predictions(
 
 
 def read_predictions(path: Path, num_classes: int) -> Predictions:
-    """Return the predictions of a file that `write_predictions` wrote, in the order of the index.
-
-    Args:
-        path: the parquet file.
-        num_classes: C.
-
-    Raises:
-        ConfigError: the file is missing or malformed.
-    """
-    require(path.is_file(), f"{path} is missing: {_AGAIN}")
+    """Return the predictions of a file in the order of the index; ConfigError if it is missing or malformed."""
+    require(path.is_file(), f"{path} is missing: {AGAIN}")
     try:
         table = pq.read_table(path).select(SCHEMA.names).cast(SCHEMA).sort_by("index")
     except (pa.ArrowException, KeyError, OSError) as error:
-        cause = " ".join(str(error).split())
-        names = ", ".join(SCHEMA.names)
-        raise ConfigError(f"{path} cannot be read ({cause}): it must have the columns {names}. {_AGAIN}") from None
+        problem = f"{path} cannot be read ({' '.join(str(error).split())})"
+        raise ConfigError(f"{problem}: it must have the columns {', '.join(SCHEMA.names)}. {AGAIN}") from None
     columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
     is_known = columns["seen"].null_count < len(table) or not len(table)
     empty = [name for name, values in columns.items() if values.null_count and (name != "seen" or is_known)]
-    require(not empty, f"{path} has empty values in {', '.join(empty)}: {_AGAIN}")
+    require(not empty, f"{path} has empty values in {', '.join(empty)}: {AGAIN}")
     index, labels, predictions = (columns[name].to_numpy() for name in ("index", "label", "prediction"))
     lengths = columns["probabilities"].value_lengths().to_numpy()
     require(
         len(table) > 0 and bool((lengths == num_classes).all()),
-        f"{path} is empty, or a row has not one probability for each of the {num_classes} classes: {_AGAIN}",
+        f"{path} is empty, or a row has not one probability for each of the {num_classes} classes: {AGAIN}",
     )
     flat = columns["probabilities"].flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     probabilities = flat.reshape(len(table), num_classes)  # null is NaN
@@ -102,10 +89,10 @@ def read_predictions(path: Path, num_classes: int) -> Predictions:
         "an image has several rows": len(np.unique(index)) < len(index),
         f"a class is not one of 0 to {num_classes - 1}": classes.min() < 0 or classes.max() >= num_classes,
         "probabilities are below 0 or not finite": not (probabilities >= 0).all(),
-        "probabilities do not add up to 1": not (np.abs(probabilities.sum(axis=1) - 1) <= _PROBABILITY_TOLERANCE).all(),
+        "probabilities do not add up to 1": not (np.abs(probabilities.sum(axis=1) - 1) <= 1e-3).all(),
         "a prediction is not the class of the greatest probability": (of_prediction != probabilities.max(axis=1)).any(),
     }
     for problem, is_true in problems.items():
-        require(not is_true, f"{path}: {problem}: {_AGAIN}")
+        require(not is_true, f"{path}: {problem}: {AGAIN}")
     seen = columns["seen"].to_numpy(zero_copy_only=False) if is_known else None
     return Predictions(index, labels, predictions, probabilities, seen)

@@ -1,13 +1,26 @@
-"""Where an encoder comes from: what its pre-training run recorded about itself and about the test images it saw."""
+"""Where results come from: what a run records about itself, and the pre-training run that an encoder comes from."""
 
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
+from mae_hf.errors import redact
 from mae_hf.files import read_json
 from mae_hf.leakage.record import AUDIT, Audit
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
 
 
 @dataclass(frozen=True)
@@ -33,25 +46,51 @@ class RunRecord:
     end: str | None = None  # of the run, ISO 8601
 
 
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Return command, commit, versions, device, processes, strategy and precision of this run."""
+    return {
+        "command": redact(shlex.join(sys.argv)),
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "device": _device_name(accelerator),
+        "num_processes": accelerator.num_processes,
+        "num_machines": accelerator.num_processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        "strategy": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, with `-dirty` if files have changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    cpu = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.+)", cpu.read_text()) if cpu.exists() else None
+    return f"{accelerator.device.type}: {name[1] if name else platform.processor()}"
+
+
 @dataclass(frozen=True)
 class Provenance:
-    """What is left of the pre-training run that an encoder comes from."""
+    """The files of the pre-training run that an encoder comes from, as far as they exist."""
 
     init: str  # the encoder, as `model.init` names it
-    folder: Path | None = None  # the run; None where it is missing, as for a Hub id
-    config: PretrainConfig | None = None  # its resolved config; None where it is missing
-    record: RunRecord = field(default_factory=RunRecord)  # its run.json; empty where it is missing
-    # its audit.json, which says which test images pre-training has seen; None where it is missing
-    audit: Audit | None = None
+    folder: Path | None = None  # the run; None for a Hub id
+    config: PretrainConfig | None = None  # its resolved config
+    record: RunRecord = field(default_factory=RunRecord)  # its run.json
+    audit: Audit | None = None  # its audit.json, which says which test images pre-training has seen
     problem: str | None = None  # why an existing file could not be read
 
 
 def find_provenance(init: str) -> Provenance:
-    """Find the files of the pre-training run beside the encoder that `model.init` names.
-
-    Args:
-        init: a run folder, its `model/` or its `model/encoder/`; for a Hub id nothing is found.
-    """
+    """Find the files of the run that `init` names by its folder, `model/` or `model/encoder/`; none for a Hub id."""
     start = Path(init).expanduser()
     if not start.is_dir():
         return Provenance(init)

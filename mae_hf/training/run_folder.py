@@ -3,30 +3,22 @@
 import importlib.util
 import json
 import math
-import os
-import platform
 import re
-import shlex
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
-from mae_hf.errors import ConfigError, redact, require
-from mae_hf.files import PARTIAL, moved_away, sync, write_json, write_text
+from mae_hf.errors import ConfigError, require
+from mae_hf.files import PARTIAL, moved_away, read_json, sync, write_json, write_text
 from mae_hf.training.distributed import check_same, end_processes
 from mae_hf.training.lock import LOCK, RunLock, now
-
-_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
+from mae_hf.training.provenance import RunRecord, environment
 
 
 def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfinished", "finished"]:
@@ -36,29 +28,23 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         ConfigError: the folder holds other files or a run with a different config (the message lists the differences),
             or a tracker is not installed.
     """
-    missing = [name for name in config.train.trackers if importlib.util.find_spec(name) is None]
-    require(
-        not missing,
-        f"tracker {', '.join(missing)} is not installed: pip install {' '.join(missing)}, or leave it out "
-        "(--train.trackers)",
-    )
+    for name in config.train.trackers:
+        is_installed = importlib.util.find_spec(name) is not None
+        fix = f"pip install {name}, or leave it out (--train.trackers)"
+        require(is_installed, f"tracker {name} is not installed: {fix}")
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
         entries = folder.iterdir() if folder.is_dir() else ()
         others = sorted(entry.name for entry in entries if entry.name != LOCK and not entry.match(PARTIAL))
-        require(
-            not others,
-            f"{folder} is not a run folder but contains {', '.join(others[:3])}: choose another --output_dir",
-        )
+        named = ", ".join(others[:3])
+        require(not others, f"{folder} is not a run folder but contains {named}: choose another --output_dir")
         return "new"
     try:
         old = parse.read_file(type(config), path)
     except ConfigError as error:
-        raise ConfigError(
-            f"{folder} holds a different kind of run, or its config.yaml is damaged ({error}): choose another "
-            "--output_dir"
-        ) from None
+        problem = f"holds a different kind of run, or its config.yaml is damaged ({error})"
+        raise ConfigError(f"{folder} {problem}: choose another --output_dir") from None
     changed = [line for line in parse.differences(old, config) if line.partition(": ")[0] not in MACHINE_SETTINGS]
     require(
         not changed,
@@ -71,12 +57,9 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
 class RunLog:
     """The files of a run and its trackers. Every process creates one and calls it; the main process writes.
 
-    Args:
-        accelerator: its trackers start here, with the config as hyperparameters.
-        config: the run's config, written to config.yaml.
-        step: the step that the run starts or resumes from; later lines of metrics.jsonl are removed.
-        facts: entries of run.json besides versions, command and device. A resumed run keeps its first start.
-        lock: the lock of the run folder, released when the run is finished.
+    It writes the config, and `facts` into run.json beside versions, command and device. A resumed run keeps its first
+    start, and loses the lines of metrics.jsonl after the `step` that it resumes from. The `lock` of the run folder is
+    released when the run is finished.
 
     Raises:
         ConfigError: the training images differ between the processes, or have changed since the run started.
@@ -90,14 +73,13 @@ class RunLog:
         facts: dict[str, Any],
         lock: RunLock | None = None,
     ) -> None:
-        self._accelerator = accelerator
-        self._lock = lock
+        self._accelerator, self._lock = accelerator, lock
         self._folder = Path(config.output_dir)
         self._path = self._folder / "metrics.jsonl"
         images = facts.get("data_fingerprint")
         check_same(accelerator, {"data_fingerprint": images}, "put the same training images on all machines")
         before = self._read_run()
-        images_before = before.get("data_fingerprint", images) if step else images
+        images_before = before.data_fingerprint if step and before.data_fingerprint else images
         require(  # crops and masks are drawn by the number of the image
             images_before == images,
             f"{self._folder} started with different training images (data_fingerprint {images_before}, now {images}): "
@@ -107,7 +89,7 @@ class RunLog:
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", parse.to_yaml(config))
-            self._run = {**environment(accelerator), **facts, "start": before.get("start", now()), "end": None}
+            self._run = {**environment(accelerator), **facts, "start": before.start or now(), "end": None}
             write_json(self._folder / "run.json", self._run)
             self._remove_lines_after(step)
         if config.train.trackers:
@@ -171,18 +153,16 @@ class RunLog:
                 f"the trackers failed ({cause}) and are no longer updated; {self._path} has all values", stacklevel=3
             )
 
-    def _read_run(self) -> dict[str, Any]:
+    def _read_run(self) -> RunRecord:
         """The run.json of an earlier start."""
         path = self._folder / "run.json"
         try:
-            return dict(json.loads(path.read_text()))
-        except FileNotFoundError:
-            return {}
-        except (ValueError, TypeError):
+            return read_json(path, RunRecord) if path.exists() else RunRecord()
+        except ConfigError:
             warnings.warn(
                 f"{path} is damaged: the first start and the training images of this run are unknown", stacklevel=2
             )
-            return {}
+            return RunRecord()
 
     def _remove_lines_after(self, step: int) -> None:
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
@@ -200,34 +180,3 @@ class RunLog:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Return command, commit, versions, device, processes, strategy and precision of this run."""
-    return {
-        "command": redact(shlex.join(sys.argv)),
-        "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        "device": _device_name(accelerator),
-        "num_processes": accelerator.num_processes,
-        "num_machines": accelerator.num_processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        "strategy": accelerator.distributed_type.value,
-        "mixed_precision": accelerator.mixed_precision,
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of this code, with `-dirty` if files have changed; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    cpu = Path("/proc/cpuinfo")
-    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    return f"{accelerator.device.type}: {names[0].split(':')[1].strip() if names else platform.processor()}"

@@ -64,8 +64,8 @@ def test_a_run_without_one_of_its_files_is_refused(folder, missing, message):
     ("name", "content", "message"),
     [
         ("metrics.json", "{", "metrics.json cannot be read (Expecting property name"),
-        ("metrics.json", "{}", "metrics.json: test/accuracy is 'None', not of type float"),
-        ("metrics.json", '{"test/accuracy": NaN}', "metrics.json: test/accuracy is 'nan', not of type float"),
+        ("metrics.json", "{}", "metrics.json: test/accuracy is None, not a finite number"),
+        ("metrics.json", '{"test/accuracy": NaN}', "metrics.json: test/accuracy is nan, not a finite number"),
         ("metrics.jsonl", '{"step": 1, "epoch": 1}\n{"st', "metrics.jsonl, line 2 cannot be read (Unterminated"),
         ("metrics.jsonl", '{"epoch": 2}\n{"epoch": 1}', "line 2 has no epoch, or a smaller one than the line above"),
         ("metrics.jsonl", '{"step": 1}', "line 1 has no epoch"),

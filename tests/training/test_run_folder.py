@@ -20,7 +20,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import ConfigError, RunError
-from mae_hf.training import run_folder
+from mae_hf.training import provenance
 from mae_hf.training.lock import RunLock
 from mae_hf.training.run_folder import RunLog, inspect_run, read_metrics
 
@@ -171,7 +171,7 @@ def test_run_json_says_what_ran_where_with_which_versions(tmp_path, monkeypatch)
 
 def test_the_git_commit_is_that_of_the_code(tmp_path):
     start(config_for(tmp_path / "run"))
-    folder = Path(run_folder.__file__).parent
+    folder = Path(provenance.__file__).parent
     head = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
     commit = json.loads((tmp_path / "run" / "run.json").read_text())["git_commit"]
     if head.returncode == 0:
