@@ -42,26 +42,9 @@ COMMANDS: dict[str, type] = {
 
 
 def main(script: str | None = None) -> NoReturn:
-    """Run the command that this process's command line names, and exit.
-
-    Args:
-        script: the command of a file in scripts/; None takes the first word.
-    """
-    if script is not None:
-        exits.run(lambda: run_command(script, sys.argv[1:], f"scripts/{script}.py"))
-    exits.run(lambda: _run_named(sys.argv[1:]))
-
-
-def _run_named(words: Sequence[str]) -> None:
-    name, *rest = words or ("--help",)
-    if name in ("--help", "-h"):
-        print("usage: mae_hf COMMAND [--config FILE.yaml] [--section.key value ...]\n")
-        for name, config_class in COMMANDS.items():
-            print(f"  {name:14}{(config_class.__doc__ or '').splitlines()[0]}")
-        print("\nmae_hf COMMAND --help lists the settings of a command")
-        return
-    require(name in COMMANDS, f"{name} is not a command: choose one of {', '.join(COMMANDS)}")
-    run_command(name, rest, f"mae_hf {name}")
+    """Run the command of this process, and exit: that of a file in scripts/, or the first word that was typed."""
+    name, *words = [script, *sys.argv[1:]] if script else sys.argv[1:] or ["--help"]
+    exits.run(lambda: run_command(name, words, f"scripts/{name}.py" if script else f"mae_hf {name}"))
 
 
 def run_command(name: str, words: Sequence[str], prog: str) -> None:
@@ -70,6 +53,13 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
     Raises:
         ConfigError: the words, or a path in them, are wrong.
     """
+    if name in ("--help", "-h"):
+        print("usage: mae_hf COMMAND [--config FILE.yaml] [--section.key value ...]\n")
+        for command, config_class in COMMANDS.items():
+            print(f"  {command:14}{(config_class.__doc__ or '').splitlines()[0]}")
+        print("\nmae_hf COMMAND --help lists the settings of a command")
+        return
+    require(name in COMMANDS, f"{name} is not a command: choose one of {', '.join(COMMANDS)}")
     config: Any = read_command(COMMANDS[name], join_lists(words), prog)
     _check_paths(config)
     getattr(importlib.import_module(f"mae_hf.commands.{name}"), name)(config)
@@ -79,16 +69,16 @@ def _check_paths(config: Any) -> None:
     """Check that the models, sources, runs and files that a config names exist."""
     if isinstance(config, PretrainConfig | FinetuneConfig) and Path(config.output_dir, "metrics.json").exists():
         return  # the data and the encoder of a finished run need not exist any more
-    if isinstance(config, EvaluateConfig | FewLabelsConfig | ReconstructConfig | DemoConfig):
+    if isinstance(getattr(config, "model", None), str):
         find_model(config.model, FIX_MODEL)
-    if isinstance(config, PretrainConfig | FinetuneConfig | EvaluateConfig | FewLabelsConfig | PrepareConfig):
+    if isinstance(config, FinetuneConfig) and config.model.init != SCRATCH:
+        find_model(config.model.init, FIX_INIT)
+    if hasattr(config, "data") and not isinstance(config, ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
     if isinstance(config, PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
-    if isinstance(config, FinetuneConfig) and config.model.init != SCRATCH:
-        find_model(config.model.init, FIX_INIT)
     if isinstance(config, EvaluateConfig | FewLabelsConfig):
         require(
             not Path(config.output_dir, "config.yaml").exists(),

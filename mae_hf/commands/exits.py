@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mae_hf.errors import ConfigError, PlainWarning, RunError, RunStopped, redact
-from mae_hf.training.signals import discard, stop_on_signals
+from mae_hf.training.signals import TERMINATING, discard, handling, ignore_terminating, stop
 
 # A full or read-only disk, an exceeded quota, missing rights, an output without a reader.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EPIPE)
@@ -28,10 +28,7 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
     """Run a command and exit with its exit code.
 
     0 done, 1 the run failed, 2 the command or the config is wrong; 129, 130, 143 stopped by SIGHUP, Ctrl-C, SIGTERM.
-
-    Args:
-        main: the command.
-        command: what to type to resume it; by default the command of this process.
+    After a stop, `command` (by default that of this process) is what to type to resume.
     """
     # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
     folder = Path(sys.argv[0]).resolve().parent
@@ -39,9 +36,10 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
     command = command or typed_command()  # now: the launcher may be gone when the run stops
     warnings.formatwarning = _format_warning
     try:
-        with stop_on_signals():
+        with handling(stop, TERMINATING):
             main()
     except RunStopped as error:
+        ignore_terminating()
         # the exit code that a shell reports for a process that a signal has ended
         _end(f"stopped: {error}; to resume, type: {command}", 128 + error.signal_number, of_all=True)
     except KeyboardInterrupt:
@@ -63,9 +61,9 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
         if _number("LOCAL_RANK") == 0:  # one rank of each machine: the others may be cut off
             cause = str(error).strip().partition("\n")[0] or type(error).__name__
             _say(
-                f"error: rank {_number('RANK')} lost contact with its peers ({cause}). Either the network "
-                "between the machines is down, or a rank failed: the launcher reports it and its exit code under Root "
-                "Cause. The same command on all machines resumes from the last checkpoint"
+                f"error: rank {_number('RANK')} lost contact with its peers ({cause}). Either the network between the "
+                "machines is down, or a rank failed: the launcher reports it and its exit code under Root Cause. The "
+                "same command on all machines resumes from the last checkpoint"
             )
         sys.stdout.flush()
         if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher blames the rank that ends first, and this one is fast
@@ -78,9 +76,8 @@ _format_with_code = warnings.formatwarning
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *code: Any, **named: Any) -> str:
-    if issubclass(category, PlainWarning):
-        return f"warning: {message}\n"
-    return _format_with_code(message, category, *code, **named)
+    is_plain = issubclass(category, PlainWarning)
+    return f"warning: {message}\n" if is_plain else _format_with_code(message, category, *code, **named)
 
 
 def typed_command() -> str:
@@ -102,7 +99,7 @@ def _without_path(words: list[str]) -> list[str]:
     python, *rest = words
     if not Path(python).name.startswith("python"):
         return words
-    if rest and Path(rest[0]).is_absolute() and Path(rest[0]).parent == Path(sys.executable).parent:
+    if rest and Path(rest[0]).parent == Path(sys.executable).parent:
         return [Path(rest[0]).name, *rest[1:]]
     return ["python", *rest]
 

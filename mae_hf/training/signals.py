@@ -4,11 +4,9 @@ import contextlib
 import os
 import select
 import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any
 
 from mae_hf.errors import RunStopped
 
@@ -19,30 +17,31 @@ _SECONDS_BETWEEN_TWO = 1.0
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise `RunStopped` in the main thread, as Ctrl-C raises KeyboardInterrupt.
-
-    Code that writes files can then clean up. A signal that is ignored stays ignored (`nohup`).
-    """
-    numbers = [number for number in TERMINATING if signal.getsignal(number) is not signal.SIG_IGN]
-    for number in numbers:
-        signal.signal(number, _stop)
-    afterwards = signal.SIG_DFL
+def handling(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[int] = (*TERMINATING, signal.SIGINT)
+) -> Iterator[None]:
+    """Handle signals with `handler` until the end. An ignored signal stays ignored (`nohup`, background jobs)."""
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
-    except RunStopped:
-        afterwards = signal.SIG_IGN  # launchers send several, and the message must still be printed
-        raise
     finally:
-        for number in numbers:
-            signal.signal(number, afterwards)
+        for number, former in before.items():
+            if signal.getsignal(number) is handler:  # not if `stop` has made it ignored
+                signal.signal(number, former)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    for each in TERMINATING:  # launchers send several, and cleaning up must not be interrupted
-        signal.signal(each, signal.SIG_IGN)
+def stop(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM and SIGHUP: raise `RunStopped`, so that code that writes files can clean up."""
+    ignore_terminating()
     drop_lost_outputs()
     raise RunStopped(signal.Signals(number).name, number)
+
+
+def ignore_terminating() -> None:
+    """Ignore SIGTERM and SIGHUP: launchers send several, and the end of a command must not be interrupted."""
+    for number in TERMINATING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def drop_lost_outputs() -> None:
@@ -61,35 +60,23 @@ def discard(descriptor: int) -> None:
     os.close(nowhere)
 
 
-class StopSignals:
+class StopSignals(contextlib.ExitStack):
     """Note SIGTERM, SIGHUP and Ctrl-C while entered, so that the training loop can save before it stops.
 
     A second Ctrl-C, at least a second after the first, raises KeyboardInterrupt at once. Further SIGTERM and SIGHUP are
-    ignored, because launchers and cluster managers send several. A signal that is ignored stays ignored (`nohup`, and
-    Ctrl-C for background jobs of a shell). The main process confirms the signal on stderr.
-
-    Attributes:
-        received: the number of the first signal, or 0.
-        interrupts: while True, the first signal also raises `RunStopped` wherever the main thread is.
+    ignored, because launchers and cluster managers send several. The main process confirms the signal on stderr.
     """
 
     def __init__(self, is_main_process: bool) -> None:
-        self.received = 0
-        self.interrupts = False
+        super().__init__()
+        self.received = 0  # the number of the first signal
+        self.interrupts = False  # while True, the first signal also raises `RunStopped` wherever the main thread is
         self._is_main_process = is_main_process
         self._since = 0.0
-        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (*TERMINATING, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+        self.enter_context(handling(self._note))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def raise_if_received(self) -> None:
         """Raise `RunStopped` if a signal has arrived that interrupts: a library may have swallowed the first raise."""
