@@ -36,8 +36,6 @@ from mae_hf.training.pickles import check_shards
 STATE = "train_state.json"
 AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
-# What the launch command decides and a resumed run must not change, with the way to choose it.
-_LAUNCHED = {"strategy": "configs/accelerate", "mixed_precision": "accelerate launch --mixed_precision"}
 
 
 @dataclass
@@ -49,14 +47,12 @@ class TrainState:
     best_value: float | None = None
     loss_sum: float = 0.0  # of the losses since the last line of the log
     loss_steps: int = 0  # number of steps in that sum
-    # what the launch command chose, filled in by `Checkpoints.save`
-    strategy: str = field(default="", compare=False)
-    mixed_precision: str = field(default="", compare=False)
+    launch: str = field(default="", compare=False)  # strategy and precision, filled in by `Checkpoints.save`
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of a run. Every process has the same ones, and saves and reads them at the same time."""
+    """The checkpoints of a run. Every process saves and reads them at the same time."""
 
     accelerator: Accelerator  # has prepared the model and the optimizer
     folder: Path  # the run's `checkpoints`
@@ -66,8 +62,7 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Write `step-N` and remove the checkpoints that are no longer kept.
 
-        Raises:
-            RunError: it cannot be written; the earlier checkpoints are unchanged.
+        If that fails, RunError names the cause, and the earlier checkpoints are unchanged.
         """
         path = self.path(state.step)
         beside = beside_of(path)
@@ -83,7 +78,7 @@ class Checkpoints:
             (beside / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl").unlink()
         with self._together(path) as is_main:
             if is_main:
-                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | self._launched()))
+                (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | {"launch": self._launch}))
                 if self.average is not None:  # Accelerate would save it as a pickle
                     save_file(self.average.module.state_dict(), beside / AVERAGE)
                 files = sorted(file for file in beside.rglob("*") if file.is_file())
@@ -95,12 +90,7 @@ class Checkpoints:
                 self._rotate()
 
     def load(self, path: Path) -> TrainState:
-        """Read a checkpoint into the prepared model and optimizer, and return its `TrainState`.
-
-        Raises:
-            RunError: it is damaged.
-            ConfigError: it was saved with a different strategy or precision than this run has.
-        """
+        """Read a checkpoint into the prepared model and optimizer, and return its state; RunError if it is damaged."""
         damage = broadcast_object_list([_damage(path) if self.accelerator.is_main_process else None])[0]
         if damage:
             raise RunError(f"{path} is damaged ({damage}): the same command resumes from an earlier checkpoint")
@@ -125,25 +115,19 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-" + 8 * "[0-9]"))
 
-    def _launched(self) -> dict[str, str]:
-        """What the launch command decides and a resumed run must not change.
-
-        Whole weights fit one process and several, but shards only fit shards. A different precision would change the
-        results, and fp16 needs the saved state of its gradient scaler.
-        """
+    @property
+    def _launch(self) -> str:
+        """What a resumed run must not change: shards only fit shards, and a different precision changes the results."""
         is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        strategy = "FSDP" if is_sharded else "whole weights (DDP)"
-        return {"strategy": strategy, "mixed_precision": str(self.accelerator.mixed_precision)}
+        return f"{'sharded' if is_sharded else 'whole'} weights and mixed_precision {self.accelerator.mixed_precision}"
 
     def _read(self, path: Path) -> TrainState:
         state: TrainState = read_json(path / STATE, TrainState)
-        for name, now in self._launched().items():
-            before = getattr(state, name)
-            require(
-                before == now,
-                f"{path} was saved with {name} {before}, but this run was started with {now}: start it as "
-                f"before ({_LAUNCHED[name]}), or choose another --output_dir",
-            )
+        require(
+            state.launch == self._launch,
+            f"{path} was saved with {state.launch}, but this run was started with {self._launch}: start it as before "
+            "(configs/accelerate, accelerate launch --mixed_precision), or choose another --output_dir",
+        )
         try:
             check_shards(path)
             self.accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
@@ -191,10 +175,8 @@ class Checkpoints:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             rename(path, aside)
-            warnings.warn(
-                f"{path} is damaged ({damage}): renamed it to {aside.name}; the run resumes from an earlier checkpoint",
-                stacklevel=2,
-            )
+            fix = f"renamed it to {aside.name}; the run resumes from an earlier checkpoint"
+            warnings.warn(f"{path} is damaged ({damage}): {fix}", stacklevel=2)
         return None
 
     @contextlib.contextmanager

@@ -74,8 +74,7 @@ def test_the_state_is_readable_json(training, tmp_path):
         "best_value": None,
         "loss_sum": 0.0,
         "loss_steps": 0,
-        "strategy": "whole weights (DDP)",
-        "mixed_precision": "no",
+        "launch": "whole weights and mixed_precision no",
     }
 
 
@@ -83,9 +82,9 @@ def test_shards_are_not_read_into_whole_weights(training, tmp_path):
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
     folder = tmp_path / "step-00000001"
     content = json.loads((folder / "train_state.json").read_text())
-    (folder / "train_state.json").write_text(json.dumps(content | {"strategy": "FSDP"}))
+    (folder / "train_state.json").write_text(json.dumps(content | {"launch": "sharded weights and mixed_precision no"}))
     mend_digest(folder / "train_state.json")
-    with pytest.raises(ConfigError, match=r"step-00000001 was saved with strategy FSDP, but .* whole weights \(DDP\)"):
+    with pytest.raises(ConfigError, match=r"step-00000001 was saved with sharded weights and .*, but .* whole weights"):
         checkpoints.resume()
 
 
@@ -94,7 +93,7 @@ def test_a_run_cannot_resume_in_a_different_precision(training, tmp_path, monkey
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
     monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "bf16")
     with pytest.raises(
-        ConfigError, match=r"with mixed_precision no, but .* with bf16: .*accelerate launch --mixed_prec"
+        ConfigError, match=r"mixed_precision no, but .* mixed_precision bf16: .*accelerate launch --mixed_prec"
     ):
         checkpoints.resume()
     assert names(tmp_path) == ["step-00000001"], "it is not damaged"
