@@ -67,12 +67,7 @@ class RunError(_OneLine, RuntimeError):
 
 
 class RunStopped(_OneLine):
-    """A signal stopped the command. It is no Exception, so that no library treats it as an error and retries.
-
-    Args:
-        message: the signal and the path of the saved state.
-        signal_number: the signal.
-    """
+    """A signal stopped the command. It is no Exception, so that no library treats it as an error and retries."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

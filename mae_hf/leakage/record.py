@@ -65,11 +65,7 @@ NOT_PRETRAINED = Audit(False, False, 0, 0, (), ())
 
 
 def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
-    """Return the audit of a model's pre-training, None if the model has none.
-
-    Raises:
-        ConfigError: the model does not exist, or its `audit.json` cannot be read.
-    """
+    """Return the audit of a model's pre-training, None if the model has none; ConfigError if it cannot be read."""
     file = SavedModel(name, revision=revision).folder / AUDIT
     audit: Audit | None = read_json(file, Audit) if file.is_file() else None
     return audit

@@ -1,7 +1,7 @@
 """The processes of a run and the model on them: whole (one process, DDP) or in shards (FSDP2).
 
 If a machine cannot run the requested strategy, `accelerate launch` silently starts fewer processes or a different one.
-The checks of this module report that before any data is loaded. docs/devices.md lists what was tested where.
+The checks of this module report that as ConfigError before any data is loaded. docs/devices.md lists what was tested.
 """
 
 import contextlib
@@ -35,10 +35,7 @@ def start_accelerator(
 ) -> Accelerator:
     """Return `Accelerator(**options)`, after checking that it runs what the launch command asked for.
 
-    A rank waits `timeout_minutes` for its peers before it fails. Commands that only evaluate cannot shard a model.
-
-    Raises:
-        ConfigError: fewer processes or a different strategy run than was asked for, or a strategy is not supported.
+    A rank waits `timeout_minutes` for its peers before it fails. Commands that only evaluate cannot use `shards`.
     """
     check_launch()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -53,11 +50,8 @@ def start_accelerator(
         f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}: FSDP needs a GPU for each process; "
         "without GPUs, use --multi_gpu instead",
     )
-    require(
-        shards or kind != DistributedType.FSDP,
-        "FSDP shards a model for training, but this command does not train: start it with --multi_gpu, or on one "
-        "process",
-    )
+    fix = "start it with --multi_gpu, or on one process"
+    require(shards or kind != DistributedType.FSDP, f"this command does not train, and only training uses FSDP: {fix}")
     return accelerator
 
 
@@ -77,9 +71,6 @@ def check_launch() -> None:
 
     `--cpu --num_processes 2` and MULTI_CPU start one process. It still gets the address where several would meet
     (MASTER_ADDR), but no rank, neither torchrun's nor MPI's.
-
-    Raises:
-        ConfigError: one process was started instead of several, or the strategy is not supported.
     """
     is_launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
     require(
@@ -101,11 +92,7 @@ def check_launch() -> None:
 
 
 def check_shared(accelerator: Accelerator, folder: Path) -> None:
-    """Check that all machines of a run share the output folder, since every rank writes checkpoints into it.
-
-    Raises:
-        ConfigError: other machines do not see what the main process writes there.
-    """
+    """Check that all machines of a run share the output folder, since every rank writes checkpoints into it."""
     if accelerator.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         return
     parent = folder.absolute().parent
@@ -128,10 +115,7 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
 def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
     """Check that every process has the values of the main one. Otherwise they would train different models.
 
-    `values` has the same names on every process. `data.cache_dir` may differ between machines.
-
-    Raises:
-        ConfigError: a process has a different value; the message names both, and ends with `fix`.
+    `values` has the same names on every process. `data.cache_dir` may differ between machines. `fix` ends the message.
     """
     main = broadcast_object_list([dict(values)])[0]
     differing = [name for name in values if values[name] != main[name] and name != "data.cache_dir"]
@@ -143,15 +127,11 @@ def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str)
 def prepare(
     accelerator: Accelerator, model: Model, optimizer: Optimizer, *, averaged: bool = False
 ) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
-    """Wrap model and optimizer for the strategy of this run, as `accelerator.prepare` does.
+    """Return model and optimizer, wrapped for the strategy of this run, and `whole()`.
 
-    Returns:
-        The wrapped model and optimizer, and `whole()`, which every process must call at the same time. It returns the
-        unwrapped model with all its weights, in eval mode. A sharded model is gathered on the main process alone, and
-        freed once the caller drops it; the other processes get None.
-
-    Raises:
-        ConfigError: sharded weights of a model that is also `averaged`.
+    Every process must call `whole` at the same time. It returns the unwrapped model with all its weights, in eval mode.
+    A sharded model is gathered on the main process alone, and freed once the caller drops it; the other processes get
+    None. A model that is also `averaged` cannot be sharded.
     """
     kind = accelerator.distributed_type
     require(

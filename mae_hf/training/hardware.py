@@ -18,22 +18,18 @@ from mae_hf.data.cores import num_cores
 from mae_hf.errors import require
 from mae_hf.models.layers import register_cpu_attention
 
-# Options of mallopt, by their names in glibc's malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # options of mallopt in glibc's malloc.h
 
 
 def attention_for(accelerator: Accelerator) -> str:
     """Return the fastest `attn_implementation` for this run: our own for bf16 on a CPU, otherwise sdpa.
 
-    Raises:
-        ConfigError: fp16 without a GPU, which Accelerate would silently run as fp32.
+    Refuses fp16 without a GPU, which Accelerate would silently run as fp32.
     """
     device, precision = accelerator.device.type, accelerator.mixed_precision
-    require(
-        precision != "fp16" or device == "cuda",
-        f"mixed_precision fp16 needs a GPU, but this run is on {device}: choose bf16 or no (accelerate launch "
-        "--mixed_precision)",
-    )
+    problem = f"mixed_precision fp16 needs a GPU, but this run is on {device}"
+    fix = "choose bf16 or no (accelerate launch --mixed_precision)"
+    require(precision != "fp16" or device == "cuda", f"{problem}: {fix}")
     return register_cpu_attention() if (device, precision) == ("cpu", "bf16") else "sdpa"
 
 
