@@ -14,8 +14,7 @@ from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import Plan
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
 from mae_hf.training.hardware import use_cpu_well
-from mae_hf.training.lock import RunLock
-from mae_hf.training.run_folder import RunLog, inspect_run
+from mae_hf.training.run_folder import RunLock, RunLog, inspect_run
 
 
 @dataclass

@@ -17,7 +17,6 @@ import os
 import pickle
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 
-from mae_hf.errors import ConfigError, RunError, require
+from mae_hf.errors import ConfigError, RunError, require, warn
 from mae_hf.files import beside_of, read_json, rename, sync
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.pickles import check_shards
@@ -175,8 +174,9 @@ class Checkpoints:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             rename(path, aside)
-            fix = f"renamed it to {aside.name}; the run resumes from an earlier checkpoint"
-            warnings.warn(f"{path} is damaged ({damage}): {fix}", stacklevel=2)
+            warn(
+                f"{path} is damaged ({damage}), and now called {aside.name}: the run resumes from an earlier checkpoint"
+            )
         return None
 
     @contextlib.contextmanager

@@ -1,24 +1,29 @@
-"""The files that a run writes about itself: config.yaml, run.json, metrics.jsonl and metrics.json; and its trackers."""
+"""A run folder: its lock, the files that a run writes about itself, and its trackers."""
 
+import contextlib
+import errno
 import importlib.util
 import json
 import math
+import os
+import platform
 import re
-import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
-from mae_hf.errors import ConfigError, require
+from mae_hf.errors import ConfigError, require, warn
 from mae_hf.files import PARTIAL, moved_away, read_json, sync, write_json, write_text
 from mae_hf.training.distributed import check_same, end_processes
-from mae_hf.training.lock import LOCK, RunLock, now
 from mae_hf.training.provenance import RunRecord, environment
+
+LOCK = ".lock"
 
 
 def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfinished", "finished"]:
@@ -52,6 +57,60 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         "the folder",
     )
     return "finished" if (folder / "metrics.json").exists() else "unfinished"
+
+
+class RunLock:
+    """Keeps other runs out of a run folder until it is released or the process ends, even by a kill.
+
+    Every process creates it. The main process creates the folder, and locks its file `.lock` with `flock`, which also
+    works between the hosts of an NFS share. The file by itself locks nothing.
+
+    Raises:
+        ConfigError: another process holds the lock (the message names it), or the folder cannot be written.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._file: IO[str] | None = None
+        problem = broadcast_object_list([self._take() if accelerator.is_main_process else ""])[0]
+        require(not problem, str(problem))
+
+    def release(self) -> None:
+        """Release the lock and remove the file."""
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+    def _take(self) -> str:
+        """Lock the file. Return the reason if that fails, otherwise an empty text."""
+        try:
+            import fcntl
+        except ImportError:
+            return ""  # Windows has no flock
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            while self._file is None:
+                file = self._path.open("a+")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # its last holder may have released it meanwhile, and removed the file that is locked now
+                with contextlib.suppress(FileNotFoundError):
+                    is_removed = not os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+                    self._file = None if is_removed else file
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            return f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return f"cannot write to {folder} ({error.strerror}): choose another --output_dir"
+            warn(f"cannot lock {folder} ({error.strerror}): make sure that no other run uses it")
+            return ""
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
+        self._file.flush()
+        return ""
 
 
 class RunLog:
@@ -89,7 +148,7 @@ class RunLog:
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", parse.to_yaml(config))
-            self._run = {**environment(accelerator), **facts, "start": before.start or now(), "end": None}
+            self._run = {**environment(accelerator), **facts, "start": before.start or _now(), "end": None}
             write_json(self._folder / "run.json", self._run)
             self._remove_lines_after(step)
         if config.train.trackers:
@@ -101,11 +160,7 @@ class RunLog:
             )
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl and send it to the trackers.
-
-        Raises:
-            RunError: the folder was moved or removed; it is not created again.
-        """
+        """Append a line to metrics.jsonl and send it to the trackers; RunError if the folder was moved or removed."""
         self.check_folder()
         if self._accelerator.is_main_process:
             # fp16 finds its loss scale by gradients that are not finite, which JSON cannot express
@@ -133,7 +188,7 @@ class RunLog:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write the end into run.json, then metrics.json, which marks the run as finished; release the lock."""
         if self._accelerator.is_main_process:
-            write_json(self._folder / "run.json", {**self._run, "end": now()})
+            write_json(self._folder / "run.json", {**self._run, "end": _now()})
             self.sync()  # the run is finished once all its files are on the disk
             write_json(self._folder / "metrics.json", metrics)
         self._track(lambda: [tracker.finish() for tracker in self._accelerator.trackers])
@@ -149,9 +204,7 @@ class RunLog:
         except Exception as error:  # anything: a full disk, a server, a database
             self._accelerator.trackers.clear()
             cause = " ".join(f"{type(error).__name__}: {error}".split())
-            warnings.warn(
-                f"the trackers failed ({cause}) and are no longer updated; {self._path} has all values", stacklevel=3
-            )
+            warn(f"the trackers failed ({cause}) and are no longer updated; {self._path} has all values")
 
     def _read_run(self) -> RunRecord:
         """The run.json of an earlier start."""
@@ -159,9 +212,7 @@ class RunLog:
         try:
             return read_json(path, RunRecord) if path.exists() else RunRecord()
         except ConfigError:
-            warnings.warn(
-                f"{path} is damaged: the first start and the training images of this run are unknown", stacklevel=2
-            )
+            warn(f"{path} is damaged: the first start and the training images of this run are unknown")
             return RunRecord()
 
     def _remove_lines_after(self, step: int) -> None:
@@ -173,10 +224,15 @@ class RunLog:
             except (ValueError, KeyError, TypeError):
                 num_damaged += 1
         if num_damaged:
-            warnings.warn(f"removed {num_damaged} damaged lines from {self._path}", stacklevel=2)
+            warn(f"removed {num_damaged} damaged lines from {self._path}")
         write_text(self._path, "".join(kept))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -24,8 +24,7 @@ from transformers import AutoModel
 
 from mae_hf.errors import ConfigError
 from mae_hf.training.distributed import check_launch, check_shared, prepare
-from mae_hf.training.lock import RunLock
-from mae_hf.training.run_folder import read_metrics
+from mae_hf.training.run_folder import RunLock, read_metrics
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
