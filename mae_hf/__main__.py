@@ -13,16 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mae_hf.commands import exits
-from mae_hf.config.commands import (
-    CompareConfig,
-    DemoConfig,
-    EvaluateConfig,
-    FewLabelsConfig,
-    FinetuneConfig,
-    PrepareConfig,
-    PretrainConfig,
-    ReconstructConfig,
-)
+from mae_hf.config import commands as configs
 from mae_hf.config.parse import read_command, read_file
 from mae_hf.data.locations import check_source
 from mae_hf.errors import require
@@ -30,14 +21,14 @@ from mae_hf.models.locate import FIX_INIT, FIX_MODEL, SCRATCH, find_model
 
 # Each command has its recipe in mae_hf/commands/NAME.py, a function of that name that takes the config.
 COMMANDS: dict[str, type] = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "evaluate": EvaluateConfig,
-    "few_labels": FewLabelsConfig,
-    "compare": CompareConfig,
-    "reconstruct": ReconstructConfig,
-    "prepare_data": PrepareConfig,
-    "demo": DemoConfig,
+    "pretrain": configs.PretrainConfig,
+    "finetune": configs.FinetuneConfig,
+    "evaluate": configs.EvaluateConfig,
+    "few_labels": configs.FewLabelsConfig,
+    "compare": configs.CompareConfig,
+    "reconstruct": configs.ReconstructConfig,
+    "prepare_data": configs.PrepareConfig,
+    "demo": configs.DemoConfig,
 }
 
 
@@ -48,11 +39,7 @@ def main(script: str | None = None) -> NoReturn:
 
 
 def run_command(name: str, words: Sequence[str], prog: str) -> None:
-    """Run a command with these words.
-
-    Raises:
-        ConfigError: the words, or a path in them, are wrong.
-    """
+    """Run a command with these words; ConfigError if they, or a path in them, are wrong."""
     if name in ("--help", "-h"):
         print("usage: mae_hf COMMAND [--config FILE.yaml] [--section.key value ...]\n")
         for command, config_class in COMMANDS.items():
@@ -67,28 +54,28 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
 
 def _check_paths(config: Any) -> None:
     """Check that the models, sources, runs and files that a config names exist."""
-    if isinstance(config, PretrainConfig | FinetuneConfig) and Path(config.output_dir, "metrics.json").exists():
+    if hasattr(config, "train") and Path(config.output_dir, "metrics.json").exists():
         return  # the data and the encoder of a finished run need not exist any more
     if isinstance(getattr(config, "model", None), str):
         find_model(config.model, FIX_MODEL)
-    if isinstance(config, FinetuneConfig) and config.model.init != SCRATCH:
+    if isinstance(config, configs.FinetuneConfig) and config.model.init != SCRATCH:
         find_model(config.model.init, FIX_INIT)
-    if hasattr(config, "data") and not isinstance(config, ReconstructConfig):  # it may name image files
+    if hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, configs.PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
-    if isinstance(config, EvaluateConfig | FewLabelsConfig):
+    if isinstance(config, configs.EvaluateConfig | configs.FewLabelsConfig):
         require(
             not Path(config.output_dir, "config.yaml").exists(),
             f"{config.output_dir} is a run folder, whose files would be overwritten: choose another --output_dir",
         )
-    if isinstance(config, FewLabelsConfig) and config.finetune_config:
-        read_file(FinetuneConfig, config.finetune_config)
-    if isinstance(config, CompareConfig):
-        fix = "give the run folder of a fine-tuning run (its --output_dir)"
+    if isinstance(config, configs.FewLabelsConfig) and config.finetune_config:
+        read_file(configs.FinetuneConfig, config.finetune_config)
+    if isinstance(config, configs.CompareConfig):
         for run in itertools.chain(*config.arms):
+            fix = "give the run folder of a fine-tuning run (its --output_dir)"
             require(Path(run).is_dir(), f"{run} is not a folder: {fix}")
 
 

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -61,12 +62,10 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with `-dirty` if files have changed; None outside a checkout."""
+    """The commit of this code, with `-dirty` if files have changed; None outside a checkout, or without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    done = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
+    return done.stdout.strip() or None if done else None
 
 
 def _device_name(accelerator: Accelerator) -> str:
