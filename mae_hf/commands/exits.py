@@ -82,26 +82,20 @@ def _format_warning(message: Warning | str, category: type[Warning], *code: Any,
 
 def typed_command() -> str:
     """Return this process's command as the user typed it, with the launcher, quoted for a shell, without secrets."""
-    words, prefix = _without_path(sys.orig_argv), ""
+    words, prefix = sys.orig_argv, ""
     with contextlib.suppress(OSError, ValueError):  # no /proc here: macOS
         parent = Path("/proc", str(os.getppid()))
         launcher = (parent / "cmdline").read_bytes().decode().rstrip("\0").split("\0")
         is_launcher = any(re.search(r"(^|/)(accelerate|torchrun)$|^accelerate\.c|^torch\.d", word) for word in launcher)
         if is_launcher and launcher[len(launcher) - len(sys.argv) + 1 :] == sys.argv[1:]:
-            words = _without_path(launcher)
+            words = launcher
             if b"ACCELERATE_USE_CPU=true" in (parent / "environ").read_bytes().split(b"\0"):
                 prefix = "ACCELERATE_USE_CPU=true "
-    return redact(prefix + shlex.join(words))
-
-
-def _without_path(words: list[str]) -> list[str]:
-    """The words without the path of Python, and without Python where it runs a command that stands beside it."""
-    python, *rest = words
-    if not Path(python).name.startswith("python"):
-        return words
-    if rest and Path(rest[0]).parent == Path(sys.executable).parent:
-        return [Path(rest[0]).name, *rest[1:]]
-    return ["python", *rest]
+    # without the path of Python, and without Python where it runs a command that stands beside it
+    folder = re.escape(str(Path(sys.executable).parent))
+    without_path = rf"^(?:\S*/)?python\S* ({folder}/)?"
+    command = re.sub(without_path, lambda found: "" if found[1] else "python ", shlex.join(words))
+    return redact(prefix + command)
 
 
 def _end(message: str, code: int, *, of_all: bool = False) -> NoReturn:
