@@ -67,10 +67,9 @@ def _check_paths(config: Any) -> None:
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
     if isinstance(config, configs.EvaluateConfig | configs.FewLabelsConfig):
-        require(
-            not Path(config.output_dir, "config.yaml").exists(),
-            f"{config.output_dir} is a run folder, whose files would be overwritten: choose another --output_dir",
-        )
+        problem = "is a run folder, whose files would be overwritten"
+        is_run = Path(config.output_dir, "config.yaml").exists()
+        require(not is_run, f"{config.output_dir} {problem}: choose another --output_dir")
     if isinstance(config, configs.FewLabelsConfig) and config.finetune_config:
         read_file(configs.FinetuneConfig, config.finetune_config)
     if isinstance(config, configs.CompareConfig):

@@ -122,26 +122,22 @@ class Checkpoints:
 
     def _read(self, path: Path) -> TrainState:
         state: TrainState = read_json(path / STATE, TrainState)
-        require(
-            state.launch == self._launch,
-            f"{path} was saved with {state.launch}, but this run was started with {self._launch}: start it as before "
-            "(configs/accelerate, accelerate launch --mixed_precision), or choose another --output_dir",
-        )
+        fix = "start it as before (accelerate launch), or choose another --output_dir"
+        problem = f"was saved with {state.launch}, this run has {self._launch}"
+        require(state.launch == self._launch, f"{path} {problem}: {fix}")
         try:
             check_shards(path)
             self.accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
         except pickle.UnpicklingError as error:
             raise RunError(f"{path} holds a pickle with more than tensors ({_one_line(error)}): remove it") from None
         except CheckpointException as error:  # of shards; it is no Exception
-            cause = _one_line(error)
-            raise RunError(f"{path} cannot be read ({cause}): once that is mended, the same command resumes") from None
+            fix = "once that is mended, the same command resumes"
+            raise RunError(f"{path} cannot be read ({_one_line(error)}): {fix}") from None
         except (RuntimeError, ValueError) as error:
             if not re.search("state.dict", str(error)):
                 raise
-            raise RunError(
-                f"{path} belongs to a different network ({_one_line(error)}): bring back the images and the encoder "
-                "(--model.init) that the run started with, or choose another --output_dir"
-            ) from None
+            fix = "bring back the images and the encoder (--model.init) that it started with, or choose --output_dir"
+            raise RunError(f"{path} belongs to a different network ({_one_line(error)}): {fix}") from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
         return state
@@ -174,9 +170,7 @@ class Checkpoints:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             rename(path, aside)
-            warn(
-                f"{path} is damaged ({damage}), and now called {aside.name}: the run resumes from an earlier checkpoint"
-            )
+            warn(f"{path} is damaged ({damage}): renamed it to {aside.name}; the run resumes from an earlier one")
         return None
 
     @contextlib.contextmanager
@@ -195,10 +189,8 @@ class Checkpoints:
         free = f"; {shutil.disk_usage(self.folder).free / 2**20:.1f} MiB free" if self.folder.exists() else ""
         if self.accelerator.is_main_process:
             shutil.rmtree(beside_of(path), ignore_errors=True)  # make room
-        raise RunError(
-            f"cannot write {path} ({causes[0]}{free}); the last checkpoint is {self.latest() or 'none yet'}: make "
-            "room, then the same command resumes from there"
-        ) from None
+        fix = f"make room, then the same command resumes from {self.latest() or 'the start'}"
+        raise RunError(f"cannot write {path} ({causes[0]}{free}): {fix}") from None
 
 
 def _damage(folder: Path) -> str | None:

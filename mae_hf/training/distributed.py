@@ -45,13 +45,11 @@ def start_accelerator(
         **options,
     )
     kind = accelerator.distributed_type
-    require(
-        kind == DistributedType.FSDP or not parse_flag_from_env("ACCELERATE_USE_FSDP"),
-        f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}: FSDP needs a GPU for each process; "
-        "without GPUs, use --multi_gpu instead",
-    )
+    is_sharded, asked = kind == DistributedType.FSDP, parse_flag_from_env("ACCELERATE_USE_FSDP")
+    fix = "without a GPU for each process, use --multi_gpu"
+    require(is_sharded or not asked, f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}: {fix}")
     fix = "start it with --multi_gpu, or on one process"
-    require(shards or kind != DistributedType.FSDP, f"this command does not train, and only training uses FSDP: {fix}")
+    require(shards or not is_sharded, f"this command does not train, and only training uses FSDP: {fix}")
     return accelerator
 
 
@@ -105,11 +103,9 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
     seen = gather_object([mark.exists()])
     if accelerator.is_main_process and seen[0]:
         mark.unlink()
-    require(
-        all(seen) or not any(seen),
-        f"the machines do not share {parent}: {seen.count(False)} of {len(seen)} processes do not see what the main "
-        "process writes there. Choose a folder on a shared file system (--output_dir)",
-    )
+    problem = f"{seen.count(False)} of {len(seen)} processes do not see what the main process writes there"
+    fix = "choose a folder on a shared file system (--output_dir)"
+    require(all(seen) or not any(seen), f"the machines do not share {parent}: {problem}; {fix}")
 
 
 def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
@@ -133,16 +129,12 @@ def prepare(
     A sharded model is gathered on the main process alone, and freed once the caller drops it; the other processes get
     None. A model that is also `averaged` cannot be sharded.
     """
-    kind = accelerator.distributed_type
-    require(
-        kind != DistributedType.FSDP or not averaged,
-        "ema_decay averages whole weights, but FSDP shards them: choose --multi_gpu, or turn the average off "
-        "(--train.ema_decay 0)",
-    )
-    if kind != DistributedType.FSDP:
+    if accelerator.distributed_type != DistributedType.FSDP:
         prepared, optimizer = accelerator.prepare(model, optimizer)
         return prepared, optimizer, model.eval
 
+    fix = "choose --multi_gpu, or turn the average off (--train.ema_decay 0)"
+    require(not averaged, f"ema_decay averages whole weights, but FSDP shards them: {fix}")
     # a copy without weights, for the main process to fill: sharding changes the modules of `model` itself
     empty = {id(tensor): nn.Parameter(tensor.to("meta"), tensor.requires_grad) for tensor in model.parameters()}
     hollow = copy.deepcopy(model, empty)

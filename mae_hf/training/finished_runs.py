@@ -19,11 +19,7 @@ from mae_hf.models.locate import SCRATCH
 from mae_hf.training.predictions import AGAIN, Predictions, read_predictions
 from mae_hf.training.provenance import RunRecord, find_provenance
 
-# Scores that differ by less are the same score, computed twice.
-TOLERANCE = 1e-6
-# Batches of different sizes round differently: in half precision, an image may change its class.
-_VALIDATION_TOLERANCE = 0.01
-_REQUIRED_METRICS = ("test/accuracy", "eval/accuracy", "best_epoch")
+TOLERANCE = 1e-6  # scores that differ by less are the same score, computed twice
 # Settings that are no part of a recipe: of the machine, the seed, what is logged and kept, and the name of the images,
 # which their fingerprint identifies.
 _NOT_RECIPE = MACHINE_SETTINGS | {
@@ -111,7 +107,7 @@ def read_run(path: str | Path) -> Run:
         require((path / name).is_file(), f"{path} has no {name}: {message}")
     class_names = _read_class_names(path / "model" / "config.json")
     metrics = read_json(path / "metrics.json", dict[str, object])
-    for key in _REQUIRED_METRICS:
+    for key in ("test/accuracy", "eval/accuracy", "best_epoch"):
         problem = f"{path}/metrics.json: {key} is {metrics.get(key)!r:.40}, not a finite number"
         require(_is_finite(metrics.get(key)), f"{problem}. The run has failed or is of an older version: {AGAIN}")
     run = Run(
@@ -127,13 +123,12 @@ def read_run(path: str | Path) -> Run:
     for key, file, value, tolerance in (
         ("test/accuracy", "predictions.parquet", run.test.correct.mean(), TOLERANCE),
         ("eval/accuracy", "validation_predictions.parquet", run.validation.correct.mean(), TOLERANCE),
-        ("eval/accuracy", "metrics.jsonl", max(run.curve[1], default=np.nan), _VALIDATION_TOLERANCE),
+        # batches of different sizes round differently: in half precision, an image may change its class
+        ("eval/accuracy", "metrics.jsonl", max(run.curve[1], default=np.nan), 0.01),
     ):
-        require(
-            abs(value - run.metrics[key]) <= tolerance,
-            f"{path}: metrics.json has {key} {run.metrics[key]:.6f}, {file} has {value:.6f}. The files are from "
-            f"different runs: {AGAIN}",
-        )
+        problem = f"metrics.json has {key} {run.metrics[key]:.6f}, {file} has {value:.6f}"
+        is_same = abs(value - run.metrics[key]) <= tolerance
+        require(is_same, f"{path}: {problem}. The files are from different runs: {AGAIN}")
     return run
 
 
@@ -157,10 +152,9 @@ def _read_history(path: Path) -> list[dict[str, float]]:
     for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         values = parse_json(text, dict[str, object], f"{path}, line {number}")
         line = {key: value for key, value in values.items() if _is_finite(value)}  # it is null in metrics.jsonl
-        require(
-            line.get("epoch", -np.inf) >= (lines[-1]["epoch"] if lines else 0),
-            f"{path}, line {number} has no epoch, or a smaller one than the line above: {AGAIN}",
-        )
+        problem = "has no epoch, or a smaller one than the line above"
+        is_next = line.get("epoch", -np.inf) >= (lines[-1]["epoch"] if lines else 0)
+        require(is_next, f"{path}, line {number} {problem}: {AGAIN}")
         lines.append(line)
     return lines
 

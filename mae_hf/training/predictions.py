@@ -77,10 +77,9 @@ def read_predictions(path: Path, num_classes: int) -> Predictions:
     require(not empty, f"{path} has empty values in {', '.join(empty)}: {AGAIN}")
     index, labels, predictions = (columns[name].to_numpy() for name in ("index", "label", "prediction"))
     lengths = columns["probabilities"].value_lengths().to_numpy()
-    require(
-        len(table) > 0 and bool((lengths == num_classes).all()),
-        f"{path} is empty, or a row has not one probability for each of the {num_classes} classes: {AGAIN}",
-    )
+    is_complete = len(table) > 0 and bool((lengths == num_classes).all())
+    problem = f"is empty, or a row has not one probability for each of the {num_classes} classes"
+    require(is_complete, f"{path} {problem}: {AGAIN}")
     flat = columns["probabilities"].flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     probabilities = flat.reshape(len(table), num_classes)  # null is NaN
     classes = np.concatenate([labels, predictions])

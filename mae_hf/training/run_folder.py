@@ -51,11 +51,8 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
         problem = f"holds a different kind of run, or its config.yaml is damaged ({error})"
         raise ConfigError(f"{folder} {problem}: choose another --output_dir") from None
     changed = [line for line in parse.differences(old, config) if line.partition(": ")[0] not in MACHINE_SETTINGS]
-    require(
-        not changed,
-        f"{folder} holds a run with a different config ({'; '.join(changed)}): choose another --output_dir, or remove "
-        "the folder",
-    )
+    fix = "choose another --output_dir, or remove the folder"
+    require(not changed, f"{folder} holds a run with a different config ({'; '.join(changed)}): {fix}")
     return "finished" if (folder / "metrics.json").exists() else "unfinished"
 
 
@@ -138,12 +135,10 @@ class RunLog:
         images = facts.get("data_fingerprint")
         check_same(accelerator, {"data_fingerprint": images}, "put the same training images on all machines")
         before = self._read_run()
-        images_before = before.data_fingerprint if step and before.data_fingerprint else images
-        require(  # crops and masks are drawn by the number of the image
-            images_before == images,
-            f"{self._folder} started with different training images (data_fingerprint {images_before}, now {images}): "
-            "restore them, or choose another --output_dir",
-        )
+        if step and before.data_fingerprint:  # crops and masks are drawn by the number of the image
+            problem = f"different training images (data_fingerprint {before.data_fingerprint}, now {images})"
+            fix = "restore them, or choose another --output_dir"
+            require(before.data_fingerprint == images, f"{self._folder} started with {problem}: {fix}")
         accelerator.wait_for_everyone()  # the others may still be reading the folder
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
