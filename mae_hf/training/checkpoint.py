@@ -4,37 +4,48 @@ A checkpoint is a folder `step-00001234`. It holds Accelerate's files (weights, 
 of the weights if a run keeps one, `train_state.json` with everything else that the loop changes, and `digests.json`
 with the sha256 of each file. Schedule, data order, crops and masks are functions of the step and need no state.
 
-Every file is flushed to the disk before the folder gets its name, so that a kill or a power cut leaves no half of a
-checkpoint. If a disk loses data all the same, the digests show it, and the run resumes from the checkpoint before.
+Every file is flushed to the disk before the folder gets its name. If a disk loses data all the same, the digests show
+it, and the run resumes from the checkpoint before.
 """
 
 import contextlib
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
+import pathlib
 import pickle
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint import CheckpointException, filesystem, metadata
 
 from mae_hf.errors import ConfigError, RunError, require, warn
 from mae_hf.files import beside_of, read_json, rename, sync
 from mae_hf.training.optim import WeightAverage
-from mae_hf.training.pickles import check_shards
 
 STATE = "train_state.json"
 AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
+# What torch.distributed.checkpoint writes into the description of its shards, besides dtypes.
+_DESCRIPTION = {
+    metadata.__name__: [*metadata.__all__, "_MEM_FORMAT_ENCODING"],
+    filesystem.__name__: ["_StorageInfo"],
+    "torch": ["Size"],
+    "torch.serialization": ["_get_layout"],
+    "pathlib": pathlib.__all__,
+}
 
 
 @dataclass
@@ -59,10 +70,7 @@ class Checkpoints:
     average: WeightAverage | None = None  # of the weights, if the run keeps one; saved and loaded with them
 
     def save(self, state: TrainState) -> None:
-        """Write `step-N` and remove the checkpoints that are no longer kept.
-
-        If that fails, RunError names the cause, and the earlier checkpoints are unchanged.
-        """
+        """Write `step-N` and remove the checkpoints that are no longer kept; RunError if it cannot be written."""
         path = self.path(state.step)
         beside = beside_of(path)
         with self._together(path) as is_main:
@@ -96,10 +104,7 @@ class Checkpoints:
         return self._read(path)
 
     def resume(self) -> TrainState:
-        """Read the newest whole checkpoint like `load`; return `TrainState()` if there is none.
-
-        A damaged one is renamed to `step-N.damaged`, with a warning that names it and the cause.
-        """
+        """Read the newest whole checkpoint, if there is one, like `load`. Damaged ones are renamed, with a warning."""
         path = broadcast_object_list([self._newest_whole() if self.accelerator.is_main_process else None])[0]
         return self._read(path) if path else TrainState()
 
@@ -191,6 +196,31 @@ class Checkpoints:
             shutil.rmtree(beside_of(path), ignore_errors=True)  # make room
         fix = f"make room, then the same command resumes from {self.latest() or 'the start'}"
         raise RunError(f"cannot write {path} ({causes[0]}{free}): {fix}") from None
+
+
+class _DescriptionUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.removesuffix("._local")  # of pathlib in Python 3.13
+        is_dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
+        if not is_dtype and name not in _DESCRIPTION.get(module, []):
+            raise pickle.UnpicklingError(f"{module}.{name} has no part in a description of shards")
+        return super().find_class(module, name)
+
+
+def check_shards(folder: Path) -> None:
+    """Raise `UnpicklingError` if torch would run code when it opens the shards of a checkpoint.
+
+    torch opens the description of shards, and all values that are not tensors, without `weights_only`.
+    """
+    for file in folder.rglob("*.metadata"):
+        with file.open("rb") as opened:
+            description = _DescriptionUnpickler(opened).load()
+        kinds = description.state_dict_metadata
+        for index, stored in description.storage_data.items():
+            if isinstance(kinds.get(index.fqn), metadata.BytesStorageMetadata):
+                with (file.parent / stored.relative_path).open("rb") as opened:
+                    opened.seek(stored.offset)
+                    torch.load(io.BytesIO(opened.read(stored.length)), weights_only=True)
 
 
 def _damage(folder: Path) -> str | None:

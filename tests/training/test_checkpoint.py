@@ -1,5 +1,6 @@
 """Checkpoints are whole or missing, rotate, and restore exactly what was saved."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -16,8 +17,10 @@ from torch import nn
 from torch.distributed import checkpoint as torch_checkpoint
 
 from mae_hf.errors import ConfigError, RunError
-from mae_hf.training.checkpoint import Checkpoints, TrainState
+from mae_hf.training.checkpoint import Checkpoints, TrainState, check_shards
 from mae_hf.training.optim import WeightAverage
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 @pytest.fixture
@@ -192,7 +195,6 @@ def test_after_a_failed_save_the_last_checkpoint_is_still_the_newest(training, t
     assert names(tmp_path) == ["step-00000002"]
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_shards_that_cannot_be_written_fail_like_any_other_file(training, tmp_path):
     """torch reports the text of the process that failed, in an error that is no Exception."""
 
@@ -415,3 +417,52 @@ def test_the_average_of_the_weights_is_restored_and_is_no_pickle(training, tmp_p
     assert (average.module.weight == 3).all()
     assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
     assert not list(checkpoints.path(1).glob("custom_checkpoint*"))
+
+
+# ---- pickles of a sharded checkpoint, checked before torch would run their code ----
+
+VALUES = {"weight": torch.ones(2, 3), "step": torch.tensor(3.0), "lr": 0.1, "betas": (0.9, 0.95), "fused": None}
+
+
+def save_shards(folder: Path, **values: object) -> Path:
+    torch_checkpoint.save(VALUES | values, storage_writer=torch_checkpoint.FileSystemWriter(folder / "shards"))
+    return folder / "shards"
+
+
+def load_shards(shards: Path) -> None:
+    torch_checkpoint.load(dict(VALUES), storage_reader=torch_checkpoint.FileSystemReader(shards))
+
+
+def test_shards_that_torch_saved_are_accepted(tmp_path):
+    save_shards(tmp_path)
+    check_shards(tmp_path)
+
+
+def test_code_in_a_value_is_refused_and_not_run(tmp_path):
+    shards = save_shards(tmp_path, lr=Payload(tmp_path / "it ran"))
+    with pytest.raises(pickle.UnpicklingError):
+        check_shards(tmp_path)
+    assert not (tmp_path / "it ran").exists()
+    load_shards(shards)
+    assert (tmp_path / "it ran").exists(), "it would have"
+
+
+def test_code_in_the_description_of_the_shards_is_refused_and_not_run(tmp_path):
+    shards = save_shards(tmp_path)
+    description = pickle.loads((shards / ".metadata").read_bytes())
+    tampered = dataclasses.replace(description, planner_data=Payload(tmp_path / "it ran"))
+    (shards / ".metadata").write_bytes(pickle.dumps(tampered))
+    with pytest.raises(pickle.UnpicklingError, match="has no part in a description of shards"):
+        check_shards(tmp_path)
+    assert not (tmp_path / "it ran").exists()
+    load_shards(shards)
+    assert (tmp_path / "it ran").exists(), "it would have"
+
+
+@pytest.mark.parametrize("name", ["os.system", "pickle", "__builtins__", "TypeVar", "load"])
+def test_other_names_of_the_accepted_modules_are_refused(tmp_path, name):
+    for module in ("torch", "torch.distributed.checkpoint.metadata", "pathlib", "torch.serialization"):
+        words = "".join(f"\x8c{chr(len(word))}{word}" for word in (module, name))
+        (tmp_path / ".metadata").write_bytes(f"\x80\x04{words}\x93.".encode("latin-1"))
+        with pytest.raises(pickle.UnpicklingError, match="has no part"):
+            check_shards(tmp_path)
