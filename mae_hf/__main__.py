@@ -58,14 +58,14 @@ def _check_paths(config: Any) -> None:
         return  # the data and the encoder of a finished run need not exist any more
     if isinstance(getattr(config, "model", None), str):
         find_model(config.model, FIX_MODEL)
-    if isinstance(config, configs.FinetuneConfig) and config.model.init != SCRATCH:
-        find_model(config.model.init, FIX_INIT)
     if hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
     if isinstance(config, configs.PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
+    if isinstance(config, configs.FinetuneConfig) and config.model.init != SCRATCH:
+        find_model(config.model.init, FIX_INIT)
     if isinstance(config, configs.EvaluateConfig | configs.FewLabelsConfig):
         problem = "is a run folder, whose files would be overwritten"
         is_run = Path(config.output_dir, "config.yaml").exists()
