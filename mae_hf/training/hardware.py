@@ -18,8 +18,6 @@ from mae_hf.data.cores import num_cores
 from mae_hf.errors import require
 from mae_hf.models.layers import register_cpu_attention
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # options of mallopt in glibc's malloc.h
-
 
 def attention_for(accelerator: Accelerator) -> str:
     """Return the fastest `attn_implementation` for this run: our own for bf16 on a CPU, otherwise sdpa.
@@ -46,9 +44,9 @@ def use_cpu_well(accelerator: Accelerator) -> None:
         torch.set_num_threads(max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)  # take large blocks from the heap, too
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never shrink the heap
-        libc.mallopt(M_TOP_PAD, 2**26)  # grow it by 64 MiB at a time
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: take large blocks from the heap, too
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(-2, 2**26)  # M_TOP_PAD: grow it by 64 MiB at a time
 
 
 def compile_layers(accelerator: Accelerator, model: nn.Module, mode: Choice) -> bool:

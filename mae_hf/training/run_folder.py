@@ -88,25 +88,27 @@ class RunLock:
         folder = self._path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            while self._file is None:
+            while True:
                 file = self._path.open("a+")
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # its last holder may have released it meanwhile, and removed the file that is locked now
                 with contextlib.suppress(FileNotFoundError):
-                    is_removed = not os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-                    self._file = None if is_removed else file
+                    if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                        break
+                file.close()  # its last holder released it meanwhile, and removed the file that is locked now
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
             return f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 return f"cannot write to {folder} ({error.strerror}): choose another --output_dir"
             warn(f"cannot lock {folder} ({error.strerror}): make sure that no other run uses it")
             return ""
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
-        self._file.flush()
+        self._file = file
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
+        file.flush()
         return ""
 
 
