@@ -23,6 +23,7 @@ _ARM_STYLES: tuple[dict[str, Any], ...] = (
 )
 _HATCHES = ("", "///")
 _MARKERS = "osv^D*PX<>"
+_DOTS: dict[str, Any] = {"s": 14, "linewidths": 0.3, "edgecolors": "black", "alpha": 0.85}
 _MAX_COUNTS = 20  # with more classes the counts in a confusion matrix are too small to read
 _MAX_WIDTH = 12.0  # inches; of wider figures, a page shows the text too small
 _ENOUGH: dict[str, Any] = {"facecolor": "#7FB3D9", "hatch": ""}
@@ -41,11 +42,8 @@ _PANELS = {
 def curves_figure(arms: Arms, title: str, target: float | None = None, others: Arms | None = None) -> Figure:
     """Return accuracy, F1 and losses against epochs, a panel for each that any run has.
 
-    Args:
-        arms: up to two arms, each with the runs of a recipe. The first run is drawn bold, the others thin.
-        title: above all panels.
-        target: accuracy in [0, 1] at which a dotted line is drawn in the panel of `eval/accuracy`.
-        others: runs of the arms' other recipes, drawn thin, in grey and dash-dotted.
+    The first run of each arm is drawn bold, the runs of `others` grey and dash-dotted. A dotted line marks the target,
+    an accuracy in [0, 1].
     """
     present = [key for key in _PANELS if any(key in line for runs in arms.values() for run in runs for line in run)]
     columns = min(2, len(present))
@@ -69,26 +67,21 @@ def curves_figure(arms: Arms, title: str, target: float | None = None, others: A
 
 
 def _draw_curves(panel: Axes, arms: Arms, others: Arms, key: str, factor: float) -> None:
-    for runs_of, is_other in ((arms, False), (others, True)):
+    grey = {"color": "0.5", "linestyle": "-.", "linewidth": 1.0, "markersize": 2.5, "zorder": 1}
+    for runs_of, suffix, overrides in ((arms, "", {}), (others, ", other recipes", grey)):
         for style, (arm, runs) in zip(_ARM_STYLES, runs_of.items(), strict=False):
             for number, run in enumerate(runs):
                 points = [(line["epoch"], factor * line[key]) for line in run if key in line]
-                is_first = number == 0
-                look = style | {"linewidth": 1.8 if is_first else 1.0, "markersize": 4 if is_first else 0}
-                look |= {"markevery": max(1, len(points) // 12), "alpha": 1.0 if is_first else 0.8}
-                if is_other:
-                    look |= {"color": "0.5", "linestyle": "-.", "linewidth": 1.0, "markersize": 2.5, "zorder": 1}
-                name = f"{arm}, other recipes" if is_other else arm
-                panel.plot(*zip(*points, strict=True) if points else ([], []), **look, label=name if is_first else None)
+                look = style | {"linewidth": 1.0, "markersize": 0, "alpha": 0.8, "markevery": max(1, len(points) // 12)}
+                if number == 0:
+                    look |= {"linewidth": 1.8, "markersize": 4, "alpha": 1.0, "label": arm + suffix}
+                panel.plot(*zip(*points, strict=True) if points else ([], []), **look | overrides)
 
 
 def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str], title: str) -> Figure:
-    """Return confusion matrices, shaded by the share of the row, with counts if there is room.
+    """Return confusion matrices of counts, (C, C), shaded by the share of the row (the true class).
 
-    Args:
-        matrices: name -> counts, (C, C); row: true class, column: predicted.
-        class_names: the name of each class.
-        title: above all matrices.
+    The counts are written into the cells if there is room.
     """
     num_classes, names = len(class_names), [label_of(name) for name in class_names]
     longest = 0.07 * max(map(len, names))  # inches of the labels at the left and below
@@ -117,27 +110,16 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
 
 
 def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Return F1 of each class, a bar for each arm.
-
-    Args:
-        f1_by_name: up to two arms, name -> class name -> F1 in [0, 1]; NaN for a class without test images.
-        title: above the bars.
-    """
+    """Return a bar for each arm and class. F1 is in [0, 1], and NaN for a class without test images."""
     class_names = list(next(iter(f1_by_name.values())))
     figure = Figure(figsize=(6.5, 0.42 * len(class_names) + 1.5), layout="constrained")
     panel = figure.subplots()
     width = 0.8 / len(f1_by_name)
     for number, (name, scores) in enumerate(f1_by_name.items()):
         percents = [100 * scores[class_name] for class_name in class_names]
-        bars = panel.barh(
-            np.arange(len(class_names)) + (number - (len(f1_by_name) - 1) / 2) * width,
-            np.nan_to_num(percents),
-            width,
-            color=_ARM_STYLES[number]["color"],
-            hatch=_HATCHES[number],
-            edgecolor="white",
-            label=name,
-        )
+        places = np.arange(len(class_names)) + (number - (len(f1_by_name) - 1) / 2) * width
+        look = {"color": _ARM_STYLES[number]["color"], "hatch": _HATCHES[number], "edgecolor": "white"}
+        bars = panel.barh(places, np.nan_to_num(percents), width, label=name, **look)
         labels = ["no test images" if math.isnan(percent) else f"{percent:.0f}" for percent in percents]
         panel.bar_label(bars, labels, fontsize=7, padding=2)
     panel.set_yticks(range(len(class_names)), [label_of(name) for name in class_names])
@@ -154,10 +136,7 @@ def reliability_figure(
 ) -> Figure:
     """Return accuracy against confidence, above a histogram of the confidence.
 
-    Args:
-        bins_by_name: title of the panel -> counts, mean confidences and accuracies of M bins of equal width, each (M,);
-            empty bins are not drawn.
-        title: above all panels.
+    Each panel shows counts, mean confidences and accuracies of M bins of equal width, each (M,), without empty bins.
     """
     figure = Figure(figsize=(4.1 * len(bins_by_name) + 0.2, 5.0), layout="constrained")
     panels = figure.subplots(2, len(bins_by_name), squeeze=False, sharex=True, height_ratios=(3, 1))
@@ -192,14 +171,9 @@ def map_figure(
     method: str,
     title: str,
 ) -> Figure:
-    """Return two-dimensional maps of the same images side by side, with a colour and a marker for each class.
+    """Return maps (n, 2) of the same n images side by side, with a colour and a marker for each class.
 
-    Args:
-        points_by_name: title of the map (with its trustworthiness) -> float (n, 2).
-        labels: int (n,), classes of the images.
-        class_names: the name of each class.
-        method: that made the maps, such as `t-SNE`; names the axes.
-        title: above all maps.
+    The axes are named after the method, such as `t-SNE`.
     """
     names = [label_of(name) for name in class_names]
     width = max(6.0, 3.9 * len(points_by_name))
@@ -210,18 +184,9 @@ def map_figure(
     panels = figure.subplots(1, len(points_by_name), squeeze=False)[0]
     for panel, (name, points) in zip(panels, points_by_name.items(), strict=True):
         for index, class_name in enumerate(names):
-            of_class = points[labels == index]
-            panel.scatter(
-                *of_class.T,
-                s=14,
-                color=f"C{index % 10}",
-                # After ten classes the colours begin again: shifted, so that no two classes share both.
-                marker=_MARKERS[(index + index // 10) % len(_MARKERS)],
-                linewidths=0.3,
-                edgecolors="black",
-                alpha=0.85,
-                label=class_name,
-            )
+            # After ten classes the colours begin again: shifted, so that no two classes share both.
+            look = _DOTS | {"color": f"C{index % 10}", "marker": _MARKERS[(index + index // 10) % len(_MARKERS)]}
+            panel.scatter(*points[labels == index].T, label=class_name, **look)
         panel.set_title(name, fontsize=10)
         panel.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")
     shown = panels[0].get_legend_handles_labels()

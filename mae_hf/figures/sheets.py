@@ -17,15 +17,9 @@ _ACROSS = 3  # mistakes beside each other
 
 
 def hide_patches(images: Any, mask: Any, patch_size: int) -> Images:
-    """Return the images with masked patches in grey, for the middle row of `reconstruction_figure`.
+    """Return a copy of images, arrays or CPU tensors of uint8 (n, H, W, 3), with masked patches in grey.
 
-    Args:
-        images: uint8 (n, H, W, 3), array or CPU tensor.
-        mask: (n, N), 1 = masked, 0 = visible, patches in rows from the top left, as ViTMAE returns it.
-        patch_size: side of a patch in pixels.
-
-    Returns:
-        uint8 (n, H, W, 3), a copy.
+    The mask, (n, N), is 1 where a patch is masked, in rows from the top left, as ViTMAE returns it.
     """
     images, mask = np.array(images), np.asarray(mask)
     n, height, width, _ = images.shape
@@ -36,14 +30,7 @@ def hide_patches(images: Any, mask: Any, patch_size: int) -> Images:
 
 
 def reconstruction_figure(original: Images, masked: Images, reconstructed: Images, title: str) -> Figure:
-    """Return three rows of pictures: originals, masked images, and reconstructions.
-
-    Args:
-        original: uint8 (n, H, W, 3).
-        masked: uint8 (n, H, W, 3), masked patches in grey.
-        reconstructed: uint8 (n, H, W, 3).
-        title: above all rows.
-    """
+    """Return three rows of pictures: originals, images with masked patches in grey, and reconstructions."""
     rows = {"original": original, "masked": masked, "reconstruction": reconstructed}
     figure = Figure(figsize=(max(4.5, 1.2 * len(original) + 0.5), 4.2), layout="constrained")
     for panel, (name, images) in zip(figure.subplots(3, 1), rows.items(), strict=True):
@@ -54,14 +41,7 @@ def reconstruction_figure(original: Images, masked: Images, reconstructed: Image
 
 
 def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[int, Images], title: str) -> Figure:
-    """Return a row for each image: the original, the masked image, and its reconstructions during training.
-
-    Args:
-        original: uint8 (n, H, W, 3).
-        masked: uint8 (n, H, W, 3), masked patches in grey.
-        reconstructed: step -> uint8 (n, H, W, 3), in the order of the steps.
-        title: above all columns.
-    """
+    """Return a row for each image: the original, the masked image, and its reconstructions by the step of training."""
     columns = {"original": original, "masked": masked}
     columns |= {f"step {step:,}": images for step, images in reconstructed.items()}
     figure = Figure(figsize=(max(6.5, 1.15 * len(columns)), 1.15 * len(original) + 0.9), layout="compressed")
@@ -73,11 +53,9 @@ def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[in
 
 
 def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title: str) -> Figure:
-    """Return misclassified images, a block for each arm, with a text below each image.
+    """Return misclassified images, a block for each arm, with a text of up to three lines below each image.
 
-    Args:
-        mistakes: arm -> uint8 (n, H, W, 3), and a text of up to three lines for each; n may differ, and may be 0.
-        title: above all blocks.
+    The number of images n may differ between the arms, and may be 0.
     """
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
     size = (_ACROSS * 1.5 * len(mistakes) + 0.4, 1.75 * num_rows + 1.2)
@@ -96,12 +74,9 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
 
 
 def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDArray[Any]], title: str) -> Figure:
-    """Return images beside heat maps of their patches, all on one scale.
+    """Return rows with an image, uint8 (H, W, 3), beside heat maps of its patches, all on one scale.
 
-    Args:
-        rows: name of the row and its image, uint8 (H, W, 3).
-        maps: name of the column -> float (len(rows), H / P, W / P), attention in multiples of an even spread.
-        title: above all.
+    A column has a map for each row, float (len(rows), H / P, W / P): attention in multiples of an even spread.
     """
     side = 1.5 if len(maps) <= 6 else 1.0  # inches
     figure = Figure(figsize=(side * (1 + len(maps)) + 0.4, side * len(rows) + 1.6), layout="compressed")

@@ -4,9 +4,8 @@ Runs that do not answer the same question (different test images, classes or net
 differ in their seeds alone are one recipe; validation chooses the recipe that represents the arm, with all its runs.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,14 @@ MIN_VALIDATION_IMAGES = 100  # below, one image is more than a point
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two arms that can be compared.
+    """Two arms that can be compared, the pre-trained arm first."""
 
-    Args:
-        recipes: the recipes of the pre-trained arm and of the arm from scratch, the chosen recipe first. The runs of a
-            recipe start with the best on validation.
-    """
-
-    recipes: tuple[tuple[Recipe, ...], tuple[Recipe, ...]]
+    recipes: dict[str, tuple[Recipe, ...]]  # of each arm, the chosen one first; its runs, the best on validation first
 
     @property
     def arms(self) -> dict[str, tuple[Run, ...]]:
-        """All runs of each arm, by its name."""
-        names = (PRETRAINED_ARM, SCRATCH_ARM)
-        return {name: tuple(run for runs in arm for run in runs) for name, arm in zip(names, self.recipes, strict=True)}
+        """All runs of each arm."""
+        return {name: tuple(run for recipe in recipes for run in recipe) for name, recipes in self.recipes.items()}
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -47,104 +40,84 @@ class Comparison:
         return tuple(run for arm in self.arms.values() for run in arm)
 
     @property
-    def chosen(self) -> tuple[Recipe, Recipe]:
-        """The runs that the answer is about, pre-trained and from scratch: all runs of each arm's chosen recipe."""
-        return self.recipes[0][0], self.recipes[1][0]
+    def chosen(self) -> dict[str, Recipe]:
+        """The runs that the answer is about: all runs of each arm's chosen recipe."""
+        return {name: recipes[0] for name, recipes in self.recipes.items()}
 
     @property
     def best(self) -> dict[str, Run]:
-        """The run of each arm that pictures of a single run show, by the arm's name."""
-        return {name: runs[0] for name, runs in self.arms.items()}
-
-    @property
-    def num_test_images(self) -> dict[str, int]:
-        """The number of test images of each class."""
-        names = self.runs[0].class_names
-        return dict(zip(names, np.bincount(self.runs[0].test.labels, minlength=len(names)).tolist(), strict=True))
+        """The run of each arm that pictures of a single run show."""
+        return {name: runs[0] for name, runs in self.chosen.items()}
 
     @property
     def differing_settings(self) -> list[str]:
         """The settings in which the chosen recipes of the arms differ."""
-        ours, baseline = (dict(recipe[0].settings) for recipe in self.chosen)
-        return [key for key in ours if ours[key] != baseline[key]]
+        ours, baseline = (recipe[0].settings for recipe in self.chosen.values())
+        return [key for key, value in ours if (key, value) not in baseline]
 
     @cached_property
     def origins(self) -> list[Provenance]:
         """Where the encoders of the pre-trained arm come from, each once."""
-        return [
-            find_provenance(init)
-            for init in dict.fromkeys(run.config.model.init for run in self.runs if not run.from_scratch)
-        ]
+        inits = dict.fromkeys(run.config.model.init for run in self.runs if not run.from_scratch)
+        return [find_provenance(init) for init in inits]
 
     @property
     def has_choice(self) -> bool:
         """Whether validation has chosen between recipes."""
-        return max(map(len, self.recipes)) > 1
+        return any(len(recipes) > 1 for recipes in self.recipes.values())
 
     @cached_property
     def results(self) -> Results:
         """The numbers of the comparison."""
-        return measure(*self.recipes)
-
-    @property
-    def points(self) -> float:
-        """Percentage points of test accuracy that pre-training gained; negative where it lost."""
-        return 100 * self.results.gain
+        return measure(*self.recipes.values())
 
     def answer(self) -> str:
         """Return the result in one sentence with its interval, however it turned out."""
+        results, interval, seeds_test = self.results, self.results.gain_interval, self.results.seeds_test
         num_labels = self.runs[0].record.num_train_images  # the same in all runs, as their data are
-        labels = f"With {num_labels:,} labels" if num_labels else "With the same labels"
-        ours, baseline = (spread_text(arm.accuracy) for arm in (self.results.pretrained, self.results.scratch))
+        labels = f"{num_labels:,} labels" if num_labels else "the same labels"
+        verdict = f"{100 * results.gain:+.1f} points"
+        if round(100 * results.gain, 1) == 0:
+            verdict = "less than 0.1 points apart"
+        elif (interval and interval.low <= 0 <= interval.high) or (seeds_test and seeds_test.p_value > 0.05):
+            verdict += ", which may be chance"
+        elif results.gain < 0:
+            verdict += ", so pre-training did not help here"
+        images = f"{results.num_test_images:,} test images"
+        ends = f", over {images}"
+        if interval is None:
+            ends = f", as the difference is the same for each of the {images}"
+        elif self.has_choice:
+            ends += f" and the choice of recipe on {results.num_validation_images:,} validation images"
+        ours, baseline = spread_text(results.pretrained.accuracy), spread_text(results.scratch.accuracy)
         return (
-            f"{labels}, the MAE-pre-trained ViT reaches {ours} % test accuracy, the same network from scratch "
-            f"{baseline} %: {self._verdict()} ({self._interval()})."
+            f"With {labels}, the MAE-pre-trained ViT reaches {ours} % test accuracy, the same network from scratch "
+            f"{baseline} %: {verdict} ({_interval_text(interval)}{ends})."
         )
 
     def details(self) -> str:
         """Return what supports the answer: runs, tests and choices."""
-        ours, baseline = (arm.describe_units() for arm in (self.results.pretrained, self.results.scratch))
+        results = self.results
+        ours, baseline = results.pretrained.describe_units(), results.scratch.describe_units()
         sentences = [f"± is the standard deviation over {ours} (pre-trained) and {baseline} (from scratch)."]
         if ours == baseline == "1 run":
             sentences = ["Each arm has one run, so the spread over seeds is unknown."]
-        elif self.results.seeds_test:
-            sentences.append(f"Welch's t-test over them: p = {self.results.seeds_test.p_value:.2g}.")
-        elif self.results.pretrained.is_of_one_encoder:
+        elif results.seeds_test:
+            sentences.append(f"Welch's t-test over them: p = {results.seeds_test.p_value:.2g}.")
+        elif results.pretrained.is_of_one_encoder:
             sentences.append("One encoder gives no p-value for pre-training as a whole.")
-        sentences.append(f"{self._test()}.")
+        values = sorted(pair.test.p_value for pair in results.pairs)
+        which, p = "", f"{values[0]:.2g}"
+        if len(values) > 1:
+            which, p = f" of {len(values)} pairs of equal seed", f"{p} to {values[-1]:.2g}"
+        elif any(len(runs) > 1 for runs in self.chosen.values()):
+            which = " of the best runs" if results.pairs[0].seed is None else " of the pair of equal seed"
+        sentences.append(f"Exact McNemar test{which}: p = {p}.")
         if self.has_choice:
-            counts = " and ".join(
-                f"{len(recipes)} recipes {name}"
-                for name, recipes in zip(("pre-trained", "from scratch"), self.recipes, strict=True)
-                if len(recipes) > 1
-            )
-            sentences.append(f"Validation chose among {counts}. The interval includes that choice, p-values do not.")
+            named = zip(("pre-trained", "from scratch"), self.recipes.values(), strict=True)
+            among = " and ".join(f"{len(recipes)} recipes {name}" for name, recipes in named if len(recipes) > 1)
+            sentences.append(f"Validation chose among {among}. The interval includes that choice, p-values do not.")
         return " ".join(sentences)
-
-    def _verdict(self) -> str:
-        interval, seeds_test = self.results.gain_interval, self.results.seeds_test
-        if round(self.points, 1) == 0:
-            return "less than 0.1 points apart"
-        verdict = f"{self.points:+.1f} points"
-        if (interval and interval.low <= 0 <= interval.high) or (seeds_test and seeds_test.p_value > 0.05):
-            return f"{verdict}, which may be chance"
-        return verdict + (", so pre-training did not help here" if self.points < 0 else "")
-
-    def _interval(self) -> str:
-        interval, results = self.results.gain_interval, self.results
-        if interval is None:
-            return f"no interval, as the difference is the same for each of the {results.num_test_images:,} test images"
-        choice = f" and the choice of recipe on {results.num_validation_images:,} validation images"
-        over = f"over {results.num_test_images:,} test images{choice if self.has_choice else ''}"
-        return f"95 % interval {interval_text(interval, '+.1f')}, {over}"
-
-    def _test(self) -> str:
-        pairs = self.results.pairs
-        values = sorted(pair.test.p_value for pair in pairs)
-        if len(pairs) > 1:
-            return f"Exact McNemar test of {len(pairs)} pairs of equal seed: p = {values[0]:.2g} to {values[-1]:.2g}"
-        which = " of the pair of equal seed" if pairs[0].seed is not None else " of the best runs"
-        return f"Exact McNemar test{which if max(map(len, self.chosen)) > 1 else ''}: p = {values[0]:.2g}"
 
     def leak(self) -> str | None:
         """Return how test images that pre-training has seen affect the result; None where it has seen none."""
@@ -159,11 +132,10 @@ class Comparison:
         known = f"Pre-training has seen {num_seen:,} of the {n:,} test images, or near-duplicates, without labels."
         if unseen is None:
             return f"{known} No other test images are left to score."
-        ends = f"95 % interval {interval_text(unseen.gain_interval, '+.1f')}" if unseen.gain_interval else "no interval"
         ours, baseline = spread_text(unseen.pretrained), spread_text(unseen.scratch)
         return (
             f"{known} On the other {unseen.num_images:,}, the accuracy is {ours} % pre-trained and {baseline} % from "
-            f"scratch: {100 * unseen.gain:+.1f} points ({ends})."
+            f"scratch: {100 * unseen.gain:+.1f} points ({_interval_text(unseen.gain_interval)})."
         )
 
     def few_validation_images(self) -> str | None:
@@ -179,42 +151,32 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Return what a reader must know to judge the numbers, a sentence or two each."""
-        ours, baseline = self.chosen
-        notes = [note for note in (self.leak(), self.few_validation_images()) if note]
-        if self.has_choice:
-            gains = [100 * choice.gain for choice in self.results.choices]
-            notes.append(
-                f"Depending on the recipe, the gain is {min(gains):+.1f} to {max(gains):+.1f} points: see the table of "
-                "recipes."
-            )
-        if also := [key for key in self.differing_settings if key != "model.init"]:
-            notes.append(f"The chosen recipes differ in more than their first weights: {', '.join(also)}.")
-        growing = [run for run in (*ours, *baseline) if run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE]
-        if growing:
-            names = ", ".join(str(run.path) for run in growing)
-            notes.append(f"Longer training may change the difference: the last epoch is the best one of {names}.")
-        if self.results.pretrained.is_of_one_encoder and len(ours) > 1:
-            notes.append(
-                "The pre-trained arm's spread is over fine-tuning seeds of one encoder. Other pre-training seeds may "
-                "vary more."
-            )
-        if max(len(ours), len(baseline)) > 1:
-            notes.append(
-                "Curves and F1 show all runs; the other pictures show the best run of each arm on validation: "
-                f"{ours[0].path} and {baseline[0].path}."
-            )
-        precisions = {str(run.record.mixed_precision) for run in (*ours, *baseline)}
-        if len(precisions) > 1:
-            notes.append(f"The runs differ in precision ({', '.join(sorted(precisions))}).")
-        if empty := [name for name, count in self.num_test_images.items() if count == 0]:
-            notes.append(
-                f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over "
-                "the other classes."
-            )
-        return notes
+        ours, baseline = self.chosen.values()
+        runs = [*ours, *baseline]
+        gains = [100 * choice.gain for choice in self.results.choices]
+        also = [key for key in self.differing_settings if key != "model.init"]
+        growing = ", ".join(str(run.path) for run in runs if run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE)
+        precisions = sorted({str(run.record.mixed_precision) for run in runs})
+        empty = [name for name in runs[0].class_names if name not in scores_on_test(runs[0])["f1_per_class"]]
+        range_of_gains = f"{min(gains):+.1f} to {max(gains):+.1f} points"
+        notes: dict[str | None, object] = {
+            self.leak(): True,
+            self.few_validation_images(): True,
+            f"Depending on the recipe, the gain is {range_of_gains}: see the table of recipes.": self.has_choice,
+            f"The chosen recipes differ in more than their first weights: {', '.join(also)}.": also,
+            f"Longer training may change the difference: the last epoch is the best one of {growing}.": growing,
+            "The pre-trained arm's spread is over fine-tuning seeds of one encoder. Other pre-training seeds may vary "
+            "more.": self.results.pretrained.is_of_one_encoder and len(ours) > 1,
+            "Curves and F1 show all runs; the other pictures show the best run of each arm on validation: "
+            f"{ours[0].path} and {baseline[0].path}.": len(runs) > 2,
+            f"The runs differ in precision ({', '.join(precisions)}).": len(precisions) > 1,
+            f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over the "
+            "other classes.": empty,
+        }
+        return [note for note, applies in notes.items() if note and applies]
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each run, as comparison.json holds it: accuracies and F1 in 0..1."""
+        """Return a row for each run, as comparison.json holds it: accuracies and F1 in 0..1, `inf` for never."""
         return [
             {
                 "run": str(run.path),
@@ -222,17 +184,13 @@ class Comparison:
                 "recipe": recipe_name(recipe, recipes),
                 "chosen": recipe is recipes[0],
                 "seed": run.config.train.seed,
-                "test_accuracy": scores_on_test(run)["accuracy"],
-                "test_f1": scores_on_test(run)["f1"],
-                "test_loss": scores_on_test(run)["loss"],
+                **{f"test_{key}": scores_on_test(run)[key] for key in ("accuracy", "f1", "loss")},
                 "best_validation_accuracy": run.best_validation_accuracy,
                 "best_epoch": run.metrics["best_epoch"],
-                "epochs_to_scratch_best": epochs
-                if np.isfinite(epochs := epochs_to(run, self.results.target))
-                else None,
+                "epochs_to_scratch_best": epochs_to(run, self.results.target),
                 "num_parameters": run.record.num_parameters,
             }
-            for recipes in self.recipes
+            for recipes in self.recipes.values()
             for recipe in recipes
             for run in recipe
         ]
@@ -244,70 +202,55 @@ def spread_text(value: Spread, factor: float = 100, digits: int = 1) -> str:
     return f"{factor * value.center:.{digits}f}{sd}"
 
 
-def interval_text(interval: Interval, form: str) -> str:
-    """Return the ends of an interval in per cent."""
-    return f"{100 * interval.low:{form}} to {100 * interval.high:{form}}"
+def _interval_text(gain: Interval | None) -> str:
+    return f"95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}" if gain else "no interval"
 
 
 def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
-    """Read the runs of both arms and check that they answer one question.
-
-    Args:
-        pretrained: run folders of fine-tuning from a pre-trained encoder.
-        scratch: run folders of the same training from random weights.
+    """Read the run folders of both arms and check that they answer one question.
 
     Raises:
-        ConfigError: a folder that is not a finished run or is in the wrong arm, a seed that a recipe has twice, or a
-            run that differs from the first in images, classes, labels or network.
+        ConfigError: a run is unfinished, in the wrong arm or given twice, or differs in images, classes or network.
     """
     ours, baseline = [read_run(path) for path in pretrained], [read_run(path) for path in scratch]
-    for runs, is_scratch, option in ((ours, False, "--scratch"), (baseline, True, "--pretrained")):
-        for run in runs:
-            require(
-                run.from_scratch == is_scratch,
-                f"{run.path} has model.init {run.config.model.init}: name it after {option}",
-            )
-    first, *others = ours + baseline
-    for other in others:
-        _check_comparable(first, other)
-    return Comparison((_best_recipe_first(ours), _best_recipe_first(baseline)))
+    for run in ours + baseline:
+        option = "--scratch" if run.from_scratch else "--pretrained"
+        message = f"{run.path} has model.init {run.config.model.init}: name it after {option}"
+        require(run.from_scratch == (run in baseline), message)
+        _check_comparable(ours[0], run)
+    return Comparison({PRETRAINED_ARM: _best_recipe_first(ours), SCRATCH_ARM: _best_recipe_first(baseline)})
 
 
-def _best_recipe_first(runs: Sequence[Run]) -> tuple[Recipe, ...]:
-    """Return recipes by their mean best validation accuracy, and the runs of a recipe by theirs."""
-    recipes: dict[Any, list[Run]] = {}
+def _best_recipe_first(runs: list[Run]) -> tuple[Recipe, ...]:
+    """Sort recipes by their mean best validation accuracy, and the runs of a recipe by theirs."""
+    recipes: dict[Any, dict[Any, Run]] = {}
     for run in sorted(runs, key=lambda run: -run.best_validation_accuracy):
-        recipe = recipes.setdefault(run.recipe, [])
-        for other in recipe:
-            seeds = other.config.train.seed, run.config.train.seed
-            require(
-                seeds[0] != seeds[1] or other.encoder != run.encoder,
-                f"{other.path} and {run.path} are the same recipe with the same train.seed {seeds[0]}, and would count "
-                "as two seeds: name one of them",
-            )
-        recipe.append(run)
-    return tuple(
-        sorted(recipes.values(), key=lambda recipe: -np.mean([run.best_validation_accuracy for run in recipe]))
-    )
+        seed = run.config.train.seed
+        other = recipes.setdefault(run.recipe, {}).setdefault((seed, run.encoder), run)
+        require(
+            other is run,
+            f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}, and would count as two "
+            "seeds: name one of them",
+        )
+    found = [tuple(recipe.values()) for recipe in recipes.values()]
+    return tuple(sorted(found, key=lambda recipe: -np.mean([run.best_validation_accuracy for run in recipe])))
 
 
 def _check_comparable(first: Run, other: Run) -> None:
     """Refuse two runs that do not answer the same question."""
-    paths = f"{first.path} and {other.path}"
-    require(
-        first.class_names == other.class_names,
-        f"{first.path} has the classes {', '.join(first.class_names)}, {other.path} {', '.join(other.class_names)}: "
-        "compare runs on the same classes",
-    )
-    shape = [field.name for field in dataclasses.fields(EncoderConfig)]
-    sizes = [name for name in shape if getattr(first.config.model, name) != getattr(other.config.model, name)]
-    require(not sizes, f"{paths} are different networks: they differ in {', '.join('model.' + name for name in sizes)}")
+    both, paths = (first, other), f"{first.path} and {other.path}"
+    classes = [", ".join(run.class_names) for run in both]
+    message = f"{first.path} has the classes {classes[0]}, {other.path} {classes[1]}: compare runs on the same classes"
+    require(first.class_names == other.class_names, message)
+    shape = [f"model.{field.name}" for field in fields(EncoderConfig)]
+    sizes = [key for key, value in first.settings if key in shape and (key, value) not in other.settings]
+    require(not sizes, f"{paths} are different networks: they differ in {', '.join(sizes)}")
     for what, key, are_same in (
         ("trained", "data_fingerprint", True),
         ("validated", "validation_fingerprint", first.validation.are_of_the_same_images(other.validation)),
         ("tested", "test_fingerprint", first.test.are_of_the_same_images(other.test)),
     ):
-        known = [getattr(run.record, key) for run in (first, other)]
+        known = [getattr(run.record, key) for run in both]
         require(
             are_same and known[0] == known[1],
             f"{paths} were {what} on different images or labels ({key} {known[0]} and {known[1]} in run.json): compare "

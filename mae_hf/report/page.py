@@ -6,52 +6,45 @@ import re
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mae_hf.evaluation.statistics import Interval, Spread
-from mae_hf.report.comparison import Comparison, interval_text, spread_text
+from mae_hf.report.comparison import Comparison, spread_text
 from mae_hf.report.pictures import Pictures
-from mae_hf.report.results import f1_of_classes, recall_of_classes
+from mae_hf.report.results import Recipe, f1_of_classes, scores_on_test
 from mae_hf.training.provenance import RunRecord
 
 UNKNOWN = "unknown"
-# Strategies that an Accelerate config asks for, as run.json names them.
-_CONFIGS = {"FSDP": "configs/accelerate/fsdp2.yaml", "DEEPSPEED": "configs/accelerate/zero2.yaml"}
 
 
 def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_dir: str) -> str:
     """Return the whole report, with pictures, style and script inside, so that it requests nothing.
 
-    The template escapes every text that it inserts.
-
-    Args:
-        comparison: the runs and their results.
-        drawn: its pictures.
-        notes: what a reader must know to judge the numbers.
-        output_dir: where the report goes, as the command names it.
+    The template escapes every text that it inserts. A reader needs the notes to judge the numbers. `output_dir` is
+    where the report goes, as the command names it.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.loader = PackageLoader("mae_hf.report", ".")
     environment.filters |= _FILTERS
     environment.tests["nan"] = math.isnan
-    template = environment.from_string(files("mae_hf.report").joinpath("report.html").read_text(encoding="utf-8"))
     origins = [origin for origin in comparison.origins if origin.record != RunRecord()]
     records = {f"pre-training of {origin.init}": origin.record for origin in origins}
     records |= {str(run.path): run.record for run in comparison.runs}
+    names = comparison.runs[0].class_names
+    counts = np.bincount(comparison.runs[0].test.labels, minlength=len(names)).tolist()
     versions = {", ".join(f"{name} {version}" for name, version in it.versions.items()) for it in records.values()}
-    return template.render(
+    return environment.get_template("report.html").render(
         comparison=comparison,
         arms=list(comparison.arms),
         drawn=drawn,
         notes=notes,
-        num_test_images=comparison.num_test_images,
-        recall=[recall_of_classes(arm) for arm in comparison.chosen],
-        f1=[f1_of_classes(arm) for arm in comparison.chosen],
+        num_test_images=dict(zip(names, counts, strict=True)),
+        recall=[_recall_of_classes(arm) for arm in comparison.chosen.values()],
+        f1=[f1_of_classes(arm) for arm in comparison.chosen.values()],
         labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
@@ -73,22 +66,28 @@ def _labelled_duplicates(comparison: Comparison) -> tuple[int, int] | None:
     return None
 
 
+def _recall_of_classes(runs: Recipe) -> dict[str, float]:
+    """The share of each class that is recognised, the mean over runs; NaN for a class without test images."""
+    matrix = np.mean([scores_on_test(run)["confusion_matrix"] for run in runs], axis=0)
+    with np.errstate(invalid="ignore"):
+        return dict(zip(runs[0].class_names, np.diag(matrix) / matrix.sum(axis=1), strict=True))
+
+
 def _commands(comparison: Comparison, output_dir: str) -> list[str]:
     """The command lines that made all of it, in their order."""
-    lines = [line for origin in comparison.origins if (line := _launch(origin.record))]
-    lines += [_launch(run.record) or f"# {run.path}: its command is unknown" for run in comparison.runs]
+    lines = [_launch(origin.record) for origin in comparison.origins if origin.record.command]
+    for run in comparison.runs:
+        lines.append(_launch(run.record) if run.record.command else f"# {run.path}: its command is unknown")
     options = zip(("--pretrained", "--scratch"), comparison.arms.values(), strict=True)
     arms = [word for option, runs in options for word in (option, *(str(run.path) for run in runs))]
     return [*lines, shlex.join(["python", "scripts/compare.py", *arms, "--output_dir", output_dir])]
 
 
-def _launch(record: RunRecord) -> str | None:
+def _launch(record: RunRecord) -> str:
     """The command of a run, with the precision, processes and strategy that `accelerate launch` had."""
-    if not record.command:
-        return None
     words = ["accelerate", "launch"]
-    if record.strategy in _CONFIGS:
-        words += ["--config_file", _CONFIGS[record.strategy]]
+    if record.strategy == "FSDP":
+        words += ["--config_file", "configs/accelerate/fsdp2.yaml"]
     elif record.strategy != "NO":
         words = [*(["ACCELERATE_USE_CPU=true"] if record.strategy == "MULTI_CPU" else []), *words, "--multi_gpu"]
     words += ["--mixed_precision", record.mixed_precision] if record.mixed_precision else []
@@ -97,26 +96,20 @@ def _launch(record: RunRecord) -> str | None:
     return f"{shlex.join(words)} {record.command}{where if record.num_machines > 1 else ''}"
 
 
-def _pieces(text: str) -> list[str]:
-    """The text, cut where a long path or name may break into the next line."""
-    return re.split(r"(?<=[/._])(?=[^\W\d])", text)
-
-
 def _number(value: float | None, form: str = ",", factor: float = 1, unknown: str = "–") -> tuple[str, float]:
     """The text of a number, and the number to sort by."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return unknown, math.nan
     return f"{factor * value:{form}}", value
 
 
-def _interval(interval: Interval | None, form: str = ".1f") -> str:
-    return interval_text(interval, form) if interval else "none: all images alike"
-
-
-def _over_runs(value: Spread) -> str:
-    if value.low is None or value.high is None:
-        return "unknown: one number" if len(value.values) == 1 else "none: all alike"
-    return interval_text(Interval(value.low, value.high), ".1f")
+def _interval(value: Interval | Spread | None, form: str = ".1f") -> str:
+    """The ends of an interval over images or over runs in per cent, or why it has none."""
+    if isinstance(value, Spread) and len(value.values) == 1:
+        return "unknown: one number"
+    if value is None or value.low is None or value.high is None:
+        return "none: all alike" if value else "none: all images alike"
+    return f"{100 * value.low:{form}} to {100 * value.high:{form}}"
 
 
 def _epoch(value: float) -> str:
@@ -137,12 +130,6 @@ def _setting(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _commit(commit: str | None) -> str:
-    """The first 12 digits, and whether there were uncommitted changes."""
-    digits, dash, changed = (commit or UNKNOWN).partition("-")
-    return digits[:12] + dash + changed
-
-
 def _minutes(record: RunRecord) -> str:
     """From the first start to the end; an interrupted run counts its pause."""
     try:
@@ -154,16 +141,15 @@ def _minutes(record: RunRecord) -> str:
 
 _FILTERS = {
     "base64": lambda path: base64.b64encode(Path(path).read_bytes()).decode(),
-    "pieces": _pieces,
+    "pieces": lambda text: re.split(r"(?<=[/._])(?=[^\W\d])", text),  # a long path or name may break between them
     "thousands": lambda number: UNKNOWN if number is None else f"{number:,}",
     "number": _number,
     "spread": spread_text,
     "interval": _interval,
-    "over_runs": _over_runs,
     "epoch": _epoch,
     "range_of_epochs": _range_of_epochs,
     "setting": _setting,
     "precision": lambda name: "fp32" if name == "no" else name or UNKNOWN,
-    "commit": _commit,
+    "commit": lambda commit: re.sub("^(.{12})[0-9a-f]*", r"\1", commit or UNKNOWN),  # its -dirty, too
     "minutes": _minutes,
 }

@@ -87,7 +87,7 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
 
 def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
     """Draw curves, confusion matrices and F1 per class."""
-    chosen = dict(zip(comparison.arms, comparison.chosen, strict=True))
+    chosen = comparison.chosen
     curves = {arm: [run.history for run in runs] for arm, runs in chosen.items()}
     others = {arm: [run.history for run in runs if run not in chosen[arm]] for arm, runs in comparison.arms.items()}
     title = "Fine-tuning on the same labels"
@@ -96,7 +96,7 @@ def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
     num_images = f"{len(comparison.runs[0].test):,}"
     title = f"Confusion on the {num_images} test images"
     drawn.add("confusion", charts.confusion_figure(matrices, comparison.runs[0].class_names, title))
-    title = f"F1 on the {num_images} test images{', means over runs' if max(map(len, comparison.chosen)) > 1 else ''}"
+    title = f"F1 on the {num_images} test images{', means over runs' if max(map(len, chosen.values())) > 1 else ''}"
     drawn.add("f1_per_class", charts.bars_figure({arm: f1_of_classes(runs) for arm, runs in chosen.items()}, title))
 
 

@@ -6,36 +6,22 @@ bootstrap repeats that choice on resampled images.
 Shapes: n images.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_hf.evaluation import statistics
 from mae_hf.evaluation.metrics import classification_metrics
-from mae_hf.evaluation.statistics import (
-    Candidates,
-    Interval,
-    McNemar,
-    Spread,
-    Welch,
-    epochs_to_reach,
-    mcnemar,
-    mean_spread,
-    mean_under_curve,
-    median_spread,
-    percentile_interval,
-    resample_arms,
-    welch,
-)
+from mae_hf.evaluation.statistics import Candidates, Interval, Resampled, Spread
 from mae_hf.training.finished_runs import TOLERANCE, Run
 
 Recipe = Sequence[Run]
-Units = Literal["seeds", "encoders", "fine-tuning seeds of one encoder"]
+_ONE_ENCODER = "fine-tuning seeds of one encoder"
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class Arm:
     """
 
     seeds: tuple[int, ...]  # of its runs
-    spread_over: Units
+    spread_over: str  # `seeds`, `encoders` or `fine-tuning seeds of one encoder`
     num_units: int
     accuracy: Spread  # on test images, as F1 and loss
     f1: Spread
@@ -60,24 +46,24 @@ class Arm:
     @property
     def is_of_one_encoder(self) -> bool:
         """Whether its spread leaves out pre-training."""
-        return self.spread_over == "fine-tuning seeds of one encoder"
+        return self.spread_over == _ONE_ENCODER
 
     def describe_units(self) -> str:
         """Return what its spread is over, such as `3 encoders`."""
         if self.num_units == 1:
             return "1 run"
-        count = f"{self.num_units} {self.spread_over}"
-        return f"{count} (each the mean of its fine-tuning runs)" if len(self.seeds) > self.num_units else count
+        means = " (each the mean of its fine-tuning runs)" if len(self.seeds) > self.num_units else ""
+        return f"{self.num_units} {self.spread_over}{means}"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A paired test of two runs on the same test images."""
+class PairedTest:
+    """A test of two runs on the same test images."""
 
     pretrained: str  # its run folder
     scratch: str  # its run folder
     seed: int | None  # of both; None where no seeds match, and the best runs on validation are paired
-    test: McNemar  # first: pre-trained
+    test: statistics.McNemar  # first: pre-trained
 
 
 @dataclass(frozen=True)
@@ -118,80 +104,39 @@ class Results:
     unseen: Unseen | None  # None where the unseen images are unknown, all or none
     gain: float  # of test accuracy, in 0..1; negative where pre-training lost
     gain_interval: Interval | None  # resamples validation images, chooses the recipes, and resamples test images
-    seeds_test: Welch | None  # None without several independent runs of the pipeline in both arms
-    pairs: tuple[Pair, ...]
+    seeds_test: statistics.Welch | None  # None without several independent runs of the pipeline in both arms
+    pairs: tuple[PairedTest, ...]
     target: float  # the scratch arm's best validation accuracy, the mean over its runs
     epochs: tuple[float, float] | None  # the range in which every run was evaluated
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all numbers, with None for what is unknown and for epochs that are never reached."""
-        return _without_infinity(dataclasses.asdict(self))
-
-
-def _without_infinity(value: Any) -> Any:
-    """JSON has no word for infinity."""
-    if isinstance(value, dict):
-        return {key: _without_infinity(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_infinity(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measure(pretrained: Sequence[Recipe], scratch: Sequence[Recipe]) -> Results:
     """Return the results of two arms that were validated and tested on the same images.
 
-    Args:
-        pretrained: the recipes of the arm, the chosen one first; its runs, the best by validation first.
-        scratch: the same of the other arm.
+    The first recipe of each arm is the chosen one, and its first run the best on validation.
     """
     ours, baseline = pretrained[0], scratch[0]
     target = float(np.mean([run.best_validation_accuracy for run in baseline]))
     curves = [run.curve[0] for run in (*ours, *baseline)]
     start, end = max(epochs[0] for epochs in curves), min(epochs[-1] for epochs in curves)
     shared = (start, end) if start < end else None
-    candidates = [
-        Candidates(
-            validation=np.array([_share_correct(runs, lambda run: run.validation.correct) for runs in recipes]),
-            test=np.array([_share_correct(runs, lambda run: run.test.correct) for runs in recipes]),
-        )
-        for recipes in (pretrained, scratch)
-    ]
-    resampled = resample_arms(candidates)
-    arms = [
-        _arm(runs, target, shared, percentile_interval(arm.accuracy))
-        for runs, arm in zip((ours, baseline), resampled, strict=True)
-    ]
-    are_independent = not any(arm.is_of_one_encoder for arm in arms)
+    candidates = [_candidates(pretrained), _candidates(scratch)]
+    resampled = statistics.resample_arms(candidates)
+    arms = [_arm(ours, target, shared, resampled[0]), _arm(baseline, target, shared, resampled[1])]
+    independent = [arm.accuracy.values for arm in arms if not arm.is_of_one_encoder]
     masks = [run.test.seen for run in ours if run.test.seen is not None]
     seen = np.any(masks, axis=0) if len(masks) == len(ours) else None
-    accuracies = [arm.test.mean(axis=1) for arm in candidates]
     return Results(
         pretrained=arms[0],
         scratch=arms[1],
-        choices=tuple(
-            Choice(
-                is_pretrained=is_pretrained,
-                is_chosen=number == 0,
-                name=recipe_name(runs, recipes),
-                num_runs=len(runs),
-                validation_accuracy=float(np.mean([run.best_validation_accuracy for run in runs])),
-                chosen=float(resampled[not is_pretrained].chosen[number]),
-                accuracy=float(own[number]),
-                gain=float(own[number] - other[0] if is_pretrained else other[0] - own[number]),
-            )
-            for is_pretrained, recipes, own, other in (
-                (True, pretrained, *accuracies),
-                (False, scratch, *reversed(accuracies)),
-            )
-            for number, runs in enumerate(recipes)
-        ),
+        choices=tuple(_choices((pretrained, scratch), candidates, resampled)),
         num_test_images=len(baseline[0].test),
         num_validation_images=len(baseline[0].validation),
         num_seen_test_images=None if seen is None else int(seen.sum()),
         unseen=None if seen is None or not 0 < seen.sum() < len(seen) else _unseen(ours, baseline, candidates, ~seen),
         gain=arms[0].accuracy.center - arms[1].accuracy.center,
-        gain_interval=percentile_interval(resampled[0].accuracy - resampled[1].accuracy),
-        seeds_test=welch(arms[0].accuracy.values, arms[1].accuracy.values) if are_independent else None,
+        gain_interval=statistics.percentile_interval(resampled[0].accuracy - resampled[1].accuracy),
+        seeds_test=statistics.welch(*independent) if len(independent) == 2 else None,
         pairs=_pairs(ours, baseline),
         target=target,
         epochs=shared,
@@ -213,80 +158,90 @@ def scores_on_test(run: Run) -> dict[str, Any]:
 
 def epochs_to(run: Run, accuracy: float) -> float:
     """Return the first epoch at which validation accuracy is at least `accuracy`; `inf` if it never is."""
-    return epochs_to_reach(*run.curve, accuracy - TOLERANCE)
+    return statistics.epochs_to_reach(*run.curve, accuracy - TOLERANCE)
 
 
 def f1_of_classes(runs: Recipe) -> dict[str, float]:
     """Return F1 of each class, the mean over runs; NaN for a class without test images."""
-    names, tested = runs[0].class_names, set(runs[0].test.labels.tolist())
-    return {
-        name: float(np.mean([scores_on_test(run)["f1_per_class"][name] for run in runs])) if i in tested else math.nan
-        for i, name in enumerate(names)
-    }
+    scores = [scores_on_test(run)["f1_per_class"] for run in runs]
+    return {name: float(np.mean([of_run.get(name, math.nan) for of_run in scores])) for name in runs[0].class_names}
 
 
-def recall_of_classes(runs: Recipe) -> dict[str, float]:
-    """Return the share of each class that is recognised, the mean over runs; NaN for a class without test images."""
-    matrix = np.mean([scores_on_test(run)["confusion_matrix"] for run in runs], axis=0)
-    with np.errstate(invalid="ignore"):
-        return dict(zip(runs[0].class_names, np.diag(matrix) / matrix.sum(axis=1), strict=True))
-
-
-def _units(runs: Recipe) -> list[list[Run]]:
-    """The independent units of an arm: its encoders with their fine-tuning runs; with at most one encoder, its runs."""
+def _means_of_units(runs: Recipe, value: Callable[[Run], Any]) -> list[Any]:
+    """The mean number or array of each independent unit: of an encoder's runs; with at most one encoder, of a run."""
     by_encoder: dict[str | None, list[Run]] = {}
     for run in runs:
         by_encoder.setdefault(run.encoder, []).append(run)
-    return list(by_encoder.values()) if len(by_encoder) > 1 else [[run] for run in runs]
+    units = list(by_encoder.values()) if len(by_encoder) > 1 else [[run] for run in runs]
+    return [np.mean([value(run) for run in unit], axis=0) for unit in units]
 
 
-def _of_units(runs: Recipe, number: Callable[[Run], float]) -> Spread:
-    return mean_spread([float(np.mean([number(run) for run in unit])) for unit in _units(runs)])
+def _spread(runs: Recipe, number: Callable[[Run], float]) -> Spread:
+    return statistics.mean_spread(_means_of_units(runs, number))
 
 
-def _share_correct(runs: Recipe, correct: Callable[[Run], NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """The share of the runs that classify each image correctly, (n,); every unit has the same weight."""
-    return np.mean([np.mean([correct(run) for run in unit], axis=0) for unit in _units(runs)], axis=0)
+def _candidates(recipes: Sequence[Recipe]) -> Candidates:
+    def share_correct(correct: Callable[[Run], NDArray[np.bool_]]) -> NDArray[np.float64]:
+        return np.array([np.mean(_means_of_units(runs, correct), axis=0) for runs in recipes])
+
+    return Candidates(share_correct(lambda run: run.validation.correct), share_correct(lambda run: run.test.correct))
 
 
-def _arm(runs: Recipe, target: float, epochs: tuple[float, float] | None, interval: Interval | None) -> Arm:
+def _arm(runs: Recipe, target: float, epochs: tuple[float, float] | None, resampled: Resampled) -> Arm:
+    accuracy = _spread(runs, lambda run: run.test.correct.mean())
     has_encoders = len({run.encoder for run in runs}) > 1
     return Arm(
         seeds=tuple(run.config.train.seed for run in runs),
-        spread_over=(
-            "seeds" if runs[0].from_scratch else "encoders" if has_encoders else "fine-tuning seeds of one encoder"
+        spread_over="seeds" if runs[0].from_scratch else "encoders" if has_encoders else _ONE_ENCODER,
+        num_units=len(accuracy.values),
+        accuracy=accuracy,
+        f1=_spread(runs, lambda run: scores_on_test(run)["f1"]),
+        loss=_spread(runs, lambda run: scores_on_test(run)["loss"]),
+        best_validation_accuracy=_spread(runs, lambda run: run.best_validation_accuracy),
+        accuracy_interval=statistics.percentile_interval(resampled.accuracy),
+        mean_validation_accuracy=(
+            _spread(runs, lambda run: statistics.mean_under_curve(*run.curve, *epochs)) if epochs else None
         ),
-        num_units=len(_units(runs)),
-        accuracy=_of_units(runs, lambda run: float(run.test.correct.mean())),
-        f1=_of_units(runs, lambda run: scores_on_test(run)["f1"]),
-        loss=_of_units(runs, lambda run: scores_on_test(run)["loss"]),
-        best_validation_accuracy=_of_units(runs, lambda run: run.best_validation_accuracy),
-        accuracy_interval=interval,
-        mean_validation_accuracy=_of_units(runs, lambda run: mean_under_curve(*run.curve, *epochs)) if epochs else None,
-        epochs_to_target=median_spread([epochs_to(run, target) for run in runs]),
+        epochs_to_target=statistics.median_spread([epochs_to(run, target) for run in runs]),
     )
+
+
+def _choices(
+    arms: Sequence[Sequence[Recipe]], candidates: Sequence[Candidates], resampled: Sequence[Resampled]
+) -> Iterator[Choice]:
+    """Every recipe of the pre-trained arm, then of the other arm."""
+    accuracies = [of_arm.test.mean(axis=1) for of_arm in candidates]
+    for arm, recipes in enumerate(arms):
+        for number, runs in enumerate(recipes):
+            accuracy = [accuracies[0][0], accuracies[1][0]]  # of both arms, if validation had chosen this recipe
+            accuracy[arm] = accuracies[arm][number]
+            yield Choice(
+                is_pretrained=arm == 0,
+                is_chosen=number == 0,
+                name=recipe_name(runs, recipes),
+                num_runs=len(runs),
+                validation_accuracy=float(np.mean([run.best_validation_accuracy for run in runs])),
+                chosen=float(resampled[arm].chosen[number]),
+                accuracy=float(accuracy[arm]),
+                gain=float(accuracy[0] - accuracy[1]),
+            )
 
 
 def _unseen(ours: Recipe, baseline: Recipe, candidates: Sequence[Candidates], rows: NDArray[np.bool_]) -> Unseen:
-    resampled = resample_arms([dataclasses.replace(arm, test=arm.test[:, rows]) for arm in candidates])
-    spreads = [_of_units(runs, lambda run: float(run.test.correct[rows].mean())) for runs in (ours, baseline)]
-    return Unseen(
-        num_images=int(rows.sum()),
-        pretrained=spreads[0],
-        scratch=spreads[1],
-        gain=spreads[0].center - spreads[1].center,
-        gain_interval=percentile_interval(resampled[0].accuracy - resampled[1].accuracy),
-    )
+    pretrained, scratch = (_spread(runs, lambda run: run.test.correct[rows].mean()) for runs in (ours, baseline))
+    resampled = statistics.resample_arms([replace(arm, test=arm.test[:, rows]) for arm in candidates])
+    interval = statistics.percentile_interval(resampled[0].accuracy - resampled[1].accuracy)
+    return Unseen(int(rows.sum()), pretrained, scratch, pretrained.center - scratch.center, interval)
 
 
-def _pairs(pretrained: Recipe, scratch: Recipe) -> tuple[Pair, ...]:
+def _pairs(pretrained: Recipe, scratch: Recipe) -> tuple[PairedTest, ...]:
     """Tests of runs of equal seed; where there are none, of the best run of each arm by validation."""
     # with several encoders, of a seed's runs the best by validation: every scratch run is in one pair
     ours, baseline = ({run.config.train.seed: run for run in reversed(arm)} for arm in (pretrained, scratch))
     pairs: list[tuple[int | None, Run, Run]] = [
-        (seed, ours[seed], baseline[seed]) for seed in sorted(ours) if seed in baseline
+        (seed, ours[seed], baseline[seed]) for seed in sorted(ours.keys() & baseline.keys())
     ]
     return tuple(
-        Pair(str(first.path), str(second.path), seed, mcnemar(first.test.correct, second.test.correct))
+        PairedTest(str(first.path), str(second.path), seed, statistics.mcnemar(first.test.correct, second.test.correct))
         for seed, first, second in pairs or [(None, pretrained[0], scratch[0])]
     )

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from mae_hf.errors import require
@@ -15,10 +16,10 @@ from mae_hf.report.results import f1_of_classes, scores_on_test
 
 
 def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
-    """Draws and writes everything into `output_dir`, `index.html` last, and returns that page's path.
+    """Draw and write everything into `output_dir`, `index.html` last, and return that page's path.
 
-    What cannot be drawn, because images or the pre-training run are no longer there, is left out; the page and one
-    warning say so.
+    What cannot be drawn, because images or the pre-training run are missing, is left out; the page and a warning say
+    so.
 
     Raises:
         ConfigError: `output_dir` is not a folder.
@@ -35,19 +36,20 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
     content = {
         "answer": comparison.answer(),
         "details": comparison.details(),
-        "points": comparison.points,
-        "results": comparison.results.to_json(),
+        "points": 100 * comparison.results.gain,
+        "results": asdict(comparison.results),
         "runs": comparison.table(),
         "class_names": comparison.runs[0].class_names,
         "f1_per_class": {
             arm: {name: f1 for name, f1 in f1_of_classes(runs).items() if not math.isnan(f1)}
-            for arm, runs in zip(comparison.arms, comparison.chosen, strict=True)
+            for arm, runs in comparison.chosen.items()
         },
         "confusion_matrix": {name: scores_on_test(run)["confusion_matrix"] for name, run in comparison.best.items()},
         "calibration_error": drawn.calibration_error,
         "trustworthiness": drawn.trustworthiness,
         "notes": [*notes, *drawn.notes],
     }
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no word for infinity
     write_text(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
     write_text(folder / "index.html", page(comparison, drawn, notes, str(output_dir)))
     return folder / "index.html"
@@ -55,21 +57,16 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
 
 def text_table(comparison: Comparison) -> str:
     """Return the table for a terminal, a line per run; `*` marks the runs that the answer is about."""
-    titles = ("accuracy", "macro-F1", "loss", "best val", "at epoch", "epochs to scratch best")
-    rows = [("run", "started from", *titles)]
+    titles = ("run", "started from", "accuracy", "macro-F1", "loss", "best val", "at epoch", "epochs to scratch best")
+    rows = [titles]
     for row in comparison.table():
-        accuracy, f1, best = (
-            f"{100 * row[key]:.2f}" for key in ("test_accuracy", "test_f1", "best_validation_accuracy")
-        )
+        percents = (100 * row[key] for key in ("test_accuracy", "test_f1", "best_validation_accuracy"))
+        accuracy, f1, best = (f"{percent:.2f}" for percent in percents)
         reached = row["epochs_to_scratch_best"]
-        epochs = (f"{row['best_epoch']:g}", "not reached" if reached is None else f"{reached:g}")
-        name = f"{'* ' if row['chosen'] else ''}{row['run']}"
+        epochs = f"{row['best_epoch']:g}", f"{reached:g}" if math.isfinite(reached) else "not reached"
+        name = f"* {row['run']}" if row["chosen"] else row["run"]
         rows.append((name, row["init"], accuracy, f1, f"{row['test_loss']:.3f}", best, *epochs))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    form = "  ".join(f"{{:{'<' if number < 2 else '>'}{width}}}" for number, width in enumerate(widths))
+    head, *lines = (form.format(*row) for row in rows)
+    return "\n".join([head, "-" * len(head), *lines])

@@ -1,5 +1,6 @@
 """Comparing runs: the numbers come from the files, and what cannot be compared is refused in one line."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_a_recipe_counts_with_all_its_seeds_and_is_chosen_by_their_mean(tmp_path
         "shaky0",
         "shaky1",
     ]
-    assert [run.path.name for run in comparison.chosen[1]] == ["steady1", "steady2", "steady0"]
+    assert [run.path.name for run in comparison.chosen["from scratch"]] == ["steady1", "steady2", "steady0"]
     answer = comparison.answer()
     assert "from scratch 75.0 ± 25.0 %: less than 0.1 points apart" in answer  # 50, 75 and 100 %
     details = comparison.details()
@@ -110,7 +111,11 @@ def test_epochs_to_the_scratch_models_best_are_counted_or_not_reached(tmp_path, 
     slow = write_run(tmp_path / "slow", "encoder", HALF, curve=(0.1, 0.2), seed=1)
     rows = {Path(row["run"]).name: row for row in compare_runs([runs[0], slow], [runs[1]]).table()}
     # Scratch's best is 0.65, at epoch 2; the pre-trained run has 0.6 after epoch 1 and 0.7 after epoch 2.
-    assert {name: row["epochs_to_scratch_best"] for name, row in rows.items()} == {"mae": 2, "slow": None, "scratch": 2}
+    assert {name: row["epochs_to_scratch_best"] for name, row in rows.items()} == {
+        "mae": 2,
+        "slow": math.inf,
+        "scratch": 2,
+    }
     assert rows["mae"]["best_epoch"] == 3 and rows["mae"]["num_parameters"] == 1234
 
 

@@ -65,6 +65,18 @@ def test_a_choice_of_recipe_on_few_validation_images_is_warned_of(tmp_path, caps
     )
 
 
+def test_json_says_null_where_a_target_was_not_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder: Pictures(folder))
+    slow = write_run(tmp_path / "slow", "encoder", HALF, curve=(0.1, 0.2))
+    scratch = write_run(tmp_path / "scratch", "scratch", HALF, curve=(0.3, 0.65))
+    report = write.write_report(compare_runs([slow], [scratch]), tmp_path / "out")
+    text = (report.parent / "comparison.json").read_text()
+    numbers = json.loads(text)
+    assert numbers["results"]["pretrained"]["epochs_to_target"]["values"] == [None]
+    assert [run["epochs_to_scratch_best"] for run in numbers["runs"]] == [None, 2]
+    assert "Infinity" not in text and "NaN" not in text
+
+
 def test_an_output_folder_that_is_a_file_is_refused(comparison, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="out is not a folder: choose another --output_dir"):
