@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import tempfile
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -26,6 +25,7 @@ from mae_hf.data.cores import num_cores
 from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, clean, require, warn
+from mae_hf.files import beside_of, write_file, write_json
 
 FORMAT_VERSION = 2  # increase it when an image would be decoded to other pixels
 TASKS_AHEAD = 16  # enough to decode on while the disk is slow
@@ -109,13 +109,11 @@ def _read(array_file: Path, split: Split, image_size: int, was_there: bool) -> S
 
 def _build(array_file: Path, split: Split, image_size: int) -> None:
     """Decode a split into `array_file`, and write its record last."""
-    array_file.parent.mkdir(parents=True, exist_ok=True)
-    # A random name, because another process, or another machine on a shared disk, may build the same store now.
-    temporary = array_file.with_suffix(f".{secrets.token_hex(8)}.tmp")
     bad: list[tuple[int, str]] = []
     digest = hashlib.sha256()
-    try:
-        with open(temporary, "wb") as file, contextlib.closing(_decoded(split, image_size)) as decoded:
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file, contextlib.closing(_decoded(split, image_size)) as decoded:
             _write_header(file, len(split), image_size)
             for row, result in enumerate(decoded):
                 if isinstance(result, np.ndarray):
@@ -128,17 +126,14 @@ def _build(array_file: Path, split: Split, image_size: int) -> None:
                 raise ConfigError(f"{what}: are these images? (--data.source)")
             file.seek(0)
             _write_header(file, len(split) - len(bad), image_size)  # as long as the first: NumPy leaves room
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, array_file)
-        if bad:
-            lines = [clean(f"{split.where(row)}: {reason}") for row, reason in bad]
-            array_file.with_suffix(".bad.txt").write_text("\n".join(lines) + "\n")
-        record = {"source": split.source, "skipped": bad, "sha256": digest.hexdigest()}
-        temporary.write_text(json.dumps(record))
-        os.replace(temporary, array_file.with_suffix(".json"))
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    array_file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(array_file, write, shared=True)
+    if bad:
+        lines = [clean(f"{split.where(row)}: {reason}") for row, reason in bad]
+        array_file.with_suffix(".bad.txt").write_text("\n".join(lines) + "\n")
+    record = {"source": split.source, "skipped": bad, "sha256": digest.hexdigest()}
+    write_json(array_file.with_suffix(".json"), record, shared=True)
 
 
 def _describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
@@ -152,8 +147,8 @@ def _describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
 
 
 def _sweep(array_file: Path) -> None:
-    """Remove what killed processes left of an array; each file may be as large as the array."""
-    left = list(array_file.parent.glob(f"{array_file.stem}.*.tmp"))
+    """Remove what killed processes left of an array, or of its record; it may be as large as the array."""
+    left = list(array_file.parent.glob(beside_of(array_file.with_name(f"{array_file.stem}.*")).name))
     if not left:
         return
     with tempfile.TemporaryFile(dir=array_file.parent) as probe:

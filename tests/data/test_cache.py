@@ -357,7 +357,8 @@ def test_leftovers_of_killed_processes_are_swept_and_files_in_use_are_not(tmp_pa
     array = open_store(split, 8, config).path
     if not is_complete:
         array.unlink()
-    left, in_use, others = (tmp_path / f"{name}.tmp" for name in (f"{array.stem}.00ff", f"{array.stem}.11ee", "mine"))
+    names = (f".{array.name}.00ff.partial", f".{array.name}.11ee.partial", ".mine.partial")
+    left, in_use, others = (tmp_path / name for name in names)
     for file in (left, in_use, others):
         file.write_bytes(b"half")
     for file in (left, others):
@@ -386,7 +387,7 @@ def test_a_signal_during_decoding_ends_in_one_line_and_leaves_no_file(tmp_path):
     command = [sys.executable, str(tmp_path / "script.py"), str(cache)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not any(file.stat().st_size > 2**20 for file in cache.glob("*.tmp")):
+    while not any(file.stat().st_size > 2**20 for file in cache.glob(".*.partial")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.terminate()
