@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from transformers import PreTrainedModel
 
 from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig
+from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit
@@ -135,7 +136,7 @@ def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _is_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+    return is_hub_id(name) and not Path(name).exists()
 
 
 def _public_name(name: str) -> str:

@@ -16,8 +16,8 @@ from mae_hf.data.dataset import (
 )
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.stream.notes import describe_notes, read_notes
+from mae_hf.data.stream.order import Stream
 from mae_hf.data.stream.reader import StreamedImages, load_stream
-from mae_hf.data.stream.shards import Stream
 from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
 from mae_hf.evaluation.reconstruction import save_reconstructions

@@ -5,18 +5,14 @@ from pathlib import Path
 
 from mae_hf.errors import require
 
+SHARD_SUFFIXES = (".parquet", ".tar")
+
 
 def check_source(source: str, streaming: bool = False) -> None:
-    """Raise ConfigError unless a source can be read or may be a Hub id.
-
-    Args:
-        source: as the user named it.
-        streaming: whether its images are streamed from shards.
-    """
+    """Raise ConfigError unless a source can be read, or streamed from shards, or may be a Hub id."""
     path = Path(source).expanduser()
-    suffixes = (".parquet", ".tar") if streaming else (".parquet",)
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not source.endswith((".parquet", ".tar"))
-    exists = path.is_dir() or (path.is_file() and path.suffix in suffixes) or bool(is_hub_id)
+    suffixes = SHARD_SUFFIXES if streaming else (".parquet",)
+    exists = path.is_dir() or (path.is_file() and path.suffix in suffixes) or is_hub_id(source)
     if streaming:
         require(
             exists or is_address(source),
@@ -24,16 +20,18 @@ def check_source(source: str, streaming: bool = False) -> None:
             "such file, an address (https://..., {000..099} for many files) or a Hub id user/name (--data.source)",
         )
         return
-    require(
-        not is_address(source),
-        f"{source} is an address: only pretrain can stream it (--data.streaming true). For other commands, "
-        "download the files",
-    )
+    fix = "only pretrain can stream it (--data.streaming true). For other commands, download the files"
+    require(not is_address(source), f"{source} is an address: {fix}")
     require(
         source == "digits" or exists,
         f"{source} is neither a folder nor a parquet file that exists. Name `digits`, a Hub id user/name, or a folder "
         "of parquet files, images or STL-10 binaries (--data.source)",
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a Hub id, user/name, and is not that of a file of images."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not name.endswith(SHARD_SUFFIXES)
 
 
 def is_address(source: str) -> bool:

@@ -1,8 +1,11 @@
-"""What the datasets library can read: parquet files, folders of images and Hub datasets, as splits by role."""
+"""The splits of parquet files, folders of images and Hub datasets by role, and the shards that can be streamed."""
 
+import glob
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import datasets
 import pyarrow.dataset
@@ -11,31 +14,70 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi, metadata_load
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from mae_hf.data.locations import SHARD_SUFFIXES, check_source, is_address
 from mae_hf.data.splits import names_by_role, role_of
 from mae_hf.errors import ConfigError, require
 
 
 def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
-    """The splits of a source that the datasets library reads, by role.
-
-    Args:
-        source: parquet file, folder of parquet files or of images, or Hub id, after `check_source`.
-        revision: branch, tag or commit of a Hub dataset.
+    """The splits by role of a parquet file, a folder of parquet files or of images, or a Hub dataset.
 
     Raises:
         ConfigError: the source does not exist or cannot be read, or the names of its splits are not clear.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".parquet":
-        return _read_parquet(source, files_by_split([path]))
+        return _read_parquet(source, _files_by_split([path]))
     if path.is_dir() and any(path.rglob("*.parquet")):
-        return _read_parquet(source, files_by_card(path) or files_by_split(sorted(path.rglob("*.parquet")), path))
+        return _read_parquet(source, _files_by_card(path) or _files_by_split(sorted(path.rglob("*.parquet")), path))
     if path.is_dir():
         return _read_image_folder(source, path)
     return _read_hub(source, revision)
 
 
-def files_by_card(folder: Path) -> dict[str, list[str]]:
+def find_shards(source: str, revision: str | None) -> list[str]:
+    """The paths or addresses of the shards to pre-train on: the files of the split `unlabeled`, or else of `train`.
+
+    Raises:
+        ConfigError: the source does not exist, has no such split, or has files of other kinds.
+    """
+    check_source(source, streaming=True)
+    path = Path(source).expanduser()
+    if is_address(source):
+        groups = {"unlabeled": expand_address(source)}
+    elif path.is_file():
+        groups = {"unlabeled": [str(path)]}
+    elif path.is_dir():
+        groups = _files_by_card(path)
+        for name, patterns in groups.items():
+            groups[name] = [file for pattern in patterns for file in sorted(glob.glob(pattern))]
+        shards = sorted(file for file in path.rglob("*") if file.suffix in SHARD_SUFFIXES)
+        groups = groups or _files_by_split(shards, path)
+    else:
+        _ask_hub(source, revision)
+        listed = _load(source, datasets.load_dataset_builder, source, revision=revision).config.data_files or {}
+        groups = {str(name): list(files) for name, files in listed.items()}
+    names = names_by_role(source, groups)
+    files = groups.get(names.get("unlabeled") or names.get("train") or "", [])
+    suffixes = sorted({Path(urlsplit(file).path).suffix for file in files})
+    if len(suffixes) != 1 or suffixes[0] not in SHARD_SUFFIXES:
+        found = f"files of {suffixes}" if files else "no unlabeled or train split"
+        fix = "streaming reads parquet files or webdataset tars, one kind per source"
+        raise ConfigError(f"{source} has {found}: {fix}; other sources work without --data.streaming (--data.source)")
+    return files
+
+
+def expand_address(address: str) -> list[str]:
+    """`https://host/{00..12}.tar` as its 13 addresses."""
+    before, *braces = re.split(r"\{(\d+)\.\.(\d+)\}", address, maxsplit=1)
+    if not braces:
+        return [address]
+    start, stop, after = braces
+    numbers = [str(number).zfill(len(start)) for number in range(int(start), int(stop) + 1)]
+    return [before + number + rest for number in numbers for rest in expand_address(after)]
+
+
+def _files_by_card(folder: Path) -> dict[str, list[str]]:
     """The files of each split as the folder's README.md lists them, by name; empty if it lists none.
 
     `load_dataset(folder)` would serve its cached copy even after such a file was replaced.
@@ -49,17 +91,15 @@ def files_by_card(folder: Path) -> dict[str, list[str]]:
         groups = {str(name): [str(pattern) for pattern in patterns] for name, patterns in listed}
     except Exception as error:  # PyYAML's own, the datasets library's, and any other for fields of wrong types
         raise ConfigError(f"{card} has metadata that cannot be read ({error}): correct or remove them") from None
-    require(
-        len(names) <= 1,
-        f"{card} lists the configs {', '.join(names)}: name the folder or the file of one (--data.source)",
-    )
+    fix = "name the folder or the file of one (--data.source)"
+    require(len(names) <= 1, f"{card} lists the configs {', '.join(names)}: {fix}")
     files = [file for patterns in groups.values() for file in patterns]
     outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts or "://" in file]
     require(not outside, f"{card} names files outside of its folder, {', '.join(outside[:3])}: remove them")
     return {name: [str(folder / file) for file in patterns] for name, patterns in groups.items()}
 
 
-def files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:
+def _files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, list[str]]:
     """The files of each split by name, which is the first word of the file's name or of a folder above it."""
     groups: dict[str, list[str]] = {}
     for file in files:
@@ -76,45 +116,32 @@ def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, dataset
     # Without this, pyarrow keeps all that it has read of a file in memory.
     scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
     # One call per split, because splits may differ in their columns.
-    return {
-        role: _load(
-            f"{name} of {source}",
-            "parquet",
-            data_files={"train": files[name]},
-            split="train",
-            fragment_scan_options=scan,
-        )
-        for role, name in names_by_role(source, files).items()
-    }
+    found = {}
+    for role, name in names_by_role(source, files).items():
+        options: dict[str, Any] = {"data_files": {"train": files[name]}, "fragment_scan_options": scan}
+        found[role] = _load(f"{name} of {source}", datasets.load_dataset, "parquet", split="train", **options)
+    return found
 
 
 def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]:
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "__"))]
     splits = {entry.name: entry for entry in entries if entry.is_dir() and role_of(entry.name)}
     others = [entry.name for entry in entries if entry.name not in splits and _has_images(entry)]
-    require(
-        bool(others) or any(map(_has_images, splits.values())),
-        f"{source} holds no images, parquet files or STL-10 binaries: name the folder that does (--data.source)",
-    )
+    if not others and not any(map(_has_images, splits.values())):
+        fix = "name the folder that does (--data.source)"
+        raise ConfigError(f"{source} holds no images, parquet files or STL-10 binaries: {fix}")
     if splits and others:
-        raise ConfigError(
-            f"{source} has images in {', '.join(others[:10])}{' ...' if others[10:] else ''} beside the split folders "
-            f"{', '.join(splits)}: move them into a split folder, in their class ({next(iter(splits))}/{others[0]}), "
-            "or out of the source (--data.source)"
-        )
-    names = names_by_role(source, splits) if splits else {"train": ""}
+        images = f"{source} has images in {', '.join(others[:10])}{' ...' if others[10:] else ''}"
+        example = f"{next(iter(splits))}/{others[0]}"
+        fix = f"move them into a split folder, in their class ({example}), or out of the source (--data.source)"
+        raise ConfigError(f"{images} beside the split folders {', '.join(splits)}: {fix}")
     # One call per split, because the datasets library takes class folders such as test_tube for splits.
-    return {
-        role: _load(
-            f"{role} of {source}",
-            "imagefolder",
-            data_dir=str(folder / name),
-            data_files={"train": "**"},
-            split="train",
-            drop_labels=True if role == "unlabeled" else None,
-        )
-        for role, name in names.items()
-    }
+    found = {}
+    for role, name in (names_by_role(source, splits) if splits else {"train": ""}).items():
+        options: dict[str, Any] = {"data_dir": str(folder / name), "data_files": {"train": "**"}}
+        options["drop_labels"] = True if role == "unlabeled" else None
+        found[role] = _load(f"{role} of {source}", datasets.load_dataset, "imagefolder", split="train", **options)
+    return found
 
 
 def _has_images(path: Path) -> bool:
@@ -124,32 +151,38 @@ def _has_images(path: Path) -> bool:
 
 
 def _read_hub(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
-    where = f"{source} at revision {revision}" if revision else source
-    try:  # the datasets library itself would retry for half a minute
-        HfApi().dataset_info(source, revision=revision, timeout=10)
-    except Exception as error:  # of the HTTP library, the Hub or the offline mode
-        answered = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
-        if answered or not (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir():
-            raise ConfigError(
-                f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the "
-                "name and the network; without a network try --config configs/pretrain/digits.yaml (--data.source)"
-            ) from error
-    found = {str(name): split for name, split in _load(source, source, revision=revision).items()}
+    is_downloaded = (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir()
+    _ask_hub(source, revision, is_downloaded)
+    loaded = _load(source, datasets.load_dataset, source, revision=revision)
+    found = {str(name): split for name, split in loaded.items()}
     # Without a connection the datasets library takes the copy that it used last, of any revision.
     commits = {Path(file["filename"]).parent.name for split in found.values() for file in split.cache_files}
-    require(
-        not re.fullmatch("[0-9a-f]{7,40}", revision or "")
-        or all(commit.startswith(revision or "") for commit in commits),
-        f"{where} is not the copy that was downloaded last ({', '.join(commits)}), and the Hub does not answer: "
-        "connect to a network, or name that commit (--data.revision)",
-    )
+    pinned = revision if re.fullmatch("[0-9a-f]{7,40}", revision or "") else None
+    if pinned and not all(commit.startswith(pinned) for commit in commits):
+        last = f"{source} at revision {revision} is not the copy that was downloaded last ({', '.join(commits)})"
+        fix = "connect to a network, or name that commit (--data.revision)"
+        raise ConfigError(f"{last}, and the Hub does not answer: {fix}")
     return {role: found[name] for role, name in names_by_role(source, found).items()}
 
 
-def _load(source: str, path: str, **options: Any) -> Any:
-    """`datasets.load_dataset`, whose many exceptions become one line."""
+def _ask_hub(source: str, revision: str | None, is_downloaded: bool = False) -> None:
+    """Raise ConfigError unless the Hub has a dataset, or does not answer and the dataset was downloaded before."""
+    try:  # the datasets library itself would retry for half a minute
+        HfApi().dataset_info(source, revision=revision, timeout=10)
+    except Exception as error:  # of the HTTP library, the Hub or the offline mode
+        if is_downloaded and not isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
+            return
+        where = f"{source} at revision {revision}" if revision else source
+        raise ConfigError(
+            f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the name "
+            "and the network; without a network try --config configs/pretrain/digits.yaml (--data.source)"
+        ) from error
+
+
+def _load(source: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function of the datasets library, whose many exceptions become one line."""
     try:
-        return datasets.load_dataset(path, **options)
+        return load(*args, **options)
     except Exception as error:  # ValueError, OSError, pyarrow's, DatasetGenerationError, ...
         cause = error.__cause__ or error
         line = (str(cause).strip() or type(cause).__name__).splitlines()[0]

@@ -41,19 +41,14 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     else:
         found = [_from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
     splits = {split.role: split for split in found}
-    require(
-        len(splits) == len(found),
-        f"{source} has two unlabeled splits, because a train split without labels is one: name them as two sources "
-        "(--data.source)",
-    )
+    twice = f"{source} has two unlabeled splits, because a train split without labels is one"
+    require(len(splits) == len(found), f"{twice}: name them as two sources (--data.source)")
     for role, split in splits.items():
         require(len(split) > 0, f"{role} of {source} is empty: remove it or add images (--data.source)")
         expected = OFFICIAL_COUNTS.get(source, {}).get(role, len(split))
-        require(
-            len(split) == expected,
-            f"{role} of {source} has {len(split)} images, not the official {expected}: the download is incomplete or "
-            "the dataset has changed, pin a revision (--data.revision)",
-        )
+        differs = f"{role} of {source} has {len(split)} images, not the official {expected}"
+        fix = "the download is incomplete or the dataset has changed, pin a revision (--data.revision)"
+        require(len(split) == expected, f"{differs}: {fix}")
     return _name_classes(source, splits, config.class_names)
 
 
@@ -86,22 +81,17 @@ def _stl10_binaries(source: str, folder: Path) -> list[Split]:
         if not images_file.is_file():
             continue
         status = images_file.stat()
-        require(
-            status.st_size % STL10_BYTES == 0,
-            f"{images_file} has {status.st_size} bytes, not a multiple of {STL10_BYTES} (3x96x96): the file is cut "
-            "short or not STL-10's, unpack it again",
-        )
+        differs = f"{images_file} has {status.st_size} bytes, not a multiple of {STL10_BYTES} (3x96x96)"
+        fix = "the file is cut short or not STL-10's, unpack it again"
+        require(status.st_size % STL10_BYTES == 0, f"{differs}: {fix}")
         num = status.st_size // STL10_BYTES
         columns = np.memmap(images_file, np.uint8, "r", shape=(num, 3, 96, 96)) if num else np.empty((0, 3, 96, 96))
         labels = folds = None
         if role != "unlabeled":
             require(labels_file.is_file(), f"{labels_file} is missing: put it beside {images_file.name}")
             labels = np.fromfile(labels_file, np.uint8).astype(np.int64) - 1
-            require(
-                len(labels) == num,
-                f"{labels_file} has {len(labels)} labels for the {num} images of {images_file.name}: the two files do "
-                "not belong together, unpack both again",
-            )
+            differs = f"{labels_file} has {len(labels)} labels for the {num} images of {images_file.name}"
+            require(len(labels) == num, f"{differs}: the files do not belong together, unpack both again")
         if role == "train":
             folds = _read_folds(folder / "fold_indices.txt", num)
         state = f"{images_file.resolve()} {status.st_size} {status.st_mtime_ns}"
@@ -118,10 +108,8 @@ def _read_folds(file: Path, num: int) -> tuple[np.ndarray, ...] | None:
         folds = tuple(np.array(line.split(), np.int64) for line in file.read_text().splitlines() if line.strip())
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"{file} is not a list of row numbers, a fold a line ({error}): unpack it again") from error
-    require(
-        all(fold.min() >= 0 and fold.max() < num for fold in folds),
-        f"{file} names rows outside the {num} training images: it belongs to other files, remove it",
-    )
+    fits = all(fold.min() >= 0 and fold.max() < num for fold in folds)
+    require(fits, f"{file} names rows outside the {num} training images: it belongs to other files, remove it")
     return folds
 
 
@@ -130,17 +118,13 @@ def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
     fingerprint = dataset._fingerprint  # of the files, before any change of columns
     column = next((name for name in ("image", "img") if name in dataset.column_names), None)
     if column is None:
-        raise ConfigError(
-            f"{role} of {source} has no column `image`, only {', '.join(dataset.column_names) or 'no columns'}: rename "
-            "the column of images (--data.source)"
-        )
+        others = ", ".join(dataset.column_names) or "no columns"
+        raise ConfigError(f"{role} of {source} has no column `image`, only {others}: rename one (--data.source)")
     try:
         images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # pyarrow's, or a type that Image cannot hold
-        raise ConfigError(
-            f"column `{column}` of {role} in {source} holds {dataset.features[column]}, not encoded images: save it "
-            "as datasets.Image() (--data.source)"
-        ) from error
+        differs = f"column `{column}` of {role} in {source} holds {dataset.features[column]}, not encoded images"
+        raise ConfigError(f"{differs}: save it as datasets.Image() (--data.source)") from error
     images = images.rename_column(column, "image") if column != "image" else images
     column = next((name for name in ("label", "labels") if name in dataset.column_names), None)
     if role == "unlabeled" or column is None:
@@ -148,11 +132,9 @@ def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
     feature = dataset.features[column]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     values = dataset.select_columns([column])[:][column]
-    require(
-        all(value is None or (isinstance(value, int) and abs(value) < 2**63) for value in values),
-        f"column `{column}` of {role} in {source} holds {feature}, not class numbers: save it as ClassLabel with "
-        "Dataset.class_encode_column (--data.source)",
-    )
+    if not all(value is None or (isinstance(value, int) and abs(value) < 2**63) for value in values):
+        differs = f"column `{column}` of {role} in {source} holds {feature}, not class numbers"
+        raise ConfigError(f"{differs}: save it as ClassLabel with Dataset.class_encode_column (--data.source)")
     labels = np.array([-1 if value is None else value for value in values], np.int64)
     return Split(source, role, images, labels, names, fingerprint)
 
@@ -162,36 +144,30 @@ def _name_classes(source: str, splits: dict[str, Split], configured: tuple[str, 
     labels = {role: split.labels for role, split in splits.items() if split.labels is not None}
     if not labels:
         return splits
-    named = {role: splits[role].class_names for role in labels if splits[role].class_names}
-    names = next(iter(named.values()), None)
+    named = {role: names for role in labels if (names := splits[role].class_names)}
+    first, names = next(iter(named.items()), ("", ()))
     for role, others in named.items():
-        require(
-            others == names,
-            f"class names of {source} differ: {', '.join(names or ())} in {next(iter(named))}, "
-            f"{', '.join(others or ())} in {role}: give both splits the same classes (--data.source)",
-        )
-    expected = configured or OFFICIAL_CLASSES.get(source)
-    other = "take those of the source (--data.class_names null)" if configured else "pin a revision (--data.revision)"
-    require(
-        names is None or expected is None or names == tuple(expected),
-        f"{source} has the classes {', '.join(names or ())}, not {', '.join(expected or ())}: {other} or accept them "
-        f"(--data.class_names {shlex.quote(json.dumps(names, ensure_ascii=False))})",
-    )
-    if names is None:
+        differ = f"{', '.join(names)} in {first}, {', '.join(others)} in {role}"
+        fix = "give both splits the same classes (--data.source)"
+        require(others == names, f"class names of {source} differ: {differ}: {fix}")
+    expected: tuple[str, ...] = tuple(configured or OFFICIAL_CLASSES.get(source) or ())
+    if names and expected and names != expected:
+        fix = "take those of the source (--data.class_names null)" if configured else "pin a revision (--data.revision)"
+        accept = f"accept them (--data.class_names {shlex.quote(json.dumps(names, ensure_ascii=False))})"
+        differ = f"{source} has the classes {', '.join(names)}, not {', '.join(expected)}"
+        raise ConfigError(f"{differ}: {fix} or {accept}")
+    names = names or expected
+    if not names:
         highest = max(int(values.max()) for values in labels.values())
-        require(
-            expected is not None or highest < MAX_CLASSES,
-            f"{source} has the label {highest}, which makes more than {MAX_CLASSES} classes: number them from 0, or "
-            "name them in order (--data.class_names)",
-        )
-        names = tuple(expected) if expected else tuple(map(str, range(highest + 1)))
+        too_many = f"{source} has the label {highest}, which makes more than {MAX_CLASSES} classes"
+        fix = "number them from 0, or name them in order (--data.class_names)"
+        require(highest < MAX_CLASSES, f"{too_many}: {fix}")
+        names = tuple(map(str, range(highest + 1)))
     check_class_names(names, source)
     for role, values in labels.items():
         wrong = np.flatnonzero((values < 0) | (values >= len(names)))
         if len(wrong):
-            raise ConfigError(
-                f"{splits[role].where(int(wrong[0]))} has label {values[wrong[0]]}, allowed are 0 to {len(names) - 1} "
-                f"({len(wrong)} rows are wrong): correct them, call a split without labels unlabeled, or name all "
-                "classes (--data.class_names)"
-            )
+            row, allowed = int(wrong[0]), f"0 to {len(names) - 1} ({len(wrong)} rows are wrong)"
+            fix = "correct them, call a split without labels unlabeled, or name all classes (--data.class_names)"
+            raise ConfigError(f"{splits[role].where(row)} has label {values[row]}, allowed are {allowed}: {fix}")
     return splits | {role: replace(splits[role], class_names=names) for role in labels}

@@ -78,23 +78,17 @@ def names_by_role(source: str, names: Collection[str]) -> dict[str, str]:
     Raises:
         ConfigError: no name is a split's, or two names mean the same role.
     """
-    roles = {name: role for name in names if (role := role_of(name))}
-    ignored = [name for name in names if name not in roles]
     found: dict[str, str] = {}
-    for name, role in roles.items():
-        require(
-            role not in found,
-            f"{source} has both {found.get(role)} and {name}, and both mean the split {role}: rename or remove one "
-            "(--data.source)",
-        )
-        found[role] = name
-    require(
-        bool(found),
-        f"{source} has the splits {', '.join(ignored)}: none is called train, validation, test or unlabeled, rename "
-        "one (--data.source)",
-    )
+    for name in names:
+        if role := role_of(name):
+            twice = f"{source} has both {found.get(role)} and {name}, and both mean the split {role}"
+            require(role not in found, f"{twice}: rename or remove one (--data.source)")
+            found[role] = name
+    ignored = ", ".join(name for name in names if not role_of(name))
+    fix = "none is called train, validation, test or unlabeled, rename one (--data.source)"
+    require(bool(found), f"{source} has the splits {ignored}: {fix}")
     if ignored:
-        warn(f"{source}: left out {', '.join(ignored)}, the splits used are {', '.join(found)}")
+        warn(f"{source}: left out {ignored}, the splits used are {', '.join(found)}")
     return found
 
 
@@ -125,13 +119,10 @@ def draw_labels(labels: np.ndarray, fraction: float, seed: int | list[int]) -> n
 
 
 def carve(splits: dict[str, Split], config: DataConfig, usable: Callable[[Split], np.ndarray]) -> dict[str, Part]:
-    """The rows of each role; missing ones of validation and test are carved from train.
+    """The rows of each role of a source; missing ones of validation and test are carved from train.
 
-    Args:
-        splits: the splits of a source by role.
-        config: the fractions to carve, or the label set.
-        usable: gives the rows of a split whose images can be decoded. It is asked only if labels are few, because a
-            label set and each class in it must have the size that the config says.
+    `usable` gives the rows of a split whose images can be decoded. It is called only for a label set, because the set
+    and each class in it must have the size that the config says.
     """
     parts = {role: Part(split, np.arange(len(split))) for role, split in splits.items()}
     if "train" not in parts:
@@ -155,61 +146,46 @@ def set_aside(part: Part, role: str, config: DataConfig) -> tuple[Part, Part]:
     num = max(1, round(fraction * len(rows)))
     if role == "validation" and config.has_label_set and split.labels is not None:
         num = max(num, len(np.unique(part.labels)))  # so that each class can have one
-    require(
-        num < len(rows),
-        f"{role}_fraction {fraction} leaves none of the {len(rows)} images of {split.role} in {split.source}: choose "
-        f"a smaller fraction or a larger source (--data.{role}_fraction)",
-    )
+    images = f"{len(rows)} images of {split.role} in {split.source}"
+    fix = f"choose a smaller fraction or a larger source (--data.{role}_fraction)"
+    require(num < len(rows), f"{role}_fraction {fraction} leaves none of the {images}: {fix}")
     drawn = rows[stratified_draw(part.labels, num, [config.split_seed, 0 if role == "test" else 1])]
     return Part(split, np.setdiff1d(rows, drawn)), Part(split, drawn)
 
 
 def few_label_rows(split: Split, rows: np.ndarray, config: DataConfig) -> np.ndarray:
-    """The rows of a train split that `config.fold` or `config.label_fraction` keeps.
+    """The rows of a labelled train split that `config.fold` or `config.label_fraction` keeps, np.int64, ascending.
 
-    Args:
-        split: the labelled train split.
-        rows: np.int64 (n,), its usable rows: the image can be decoded and is not set aside as test.
-        config: names the label set.
-
-    Returns:
-        Row numbers of the split, np.int64, ascending; all of `rows` if the config names no label set.
+    `rows`, np.int64 (n,), are those whose image can be decoded and is not set aside as test.
 
     Raises:
         ConfigError: the source has no such fold, or the fold overlaps with the rows set aside as test.
     """
     assert split.labels is not None
     if config.fold is None:
-        if config.label_fraction is None:
-            return rows
+        assert config.label_fraction is not None
         return rows[draw_labels(split.labels[rows], config.label_fraction, [config.label_seed, 2])]
     if split.folds is None:
         return rows[draw_labels(split.labels[rows], FOLD_FRACTION, [FOLD_SEED, 3, config.fold])]
-    require(
-        config.fold < len(split.folds),
-        f"fold {config.fold} does not exist: the fold_indices.txt of {split.source} has {len(split.folds)} folds, "
-        f"choose 0 to {len(split.folds) - 1} (--data.fold)",
-    )
+    num = len(split.folds)
+    fix = f"the fold_indices.txt of {split.source} has {num} folds, choose 0 to {num - 1} (--data.fold)"
+    require(config.fold < num, f"fold {config.fold} does not exist: {fix}")
     fold = np.sort(split.folds[config.fold])
-    require(
-        bool(np.isin(fold, rows).all()),
-        f"fold {config.fold} of {split.source} has images of train that are set aside as test: give the source a test "
-        "split (--data.test_fraction 0)",
-    )
+    fix = "give the source a test split (--data.test_fraction 0)"
+    overlap = f"fold {config.fold} of {split.source} has images of train that are set aside as test"
+    require(bool(np.isin(fold, rows).all()), f"{overlap}: {fix}")
     return fold
 
 
 def describe_few_labels(split: Split, config: DataConfig) -> str:
     """Say which labels a result is based on, and whether the draw is official; empty if all labels are used."""
+    if config.fold is not None and split.folds is not None:
+        return f"official fold {config.fold} of {len(split.folds)} (fold_indices.txt)"
     if config.fold is not None:
-        if split.folds is not None:
-            return f"official fold {config.fold} of {len(split.folds)} (fold_indices.txt)"
         return f"unofficial fold {config.fold} of {NUM_FOLDS} (drawn by class with seed {FOLD_SEED})"
+    if config.label_fraction is None:
+        return ""
     if config.label_fraction == 1:
         return "all labels of train, including those of validation"
-    if config.label_fraction is not None:
-        return (
-            f"{100 * config.label_fraction:g} % of the labels (drawn by class with seed {config.label_seed}, at least "
-            f"{MIN_PER_CLASS} a class)"
-        )
-    return ""
+    draw = f"drawn by class with seed {config.label_seed}, at least {MIN_PER_CLASS} a class"
+    return f"{100 * config.label_fraction:g} % of the labels ({draw})"

@@ -18,7 +18,7 @@ import numpy as np
 from mae_hf.data.cache import Store
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
-from mae_hf.data.stream.shards import Stream
+from mae_hf.data.stream.order import Stream
 from mae_hf.errors import ConfigError, require
 from mae_hf.leakage.near_duplicates import Duplicates, find_duplicates, pixel_digest
 from mae_hf.leakage.record import Audit, AuditedSplit, DuplicatePair, EvaluationSplit

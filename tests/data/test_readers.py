@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mae_hf.data.locations import check_source
-from mae_hf.data.readers import read_datasets
+from mae_hf.data.readers import expand_address, read_datasets
 from mae_hf.errors import ConfigError
 from mae_hf.models.locate import find_model
 
@@ -201,6 +201,13 @@ def test_the_error_of_an_unreachable_hub_dataset_says_what_to_type():
         ConfigError, match=r"^mae-hf-nobody/nothing at revision v1 .* --config configs/pretrain/digits.yaml"
     ):
         read_datasets("mae-hf-nobody/nothing", "v1")
+
+
+def test_braces_in_an_address_stand_for_numbers_with_their_zeros():
+    assert expand_address("https://host/a{08..10}.tar") == [f"https://host/a{n}.tar" for n in ("08", "09", "10")]
+    both = expand_address("https://host/{0..1}/b{0..2}.tar?x={y}")
+    assert both == [f"https://host/{a}/b{b}.tar?x={{y}}" for a in (0, 1) for b in (0, 1, 2)]
+    assert expand_address("https://host/a.tar") == ["https://host/a.tar"]
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

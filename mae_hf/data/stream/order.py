@@ -11,7 +11,7 @@ K shards, n images of a window.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,29 @@ from numpy.typing import NDArray
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.train import Plan
 from mae_hf.data.random import permutation
-from mae_hf.data.stream.shards import Stream
 from mae_hf.errors import require
+
+Encoded = bytes | str
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The shards to pre-train on: the files of one or several sources, in the order of their names."""
+
+    files: tuple[str, ...]  # (K,), paths or addresses
+    lengths: NDArray[np.int64]  # (K,), images of each
+    num_held_out: int  # images that are held out, the first of the stream
+    fingerprint: str  # of the names, sizes and lengths of the files, not of their paths, and of `num_held_out`
+    openers: tuple[Callable[[int], Iterator[Encoded]], ...]  # each reads the images of a file from a given one on
+
+    def __len__(self) -> int:
+        return int(self.lengths.sum()) - self.num_held_out
+
+    def where(self, row: int) -> str:
+        """The name of an image in a message, from its number over all shards."""
+        ends = np.cumsum(self.lengths)
+        shard = int(np.searchsorted(ends, row, side="right"))
+        return f"image {row - int(ends[shard] - self.lengths[shard])} of {self.files[shard]}"
 
 
 @dataclass(frozen=True, eq=False)

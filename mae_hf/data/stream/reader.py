@@ -33,8 +33,8 @@ from mae_hf.data.dataset import ImageSet
 from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.data.stream.notes import StreamNotes
-from mae_hf.data.stream.order import StreamSampler, Window
-from mae_hf.data.stream.shards import Encoded, ShardReader, Stream, open_shards
+from mae_hf.data.stream.order import Encoded, Stream, StreamSampler, Window
+from mae_hf.data.stream.shards import ShardReader, open_shards
 from mae_hf.errors import RunError, require
 
 TASKS_AHEAD_PER_THREAD = 4

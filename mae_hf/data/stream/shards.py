@@ -5,19 +5,15 @@ the shard again and skip to the same image, because a tar cannot be read on afte
 """
 
 import functools
-import glob
 import hashlib
 import io
 import itertools
 import json
 import os
-import re
-import secrets
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -32,16 +28,15 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 from datasets.utils.file_utils import xopen
-from huggingface_hub import HfApi
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import cache_folder
-from mae_hf.data.locations import check_source, is_address
-from mae_hf.data.readers import files_by_card, files_by_split
-from mae_hf.data.splits import names_by_role
+from mae_hf.data.locations import is_address
+from mae_hf.data.readers import find_shards
+from mae_hf.data.stream.order import Encoded, Stream
 from mae_hf.errors import ConfigError, RunError, require
+from mae_hf.files import write_json
 
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds between retries of a shard; they start over after each image
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
@@ -49,9 +44,7 @@ REFUSALS = (401, 403, 404, 410)  # statuses for which a retry is useless
 COUNTED_AT_ONCE = 16
 MAX_BYTES = 2**26  # of an encoded image
 ROWS_AT_ONCE = 64  # of a parquet file in memory
-SUFFIXES = (".parquet", ".tar")
 
-Encoded = bytes | str
 Result = TypeVar("Result")
 
 
@@ -75,31 +68,8 @@ class _Tars(WebDataset):
         return super()._get_pipeline_from_tar(tar_path, members)
 
 
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """The shards to pre-train on: the files of one or several sources, in the order of their names."""
-
-    files: tuple[str, ...]  # (K,), paths or addresses
-    lengths: NDArray[np.int64]  # (K,), images of each
-    num_held_out: int  # images that are held out, the first of the stream
-    fingerprint: str  # of the names, sizes and lengths of the files, not of their paths, and of `num_held_out`
-    openers: tuple[Callable[[int], Iterator[Encoded]], ...]  # each reads the images of a file from a given one on
-
-    def __len__(self) -> int:
-        return int(self.lengths.sum()) - self.num_held_out
-
-    def where(self, row: int) -> str:
-        """The name of an image in a message, from its number over all shards."""
-        ends = np.cumsum(self.lengths)
-        shard = int(np.searchsorted(ends, row, side="right"))
-        return f"image {row - int(ends[shard] - self.lengths[shard])} of {self.files[shard]}"
-
-
 class ShardReader:
-    """Reads pieces of shards, with retries until `stopped` is set.
-
-    A piece that follows the last one is read from the same connection.
-    """
+    """Reads pieces of shards, with retries until `stopped` is set. A piece after the last one keeps its connection."""
 
     def __init__(self, stream: Stream, stopped: threading.Event) -> None:
         self._stream = stream
@@ -113,30 +83,27 @@ class ShardReader:
         Raises:
             RunError: the shard cannot be read, or has fewer images than were counted.
         """
-        images: list[Encoded] = []
-        pauses = iter(PAUSES)
-        while len(images) < num:
-            at = first + len(images)
-            try:
-                if self._position != (shard, at):
-                    self._images = self._stream.openers[shard](at)
-                images.append(next(self._images))
-                self._position = (shard, at + 1)
-                pauses = iter(PAUSES)
-            except StopIteration:
-                raise RunError(
-                    f"{self._stream.files[shard]} ends after {at} images, {self._stream.lengths[shard]} were counted: "
-                    "restore the file, or start a new run in another --output_dir"
-                ) from None
-            except Exception as error:  # of the HTTP libraries, the Hub's, pyarrow's, tarfile's
-                self._position = (-1, 0)
-                pause = next(pauses, None)
-                if pause is None or self._stopped.wait(pause):
-                    raise RunError(
-                        f"{self._stream.files[shard]} cannot be read from image {at} on ({_cause(error)}), after "
-                        f"{len(PAUSES)} retries: once it can be read, the same command resumes from the last checkpoint"
-                    ) from error
-        return images
+        return [self._read_one(shard, at) for at in range(first, first + num)]
+
+    def _read_one(self, shard: int, at: int) -> Encoded:
+        def read() -> Encoded:
+            if self._position != (shard, at):
+                self._images = self._stream.openers[shard](at)
+            self._position = (-1, 0)  # until the image is read
+            image = next(self._images)
+            self._position = (shard, at + 1)
+            return image
+
+        file, num = self._stream.files[shard], self._stream.lengths[shard]
+        try:
+            return _retry(read, useless=lambda error: isinstance(error, StopIteration), wait=self._stopped.wait)
+        except StopIteration:
+            fix = "restore the file, or start a new run in another --output_dir"
+            raise RunError(f"{file} ends after {at} images, {num} were counted: {fix}") from None
+        except Exception as error:
+            what = f"{file} cannot be read from image {at} on ({_cause(error)}), after {len(PAUSES)} retries"
+            fix = "once it can be read, the same command resumes from the last checkpoint"
+            raise RunError(f"{what}: {fix}") from error
 
 
 def open_shards(config: DataConfig) -> Stream:
@@ -145,63 +112,17 @@ def open_shards(config: DataConfig) -> Stream:
     Raises:
         ConfigError: a source does not exist, has other files, or cannot be counted.
     """
-    found = {source: _find_files(source, config.revision) for source in config.sources}
-    files = [file for source in config.sources for file in found[source]]
+    groups = [find_shards(source, config.revision) for source in config.sources]
+    files = [file for group in groups for file in group]
     counted = _count_all(files, cache_folder(config))
     names = [[Path(urlsplit(file).path).name, *counted[file]] for file in files]
     fingerprint = f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}-{config.stream_held_out}"
     lengths = np.array([counted[file][1] for file in files], np.int64)
-    openers = [opener for source in config.sources for opener in _openers(source, found[source])]
+    openers = [opener for group in groups for opener in _openers(group)]
     return Stream(tuple(files), lengths, config.stream_held_out, fingerprint, tuple(openers))
 
 
-def _find_files(source: str, revision: str | None) -> list[str]:
-    """The files of the split to pre-train on: `unlabeled`, or else `train`."""
-    check_source(source, streaming=True)
-    path = Path(source).expanduser()
-    groups: dict[str, list[str]] = {}
-    if is_address(source):
-        groups = {"unlabeled": _expand(source)}
-    elif path.is_file():
-        groups = {"unlabeled": [str(path)]}
-    elif path.is_dir():
-        found = [file for suffix in SUFFIXES for file in sorted(path.rglob(f"*{suffix}"))]
-        listed = {name: [f for p in paths for f in sorted(glob.glob(p))] for name, paths in files_by_card(path).items()}
-        groups = listed or files_by_split(found, path)
-    else:
-        try:  # the datasets library itself would retry for half a minute
-            HfApi().dataset_info(source, revision=revision, timeout=10)
-            listed = datasets.load_dataset_builder(source, revision=revision).config.data_files or {}
-            groups = {str(name): list(files) for name, files in listed.items()}
-        except Exception as error:  # of the HTTP library, the Hub, the datasets library
-            raise ConfigError(
-                f"{source} does not exist here and cannot be read from the Hub ({type(error).__name__}): check the "
-                "name and the revision (--data.source, --data.revision)"
-            ) from error
-    names = names_by_role(source, groups)
-    name = names.get("unlabeled") or names.get("train")
-    files = list(groups[name]) if name else []
-    suffixes = {Path(urlsplit(file).path).suffix for file in files}
-    require(
-        len(suffixes) == 1 and suffixes <= set(SUFFIXES),
-        f"{source} has {f'files of {sorted(suffixes)}' if files else 'no unlabeled or train split'}: streaming reads "
-        "parquet files or webdataset tars, one kind per source; other sources work without --data.streaming "
-        "(--data.source)",
-    )
-    return files
-
-
-def _expand(address: str) -> list[str]:
-    """`https://host/{00..12}.tar` as its 13 addresses."""
-    before, *braces = re.split(r"\{(\d+)\.\.(\d+)\}", address, maxsplit=1)
-    if not braces:
-        return [address]
-    start, stop, after = braces
-    numbers = [str(number).zfill(len(start)) for number in range(int(start), int(stop) + 1)]
-    return [before + number + rest for number in numbers for rest in _expand(after)]
-
-
-def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator[Encoded]]]:
+def _openers(files: Sequence[str]) -> list[Callable[[int], Iterator[Encoded]]]:
     """For each file, the function that reads its images from a number on."""
     from aiohttp import ClientTimeout  # it takes time to import
 
@@ -217,8 +138,7 @@ def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator
         return dataset, [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
 
     def open_parquet() -> tuple[Any, list[str]]:
-        with xopen(files[0], "rb") as file:
-            names = pyarrow.parquet.read_schema(file).names
+        names = Parquet(**options).as_streaming_dataset("train").column_names
         columns = [name for name in ("image", "img") if name in names][:1]
         # Without this, pyarrow keeps all that it has read of a file in memory.
         scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
@@ -226,14 +146,11 @@ def _openers(source: str, files: Sequence[str]) -> list[Callable[[int], Iterator
         return Parquet(**options, **read).as_streaming_dataset("train") if columns else None, columns
 
     try:
-        dataset, columns = _patiently(files[0], open_tars if _is_tar(files[0]) else open_parquet)
+        dataset, columns = _ask(files[0], open_tars if _is_tar(files[0]) else open_parquet)
     except Exception as error:
         raise ConfigError(f"{files[0]} cannot be read as a shard: {_cause(error)} (--data.source)") from error
-    require(
-        len(columns) > 0,
-        f"{files[0]} of {source} holds no images: a parquet file has them in a column `image`, a tar as files with the "
-        "ending of an image (--data.source)",
-    )
+    needed = "a parquet file has them in a column `image`, a tar as files with the ending of an image (--data.source)"
+    require(len(columns) > 0, f"{files[0]} holds no images: {needed}")
     images = dataset.decode(False).select_columns(columns)
     assert images.num_shards == len(files)
     return [functools.partial(_read, images, columns, index) for index in range(len(files))]
@@ -254,21 +171,24 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
     except (OSError, ValueError):
         kept = {}
 
-    def count(file: str) -> list[Any]:
-        state = _patiently(file, lambda: _state(file))
-        return kept[file] if kept.get(file, [None])[0] == state else [state, _patiently(file, lambda: _count(file))]
+    def count(file: str) -> None:
+        try:
+            state = _ask(file, lambda: _state(file))
+            if kept.get(file, [None])[0] != state:
+                kept[file] = [state, _ask(file, lambda: _count(file))]
+        except Exception as error:
+            raise ConfigError(f"{file} cannot be counted: {_cause(error)} (--data.source)") from error
 
     try:
         # Unlike ThreadPoolExecutor, this pool does not wait for its threads if a signal or an error ends it.
         with ThreadPool(COUNTED_AT_ONCE) as pool:
-            counts = pool.imap(count, files)
-            for file in tqdm(files, desc="counting images", unit="shard", disable=None):
-                try:
-                    kept[file] = next(counts)
-                except Exception as error:
-                    raise ConfigError(f"{file} cannot be counted: {_cause(error)} (--data.source)") from error
+            list(tqdm(pool.imap(count, files), "counting images", len(files), unit="shard", disable=None))
     finally:
-        _write(cache, {file: kept[file] for file in files if file in kept})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(cache, dict(kept), shared=True)  # a copy, because a thread may still count
+        except OSError as error:
+            raise ConfigError(f"{cache} cannot be written ({error}): choose another (--data.cache_dir)") from error
     return {file: (kept[file][0][0], kept[file][1]) for file in files}
 
 
@@ -286,45 +206,40 @@ def _count(file: str) -> int:
     with xopen(file, "rb") as stream:
         if not _is_tar(file):
             return int(pyarrow.parquet.read_metadata(stream).num_rows)
+        keys = []
         with tarfile.open(fileobj=stream, mode="r:") as tar:
-            # As in the datasets library: hidden files do not count, and neighbours with one key are one example.
-            names = (member.name for member in tar if _is_whole(member))
-            keys = (base_plus_ext(name)[0] for name in names if not os.path.basename(name).startswith((".", "__")))
-            return sum(1 for _ in itertools.groupby(key for key in keys if key is not None))
+            for member in tar:
+                if member.issparse():  # a few bytes that claim to be gigabytes
+                    raise ValueError(f"its member {member.name} is sparse: pack the images anew, without --sparse")
+                # As in the datasets library: only files count, except hidden ones, and neighbours with one key are one.
+                if member.isreg() and not os.path.basename(member.name).startswith((".", "__")):
+                    keys.append(base_plus_ext(member.name)[0])
+        return len(list(itertools.groupby(key for key in keys if key is not None)))
 
 
-def _is_whole(member: tarfile.TarInfo) -> bool:
-    """Whether a member is a file; the datasets library ignores links, devices and folders, too."""
-    if member.issparse():  # a few bytes that claim to be gigabytes
-        raise ValueError(f"its member {member.name} is a sparse file: pack the images anew, without --sparse")
-    return member.isreg()
+def _ask(file: str, action: Callable[[], Result]) -> Result:
+    """Return the result of `action` on a file, retried if a server failed."""
+
+    def useless(error: Exception) -> bool:
+        cause = error.__cause__ or error
+        return "://" not in file or getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError)
+
+    return _retry(action, useless, time.sleep)
 
 
-def _patiently(file: str, action: Callable[[], Result]) -> Result:
-    """Return the result of `action`, retried if a server failed."""
+def _retry(action: Callable[[], Result], useless: Callable[[Exception], bool], wait: Callable[[float], Any]) -> Result:
+    """Return the result of `action`, retried unless that is useless or `wait` returns True."""
     for pause in PAUSES:
         try:
             return action()
-        except Exception as error:  # of the HTTP libraries and the Hub's
-            cause = error.__cause__ or error
-            if "://" not in file or getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError):
+        except Exception as error:  # of the HTTP libraries, the Hub's, pyarrow's, tarfile's
+            if useless(error) or wait(pause):
                 raise
-            time.sleep(pause)
     return action()
 
 
 def _is_tar(file: str) -> bool:
     return urlsplit(file).path.endswith(".tar")
-
-
-def _write(cache: Path, content: dict[str, Any]) -> None:
-    temporary = cache.with_suffix(f".{secrets.token_hex(8)}.tmp")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, cache)
-    except OSError as error:
-        raise ConfigError(f"{cache} cannot be written ({error}): choose another folder (--data.cache_dir)") from error
 
 
 def _cause(error: BaseException) -> str:

@@ -6,8 +6,7 @@ import pytest
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.train import PretrainTrainConfig
-from mae_hf.data.stream.order import StreamSampler
-from mae_hf.data.stream.shards import Stream
+from mae_hf.data.stream.order import Stream, StreamSampler
 from mae_hf.errors import ConfigError
 
 LENGTHS = [7, 1, 30, 12, 25, 9]  # 84 images; 80 after those held out

@@ -128,13 +128,6 @@ def test_a_shard_that_has_become_shorter_is_named(tmp_path):
         read(shards, 0, 0, 20)
 
 
-def test_braces_in_an_address_stand_for_numbers_with_their_zeros():
-    assert shards_module._expand("https://host/a{08..10}.tar") == [f"https://host/a{n}.tar" for n in ("08", "09", "10")]
-    both = shards_module._expand("https://host/{0..1}/b{0..2}.tar?x={y}")
-    assert both == [f"https://host/{a}/b{b}.tar?x={{y}}" for a in (0, 1) for b in (0, 1, 2)]
-    assert shards_module._expand("https://host/a.tar") == ["https://host/a.tar"]
-
-
 def test_a_source_without_shards_is_named_with_the_fix(tmp_path, server, image_folder):
     (tmp_path / "a.txt").write_text("no shard")
     (tmp_path / "broken.tar").write_bytes(b"no tar" * 1000)
