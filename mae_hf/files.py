@@ -33,11 +33,7 @@ def sync(path: Path) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder beside `path` with `write(folder)` and rename it, so that `path` is whole or missing.
-
-    Raises:
-        RunError: the disk is full or read-only; `path` is unchanged.
-    """
+    """Fill a folder beside `path` with `write(folder)` and rename it. If that fails, `path` is unchanged: RunError."""
     beside = beside_of(path)
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -120,10 +116,8 @@ def read_json(path: Path, kind: Any) -> Any:
     """Return the content of an untrusted JSON file as the type that a program expects, with every value checked.
 
     `kind` is a dataclass of such types (unknown keys are ignored), `tuple[kind, ...]`, `dict[str, kind]`, `Literal`,
-    `kind | None`, `str`, `bool`, `float` (finite), `int` (0 to 2^63 - 1) or `object` (anything).
-
-    Raises:
-        ConfigError: the file is missing, or does not hold a `kind`; one line that names it.
+    `kind | None`, `str`, `bool`, `float` (finite), `int` (0 to 2^63 - 1) or `object` (anything). ConfigError names the
+    file if it is missing or does not hold a `kind`.
     """
     try:
         content = path.read_bytes()

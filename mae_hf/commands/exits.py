@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from mae_hf.errors import ConfigError, PlainWarning, RunError, RunStopped, redact
 from mae_hf.training.signals import TERMINATING, discard, handling, ignore_terminating, stop
 
+_RANK, _LOCAL_RANK = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
 # A full or read-only disk, an exceeded quota, missing rights, an output without a reader.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EPIPE)
 # `torchrun` checks every 0.1 s whether a rank has ended, and then ends the others
@@ -46,7 +47,7 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
         _end("stopped: by Ctrl-C, at once", 128 + signal.SIGINT, of_all=True)
     except ConfigError as error:
         # usually wrong on all ranks of a machine: the launcher ends the other ranks before they repeat the message
-        time.sleep(_SECONDS_APART * _number("LOCAL_RANK"))
+        time.sleep(_SECONDS_APART * _LOCAL_RANK)
         _end(f"error: {error}", 2)
     except RunError as error:
         _end(f"error: {error}", 1)  # the other ranks may only know that they lost this one
@@ -58,10 +59,10 @@ def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "DistError" not in kinds and not re.search(_LOST_PROCESS, str(error)):
             raise
-        if _number("LOCAL_RANK") == 0:  # one rank of each machine: the others may be cut off
+        if _LOCAL_RANK == 0:  # one rank of each machine: the others may be cut off
             cause = str(error).strip().partition("\n")[0] or type(error).__name__
             _say(
-                f"error: rank {_number('RANK')} lost contact with its peers ({cause}). Either the network between the "
+                f"error: rank {_RANK} lost contact with its peers ({cause}). Either the network between the "
                 "machines is down, or a rank failed: the launcher reports it and its exit code under Root Cause. The "
                 "same command on all machines resumes from the last checkpoint"
             )
@@ -100,8 +101,8 @@ def typed_command() -> str:
 
 def _end(message: str, code: int, *, of_all: bool = False) -> NoReturn:
     """Print why and exit. Only the first rank prints a message that holds for all of them."""
-    if not of_all or _number("RANK") == 0:
-        _say(f"process {_number('RANK')}: {message}" if _number("RANK") else message)
+    if not of_all or _RANK == 0:
+        _say(f"process {_RANK}: {message}" if _RANK else message)
     sys.exit(code)
 
 
@@ -113,8 +114,3 @@ def _say(message: str) -> None:
             stream.flush()
         except OSError:
             discard(stream.fileno())
-
-
-def _number(name: str) -> int:
-    """Return the RANK of this process, or its LOCAL_RANK."""
-    return int(os.environ.get(name, "0"))

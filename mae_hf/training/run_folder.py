@@ -29,9 +29,7 @@ LOCK = ".lock"
 def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfinished", "finished"]:
     """Return the state of a config's run folder: `new` if it is empty, `unfinished` if the run can resume.
 
-    Raises:
-        ConfigError: the folder holds other files or a run with a different config (the message lists the differences),
-            or a tracker is not installed.
+    ConfigError if it holds other files or a run with a different config, or if a tracker is not installed.
     """
     for name in config.train.trackers:
         is_installed = importlib.util.find_spec(name) is not None
@@ -60,10 +58,8 @@ class RunLock:
     """Keeps other runs out of a run folder until it is released or the process ends, even by a kill.
 
     Every process creates it. The main process creates the folder, and locks its file `.lock` with `flock`, which also
-    works between the hosts of an NFS share. The file by itself locks nothing.
-
-    Raises:
-        ConfigError: another process holds the lock (the message names it), or the folder cannot be written.
+    works between the hosts of an NFS share. The file by itself locks nothing. ConfigError names another process that
+    holds the lock, or says why the folder cannot be written.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path) -> None:
@@ -117,10 +113,8 @@ class RunLog:
 
     It writes the config, and `facts` into run.json beside versions, command and device. A resumed run keeps its first
     start, and loses the lines of metrics.jsonl after the `step` that it resumes from. The `lock` of the run folder is
-    released when the run is finished.
-
-    Raises:
-        ConfigError: the training images differ between the processes, or have changed since the run started.
+    released when the run is finished. ConfigError if the training images differ between the processes, or have changed
+    since the run started.
     """
 
     def __init__(
