@@ -96,10 +96,8 @@ def rename(old: Path, new: Path) -> None:
 
 def moved_away(folder: Path) -> RunError:
     """Return the error of a run whose folder has gone. No part of the run creates the folder again."""
-    return RunError(
-        f"{folder} was moved or removed during the run: if it was moved, the same command with its new --output_dir "
-        "resumes it"
-    )
+    fix = "if it was moved, the same command with its new --output_dir resumes it"
+    return RunError(f"{folder} was moved or removed during the run: {fix}")
 
 
 def _fsync(path: Path) -> None:
