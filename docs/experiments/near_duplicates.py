@@ -23,8 +23,8 @@ from mae_hf import figures
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import open_store
 from mae_hf.data.sources import load_splits
+from mae_hf.leakage.matches import pairs_figure
 from mae_hf.leakage.near_duplicates import find_duplicates
-from mae_hf.leakage.picture import pairs_figure
 
 NUM_PLANTED = 100  # originals; each is planted once in every kind
 BICUBIC = Image.Resampling.BICUBIC

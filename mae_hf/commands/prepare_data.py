@@ -7,8 +7,7 @@ from mae_hf.config.commands import PrepareConfig
 from mae_hf.data.cache import cache_folder, open_stores
 from mae_hf.data.dataset import load_pretraining_images
 from mae_hf.data.sources import load_splits
-from mae_hf.leakage.audit import audit_stores, check_splits, describe_match, write_pairs
-from mae_hf.leakage.picture import pairs_figure
+from mae_hf.leakage.matches import audit_stores, check_splits, describe_match, pairs_figure, write_pairs
 
 
 def prepare_data(config: PrepareConfig) -> None:

@@ -85,17 +85,9 @@ def find_duplicates(images: np.ndarray, against: np.ndarray) -> Duplicates:
     """Return every pair of equal images, and the near-duplicates.
 
     An image has at most `NUM_CANDIDATES` near-duplicates for each way of cropping. Images without detail have none,
-    because they all look alike: one plain colour, or 8 pixels enlarged to 32.
-
-    Args:
-        images: np.uint8 (N, H, W, 3), memory-mapped or not; read in chunks.
-        against: np.uint8 (M, H, W, 3), likewise; about 12 kB are kept for each.
-
-    Raises:
-        ValueError: the two arrays hold images of different sizes.
+    because they all look alike: one plain colour, or 8 pixels enlarged to 32. `images`, np.uint8 (N, H, W, 3), and
+    `against`, np.uint8 (M, H, W, 3), are read in chunks; about 12 kB are kept for each image of `against`.
     """
-    if images.shape[1:] != against.shape[1:]:
-        raise ValueError(f"images of {images.shape[1:]} cannot be compared with images of {against.shape[1:]}")
     exact = set(exact_duplicates(images, against))
     near = _near_duplicates(images, against)
     pairs = sorted(exact | near.keys())
@@ -107,12 +99,7 @@ def find_duplicates(images: np.ndarray, against: np.ndarray) -> Duplicates:
 
 
 def exact_duplicates(images: np.ndarray, against: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield the indices of every pair of equal images, reading one image at a time.
-
-    Args:
-        images: np.uint8 (N, H, W, 3), memory-mapped or not.
-        against: np.uint8 (M, H, W, 3), likewise.
-    """
+    """Yield the indices of every pair of equal images, (N, H, W, 3) and (M, H, W, 3), reading one image at a time."""
     found = defaultdict(list)
     for index, image in enumerate(np.asarray(against)):  # a memory map makes each image slower to get
         found[pixel_digest(image)].append(index)
@@ -226,17 +213,10 @@ def _fine_structure(thumbnails: Tensor, window: int) -> Tensor:
 
 
 def _align(images: Tensor, partners: Tensor, warps: Tensor, steps: int, window: int) -> tuple[Tensor, Tensor]:
-    """Find each image in its partner by Gauss-Newton steps over scale, shift, gain and offset.
+    """Find grey thumbnails (K, S, S) in their partners by Gauss-Newton steps over scale, shift, gain and offset.
 
-    Args:
-        images: grey thumbnails (K, S, S).
-        partners: their partners (K, S, S).
-        warps: where to start, (K, 4) as `_View.warp` returns it.
-        steps: Gauss-Newton steps.
-        window: side of the local mean that is subtracted to get the fine structure.
-
-    Returns:
-        The warps with the highest scores, and these scores: the correlation of the fine structure where both overlap.
+    Starts at `warps`, (K, 4) as `_View.warp` returns them. Returns the warps with the highest scores, and these scores:
+    the correlation of the fine structure where both overlap. `window` is the side of the local mean that is subtracted.
     """
     num, side, _ = images.shape
     at = (torch.arange(side) + 0.5) / side * 2 - 1

@@ -125,11 +125,6 @@ def test_the_size_of_chunks_makes_no_difference(originals: np.ndarray, monkeypat
     np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-4)
 
 
-def test_images_of_different_sizes_are_not_compared():
-    with pytest.raises(ValueError, match=r"images of \(12, 12, 3\) cannot be compared with images of \(16, 16, 3\)"):
-        find_duplicates(noise(2, seed=1), noise(2, seed=1, size=16))
-
-
 # ---- exact duplicates ----
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from mae_hf.leakage.matches import COLUMNS, NUM_DRAWN, pairs_figure
 from mae_hf.leakage.near_duplicates import Duplicates
-from mae_hf.leakage.picture import COLUMNS, SHOWN, pairs_figure
 
 
 def draw(num: int):
@@ -25,8 +25,8 @@ def test_pairs_are_drawn_side_by_side_with_rows_and_score_the_least_certain_firs
 
 
 def test_a_picture_of_many_pairs_says_how_many_are_not_shown():
-    _, _, figure = draw(SHOWN + 1000)
-    assert len(figure.axes) == SHOWN
+    _, _, figure = draw(NUM_DRAWN + 1000)
+    assert len(figure.axes) == NUM_DRAWN
     assert len(figure.axes) % COLUMNS == 0
     assert "1,048 pairs" in figure.get_suptitle()
     assert "1,000 more are not shown" in figure.get_suptitle()
