@@ -1,9 +1,10 @@
 """Evaluate a classifier on test images, or probe the frozen features of an encoder.
 
-accelerate launch scripts/evaluate.py --model runs/finetune/digits --data.source digits \
-    --output_dir runs/evaluate/digits
-accelerate launch scripts/evaluate.py --model runs/pretrain/digits --data.source digits \
-    --probe knn,linear,head,rank --output_dir runs/evaluate/digits-probes
+accelerate launch --quiet --config_file configs/accelerate/one_process.yaml scripts/evaluate.py \
+    --model runs/finetune/digits --data.source digits --output_dir runs/evaluate/digits
+accelerate launch --quiet --config_file configs/accelerate/one_process.yaml scripts/evaluate.py \
+    --model runs/pretrain/digits --data.source digits --probe knn,linear,head,rank \
+    --output_dir runs/evaluate/digits-probes
 """
 
 from mae_hf.__main__ import main

@@ -43,7 +43,15 @@ def evaluate(config: EvaluateConfig) -> None:
     prepared = accelerator.prepare(model)
 
     # ---- scores, with and without the test images that pre-training has seen ----
-    if not config.probes:
+    if config.probes:
+        labels, batch_size = {role: part.labels for role, part in images.items()}, config.batch_size
+        features = {role: extract_features(accelerator, prepared, images[role], data, batch_size) for role in images}
+        values, by_probe = probe_features(config.probes, features, labels, test.class_names, seen)
+        metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
+        metrics |= {"labels": images["train"].note or "all labels", **values}
+        predictions = {f"predictions/{name}": probabilities for name, probabilities in by_probe.items()}
+        accelerator.print(describe_seen(seen))
+    else:
         names = tuple((model.config.id2label or {}).values())
         require(
             names == test.class_names,
@@ -51,26 +59,11 @@ def evaluate(config: EvaluateConfig) -> None:
             f"{', '.join(test.class_names)}: evaluate on data with the model's classes, in its order (--data.source)",
         )
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
-        values = classification_metrics(probabilities, test.labels, names)
+        scores = classification_metrics(probabilities, test.labels, names)
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
-        metrics |= {f"test/{key}": value for key, value in values.items()} | unseen
+        metrics |= {f"test/{key}": value for key, value in scores.items()} | unseen
         accelerator.print(describe_seen(seen, unseen))
         predictions = {"predictions": probabilities}
-    else:
-        features, labels = {}, {}
-        for role, part in images.items():
-            features[role] = extract_features(accelerator, prepared, part, data, config.batch_size)
-            labels[role] = part.labels
-        values, by_probe = probe_features(config.probes, features, labels, test.class_names)
-        metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
-        metrics |= {"labels": images["train"].note or "all labels", **values}
-        for name, of_probe in by_probe.items():
-            unseen = unseen_metrics(of_probe, test.labels, test.class_names, seen)
-            accelerator.print(f"{name}: {describe_seen(seen, unseen)}")
-            for key in ("accuracy", "f1"):
-                if f"test_unseen/{key}" in unseen:
-                    metrics[f"{name.replace('-', '/')}/unseen_{key}"] = unseen[f"test_unseen/{key}"]
-        predictions = {f"predictions/{name}": of_probe for name, of_probe in by_probe.items()}
 
     # ---- files ----
     if accelerator.is_main_process:

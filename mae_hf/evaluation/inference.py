@@ -31,27 +31,20 @@ def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device)
 
 @torch.no_grad()
 def held_out_loss(
-    accelerator: Accelerator,
-    model: nn.Module,
-    images: ImageSet,
-    data: DataConfig,
-    num_patches: int,
-    batch_size: int,
+    accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, num_patches: int, batch_size: int
 ) -> float:
     """Return the mean reconstruction loss of `images`, with fixed masks and no augmentation.
 
-    Args:
-        model: a prepared `MaskedAutoencoder` in eval mode.
-        batch_size: images at once per device.
+    `model` is a prepared `MaskedAutoencoder` in eval mode; `batch_size` counts images at once per device.
     """
     total = torch.zeros(2, device=accelerator.device)
-    for rows, counts in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
+    for rows, num_counted in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         noise = fixed_noise(rows, num_patches, accelerator.device)
         # batches have other sizes than in training: do not compile again
         with torch.compiler.set_stance("force_eager"):
             loss = model(pixel_values, noise=noise, loss_only=True).loss
-        total += torch.stack([loss, torch.ones_like(loss)]) * (len(rows) if counts else 0)
+        total += torch.stack([loss, torch.ones_like(loss)]) * num_counted
     loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
     assert count == len(images)
     return loss_sum / count
@@ -63,9 +56,7 @@ def predict_probabilities(
 ) -> NDArray[np.float32]:
     """Return class probabilities of every image, float32 (n, C), in the order of `images`, on every process.
 
-    Args:
-        model: a prepared `ViTForImageClassification` in eval mode.
-        batch_size: images at once per device.
+    `model` is a prepared `ViTForImageClassification` in eval mode.
     """
 
     def probabilities(rows: NDArray[np.int64]) -> Tensor:
@@ -87,13 +78,8 @@ def extract_features(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the features of every image, without masking: the CLS token (`cls`) and the mean patch token (`mean`).
 
-    Args:
-        encoder: a prepared `ViTModel` in eval mode.
-        batch_size: images at once per device.
-        alone: this process computes all features; the others do not take part.
-
-    Returns:
-        Two float32 arrays (n, D), in the order of `images`, on every process.
+    `encoder` is a prepared `ViTModel` in eval mode. With `alone`, this process computes all features, and the others do
+    not take part. The two arrays are float32 (n, D), in the order of `images`, on every process.
     """
 
     def features(rows: NDArray[np.int64]) -> Tensor:
@@ -112,30 +98,23 @@ def _every_image(
     alone: bool = False,
 ) -> NDArray[np.float32]:
     """Return `values_of(rows)` for all rows, (n, ...), each once."""
-    # A process may have one image less than the others: pad, gather, and drop the padding by its row number.
     rank, num_processes = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
-    rows = [rows for rows, _ in _share(rank, num_processes, num_images, batch_size)]
     with torch.compiler.set_stance("force_eager"):
-        values = torch.cat([values_of(batch) for batch in rows])
-    if alone:
-        return values.cpu().numpy()
-    index = torch.from_numpy(np.concatenate(rows)).to(accelerator.device)
-    values = accelerator.gather(accelerator.pad_across_processes(values))
-    index = accelerator.gather(accelerator.pad_across_processes(index, pad_index=-1))
-    result = torch.empty(num_images, *values.shape[1:], device=values.device)
-    result[index[index >= 0]] = values[index >= 0]
-    assert index.unique().numel() - int((index < 0).any()) == num_images
-    return result.cpu().numpy()
+        share = [values_of(rows)[:count] for rows, count in _share(rank, num_processes, num_images, batch_size)]
+    values = torch.cat(share)
+    if not alone:  # a process may have one image less than the others
+        values = accelerator.gather(accelerator.pad_across_processes(values))
+    # from rank after rank to row after row, where the padding comes last
+    return values.unflatten(0, (num_processes, -1)).transpose(0, 1).flatten(0, 1)[:num_images].cpu().numpy()
 
 
-def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> list[tuple[NDArray[np.int64], bool]]:
-    """Return this process's rows in batches, each with whether it counts.
+def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> list[tuple[NDArray[np.int64], int]]:
+    """Return a process's rows in batches, each with the number of its images that count: all or none.
 
     Every process gets the same number of batches, because all processes take part in a forward pass of sharded weights.
     A process without images left repeats the first image, which does not count.
     """
     rows = np.arange(num_images)[rank::num_processes]
-    batches = [(rows[start : start + batch_size], True) for start in range(0, len(rows), batch_size)]
-    most_images = math.ceil(num_images / num_processes)
-    num_batches = math.ceil(most_images / batch_size)
-    return batches + [(np.zeros(1, np.int64), False)] * (num_batches - len(batches))
+    starts = range(0, math.ceil(num_images / num_processes), batch_size)
+    batches = [rows[start : start + batch_size] for start in starts]
+    return [(batch, len(batch)) if len(batch) else (np.zeros(1, np.int64), 0) for batch in batches]

@@ -58,20 +58,12 @@ class ClassificationMetrics(evaluate.Metric):
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the scores of a classifier over a whole split. The class of the greatest probability is the prediction.
+    """Return the scores of a classifier from its softmax, (n, C), and the true classes, int (n,).
 
-    Args:
-        probabilities: float (n, num_classes), output of the softmax.
-        labels: int (n,), true classes.
-        class_names: the name of each class.
-
-    Returns:
-        `accuracy`, `f1` (macro, over the classes that have images), `f1_per_class` (by class name, without the classes
-        that have no image), `loss` (mean cross-entropy of the true class) and `confusion_matrix` (nested lists; row:
-        true class, column: predicted).
-
-    Raises:
-        ValueError: probabilities that are not finite, as those of a broken model.
+    The class of the greatest probability is the prediction. The scores are `accuracy`, `f1` (macro, over the classes
+    that have images), `f1_per_class` (by class name, without the classes that have no image), `loss` (mean
+    cross-entropy of the true class) and `confusion_matrix` (nested lists; row: true class, column: predicted).
+    Probabilities that are not finite, as those of a broken model, are a ValueError.
     """
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities are not finite: the weights of the model are broken")
@@ -90,13 +82,8 @@ def unseen_metrics(
 ) -> dict[str, float | int]:
     """Return the scores of a classifier on the test images that pre-training has not seen.
 
-    Args:
-        probabilities, labels, class_names: as for `classification_metrics`.
-        seen: bool (n,), whether pre-training has seen the image; None if unknown.
-
-    Returns:
-        `num_seen_test_images`, and if any image is unseen `test_unseen/accuracy`, `/f1` and `/loss`. Nothing if `seen`
-        is None.
+    `seen` is bool (n,), None if unknown. The scores are `num_seen_test_images`, and if any image is unseen
+    `test_unseen/accuracy`, `/f1` and `/loss`. They are empty if `seen` is None.
     """
     if seen is None:
         return {}
@@ -108,12 +95,7 @@ def unseen_metrics(
 
 
 def describe_seen(seen: np.ndarray | None, scores: Mapping[str, Any] | None = None) -> str:
-    """Return how many test images pre-training has seen, in a line to print.
-
-    Args:
-        seen: as in `unseen_metrics`.
-        scores: what `unseen_metrics` returned, to add the accuracy.
-    """
+    """Return a line on how many test images pre-training has seen; `scores` of `unseen_metrics` add the accuracy."""
     if seen is None:
         return (
             "unknown which test images pre-training has seen: the model has no audit.json, or one for other test "

@@ -1,12 +1,11 @@
 """Probes of frozen features: nearest neighbours, logistic regression, and the paper's linear head.
 
 A probe learns from labelled features, chooses its settings on validation images, and predicts class probabilities of
-the test images.
+the test images, whose features are float (n, D).
 
 Shapes: n images, D features, C classes.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +17,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from transformers import get_cosine_schedule_with_warmup
 
-from mae_hf.errors import ConfigError, require
+from mae_hf.errors import require
 
 NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07
 # Powers of ten around scikit-learn's default of 1. Features are standardised, so one grid serves all encoders.
@@ -32,10 +32,10 @@ LEARNING_RATES = (0.01, 0.1, 1.0)
 
 
 class Labelled(NamedTuple):
-    """Features float (n, D) of images, and their classes int (n,)."""
+    """Features of images, and their classes."""
 
-    features: np.ndarray
-    labels: np.ndarray
+    features: np.ndarray  # float (n, D)
+    labels: np.ndarray  # int (n,)
 
 
 @dataclass(frozen=True)
@@ -48,43 +48,27 @@ class Probe:
     settings: dict[str, float]  # the probe's numbers, fixed or chosen on validation
 
 
-def check_finite(**features: np.ndarray) -> None:
-    """Raise a ConfigError, with the name and the count, if any feature is not finite."""
+def check_features(**features: np.ndarray) -> None:
+    """Raise a ConfigError, with the name of the features, if they are not finite or the same for all images."""
+    broken = "the encoder's weights are broken, choose a different one"
     for name, values in features.items():
         bad = int((~np.isfinite(values)).sum())
-        if bad:
-            raise ConfigError(
-                f"{bad} of {values.size} values of {name} are not finite: the encoder's weights are broken, choose a "
-                "different one (--model)"
-            )
+        require(bad == 0, f"{bad} of {values.size} values of {name} are not finite: {broken}")
+        is_constant = len(values) > 1 and bool((values == values[0]).all())
+        require(not is_constant, f"{name} of all images are equal: {broken}")
 
 
 def knn_probabilities(
-    train: Labelled,
-    features: np.ndarray,
-    num_classes: int,
-    k: int = NUM_NEIGHBOURS,
-    temperature: float = TEMPERATURE,
+    train: Labelled, features: np.ndarray, num_classes: int, k: int = NUM_NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> np.ndarray:
-    """Return each class's share of the vote of the `k` nearest training images, float32 (n, C).
+    """Return each class's share of the vote of the `k` nearest training images, float32 (n, C), for features (n, D).
 
-    Votes are weighted by exp(cosine similarity / T).
-
-    Args:
-        train: the images that vote.
-        features: float (n, D), of the images to classify.
-        num_classes: C.
-        k: neighbours that vote; all training images if there are fewer.
-        temperature: T; a smaller one gives the nearest images more weight.
-
-    Raises:
-        ConfigError: features that are not finite.
+    Votes are weighted by exp(cosine similarity / T). All training images vote if there are fewer than `k`.
 
     Source: Wu et al. 2018, section 3.4 (arXiv 1805.01978); k and T as in DINO (arXiv 2104.14294).
     """
-    check_finite(train_features=train.features, features=features)
+    check_features(train_features=train.features, features=features)
     neighbours, queries = _unit_length(train.features), _unit_length(features)
-    labels = np.asarray(train.labels)
     k = min(k, len(neighbours))
     shares = np.empty((len(queries), num_classes), np.float32)
     for start in range(0, len(queries), 1024):  # a block of similarities at a time, not n x n_train
@@ -94,7 +78,7 @@ def knn_probabilities(
         # The greatest weight of each image is 1: no overflow at low temperatures, and the same winner.
         weights = np.exp((closeness - closeness.max(axis=1, keepdims=True)) / temperature)
         votes = np.zeros((len(nearest), num_classes))
-        np.add.at(votes, (np.arange(len(nearest))[:, None], labels[nearest]), weights)
+        np.add.at(votes, (np.arange(len(nearest))[:, None], train.labels[nearest]), weights)
         shares[start : start + 1024] = votes / votes.sum(axis=1, keepdims=True)
     return shares
 
@@ -107,7 +91,7 @@ def _unit_length(features: np.ndarray) -> np.ndarray:
 def knn_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
     """Return the vote of nearest neighbours with the literature's k and temperature.
 
-    Arguments and errors are as for `linear_probe`; validation images only give `validation_accuracy`.
+    Validation images only give `validation_accuracy`.
     """
     accuracy = None
     if validation is not None:
@@ -119,30 +103,22 @@ def knn_probe(train: Labelled, validation: Labelled | None, test_features: np.nd
 def linear_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
     """Return a logistic regression on standardised features, with the best strength of its L2 penalty.
 
-    Args:
-        train: labelled images of at least two classes.
-        validation: the strength with the best accuracy on these images is chosen, the strongest of equals. None: that
-            with the best log loss of cross-validation on `train`, because accuracies on few images are often equal. It
-            has as many parts as the rarest class has images, 5 at most; with one part, `FIXED_STRENGTH` is taken.
-        test_features: float (n, D).
-        num_classes: C.
-
-    Raises:
-        ConfigError: features that are not finite, or training labels of one class only.
+    The strength with the best accuracy on validation images is chosen, the strongest of equals. Without validation
+    images it is the one with the best log loss of cross-validation on `train`, because accuracies on few images are
+    often equal. Cross-validation has as many parts as the rarest class has images, 5 at most. With one part,
+    `FIXED_STRENGTH` is taken. Training labels of one class only are a ConfigError.
     """
-    check_finite(train_features=train.features, test_features=test_features)
+    check_features(train_features=train.features, test_features=test_features)
     counts = np.unique(train.labels, return_counts=True)[1]
     require(len(counts) > 1, "all training images have one class: a linear probe needs two or more (--data.source)")
-    candidates: list[tuple[float, float | None, float]]
+    candidates: list[tuple[float, float | None, float]] = [(0.0, None, FIXED_STRENGTH)]
     if validation is not None:
-        check_finite(validation_features=validation.features)
+        check_features(validation_features=validation.features)
         accuracies = [float(_regression(strength).fit(*train).score(*validation)) for strength in STRENGTHS]
-        candidates = [(score, score, strength) for score, strength in zip(accuracies, STRENGTHS, strict=True)]
+        candidates = list(zip(accuracies, accuracies, STRENGTHS, strict=True))
     elif counts.min() > 1:
         num_parts = min(MAX_PARTS, int(counts.min()))
         candidates = [_cross_validated(train, strength, num_parts) for strength in STRENGTHS]
-    else:
-        candidates = [(0.0, None, FIXED_STRENGTH)]
     _, accuracy, strength = max(candidates, key=lambda candidate: candidate[0])
     best = _regression(strength).fit(*train)
     probabilities = np.zeros((len(test_features), num_classes), np.float32)
@@ -171,19 +147,11 @@ def head_probe(
     warm-up and a cosine to 0, momentum 0.9, no weight decay. Two things differ. The features are computed once, without
     random crops or flips. SGD with batches of 256 replaces LARS with batches of 16,384.
 
-    Args:
-        train: at least two images.
-        validation: images that choose the learning rate, the smallest of equals.
-        test_features: float (n, D).
-        num_classes: C.
-        seed: of the first weights and of the order of the images.
-
-    Raises:
-        ConfigError: features that are not finite.
+    The smallest of equal learning rates is chosen. `seed` draws the first weights and the order of the images.
 
     Source: He et al. 2022, appendix A.1 (arXiv 2111.06377); `main_linprobe.py` of facebookresearch/mae.
     """
-    check_finite(train_features=train.features, validation_features=validation.features, test_features=test_features)
+    check_features(train_features=train.features, validation_features=validation.features, test_features=test_features)
     candidates = []
     for learning_rate in LEARNING_RATES:
         head = _train_head(train, num_classes, learning_rate, seed)
@@ -202,16 +170,8 @@ def _train_head(train: Labelled, num_classes: int, learning_rate: float, seed: i
     nn.init.zeros_(linear.bias)
     head = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6), linear)
     num_batches = max(1, len(labels) // BATCH_SIZE)
-
-    def factor(step: int) -> float:
-        """Return the factor of the learning rate: linear warm-up, then a cosine to 0."""
-        epoch = step / num_batches
-        if epoch < WARMUP_EPOCHS:
-            return epoch / WARMUP_EPOCHS
-        return (1 + math.cos(math.pi * (epoch - WARMUP_EPOCHS) / (EPOCHS - WARMUP_EPOCHS))) / 2
-
     optimizer = torch.optim.SGD(head.parameters(), lr=learning_rate, momentum=MOMENTUM)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_EPOCHS * num_batches, EPOCHS * num_batches)
     for _ in range(EPOCHS):
         order = torch.randperm(len(labels), generator=generator)
         for rows in order.tensor_split(num_batches):  # of one size to within one: no rest too small to normalise

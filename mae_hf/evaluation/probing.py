@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet
-from mae_hf.errors import require
+from mae_hf.errors import ConfigError
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.probes import (
@@ -22,7 +22,7 @@ from mae_hf.evaluation.probes import (
     TEMPERATURE,
     Labelled,
     Probe,
-    check_finite,
+    check_features,
     head_probe,
     knn_probabilities,
     knn_probe,
@@ -44,6 +44,7 @@ def probe_features(
     features: Mapping[str, Mapping[str, np.ndarray]],
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
+    seen: np.ndarray | None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return the scores and test predictions of probes of an encoder's features.
 
@@ -52,14 +53,15 @@ def probe_features(
         features: role (`train`, `validation`, `test`) -> pooling -> float (n, D).
         labels: role -> int (n,).
         class_names: the name of each class.
+        seen: bool (n,), whether pre-training has seen each test image; None if unknown.
 
     Returns:
-        Metrics by `PROBE/POOLING/NAME`: `accuracy` and macro-`f1` on test images, `validation_accuracy`, and the
-        probe's settings; for `rank`, `rankme` and `participation_ratio` of the train images. And the probabilities of
-        the test images, float32 (n, C), by `PROBE-POOLING`.
+        Metrics by `PROBE/POOLING/NAME`: `scores_of` the test images, `validation_accuracy`, and the probe's settings;
+        for `rank`, `rankme` and `participation_ratio` of the train images. And the probabilities of the test images,
+        float32 (n, C), by `PROBE-POOLING`.
 
     Raises:
-        ConfigError: features that are not finite or all zero, or labels of one class only.
+        ConfigError: features of a broken encoder, or labels of one class only.
     """
     metrics: dict[str, float] = {}
     probabilities = {}
@@ -67,40 +69,42 @@ def probe_features(
         parts = (Labelled(features[role][pooling], labels[role]) for role in ("train", "validation", "test"))
         train, validation, test = parts
         for name in probes:
-            key = f"{name}/{pooling}"
             if name == "rank":
-                metrics[f"{key}/rankme"] = rankme(train.features)
-                metrics[f"{key}/participation_ratio"] = participation_ratio(train.features)
-                continue
-            probe = CLASSIFIERS[name](train, validation, test.features, len(class_names))
-            scores = scores_of(probe.probabilities, test.labels, class_names)
-            assert probe.validation_accuracy is not None
-            scores |= {"validation_accuracy": probe.validation_accuracy, **probe.settings}
-            metrics |= {f"{key}/{quantity}": value for quantity, value in scores.items()}
-            probabilities[f"{name}-{pooling}"] = probe.probabilities
+                scores = {"rankme": rankme(train.features), "participation_ratio": participation_ratio(train.features)}
+            else:
+                probe = CLASSIFIERS[name](train, validation, test.features, len(class_names))
+                probabilities[f"{name}-{pooling}"] = probe.probabilities
+                scores = scores_of(probe.probabilities, test.labels, class_names, seen)
+                assert probe.validation_accuracy is not None
+                scores |= {"validation_accuracy": probe.validation_accuracy, **probe.settings}
+            metrics |= {f"{name}/{pooling}/{quantity}": value for quantity, value in scores.items()}
     return metrics, probabilities
 
 
-def scores_of(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """Return `accuracy` and macro-`f1` of the most probable class, but no loss: a vote has probabilities of 0."""
+def scores_of(
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seen: np.ndarray | None = None
+) -> dict[str, float]:
+    """Return `accuracy` and macro-`f1` of the most probable class, but no loss: a vote has probabilities of 0.
+
+    `unseen_accuracy` and `unseen_f1` follow, if pre-training has not seen all of the images (`seen` is bool (n,)).
+    """
     scores = classification_metrics(probabilities, labels, class_names)
-    return {key: scores[key] for key in ("accuracy", "f1")}
+    found = {key: scores[key] for key in ("accuracy", "f1")}
+    if seen is None or seen.all():
+        return found
+    unseen = scores_of(probabilities[~seen], labels[~seen], class_names)
+    return found | {f"unseen_{key}": value for key, value in unseen.items()}
 
 
 def rankme(features: np.ndarray) -> float:
-    """Return exp of the entropy of the normalised singular values of the features, from 1 to min(n, D).
+    """Return exp of the entropy of the normalised singular values of features (n, D), from 1 to min(n, D).
 
-    The value depends on the images and their number: compare encoders on the same images.
-
-    Args:
-        features: float (n, D), neither centred nor scaled.
-
-    Raises:
-        ConfigError: features that are not finite, or all zero.
+    Features are neither centred nor scaled. The value depends on the images and their number: compare encoders on the
+    same images. Features of a broken encoder are a ConfigError.
 
     Source: Garrido et al. 2023 (arXiv 2210.02885), equations 1 and 2.
     """
-    _check_features(features)
+    check_features(features=features)
     values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
     parts = values / values.sum() + 1e-7
     return float(np.exp(-(parts * np.log(parts)).sum()))
@@ -109,27 +113,17 @@ def rankme(features: np.ndarray) -> float:
 def participation_ratio(features: np.ndarray) -> float:
     """Return the effective rank of the covariance: (sum of its eigenvalues)² / sum of their squares, from 1 to D.
 
-    Features that vary equally in all directions have D, those on a line 1, equal features 0.
-
-    Raises:
-        ConfigError: features that are not finite, or all zero.
+    Features that vary equally in all directions have D, those on a line 1, a single image 0. Features of a broken
+    encoder are a ConfigError.
 
     Source: Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement (bioRxiv 214262).
     """
-    _check_features(features)
+    check_features(features=features)
     centred = np.asarray(features, np.float64)
     centred = centred - centred.mean(axis=0)
     covariance = centred.T @ centred
     squares = float((covariance**2).sum())  # of the eigenvalues, too: the matrix is symmetric
     return float(np.trace(covariance) ** 2 / squares) if squares else 0.0
-
-
-def _check_features(features: np.ndarray) -> None:
-    check_finite(features=features)
-    require(
-        bool(features.any()),
-        "the features are all zero: the encoder's weights are broken, choose a different one (--model)",
-    )
 
 
 def online_probe(
@@ -151,7 +145,7 @@ def online_probe(
 
     Returns:
         By pooling, `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1` and `probe/rankme_POOLING` of the train images.
-        Nothing, with a warning, if features are not finite: a probe must not stop training.
+        Nothing, with a warning, if the features are broken: a probe must not stop training.
     """
     alone = not all(gather_object([model is not None]))
     values: dict[str, float] = {}
@@ -162,21 +156,14 @@ def online_probe(
                 extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
                 for images in (train, validation)
             )
-        if all(np.isfinite(part[pooling]).all() for part in (voters, queries) for pooling in POOLINGS):
-            values = _scores_of_neighbours(voters, train, queries, validation)
-        else:
-            warnings.warn("this encoder is not probed: its features are not finite", stacklevel=2)
+        try:
+            for pooling in POOLINGS:
+                neighbours = Labelled(voters[pooling], train.labels)
+                shares = knn_probabilities(neighbours, queries[pooling], len(train.class_names))
+                scores = scores_of(shares, validation.labels, train.class_names)
+                values |= {f"probe/knn_{pooling}_{key}": value for key, value in scores.items()}
+                values[f"probe/rankme_{pooling}"] = rankme(voters[pooling])
+        except ConfigError as error:
+            values = {}
+            warnings.warn(f"this encoder is not probed: {error}", stacklevel=2)
     return dict(broadcast_object_list([values])[0]) if alone else values
-
-
-def _scores_of_neighbours(
-    voters: Mapping[str, np.ndarray], train: ImageSet, queries: Mapping[str, np.ndarray], validation: ImageSet
-) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for pooling in POOLINGS:
-        neighbours = Labelled(voters[pooling], train.labels)
-        shares = knn_probabilities(neighbours, queries[pooling], len(train.class_names))
-        scores = scores_of(shares, validation.labels, train.class_names)
-        values |= {f"probe/knn_{pooling}_{key}": value for key, value in scores.items()}
-        values[f"probe/rankme_{pooling}"] = rankme(voters[pooling])
-    return values

@@ -1,10 +1,13 @@
 """Features as a map in two dimensions, by t-SNE or UMAP, and how far its neighbourhoods can be trusted.
 
-Maps are float32 (n, 2) of features (n, D) that pass `check_features`, and the same for the same seed.
+Maps are float32 (n, 2) of features (n, D) that pass `check_mappable`, and the same for the same seed.
 """
 
 import numpy as np
 from sklearn import manifold
+
+from mae_hf.errors import require
+from mae_hf.evaluation.probes import check_features
 
 
 def tsne(features: np.ndarray, seed: int) -> np.ndarray:
@@ -34,15 +37,10 @@ def umap(features: np.ndarray, seed: int) -> np.ndarray:
     return model.fit_transform(features)
 
 
-def check_features(features: np.ndarray) -> None:
-    """Raise a ValueError, in one line, for features that cannot be mapped."""
-    if min(features.shape) < 3:
-        raise ValueError(f"features of shape {features.shape}: a map needs at least 3 images and 3 features")
-    bad = int((~np.isfinite(features)).sum())
-    if bad:
-        raise ValueError(f"{bad} of {features.size} features are not finite: the encoder's weights are broken")
-    if (features == features[0]).all():
-        raise ValueError("the features of all images are equal: the encoder's weights are broken")
+def check_mappable(features: np.ndarray) -> None:
+    """Raise a ConfigError for features that cannot be mapped."""
+    require(min(features.shape) >= 3, f"features of shape {features.shape}: a map needs at least 3 images, 3 features")
+    check_features(features=features)
 
 
 def trustworthiness(features: np.ndarray, points: np.ndarray) -> float:

@@ -135,7 +135,7 @@ def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> 
     for name in [name for name in _SEEN if name in opened]:
         found = opened[name].features(images, rows)
         try:
-            projection.check_features(found)
+            projection.check_mappable(found)
         except ValueError as error:
             drawn.notes.append(f"No map of {name}: {error}")
         else:

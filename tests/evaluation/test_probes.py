@@ -148,10 +148,19 @@ def test_labels_of_one_class_are_refused():
         linear_probe(Labelled(train.features, np.zeros(150, int)), validation, test.features, 3)
 
 
+def test_features_of_an_encoder_that_tells_no_images_apart_are_refused():
+    train, validation, test = blobs()
+    same = np.tile(test.features[:1], (150, 1))
+    for probe in (knn_probe, linear_probe, head_probe):
+        with pytest.raises(ConfigError, match="features of all images are equal: the encoder's weights are broken"):
+            probe(train, validation, same, 3)
+        assert probe(train, validation, same[:1], 3).probabilities.shape == (1, 3)  # one image equals itself
+
+
 def test_features_that_are_not_finite_are_counted():
     train, validation, test = blobs()
     test.features[0, :2] = np.nan, np.inf
-    with pytest.raises(ConfigError, match=r"2 of 1800 values of test_features are not finite: .*--model"):
+    with pytest.raises(ConfigError, match=r"2 of 1800 values of test_features are not finite: .* different one"):
         linear_probe(train, validation, test.features, 3)
     with pytest.raises(ConfigError, match="2 of 1800 values of features are not finite"):
         knn_probe(train, validation, test.features, 3)

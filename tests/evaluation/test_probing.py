@@ -39,13 +39,17 @@ def drawn() -> tuple[dict, dict]:
 
 def test_every_number_can_be_computed_again_from_the_probabilities(drawn):
     features, labels = drawn
-    metrics, probabilities = probe_features(["knn", "linear", "head"], features, labels, ["a", "b", "c"])
+    seen = np.arange(len(labels["test"])) % 3 == 0
+    metrics, probabilities = probe_features(["knn", "linear", "head"], features, labels, ["a", "b", "c"], seen)
     names = {f"{probe}-{pooling}" for probe in ("knn", "linear", "head") for pooling in ("cls", "mean")}
     assert probabilities.keys() == names
     for name, of_probe in probabilities.items():
         key, predictions = name.replace("-", "/"), of_probe.argmax(axis=1)
         assert metrics[f"{key}/accuracy"] == pytest.approx(accuracy_score(labels["test"], predictions))
         assert metrics[f"{key}/f1"] == pytest.approx(f1_score(labels["test"], predictions, average="macro"))
+        unseen = labels["test"][~seen], predictions[~seen]
+        assert metrics[f"{key}/unseen_accuracy"] == pytest.approx(accuracy_score(*unseen))
+        assert metrics[f"{key}/unseen_f1"] == pytest.approx(f1_score(*unseen, average="macro"))
         assert 0 < metrics[f"{key}/validation_accuracy"] <= 1
     assert metrics["linear/mean/accuracy"] > metrics["linear/cls/accuracy"] + 0.1
     assert (metrics["knn/cls/k"], metrics["knn/cls/temperature"]) == (20, 0.07)
@@ -56,7 +60,7 @@ def test_the_rank_is_that_of_the_training_images(drawn):
     features, labels = drawn
     changed = {role: dict(parts) for role, parts in features.items()}
     changed["train"]["mean"] = np.outer(np.arange(1, 101), np.ones(8))
-    metrics, probabilities = probe_features(["rank"], changed, labels, ["a", "b", "c"])
+    metrics, probabilities = probe_features(["rank"], changed, labels, ["a", "b", "c"], None)
     assert probabilities == {}
     assert metrics["rank/mean/rankme"] == pytest.approx(1, rel=1e-4)
     assert metrics["rank/mean/participation_ratio"] == pytest.approx(1)
@@ -85,6 +89,17 @@ def test_the_online_probe_is_the_knn_of_the_encoder_so_far_and_leaves_training_a
         assert values[f"probe/knn_{pooling}_accuracy"] == pytest.approx(expected, abs=1.01 / len(validation))
         assert 1 <= values[f"probe/rankme_{pooling}"] <= 16
     assert len(values) == 6
+
+
+def test_an_encoder_with_broken_features_is_not_probed_and_training_goes_on(monkeypatch):
+    shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    model = build_mae(MAEConfig(**shape, intermediate_size=32, **decoder, decoder_intermediate_size=32), "sdpa").eval()
+    train, validation = load_probe_images(DATA, 16, 20)
+    for value, problem in ((float("nan"), "values of train_features are not finite"), (0.0, "are equal")):
+        torch.nn.init.constant_(model.vit.layernorm.weight, value)
+        with pytest.warns(UserWarning, match=f"this encoder is not probed: .*{problem}"):
+            assert online_probe(Accelerator(cpu=True), model, train, validation, DATA, batch_size=32) == {}
 
 
 def features_with(singular_values: list[float], n: int = 60, seed: int = 0) -> np.ndarray:
@@ -116,14 +131,15 @@ def test_the_participation_ratio_is_that_of_the_eigenvalues_of_the_covariance():
 
 
 def test_rankme_is_not_centred_so_that_one_common_direction_counts():
-    features = np.tile([1.0, 2.0, 3.0], (8, 1))
+    features = np.array([1e6, 2e6, 3e6]) + features_with([1.0, 1.0, 1.0])
     assert rankme(features) == pytest.approx(1, rel=1e-4)
-    assert participation_ratio(features) == 0
+    assert participation_ratio(features) == pytest.approx(3)
+    assert participation_ratio(features[:1]) == 0
 
 
 @pytest.mark.parametrize("measure", [rankme, participation_ratio])
 def test_broken_features_have_no_rank(measure):
     with pytest.raises(ConfigError, match="1 of 6 values of features are not finite"):
         measure(np.array([[1.0, 2, 3], [4, np.nan, 6]]))
-    with pytest.raises(ConfigError, match="all zero"):
+    with pytest.raises(ConfigError, match="features of all images are equal"):
         measure(np.zeros((4, 3)))

@@ -90,7 +90,7 @@ def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, images, t
     draw_attention(opened, images, report)
     assert report.trustworthiness.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER}
     assert list(report.captions) == ["embedding", "attention", "attention_heads"]
-    assert report.notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 features are not finite")
+    assert report.notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 values of features are not finite")
     assert report.notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
 
 

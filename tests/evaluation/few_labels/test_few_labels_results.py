@@ -1,4 +1,4 @@
-"""Lines that survive a kill, scores counted by hand, and a folder that takes results of one kind only."""
+"""Lines that survive a kill, scores counted by hand, a folder for results of one kind, and the picture of them."""
 
 import json
 import statistics
@@ -9,7 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation.few_labels.measurements import Measurements, check_inputs, summarize, summary_text, write_summary
+from mae_hf.evaluation.few_labels.results import (
+    Results,
+    check_inputs,
+    few_labels_figure,
+    summarize,
+    summary_text,
+    write_summary,
+)
+from mae_hf.figures import save
 
 LABELS = np.array([0, 0, 1, 1])
 HALF = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3]])  # right, wrong, right, wrong
@@ -20,20 +28,20 @@ def line(label_set: str, **fields) -> dict:
     return {"label_set": label_set, **common, **fields}
 
 
-def results_in(folder: Path, seen: np.ndarray | None = None) -> Measurements:
-    return Measurements(folder, LABELS, ("cat", "dog"), seen)
+def results_in(folder: Path, seen: np.ndarray | None = None) -> Results:
+    return Results(folder, LABELS, ("cat", "dog"), seen)
 
 
 def test_what_is_measured_is_known_to_the_next_run(tmp_path):
     first = results_in(tmp_path)
-    assert not first.has("fold-0", "model", "knn", "cls")
+    assert not first.has(line("fold-0"))
     first.add(line("fold-0"), HALF)
     first.add(line("fold-0", method="finetune", pooling=None), HALF)
     again = results_in(tmp_path)
     assert again.lines == first.lines
-    assert again.has("fold-0", "model", "knn", "cls") and again.has("fold-0", "model", "finetune", None)
-    assert not again.has("fold-0", "scratch", "knn", "cls") and not again.has("fold-0", "model", "knn", "mean")
-    assert not again.has("fold-1", "model", "knn", "cls")
+    assert again.has(line("fold-0")) and again.has(line("fold-0", method="finetune", pooling=None))
+    assert not again.has(line("fold-0", arm="scratch")) and not again.has(line("fold-0", pooling="mean"))
+    assert not again.has(line("fold-1"))
 
 
 @pytest.mark.parametrize("rest", ['{"label_set": "fo', '{"label_set": "fold-1"}'])
@@ -123,3 +131,55 @@ def test_the_summary_is_written_with_what_it_is_about(tmp_path: Path):
     assert written == {"protocol": "UNOFFICIAL folds", "num_seen_test_images": 2, "results": summarize(lines)}
     assert (tmp_path / "few_labels.png").stat().st_size > 5_000
     assert "60.00 ± 10.00" in printed and printed.endswith("UNOFFICIAL folds")
+
+
+def measured_lines(fractions: tuple, draws: int) -> list[dict]:
+    """Accuracies that rise with the labels and differ by arm, method and draw."""
+    found = []
+    for fraction in fractions:
+        for draw in range(draws):
+            for arm, plus in (("model", 0.2), ("scratch", 0.0)):
+                for method, pooling in (("knn", "cls"), ("knn", "mean"), ("linear", "cls"), ("finetune", None)):
+                    accuracy = 0.3 + plus + 0.3 * (fraction or 0.2) + 0.02 * draw
+                    line = {"label_set": f"{fraction}-{draw}", "fraction": fraction, "arm": arm, "method": method}
+                    line |= {"pooling": pooling, "accuracy": accuracy, "f1": accuracy}
+                    found.append(line | {"num_labels": round(300 * (fraction or 0.2))})
+    return found
+
+
+def test_budgets_are_on_a_log_axis_with_numbers_parts_and_error_bars(tmp_path: Path):
+    measured = measured_lines((0.05, 0.25, 1.0), 3)
+    measured += [line | {"fraction": 0.01} for line in measured if line["fraction"] == 0.05]
+    figure = few_labels_figure(summarize(measured), measured, "UNOFFICIAL label budgets")
+    assert [axes.get_title() for axes in figure.axes][:2] == [
+        "kNN on frozen features",
+        "linear probe on frozen features",
+    ]
+    panel = figure.axes[0]
+    assert panel.get_xscale() == "log" and "log scale" in panel.get_xlabel()
+    assert panel.get_ylabel() == "test accuracy (%), mean ± standard deviation"
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["15\n1, 5 %", "75\n25 %", "300\n100 %"]
+    line, _, (bars,) = panel.containers[0]
+    assert line.get_xdata().tolist() == [15, 15, 75, 300]
+    assert line.get_ydata()[0] == pytest.approx(100 * (0.5 + 0.3 * 0.05 + 0.02))
+    low, high = bars.get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(2)  # the sample deviation of 0, 2 and 4 points
+    styles = {(c[0].get_marker(), c[0].get_linestyle(), c[0].get_markerfacecolor()) for c in panel.containers}
+    assert len(styles) == 4  # told apart without colour, too
+    assert len({style[:2] for style in styles}) == 4
+    assert "UNOFFICIAL" in figure.get_suptitle()
+    assert save(figure, tmp_path / "budgets.png").stat().st_size > 10_000
+
+
+def test_folds_are_drawn_one_by_one_beside_their_mean(tmp_path: Path):
+    measured = measured_lines((None,), 5)
+    figure = few_labels_figure(summarize(measured), measured, "official protocol")
+    panel = figure.axes[0]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == [
+        "pre-trained\nCLS", "pre-trained\nmean", "random start\nCLS", "random start\nmean"
+    ]  # fmt: skip
+    single = panel.lines[0]
+    assert len(single.get_ydata()) == 5
+    assert sorted(single.get_ydata())[0] == pytest.approx(100 * (0.5 + 0.06))
+    assert panel.texts[0].get_text() == f"{100 * (0.5 + 0.06 + 0.04):.1f}"
+    assert save(figure, tmp_path / "folds.png").stat().st_size > 10_000

@@ -1,0 +1,180 @@
+"""The methods that use few labels: probes of frozen features, and fine-tuning in runs of its own process.
+
+A method gives what a line says about a measurement, and the class probabilities of the test images.
+
+Shapes: n test images, C classes.
+"""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
+from transformers import ViTModel
+
+from mae_hf.config import parse
+from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig, HubConfig
+from mae_hf.config.model import ClassifierConfig
+from mae_hf.data.dataset import ImageSet
+from mae_hf.data.splits import Part, set_aside
+from mae_hf.errors import RunError, RunStopped
+from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol
+from mae_hf.evaluation.inference import extract_features
+from mae_hf.evaluation.probes import Labelled
+from mae_hf.evaluation.probing import CLASSIFIERS
+from mae_hf.models.classifier import build_classifier
+from mae_hf.models.io import SHAPE_KEYS, weights_digest
+from mae_hf.models.locate import SCRATCH
+from mae_hf.training.finished_runs import read_run
+from mae_hf.training.run_folder import inspect_run
+from mae_hf.training.signals import TERMINATING
+
+Measured = tuple[dict[str, Any], NDArray[np.floating]]  # of a line, and probabilities (n, C)
+
+
+def shape_of(encoder: ViTModel) -> dict[str, Any]:
+    """Return the architecture of an encoder, by the fields of `EncoderConfig`."""
+    return {key: getattr(encoder.config, key) for key in SHAPE_KEYS}
+
+
+def random_encoder(encoder: ViTModel, class_names: Sequence[str], attn_implementation: str) -> ViTModel:
+    """Return the same network, in eval mode, with the weights that fine-tuning from scratch with seed 0 starts from."""
+    config = ClassifierConfig(init=SCRATCH, **shape_of(encoder))
+    return build_classifier(config, class_names, attn_implementation, seed=0).vit.eval()
+
+
+# ---- probes of frozen features ----
+
+
+def load_features(
+    arm: str, accelerator: Accelerator, encoder: nn.Module, train: ImageSet, test: ImageSet, config: FewLabelsConfig
+) -> dict[str, np.ndarray]:
+    """Return the features of `train` and `test`, by ROLE-POOLING, from features-ARM.npz, or computed and stored there.
+
+    The file is written again if weights, images or precision differ.
+    """
+    path = Path(config.output_dir) / f"features-{arm}.npz"
+    key = " ".join([weights_digest(encoder), train.fingerprint, test.fingerprint, accelerator.mixed_precision])
+    if path.exists():
+        with np.load(path) as file:
+            if str(file["key"]) == key:
+                return dict(file)
+    prepared = accelerator.prepare(encoder)
+    features: dict[str, Any] = {"key": np.array(key)}
+    for role, images in (("train", train), ("test", test)):
+        of_role = extract_features(accelerator, prepared, images, config.data, config.batch_size)
+        features |= {f"{role}-{pooling}": values for pooling, values in of_role.items()}
+    beside = path.with_suffix(".partial.npz")
+    np.savez(beside, **features)
+    os.replace(beside, path)
+    return features
+
+
+def probe(name: str, pooling: str, features: dict[str, np.ndarray], train: ImageSet, label_set: LabelSet) -> Measured:
+    """Measure a probe of the train images in a label set, given the features of all of them and of the test images.
+
+    The strength of `linear` is chosen by cross-validation on the labels of the set.
+    """
+    here = np.isin(train.split_rows, label_set.rows)
+    labelled = Labelled(features[f"train-{pooling}"][here], train.labels[here])  # some classes may be missing
+    found = CLASSIFIERS[name](labelled, None, features[f"test-{pooling}"], len(train.class_names))
+    line = {"num_labels": len(labelled.labels), "num_validation_labels": 0}
+    return line | {"validation_accuracy": found.validation_accuracy, "settings": found.settings}, found.probabilities
+
+
+# ---- fine-tuning ----
+
+
+def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet, num_train_images: int, min_steps: int) -> FinetuneConfig:
+    """Return the recipe for one label set: its data, a batch that it can fill, and at least `min_steps` steps.
+
+    Where the labels would give fewer steps, epochs and the intervals between evaluations and checkpoints grow alike.
+    The seed is the recipe's plus the number of the draw.
+    """
+    batch_size = min(recipe.train.batch_size, num_train_images)
+    planned = recipe.train.epochs * (num_train_images // batch_size)
+    factor = max(1.0, min_steps / planned)
+    durations = ("epochs", "eval_every_epochs", "save_every_epochs")
+    train = dataclasses.replace(
+        recipe.train,
+        batch_size=batch_size,
+        per_device_batch_size=recipe.train.per_device_batch_size if batch_size == recipe.train.batch_size else None,
+        seed=recipe.train.seed + label_set.draw,
+        trackers=(),
+        **{name: getattr(recipe.train, name) * factor for name in durations},
+    )
+    return dataclasses.replace(recipe, data=label_set.data, train=train, hub=HubConfig())
+
+
+def plan_finetunings(
+    protocol: Protocol, recipe: FinetuneConfig, encoders: Mapping[str, ViTModel]
+) -> dict[str, FinetuneConfig]:
+    """Return the config of every fine-tuning by LABELSET-ARM, the name of its run folder. Writes nothing.
+
+    Encoders are by arm, `model` and `scratch`. A folder that holds a run with a different config is a ConfigError,
+    which lists the differences.
+    """
+    runs = {}
+    for label_set in protocol.label_sets("finetune"):
+        kept, _ = set_aside(Part(protocol.split, label_set.rows), "validation", label_set.data)
+        adapted = adapt_recipe(recipe, label_set, len(kept.rows), protocol.config.min_steps)
+        for arm, encoder in encoders.items():
+            init = SCRATCH if arm == "scratch" else protocol.config.model
+            model, name = dataclasses.replace(recipe.model, init=init, **shape_of(encoder)), f"{label_set.name}-{arm}"
+            folder = Path(protocol.config.output_dir) / "runs" / name
+            runs[name] = dataclasses.replace(adapted, model=model, output_dir=str(folder))
+            inspect_run(runs[name])
+    return runs
+
+
+def finetune(config: FinetuneConfig) -> Measured:
+    """Measure a fine-tuning: the best epoch on validation images, on all test images.
+
+    It runs or resumes as a command in its own process, which frees its memory afterwards. After SIGTERM, SIGHUP or
+    Ctrl-C, this process waits until that one has saved. A finished run is read, and its checkpoints are removed,
+    because there are many runs.
+
+    Raises:
+        ConfigError: the folder holds a run with a different config, or files that contradict each other.
+        RunError: it failed; the message has its last line and names its log.
+        RunStopped: a signal arrived, and its state is saved.
+    """
+    folder = Path(config.output_dir)
+    if inspect_run(config) != "finished":
+        file, log = (folder.with_name(f"{folder.name}.{kind}") for kind in ("yaml", "log"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(parse.to_yaml(config))
+        command, received = [sys.executable, "-m", "mae_hf", "finetune", "--config", str(file)], 0
+        with log.open("a") as output, subprocess.Popen(command, stdout=output, stderr=output) as child:
+            try:
+                child.wait()
+            except RunStopped as error:
+                received = error.signal_number
+                child.send_signal(received)
+            except KeyboardInterrupt:
+                received = signal.SIGINT  # a terminal has sent it to both
+        number = child.returncode - 128 if child.returncode else received
+        if number in (*TERMINATING, signal.SIGINT):
+            raise RunStopped(f"{signal.Signals(number).name}: the fine-tuning {folder} is saved", number)
+        if child.returncode != 0:
+            cause = (log.read_text(errors="replace").splitlines() or [f"exit code {child.returncode}"])[-1].strip()
+            raise RunError(f"the fine-tuning {folder} failed ({cause}): see {log}; the same command resumes here")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    run = read_run(folder)
+    num_validation = run.record.num_validation_images or 0
+    line = {
+        "num_labels": (run.record.num_train_images or 0) + num_validation,
+        "num_validation_labels": num_validation,
+        "validation_accuracy": run.metrics["eval/accuracy"],
+        "settings": {"best_epoch": run.metrics["best_epoch"], "epochs": config.train.epochs, "seed": config.train.seed},
+    }
+    return line, run.test.probabilities

@@ -1,0 +1,183 @@
+"""The results of a folder: a line and the predictions of each measurement, and their summary.
+
+A later run reads the lines and continues. Shapes: n test images, C classes.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from numpy.typing import NDArray
+
+from mae_hf import figures
+from mae_hf.errors import require
+from mae_hf.evaluation.probing import scores_of
+from mae_hf.files import write_json
+from mae_hf.training.predictions import write_predictions
+
+KEY = ("label_set", "arm", "method", "pooling")
+GROUP = ("fraction", "arm", "method", "pooling")
+SCORES = ("accuracy", "f1", "unseen_accuracy", "unseen_f1")  # the last two if it is known which images were seen
+TITLES = {"knn": "kNN on frozen features", "linear": "linear probe on frozen features", "finetune": "fine-tuning"}
+# Okabe and Ito's colours; in grey, arms differ by marker and poolings by line and filling.
+_ARMS = {"model": ("pre-trained", "#0072B2", "o"), "scratch": ("random start", "#D55E00", "s")}
+_POOLINGS = {"cls": (", CLS", "-", True), "mean": (", mean", "--", False), "": ("", "-", True)}
+
+
+class Results:
+    """The lines of results.jsonl and the files in predictions/.
+
+    A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.
+
+    Args:
+        folder: of both.
+        labels: int (n,), the classes of the test images.
+        class_names: the C classes.
+        seen: bool (n,), whether pre-training has seen each test image; None if that is unknown.
+    """
+
+    def __init__(
+        self, folder: Path, labels: NDArray[np.int64], class_names: Sequence[str], seen: NDArray[np.bool_] | None
+    ) -> None:
+        self._folder, self._path = folder, folder / "results.jsonl"
+        self._labels, self._class_names, self._seen = labels, class_names, seen
+        text = self._path.read_text() if self._path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._path.write_text(whole)
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+
+    def has(self, line: dict[str, Any]) -> bool:
+        """Return whether this was measured."""
+        return any(all(known[key] == line[key] for key in KEY) for known in self.lines)
+
+    def add(self, line: dict[str, Any], probabilities: NDArray[np.floating]) -> None:
+        """Write the predictions of a measurement, float (n, C), then its line, to which the scores are added."""
+        name = "-".join(str(line[key]) for key in KEY if line[key] is not None)
+        write_predictions(self._folder / "predictions" / f"{name}.parquet", self._labels, probabilities, self._seen)
+        line = line | scores_of(probabilities, self._labels, self._class_names, self._seen)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
+
+
+def check_inputs(path: Path, inputs: dict[str, Any]) -> None:
+    """Check that all results of a folder come from one model, one set of images, one precision and one recipe.
+
+    The JSON file `path` holds the inputs by name, and is written. A name that either side lacks is not compared. An
+    input that has changed is a ConfigError, which names it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    changed = [f"{name}: {known[name]} -> {value}" for name, value in inputs.items() if known.get(name, value) != value]
+    require(
+        not changed,
+        f"{path.parent} holds results of other inputs ({'; '.join(changed)}): choose another --output_dir",
+    )
+    write_json(path, known | inputs)
+
+
+def write_summary(folder: Path, lines: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Write summary.json and few_labels.png, and return the table for the console.
+
+    `about` is what summary.json says besides `results`; its `protocol` is also the title of the picture.
+    """
+    rows = summarize(lines)
+    write_json(folder / "summary.json", {**about, "results": rows})
+    figures.save(few_labels_figure(rows, lines, about["protocol"]), folder / "few_labels.png")
+    return f"{summary_text(rows)}\nmean ± standard deviation over the label sets, in per cent; {about['protocol']}"
+
+
+def summarize(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return mean and standard deviation over the label sets of each budget (or all folds), arm, method and pooling.
+
+    A row has `n` label sets, `num_labels` (mean), and for each of `SCORES` that all lines have `NAME_mean` and
+    `NAME_sd`, the sample standard deviation, None for a single set.
+    """
+    table = pd.DataFrame(lines)
+    names = [name for name in SCORES if name in table and table[name].notna().all()]
+    means = {f"{name}_mean": (name, "mean") for name in names}
+    deviations = {f"{name}_sd": (name, "std") for name in names}
+    groups = table.groupby(list(GROUP), dropna=False)
+    rows = groups.agg(n=("num_labels", "size"), num_labels=("num_labels", "mean"), **means, **deviations).reset_index()
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")
+
+
+def summary_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the summary for the console, in per cent."""
+    names = {"accuracy": "accuracy", "f1": "macro-F1"}
+    if any(row.get("unseen_accuracy_mean", row["accuracy_mean"]) != row["accuracy_mean"] for row in rows):
+        names["unseen_accuracy"] = "acc. unseen"
+    table = [
+        {
+            "labels": f"{row['num_labels']:.0f}",
+            "part": "fold" if row["fraction"] is None else f"{100 * row['fraction']:g} %",
+            **{key: row[key] or "-" for key in ("arm", "method", "pooling")},
+            **{title: _percent(row[f"{name}_mean"], row[f"{name}_sd"]) for name, title in names.items()},
+            "sets": row["n"],
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(table).to_string(index=False)
+
+
+def _percent(mean: float, sd: float | None) -> str:
+    return f"{100 * mean:.2f}" + (f" ± {100 * sd:.2f}" if sd is not None else "")
+
+
+def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Return test accuracy by method: mean and standard deviation over label sets, and every single fold.
+
+    `rows` are the summary of `lines`, the measurements. Those of budgets have a `fraction`, those of folds have None.
+    """
+    summary = pd.DataFrame(rows).astype({"accuracy_sd": float}).fillna({"pooling": "", "accuracy_sd": 0.0})
+    singles = pd.DataFrame(lines).fillna({"pooling": ""}).set_index(["method", "arm", "pooling"])
+    methods = [method for method in TITLES if (summary["method"] == method).any()]
+    figure = Figure(figsize=(max(6.4, 4.4 * len(methods)), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    is_folds = bool(summary["fraction"].isna().all())
+    for panel, method in zip(panels, methods, strict=True):
+        of_method = summary[summary["method"] == method]
+        groups = of_method.groupby(["arm", "pooling"])
+        looks = [_look(arm, pooling) for (arm, pooling), _ in groups]
+        for position, (look, (arm, group)) in enumerate(zip(looks, groups, strict=True)):
+            x, means, deviations = group["num_labels"], 100 * group["accuracy_mean"], 100 * group["accuracy_sd"]
+            if is_folds:  # a point for each fold to the right of the mean, which is written to its left
+                x, mean = [position], means.iloc[0]
+                folds = 100 * singles.loc[(method, *arm), "accuracy"]
+                spread = position + np.linspace(0.25, 0.45, len(folds))
+                panel.plot(spread, folds, look["marker"], markersize=3, color=look["color"], alpha=0.6)
+                offset = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+                panel.annotate(f"{mean:.1f}", (position, mean), fontsize=8, **offset)
+            panel.errorbar(x, means, deviations, capsize=4, **look)
+        if is_folds:
+            panel.set_xticks(range(len(looks)), [look["label"].replace(", ", "\n") for look in looks], fontsize=9)
+            panel.set(xlim=(-0.6, len(looks) - 0.4), xlabel="small: single folds")
+        else:  # 1 and 5 % of few images can be the same number
+            parts = of_method.groupby("num_labels")["fraction"].unique()
+            ticks = {n: f"{n:.0f}\n{', '.join(f'{100 * part:g}' for part in of_n)} %" for n, of_n in parts.items()}
+            panel.set(xscale="log", xlabel="labels (number and part; log scale)")
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
+        panel.set_title(TITLES[method], fontsize=10)
+        panel.grid(axis="y", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test accuracy (%), mean ± standard deviation")
+    if not is_folds:
+        legends = [panel.get_legend_handles_labels() for panel in panels]
+        handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(title, fontsize=11, wrap=True)
+    return figure
+
+
+def _look(arm: str, pooling: str) -> dict[str, Any]:
+    """Return how matplotlib draws and names an arm with a pooling."""
+    (name, color, marker), (suffix, linestyle, is_filled) = _ARMS[arm], _POOLINGS[pooling]
+    look = {"color": color, "marker": marker, "linestyle": linestyle, "label": name + suffix}
+    return look | {"markerfacecolor": color if is_filled else "white"}
