@@ -1,7 +1,4 @@
-"""The demo: a page where people try a model on their own images.
-
-S is the side of the model's square images, N the number of their patches.
-"""
+"""The demo: a page where people try a model on their own images."""
 
 import importlib.util
 from typing import TYPE_CHECKING, Any
@@ -16,19 +13,15 @@ from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.decode import to_rgb_square
 from mae_hf.data.random import Draws
 from mae_hf.errors import require
-from mae_hf.figures import sheets
+from mae_hf.evaluation.reconstruction import hide_and_reconstruct
 from mae_hf.models.io import SavedModel, image_size_of, open_classifier, read_normalization
 from mae_hf.models.locate import FIX_MODEL
-from mae_hf.models.mae import MaskedAutoencoder, reconstruct_pixels
+from mae_hf.models.mae import MaskedAutoencoder
 
 if TYPE_CHECKING:
     import gradio
 
 PICTURE_SIZE = 320  # pixels on the page; a digit of 32 pixels is enlarged ten times
-# gradio must not convert or resize an upload: the model's own preparation does that.
-UPLOAD: dict[str, Any] = {"label": "image", "type": "pil", "image_mode": None, "sources": ["upload", "clipboard"]}
-# delete_cache: every 600 s, gradio deletes uploads older than an hour; on exit it deletes all.
-BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (600, 3600)}
 
 Normalization = tuple[Triple, Triple]  # means and standard deviations of the channels
 
@@ -42,84 +35,72 @@ def classify(model: ViTForImageClassification, normalization: Normalization, ima
     return dict(zip(names, probabilities.tolist(), strict=True))
 
 
-def hide_and_reconstruct(
+def reconstruct_image(
     model: MaskedAutoencoder, normalization: Normalization, image: Image, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> list[np.ndarray]:
     """Mask an image of any mode and size by a seed, and reconstruct the masked patches.
 
-    Returns:
-        The image, the image with grey masked patches, and with predicted masked patches, each uint8 (S, S, 3).
+    The three pictures are the image, the image with grey masked patches, and with predicted masked patches, each uint8
+    (S, S, 3), S the side of the model's images.
     """
     patch_embeddings = model.vit.embeddings.patch_embeddings
     images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0]))[None]
     draws = Draws(seed, epoch=0, rows=np.zeros(1, np.int64), step=0)
     noise = torch.from_numpy(draws.uniform("demo mask", patch_embeddings.num_patches))
-    predicted, mask = reconstruct_pixels(model, normalize(to_pixels(images), *normalization), noise)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
-    pixels = ((predicted * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    masked = sheets.hide_patches(images.numpy(), mask.numpy(), patch_embeddings.patch_size[0])
-    return images[0].numpy(), masked[0], pixels[0].numpy()
+    return [picture[0] for picture in hide_and_reconstruct(model, images, noise, *normalization)]
 
 
 def build_page(name: str) -> "gradio.Blocks":
     """Return the page of a classifier (class probabilities) or a masked autoencoder (image, masked, reconstruction).
 
-    Args:
-        name: run folder, model folder or Hub id.
-
-    Raises:
-        ConfigError: gradio is not installed, or the model is missing or of another kind.
+    `name` is a run folder, a model folder or a Hub id. Without gradio, and for a model that is missing or of another
+    kind, it raises a ConfigError.
     """
     require(
         importlib.util.find_spec("gradio") is not None,
         "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
     )
+    import gradio
+
     architectures = SavedModel(name).config().architectures or []
     normalization = read_normalization(name)
+    # gradio must not convert or resize an upload: the model's own preparation does that
+    upload = gradio.Image(label="image", type="pil", image_mode=None, sources=["upload", "clipboard"])
     if "ViTForImageClassification" in architectures:
-        return _classifier_page(name, open_classifier(name, "sdpa"), normalization)
-    require(
-        "ViTMAEForPreTraining" in architectures,
-        f"{name} is a {', '.join(architectures) or 'model without a class'}: the demo shows a classifier or a masked "
-        f"autoencoder, {FIX_MODEL}",
-    )
-    return _reconstruction_page(name, MaskedAutoencoder.from_pretrained(name).eval(), normalization)
+        classifier = open_classifier(name, "sdpa")
 
+        def name_classes(image: Image | None) -> dict[str, float]:  # None after the image was removed
+            return {} if image is None else classify(classifier, normalization, image)
 
-def _classifier_page(name: str, model: ViTForImageClassification, normalization: Normalization) -> "gradio.Blocks":
-    import gradio
-
-    def answer(image: Image | None) -> dict[str, float]:  # None after the image was removed
-        return {} if image is None else classify(model, normalization, image)
-
-    with gradio.Blocks(title=name, **BLOCKS) as page:
-        gradio.Markdown(f"# {name}")
-        image = gradio.Image(**UPLOAD)
         label = gradio.Label(label="class probabilities", num_top_classes=10)
-        image.change(answer, image, label, api_name="classify")
-    return page
+        page: dict[str, Any] = {"fn": name_classes, "inputs": upload, "outputs": label, "api_name": "classify"}
+    else:
+        require(
+            "ViTMAEForPreTraining" in architectures,
+            f"{name} is a {', '.join(architectures) or 'model without a class'}: the demo shows a classifier or a "
+            f"masked autoencoder, {FIX_MODEL}",
+        )
+        mae = MaskedAutoencoder.from_pretrained(name).eval()
 
+        def fill_in(image: Image | None, seed: int) -> list[np.ndarray | None]:
+            if image is None:
+                return [None, None, None]
+            pictures = reconstruct_image(mae, normalization, image, seed)
+            times = max(1, PICTURE_SIZE // len(pictures[0]))
+            return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
 
-def _reconstruction_page(name: str, model: MaskedAutoencoder, normalization: Normalization) -> "gradio.Blocks":
-    import gradio
-
-    def answer(image: Image | None, seed: int) -> list[np.ndarray | None]:
-        if image is None:
-            return [None, None, None]
-        pictures = hide_and_reconstruct(model, normalization, image, seed)
-        times = max(1, PICTURE_SIZE // len(pictures[0]))
-        return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
-
-    note = "The model does not see the grey patches."
-    if model.config.norm_pix_loss:
-        note += " The reconstruction uses their true mean and contrast, which this model does not predict."
-    with gradio.Blocks(title=name, **BLOCKS) as page:
-        gradio.Markdown(f"# {name}\n{note}")
-        image = gradio.Image(**UPLOAD)
-        seed = gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")
-        with gradio.Row():
-            pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
-        # always_last: while the slider is dragged, answer only its last value
-        triggers = {"triggers": [image.change, seed.change], "trigger_mode": "always_last"}
-        gradio.on(fn=answer, inputs=[image, seed], outputs=pictures, api_name="reconstruct", **triggers)
-    return page
+        slider = gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")
+        pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
+        note = "The model does not see the grey patches."
+        if mae.config.norm_pix_loss:
+            note += " The reconstruction uses their true mean and contrast, which this model does not predict."
+        page = {"fn": fill_in, "inputs": [upload, slider], "outputs": pictures, "api_name": "reconstruct"}
+        page["description"] = note
+    return gradio.Interface(
+        title=name,
+        live=True,  # answer each change
+        flagging_mode="never",
+        analytics_enabled=False,
+        delete_cache=(600, 3600),  # every 600 s, gradio deletes uploads older than an hour; on exit it deletes all
+        **page,
+    )

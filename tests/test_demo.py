@@ -19,7 +19,7 @@ from mae_hf.__main__ import run_command
 from mae_hf.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
-from mae_hf.demo import build_page, classify, hide_and_reconstruct
+from mae_hf.demo import build_page, classify, reconstruct_image
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
 from mae_hf.models.io import open_classifier, read_normalization
@@ -82,7 +82,7 @@ def test_probabilities_equal_stock_transformers(models: Path, mode: str):
 
 def test_visible_patches_are_pixels_and_masked_ones_the_prediction_of_stock_transformers(models: Path):
     mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
-    original, masked, reconstruction = hide_and_reconstruct(mae, (MEAN, STD), picture("RGBA"), seed=1)
+    original, masked, reconstruction = reconstruct_image(mae, (MEAN, STD), picture("RGBA"), seed=1)
     assert np.abs(original.astype(int) - squared(picture("RGBA"))).max() <= 2
     hidden = (masked != original).any(axis=-1).reshape(4, 4, 4, 4).any(axis=(1, 3))  # of the 4 x 4 patches
     assert hidden.sum() == 12
@@ -101,7 +101,7 @@ def test_visible_patches_are_pixels_and_masked_ones_the_prediction_of_stock_tran
 
 def test_only_the_seed_decides_the_mask(models: Path):
     mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
-    first, again, other = (hide_and_reconstruct(mae, (MEAN, STD), picture("RGB"), seed)[1] for seed in (0, 0, 1))
+    first, again, other = (reconstruct_image(mae, (MEAN, STD), picture("RGB"), seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -136,7 +136,7 @@ def test_the_page_of_a_masked_autoencoder_answers(models: Path, tmp_path: Path):
     finally:
         page.close()
     mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
-    expected = hide_and_reconstruct(mae, (MEAN, STD), picture("RGBA"), seed=5)
+    expected = reconstruct_image(mae, (MEAN, STD), picture("RGBA"), seed=5)
     for file, pixels in zip(answers, expected, strict=True):
         with Image.open(file) as image:
             assert image.size == (320, 320)

@@ -1,4 +1,7 @@
-"""Reconstruction pictures: images, their visible patches, and the model's reconstructions, once or over the steps."""
+"""Reconstruction pictures: images, their visible patches, and the model's reconstructions, once or over the steps.
+
+B images, S their side, N patches of an image.
+"""
 
 import os
 from pathlib import Path
@@ -9,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mae_hf import figures
-from mae_hf.config.data import DataConfig
+from mae_hf.config.data import DataConfig, Triple
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.evaluation.inference import fixed_noise
 from mae_hf.figures import sheets
@@ -22,27 +25,19 @@ MAX_IMAGES, MAX_STEPS = 6, 6  # of the picture over time
 def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, title: str) -> Figure:
     """Return a picture of three rows: original, masked, reconstruction, with the fixed masks of held-out images.
 
-    Args:
-        model: the masked autoencoder, not wrapped for training, in eval mode.
-        images: uint8 (B, S, S, 3).
-        data: the mean and standard deviation that normalise the images.
-        title: what the picture shows; with `norm_pix_loss`, a line on the patches' mean and variance is added.
+    `model` and `images` are as for `hide_and_reconstruct`. With `norm_pix_loss`, a line below the title is on the mean
+    and variance of the patches.
     """
-    return sheets.reconstruction_figure(*_reconstructed(model, images, data), title + _statistics_note(model))
+    return sheets.reconstruction_figure(*_reconstruct_held_out(model, images, data), title + _statistics_note(model))
 
 
 def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> None:
-    """Save the reconstructions of the same images at this step, and draw how they changed over the steps so far.
+    """Save the reconstructions of the same images at this step of the training, and draw how they changed so far.
 
-    Args:
-        model: the masked autoencoder, not wrapped for training, in eval mode.
-        images: uint8 (B, S, S, 3), the same at every step.
-        data: the mean and standard deviation that normalise the images.
-        folder: gets `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
-            `reconstruction-over-time.png`, which shows the first and last step, and few late steps between them.
-        step: of the training.
+    The folder gets `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
+    `reconstruction-over-time.png`, which shows the first and last step, and few late steps between them.
     """
-    pictures, note = _reconstructed(model, images, data), _statistics_note(model)
+    pictures, note = _reconstruct_held_out(model, images, data), _statistics_note(model)
     figure = sheets.reconstruction_figure(*pictures, f"held-out images, step {step}{note}")
     original, masked, reconstructed = (part[:MAX_IMAGES] for part in pictures)
     path = figures.save(figure, folder / f"reconstruction-{step:08d}.png").with_suffix(".npz")
@@ -53,9 +48,8 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     # an interrupted run may have left files of later steps
     files = {int(file.stem.rsplit("-")[-1]): file for file in sorted(folder.glob("reconstruction-*.npz"))}
     steps = [known for known in files if known <= step]
-    chosen = sorted({steps[round(number) - 1] for number in np.geomspace(1, len(steps), MAX_STEPS)})
     over_time = {}
-    for known in chosen:
+    for known in sorted({steps[round(number) - 1] for number in np.geomspace(1, len(steps), MAX_STEPS)}):
         with np.load(files[known]) as arrays:
             over_time[known] = arrays["reconstructed"]
     figure = sheets.over_time_figure(original, masked, over_time, f"Held-out images during training{note}")
@@ -63,21 +57,29 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
 
 
 @torch.no_grad()
-def _reconstructed(
+def hide_and_reconstruct(
+    model: MaskedAutoencoder, images: Tensor, noise: Tensor, mean: Triple, std: Triple
+) -> tuple[sheets.Images, sheets.Images, sheets.Images]:
+    """Return the images, those with masked patches in grey, and the reconstructions, each uint8 (B, S, S, 3).
+
+    Takes a masked autoencoder in eval mode that is not wrapped for training, images uint8 (B, S, S, 3), noise (B, N),
+    whose smallest values stay visible, and the mean and standard deviation that normalise the images.
+    """
+    pixel_values = normalize(to_pixels(images.to(model.device)), mean, std)
+    with torch.compiler.set_stance("force_eager"):
+        predicted, mask = reconstruct_pixels(model, pixel_values, noise.to(model.device))
+    scale, shift = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (std, mean))
+    pixels = ((predicted * scale + shift) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    original, patch_size = images.cpu().numpy(), model.vit.embeddings.patch_embeddings.patch_size[0]
+    return original, sheets.hide_patches(original, mask.cpu().numpy(), patch_size), pixels.cpu().numpy()
+
+
+def _reconstruct_held_out(
     model: MaskedAutoencoder, images: Tensor, data: DataConfig
 ) -> tuple[sheets.Images, sheets.Images, sheets.Images]:
-    """Return the images, those with masked patches in grey, and the reconstructions, each uint8 (B, S, S, 3)."""
-    device, patches = model.device, model.vit.embeddings.patch_embeddings
-    pixel_values = normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
-    noise = fixed_noise(np.arange(len(images)), patches.num_patches, device)
-    with torch.compiler.set_stance("force_eager"):
-        predicted, mask = reconstruct_pixels(model, pixel_values, noise)
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (data.image_mean, data.image_std))
-    pixels = ((predicted.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    original = images.cpu().numpy()
-    return original, sheets.hide_patches(original, mask.cpu().numpy(), patches.patch_size[0]), pixels.cpu().numpy()
+    noise = fixed_noise(np.arange(len(images)), model.vit.embeddings.patch_embeddings.num_patches, model.device)
+    return hide_and_reconstruct(model, images, noise, data.image_mean, data.image_std)
 
 
 def _statistics_note(model: MaskedAutoencoder) -> str:
-    """With `norm_pix_loss`, return a line on the mean and variance of the masked patches, else nothing."""
     return "\n(masked patches un-normalised with their true mean and variance)" if model.config.norm_pix_loss else ""

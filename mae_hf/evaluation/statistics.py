@@ -163,13 +163,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:
     """Return the mean height of a curve between two epochs: the area under it, divided by their distance.
 
-    The curve is a straight line between evaluations (trapezoid rule).
-
-    Args:
-        epochs: (E,), rising.
-        values: (E,), for example validation accuracies.
-        start: first epoch of the area, not before the first evaluation.
-        end: its last epoch, later than `start`, but not after the last evaluation.
+    The curve has E values at rising epochs, and is a straight line between them (trapezoid rule). `start` and `end` lie
+    between its first and last epoch.
     """
     grid = [start, *(epoch for epoch in epochs if start < epoch < end), end]
     return float(trapezoid(np.interp(grid, epochs, values), grid) / (end - start))
