@@ -47,7 +47,7 @@ def reconstruct_image(
     images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0]))[None]
     draws = Draws(seed, epoch=0, rows=np.zeros(1, np.int64), step=0)
     noise = torch.from_numpy(draws.uniform("demo mask", patch_embeddings.num_patches))
-    return [picture[0] for picture in hide_and_reconstruct(model, images, noise, *normalization)]
+    return [picture[0] for picture in hide_and_reconstruct(model, images, *normalization, noise)]
 
 
 def build_page(name: str) -> "gradio.Blocks":

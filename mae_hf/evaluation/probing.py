@@ -46,22 +46,14 @@ def probe_features(
     class_names: Sequence[str],
     seen: np.ndarray | None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return the scores and test predictions of probes of an encoder's features.
+    """Return the scores and the test predictions of some of the probes `knn`, `linear`, `head` and `rank`.
 
-    Args:
-        probes: some of `knn`, `linear`, `head` and `rank`.
-        features: role (`train`, `validation`, `test`) -> pooling -> float (n, D).
-        labels: role -> int (n,).
-        class_names: the name of each class.
-        seen: bool (n,), whether pre-training has seen each test image; None if unknown.
+    Features are float (n, D) by role (`train`, `validation`, `test`) and pooling, labels int (n,) by role. `seen` is
+    bool (n,), whether pre-training has seen each test image; None if that is unknown.
 
-    Returns:
-        Metrics by `PROBE/POOLING/NAME`: `scores_of` the test images, `validation_accuracy`, and the probe's settings;
-        for `rank`, `rankme` and `participation_ratio` of the train images. And the probabilities of the test images,
-        float32 (n, C), by `PROBE-POOLING`.
-
-    Raises:
-        ConfigError: features of a broken encoder, or labels of one class only.
+    Metrics by `PROBE/POOLING/NAME` are `scores_of` the test images, `validation_accuracy` and the probe's settings, or
+    `rankme` and `participation_ratio` of the train images. Probabilities of the test images, float32 (n, C), are by
+    `PROBE-POOLING`. Features of a broken encoder, and labels of one class only, are a ConfigError.
     """
     metrics: dict[str, float] = {}
     probabilities = {}
@@ -136,16 +128,12 @@ def online_probe(
 ) -> dict[str, float]:
     """Return kNN scores on validation images and RankMe of an encoder in training, which does not change.
 
-    Args:
-        model: the masked autoencoder in training, not wrapped. A sharded model is whole on the main process alone:
-            the others give None, and wait for the main process to probe it.
-        train: labelled images that vote, such as `load_probe_images` returns.
-        validation: labelled images to classify, never test images.
-        batch_size: images at once per device.
+    `train` votes, `validation` is classified; both are labelled, such as `load_probe_images` returns, and never test
+    images. The masked autoencoder is not wrapped. If sharded, it is whole on the main process alone: the others give
+    None, and wait for the main process to probe it.
 
-    Returns:
-        By pooling, `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1` and `probe/rankme_POOLING` of the train images.
-        Nothing, with a warning, if the features are broken: a probe must not stop training.
+    The values by pooling are `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1`, and `probe/rankme_POOLING` of the
+    train images. Features of a broken encoder have none, and a warning: a probe must not stop training.
     """
     alone = not all(gather_object([model is not None]))
     values: dict[str, float] = {}

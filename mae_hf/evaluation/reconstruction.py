@@ -28,7 +28,8 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     `model` and `images` are as for `hide_and_reconstruct`. With `norm_pix_loss`, a line below the title is on the mean
     and variance of the patches.
     """
-    return sheets.reconstruction_figure(*_reconstruct_held_out(model, images, data), title + _statistics_note(model))
+    pictures = hide_and_reconstruct(model, images, data.image_mean, data.image_std)
+    return sheets.reconstruction_figure(*pictures, title + _statistics_note(model))
 
 
 def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> None:
@@ -37,7 +38,8 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     The folder gets `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
     `reconstruction-over-time.png`, which shows the first and last step, and few late steps between them.
     """
-    pictures, note = _reconstruct_held_out(model, images, data), _statistics_note(model)
+    pictures = hide_and_reconstruct(model, images, data.image_mean, data.image_std)
+    note = _statistics_note(model)
     figure = sheets.reconstruction_figure(*pictures, f"held-out images, step {step}{note}")
     original, masked, reconstructed = (part[:MAX_IMAGES] for part in pictures)
     path = figures.save(figure, folder / f"reconstruction-{step:08d}.png").with_suffix(".npz")
@@ -58,27 +60,22 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
 
 @torch.no_grad()
 def hide_and_reconstruct(
-    model: MaskedAutoencoder, images: Tensor, noise: Tensor, mean: Triple, std: Triple
+    model: MaskedAutoencoder, images: Tensor, mean: Triple, std: Triple, noise: Tensor | None = None
 ) -> tuple[sheets.Images, sheets.Images, sheets.Images]:
     """Return the images, those with masked patches in grey, and the reconstructions, each uint8 (B, S, S, 3).
 
-    Takes a masked autoencoder in eval mode that is not wrapped for training, images uint8 (B, S, S, 3), noise (B, N),
-    whose smallest values stay visible, and the mean and standard deviation that normalise the images.
+    The masked autoencoder is in eval mode and not wrapped for training. Images are uint8 (B, S, S, 3), `mean` and `std`
+    normalise them. The patches with the smallest noise, (B, N), stay visible; the default is that of held-out images.
     """
-    pixel_values = normalize(to_pixels(images.to(model.device)), mean, std)
+    device, patches = model.device, model.vit.embeddings.patch_embeddings
+    pixel_values = normalize(to_pixels(images.to(device)), mean, std)
+    noise = fixed_noise(np.arange(len(images)), patches.num_patches, device) if noise is None else noise.to(device)
     with torch.compiler.set_stance("force_eager"):
-        predicted, mask = reconstruct_pixels(model, pixel_values, noise.to(model.device))
-    scale, shift = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (std, mean))
+        predicted, mask = reconstruct_pixels(model, pixel_values, noise)
+    scale, shift = (torch.tensor(values, device=device).view(3, 1, 1) for values in (std, mean))
     pixels = ((predicted * scale + shift) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    original, patch_size = images.cpu().numpy(), model.vit.embeddings.patch_embeddings.patch_size[0]
-    return original, sheets.hide_patches(original, mask.cpu().numpy(), patch_size), pixels.cpu().numpy()
-
-
-def _reconstruct_held_out(
-    model: MaskedAutoencoder, images: Tensor, data: DataConfig
-) -> tuple[sheets.Images, sheets.Images, sheets.Images]:
-    noise = fixed_noise(np.arange(len(images)), model.vit.embeddings.patch_embeddings.num_patches, model.device)
-    return hide_and_reconstruct(model, images, noise, data.image_mean, data.image_std)
+    original = images.cpu().numpy()
+    return original, sheets.hide_patches(original, mask.cpu().numpy(), patches.patch_size[0]), pixels.cpu().numpy()
 
 
 def _statistics_note(model: MaskedAutoencoder) -> str:
