@@ -25,16 +25,15 @@ _SECONDS_APART = 3.0
 _LOST_PROCESS = r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer"
 
 
-def run(main: Callable[[], None], command: str | None = None) -> NoReturn:
+def run(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit with its exit code.
 
     0 done, 1 the run failed, 2 the command or the config is wrong; 129, 130, 143 stopped by SIGHUP, Ctrl-C, SIGTERM.
-    After a stop, `command` (by default that of this process) is what to type to resume.
     """
     # Python puts the script's folder first on its path, where scripts/evaluate.py would hide the library evaluate
     folder = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
-    command = command or typed_command()  # now: the launcher may be gone when the run stops
+    command = _typed_command()  # now: the launcher may be gone when the run stops
     warnings.formatwarning = _format_warning
     try:
         with handling(stop, TERMINATING):
@@ -81,7 +80,7 @@ def _format_warning(message: Warning | str, category: type[Warning], *code: Any,
     return f"warning: {message}\n" if is_plain else _format_with_code(message, category, *code, **named)
 
 
-def typed_command() -> str:
+def _typed_command() -> str:
     """Return this process's command as the user typed it, with the launcher, quoted for a shell, without secrets."""
     words, prefix = sys.orig_argv, ""
     with contextlib.suppress(OSError, ValueError):  # no /proc here: macOS

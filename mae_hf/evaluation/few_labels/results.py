@@ -136,7 +136,7 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
     `rows` are the summary of `lines`, the measurements. Those of budgets have a `fraction`, those of folds have None.
     """
     summary = pd.DataFrame(rows).astype({"accuracy_sd": float}).fillna({"pooling": "", "accuracy_sd": 0.0})
-    singles = pd.DataFrame(lines).fillna({"pooling": ""}).set_index(["method", "arm", "pooling"])
+    singles = pd.DataFrame(lines).fillna({"pooling": ""}).groupby(["method", "arm", "pooling"])["accuracy"]
     methods = [method for method in TITLES if (summary["method"] == method).any()]
     figure = Figure(figsize=(max(6.4, 4.4 * len(methods)), 4.6), layout="constrained")
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
@@ -149,7 +149,7 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
             x, means, deviations = group["num_labels"], 100 * group["accuracy_mean"], 100 * group["accuracy_sd"]
             if is_folds:  # a point for each fold to the right of the mean, which is written to its left
                 x, mean = [position], means.iloc[0]
-                folds = 100 * singles.loc[(method, *arm), "accuracy"]
+                folds = 100 * singles.get_group((method, *arm))
                 spread = position + np.linspace(0.25, 0.45, len(folds))
                 panel.plot(spread, folds, look["marker"], markersize=3, color=look["color"], alpha=0.6)
                 offset = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
@@ -171,7 +171,7 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
     if not is_folds:
         legends = [panel.get_legend_handles_labels() for panel in panels]
         handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * len(methods), frameon=False)
     figure.suptitle(title, fontsize=11, wrap=True)
     return figure
 

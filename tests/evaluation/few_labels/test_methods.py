@@ -37,7 +37,7 @@ from mae_hf.evaluation.few_labels.methods import (
 )
 from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol, load_protocol_images
 from mae_hf.models.io import weights_digest
-from mae_hf.training.signals import stop_on_signals
+from mae_hf.training.signals import TERMINATING, handling, stop
 
 DATA = DataConfig(source="digits", class_names=None)
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -206,11 +206,11 @@ def test_a_signal_waits_for_the_fine_tuning_to_save(
         "time.sleep(60)"
     )
     replace_python(code, tmp_path, monkeypatch)
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    before = {each: signal.getsignal(each) for each in TERMINATING}
     try:
         with (
             pytest.raises(RunStopped, match=r"the fine-tuning .*runs/fold-1-model is saved") as stopped,
-            stop_on_signals(),
+            handling(stop, TERMINATING),
         ):
             finetune(config)
     finally:
