@@ -17,14 +17,13 @@ from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import read_model_audit
 from mae_hf.models.io import image_size_of, open_classifier, open_encoder, read_normalization
 from mae_hf.training.distributed import end_processes, start_accelerator
-from mae_hf.training.hardware import attention_for, use_cpu_well
+from mae_hf.training.hardware import attention_for
 from mae_hf.training.predictions import write_predictions
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a classifier, or probe an encoder. Validation images make decisions, test images give the numbers."""
     accelerator = start_accelerator(shards=False)
-    use_cpu_well(accelerator)
     folder = Path(config.output_dir)
     mean, std = read_normalization(config.model)
     data = dataclasses.replace(config.data, image_mean=mean, image_std=std)

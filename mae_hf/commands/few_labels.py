@@ -17,7 +17,7 @@ from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import read_model_audit
 from mae_hf.models.io import image_size_of, open_encoder, read_normalization, weights_digest
 from mae_hf.training.distributed import start_accelerator
-from mae_hf.training.hardware import attention_for, use_cpu_well
+from mae_hf.training.hardware import attention_for
 from mae_hf.training.provenance import environment
 
 
@@ -27,7 +27,6 @@ def few_labels(config: FewLabelsConfig) -> None:
     folder = Path(config.output_dir)
 
     accelerator = start_accelerator(shards=False)
-    use_cpu_well(accelerator)
     require(accelerator.num_processes == 1, "few_labels.py runs as one process: start it with --num_processes 1")
 
     # ---- images: all labelled train images, from which label sets are chosen, and test images ----

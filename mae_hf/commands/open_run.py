@@ -13,7 +13,6 @@ from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import Plan
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
-from mae_hf.training.hardware import use_cpu_well
 from mae_hf.training.run_folder import RunLock, RunLog, inspect_run
 
 
@@ -68,7 +67,6 @@ def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
         log_with=list(config.train.trackers) or None,
         project_dir=folder / "trackers",
     )
-    use_cpu_well(accelerator)
     check_same(accelerator, dict(parse.flatten(config)), "type the same command for all of them")
     check_shared(accelerator, folder)
     run = OpenRun(config, accelerator, folder)

@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mae_hf.config.train import TrainConfig
 from mae_hf.errors import require
+from mae_hf.training.hardware import use_cpu_well
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
@@ -50,6 +51,7 @@ def start_accelerator(
     require(is_sharded or not asked, f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}: {fix}")
     fix = "start it with --multi_gpu, or on one process"
     require(shards or not is_sharded, f"this command does not train, and only training uses FSDP: {fix}")
+    use_cpu_well(accelerator)
     return accelerator
 
 
