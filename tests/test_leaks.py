@@ -45,13 +45,10 @@ def test_duplicates_are_left_out_counted_and_named_in_the_card(source: Path, tmp
     line = "3 images duplicate 3 of the 12 test images (left out)"
     assert line in printed
     record = read(tmp_path / "run.json")
-    assert record["num_test_duplicates"] == 3
     assert record["num_train_images"] + record["num_held_out_images"] == 40 + 50 - 3
-    assert [(pair["row"], pair["against_row"]) for pair in read(tmp_path / "audit.json")["pairs"]] == [
-        (0, 0),
-        (1, 3),
-        (2, 7),
-    ]
+    audit = read(tmp_path / "audit.json")
+    assert (audit["num_test_duplicates"], audit["left_out"]) == (3, True)
+    assert [(pair["row"], pair["against_row"]) for pair in audit["pairs"]] == [(0, 0), (1, 3), (2, 7)]
     assert line in (tmp_path / "model" / "README.md").read_text()
     for folder in (tmp_path / "model", tmp_path / "model" / "encoder"):
         shared = (folder / "audit.json").read_text()

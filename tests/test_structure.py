@@ -176,6 +176,28 @@ def test_no_script_hides_a_library_of_its_own_name():
         assert done.returncode == 0, done.stderr
 
 
+def test_a_public_name_of_the_package_means_one_thing():
+    places: dict[str, list[str]] = {}
+    for module, tree in TREES.items():
+        for node in tree.body if module.startswith("mae_hf.") else []:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = {node.name}
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+            else:
+                continue
+            for name in names:
+                places.setdefault(name, []).append(module)
+    _fail(
+        [
+            f"{name} is defined in {', '.join(where)}"
+            for name, where in places.items()
+            if len(where) > 1 and name[0] != "_"
+        ]
+    )
+
+
 def test_there_is_no_grab_bag():
     found = [path for path in _repository_files() if path.name in ("utils.py", "helpers.py", "misc.py", "common.py")]
     assert not found, f"{found}: name a module after what it gives"

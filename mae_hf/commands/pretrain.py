@@ -107,9 +107,6 @@ def pretrain(config: PretrainConfig) -> None:
     facts = {
         "num_train_images": len(train_images),
         "num_held_out_images": len(held_out),
-        "num_test_duplicates": audit.num_test_duplicates,
-        "num_validation_duplicates": audit.num_validation_duplicates,
-        "duplicates_left_out": audit.left_out,
         "data_fingerprint": train_images.fingerprint,
         "is_compiled": is_compiled,
         "probe": ONLINE_NOTE if probed else None,
@@ -148,9 +145,9 @@ def pretrain(config: PretrainConfig) -> None:
             write_text(folder / AUDIT, audit_json(audit))
 
     # ---- share: model/ with its card, and final metrics; a value that was not finite is null in the log ----
-    kept = ("step", "epoch", "train/loss", "eval/loss")
-    last = {key: value for key, value in read_metrics(folder)[-1].items() if value is not None}
-    metrics = {key: value for key, value in last.items() if key in kept or key.startswith("probe/")}
+    last = read_metrics(folder)[-1]
+    kept = ("step", "epoch", "train/loss", "eval/loss", *(key for key in last if key.startswith("probe/")))
+    metrics = {key: last[key] for key in kept if last.get(key) is not None}
     complete = whole()
     if complete is not None and accelerator.is_main_process:
         hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
