@@ -52,17 +52,9 @@ def train(
     checkpoints: Checkpoints,
     best_key: str | None = None,
 ) -> TrainState:
-    """Train from `state.step` to `plan.total_steps`.
+    """Train the prepared model from `state.step` to `plan.total_steps`, and return the state after the last step.
 
-    Args:
-        accelerator: has prepared `model` and `optimizer`.
-        sampler: chooses the images of each batch.
-        loss_of: the mean loss of a micro-batch.
-        evaluations: run in this order.
-        best_key: the value whose maximum marks the best checkpoint; None keeps no best.
-
-    Returns:
-        The state after the last step. The last checkpoint holds it, and the log has the values of every evaluation.
+    The last checkpoint holds that state. The greatest value of `best_key` in an evaluation marks the best checkpoint.
 
     Raises:
         RunStopped: SIGTERM, SIGHUP or Ctrl-C arrived, and the state is saved. One process stops within a step, which
@@ -70,12 +62,6 @@ def train(
         RunError: a loss or gradient is not finite. The weights are those before that step.
     """
     progress = _Progress(accelerator, plan, state)
-
-    def save() -> None:
-        progress.write_into(state)
-        log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
-        checkpoints.save(state)
-
     save_every_steps = plan.steps(config.save_every_epochs)
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None
@@ -120,7 +106,7 @@ def train(
 
                 # ---- save ----
                 if save_due:
-                    save()
+                    _save(progress, log, checkpoints, state)
                     saved_step = state.step
                 progress.resume()
                 if told_to_stop.item() > 0:
@@ -128,7 +114,7 @@ def train(
         except RunStopped as stopped:
             if saved_step != state.step:
                 check_failure(accelerator, failure, checkpoints)
-                save()
+                _save(progress, log, checkpoints, state)
             name, path = signal.Signals(stopped.signal_number).name, checkpoints.path(state.step)
             raise RunStopped(f"{name}: saved as {path}", stopped.signal_number) from None
     return state
@@ -233,6 +219,12 @@ def _evaluate(
         values |= evaluation.run(step)
     progress.set_description(None)
     return values
+
+
+def _save(progress: "_Progress", log: RunLog, checkpoints: Checkpoints, state: TrainState) -> None:
+    progress.write_into(state)
+    log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
+    checkpoints.save(state)
 
 
 class _Progress(tqdm):
