@@ -10,7 +10,7 @@ from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig
 from mae_hf.errors import require
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
-from mae_hf.evaluation.few_labels.results import Results, check_inputs, write_summary
+from mae_hf.evaluation.few_labels.results import Measurements, check_inputs, write_summary
 from mae_hf.evaluation.metrics import describe_seen
 from mae_hf.evaluation.probing import POOLINGS
 from mae_hf.leakage.audit import seen_test_images
@@ -54,7 +54,7 @@ def few_labels(config: FewLabelsConfig) -> None:
     }
     runs = methods.plan_finetunings(protocol, recipe, encoders) if recipe and "finetune" in config.methods else {}
     check_inputs(folder / "inputs.json", inputs)
-    results = Results(folder, test.labels, test.class_names, seen)
+    results = Measurements(folder, test.labels, test.class_names, seen)
 
     # ---- one label set after the other ----
     for arm, model in encoders.items():
@@ -68,9 +68,9 @@ def few_labels(config: FewLabelsConfig) -> None:
                     if results.has(line := line | {"pooling": pooling}):
                         continue
                     if pooling is None:
-                        facts, probabilities = methods.finetune(runs[f"{label_set.name}-{arm}"])
+                        facts, probabilities = methods.measure_finetuning(runs[f"{label_set.name}-{arm}"])
                     else:
-                        facts, probabilities = methods.probe(method, pooling, features, train, label_set)
+                        facts, probabilities = methods.measure_probe(method, pooling, features, train, label_set)
                     results.add(line | facts, probabilities)
                 print(f"{arm} {method} {label_set.name}: done", flush=True)
 

@@ -12,8 +12,8 @@ from mae_hf.data.augment.crop_flip import NUM_BOX_DRAWS, random_boxes
 from mae_hf.data.random import Draws
 from mae_hf.data.transfer import to_device
 
-SCALE = (0.02, 1 / 3)
-ASPECT = (0.3, 1 / 0.3)
+ERASED_SCALE = (0.02, 1 / 3)
+ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
 def erase(pixel_values: Tensor, probability: float, draws: Draws) -> Tensor:
@@ -44,5 +44,5 @@ def erased_boxes(size: int, probability: float, draws: Draws) -> NDArray[np.int6
     Returns int64 (B, 4): top, left, height, width; height and width are 0 for an image without a box.
     """
     numbers = draws.uniform("erase", 1 + NUM_BOX_DRAWS)
-    boxes = random_boxes(numbers[:, 1:], size, SCALE, ASPECT, longest=size - 1, otherwise=0)
+    boxes = random_boxes(numbers[:, 1:], size, ERASED_SCALE, ERASED_ASPECT, longest=size - 1, otherwise=0)
     return np.where(numbers[:, :1] < probability, boxes, 0)

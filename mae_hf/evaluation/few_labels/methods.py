@@ -79,7 +79,9 @@ def load_features(
     return features
 
 
-def probe(name: str, pooling: str, features: dict[str, np.ndarray], train: ImageSet, label_set: LabelSet) -> Measured:
+def measure_probe(
+    name: str, pooling: str, features: dict[str, np.ndarray], train: ImageSet, label_set: LabelSet
+) -> Measured:
     """Measure a probe of the train images in a label set, given the features of all of them and of the test images.
 
     The strength of `linear` is chosen by cross-validation on the labels of the set.
@@ -136,7 +138,7 @@ def plan_finetunings(
     return runs
 
 
-def finetune(config: FinetuneConfig) -> Measured:
+def measure_finetuning(config: FinetuneConfig) -> Measured:
     """Measure a fine-tuning: the best epoch on validation images, on all test images.
 
     It runs or resumes as a command in its own process, which frees its memory afterwards. After SIGTERM, SIGHUP or

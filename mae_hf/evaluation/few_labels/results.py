@@ -29,7 +29,7 @@ _ARMS = {"model": ("pre-trained", "#0072B2", "o"), "scratch": ("random start", "
 _POOLINGS = {"cls": (", CLS", "-", True), "mean": (", mean", "--", False), "": ("", "-", True)}
 
 
-class Results:
+class Measurements:
     """The lines of results.jsonl and the files in predictions/.
 
     A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.

@@ -10,7 +10,7 @@ import pytest
 
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation.few_labels.results import (
-    Results,
+    Measurements,
     check_inputs,
     few_labels_figure,
     summarize,
@@ -28,8 +28,8 @@ def line(label_set: str, **fields) -> dict:
     return {"label_set": label_set, **common, **fields}
 
 
-def results_in(folder: Path, seen: np.ndarray | None = None) -> Results:
-    return Results(folder, LABELS, ("cat", "dog"), seen)
+def results_in(folder: Path, seen: np.ndarray | None = None) -> Measurements:
+    return Measurements(folder, LABELS, ("cat", "dog"), seen)
 
 
 def test_what_is_measured_is_known_to_the_next_run(tmp_path):

@@ -28,10 +28,10 @@ from mae_hf.errors import ConfigError, RunError, RunStopped
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.methods import (
     adapt_recipe,
-    finetune,
     load_features,
+    measure_finetuning,
+    measure_probe,
     plan_finetunings,
-    probe,
     random_encoder,
     shape_of,
 )
@@ -83,7 +83,7 @@ def test_a_probe_learns_from_the_rows_of_the_set_alone_and_predicts_all_test_ima
     features = {"train-cls": made[:300], "test-cls": made[300:]}
     features |= {f"{role}-mean": features[f"{role}-cls"] * np.arange(1, 11) ** 2 for role in ("train", "test")}
     rows = np.arange(0, 300, 2)
-    facts, probabilities = probe("linear", pooling, features, images, LabelSet("even", None, 0, DATA, rows, ""))
+    facts, probabilities = measure_probe("linear", pooling, features, images, LabelSet("even", None, 0, DATA, rows, ""))
     chosen = np.flatnonzero(images.split_rows % 2 == 0)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=facts["settings"]["C"], max_iter=2000))
     model.fit(features[f"train-{pooling}"][chosen], images.labels[chosen])
@@ -153,7 +153,7 @@ def test_a_finished_run_is_read_and_its_checkpoints_removed(tmp_path: Path, monk
     folder = finished_run(tmp_path)
     (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
     config = parse.read_file(FinetuneConfig, folder / "config.yaml")
-    facts, probabilities = finetune(config)
+    facts, probabilities = measure_finetuning(config)
     assert (probabilities.argmax(axis=1) == run_folders.LABELS).mean() == 0.75 == facts["validation_accuracy"]
     assert (facts["num_labels"], facts["num_validation_labels"]) == (300, 30)
     assert facts["settings"] == {"best_epoch": 2.0, "epochs": config.train.epochs, "seed": 0}
@@ -165,7 +165,7 @@ def test_a_finished_run_with_a_different_config_is_refused_with_the_difference(t
     config = parse.read_file(FinetuneConfig, folder / "config.yaml")
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7.0))
     with pytest.raises(ConfigError, match=r"different config \(train.epochs: .* -> 7.*choose another --output_dir"):
-        finetune(other)
+        measure_finetuning(other)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_failed_run_is_named_with_its_last_line_and_its_log(
 ):
     replace_python("print(*sys.argv[1:], flush=True)\nsys.exit('error: no such thing')", tmp_path, monkeypatch)
     with pytest.raises(RunError, match=r"runs/fold-1-model failed \(error: no such thing\): see .*/fold-1-model\.log"):
-        finetune(config)
+        measure_finetuning(config)
     *words, file = (tmp_path / "runs" / "fold-1-model.log").read_text().splitlines()[0].split()
     assert words == ["-m", "mae_hf", "finetune", "--config"] and parse.read_file(FinetuneConfig, Path(file)) == config
 
@@ -212,7 +212,7 @@ def test_a_signal_waits_for_the_fine_tuning_to_save(
             pytest.raises(RunStopped, match=r"the fine-tuning .*runs/fold-1-model is saved") as stopped,
             handling(stop, TERMINATING),
         ):
-            finetune(config)
+            measure_finetuning(config)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -225,4 +225,4 @@ def test_a_signal_that_finds_the_fine_tuning_finished_still_stops_the_command(
     code = "signal.signal(signal.SIGINT, lambda *_: sys.exit(0))\nos.kill(os.getppid(), 2)\nos.kill(os.getpid(), 2)"
     replace_python(code, tmp_path, monkeypatch)
     with pytest.raises(RunStopped, match="is saved"):
-        finetune(config)
+        measure_finetuning(config)
