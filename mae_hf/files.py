@@ -101,8 +101,6 @@ def moved_away(folder: Path) -> RunError:
 
 
 def _fsync(path: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot flush folders, nor files that are opened for reading
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

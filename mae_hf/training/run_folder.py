@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import importlib.util
 import json
 import math
@@ -77,10 +78,6 @@ class RunLock:
 
     def _take(self) -> str:
         """Lock the file. Return the reason if that fails, otherwise an empty text."""
-        try:
-            import fcntl
-        except ImportError:
-            return ""  # Windows has no flock
         folder = self._path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,7 @@ from types import FrameType
 
 from mae_hf.errors import RunStopped
 
-# SIGHUP: the terminal was closed, or the ssh connection was lost. Windows has none.
-TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed, or the ssh connection was lost
 # `torchrun` forwards a Ctrl-C that the terminal has already sent to every process: two within a second count as one.
 _SECONDS_BETWEEN_TWO = 1.0
 

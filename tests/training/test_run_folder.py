@@ -1,6 +1,7 @@
 """A run folder: which ones are accepted, their lock, what is written when, and what real trackers receive."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import platform
@@ -189,7 +190,6 @@ def test_a_lock_is_free_after_its_holder_is_deleted(accelerator, tmp_path):
 
 def test_a_lock_on_a_removed_file_does_not_count(accelerator, tmp_path, monkeypatch):
     """The first run ends after the second has opened the file, and before it locks it."""
-    fcntl = pytest.importorskip("fcntl")
     first, flock = RunLock(accelerator, tmp_path), fcntl.flock
 
     def flock_late(file, operation):
