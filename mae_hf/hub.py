@@ -32,10 +32,9 @@ def save_model(
 ) -> None:
     """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
 
-    Args:
-        metrics: the final metrics, for the card.
-        encoder: the plain `vit` of a masked autoencoder, saved in the subfolder `encoder/`.
-        audit: which test images pre-training has seen, if known. Rows of the data and paths of this machine stay here.
+    The card shows the final `metrics`. `encoder` is the plain `vit` of a masked autoencoder, for the subfolder
+    `encoder/`. `audit` says which test images pre-training has seen; rows of the data and paths of this machine stay
+    here.
     """
 
     def write(beside: Path) -> None:
@@ -108,7 +107,7 @@ def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any
     elif _is_hub_id(config.model.init):
         fields["base_model"] = config.model.init
     source = _public_name(config.data.sources[0])
-    results = [
+    fields["eval_results"] = [
         EvalResult(
             task_type="image-classification",
             dataset_type=source,
@@ -121,9 +120,8 @@ def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any
         for metric in ("accuracy", "f1", "loss")
         if f"test/{metric}" in metrics
     ]
-    if results:
-        fields |= {"model_name": Path(config.output_dir).resolve().name, "eval_results": results}
-    return ModelCardData(pipeline_tag="image-classification", **fields)
+    name = Path(config.output_dir).resolve().name
+    return ModelCardData(pipeline_tag="image-classification", model_name=name, **fields)
 
 
 def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -144,8 +142,7 @@ def _public_name(name: str) -> str:
 
 
 def _link(name: str, kind: str = "") -> str:
-    is_on_hub = _is_hub_id(name)
-    return _Safe(f"[{name}](https://huggingface.co/{kind}{name})") if is_on_hub else _public_name(name)
+    return _Safe(f"[{name}](https://huggingface.co/{kind}{name})") if _is_hub_id(name) else _public_name(name)
 
 
 class _Safe(str):
@@ -166,29 +163,23 @@ _TEMPLATE = jinja2.Environment(
 ).from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
 
 
-def create_repository(hub: HubConfig) -> str:
+def create_repository(hub: HubConfig, then: str = "run the same command again") -> str:
     """Create the repository for the upload if it does not exist, and return its address.
 
-    Call it before a run starts, so that a wrong token or name shows at once.
-
-    Raises:
-        ConfigError: no token, no right to write, a name that the Hub refuses, or no connection.
+    Call it before a run starts, so that a wrong token or name shows at once. Raises ConfigError for these, for a
+    missing right to write and for a missing connection; `then` says what to type after the fix.
     """
-    with _uploading(hub, "run the same command again"):
+    with _uploading(hub, then):
         return str(HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True))
 
 
 def push(folder: Path, hub: HubConfig) -> str:
-    """Upload a model folder, creating the repository if needed, and return its address.
-
-    Raises:
-        ConfigError: as for `create_repository`.
-    """
-    with _uploading(hub, f"run the same command again; the model is in {folder}"):
-        api = HfApi()
-        url = api.create_repo(str(hub.repo_id), private=hub.private, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload from mae_hf")
-    return str(url)
+    """Upload a model folder, and return its address; creates the repository and raises as `create_repository` does."""
+    then = f"run the same command again; the model is in {folder}"
+    address = create_repository(hub, then)
+    with _uploading(hub, then):
+        HfApi().upload_folder(repo_id=str(hub.repo_id), folder_path=folder, commit_message="Upload from mae_hf")
+    return address
 
 
 @contextmanager
