@@ -13,7 +13,7 @@ from benchmarks import drawn, ours, stock
 from benchmarks.flops import features_gflop, finetuning_gflop, multiply_matrices, pretraining_gflop
 from benchmarks.turns import Work
 from mae_hf.config.commands import PretrainConfig
-from mae_hf.config.fields import Choice
+from mae_hf.config.fields import Switch
 
 NUM_IMAGES = (1_000, 10_000, 100_000)  # of the measure `size`
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -119,7 +119,7 @@ def features(setup: Setup) -> Contenders:
 def compiling(setup: Setup) -> Contenders:
     """Pre-training with and without compiled layers."""
 
-    def contender(mode: Choice) -> Contender:
+    def contender(mode: Switch) -> Contender:
         train = dataclasses.replace(setup.config.train, compile=mode)
         config = dataclasses.replace(setup.config, train=train)
         return setup.mae_hf(ours.pretrain, pretraining_gflop(config.model), mode == "never", config=config)

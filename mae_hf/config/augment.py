@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from mae_hf.config.fields import NotNegative, Range, Rate, Settings, Share
-from mae_hf.errors import require
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,8 @@ class CropConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.crop_scale[0] <= self.crop_scale[1],
-            f"augment.crop_scale {list(self.crop_scale)} has its minimum above its maximum: choose a range such as "
-            "[0.2, 1.0] (--augment.crop_scale)",
-        )
+        problem = "has its minimum above its maximum: choose a range such as [0.2, 1.0]"
+        self.check("crop_scale", self.crop_scale[0] <= self.crop_scale[1], problem)
 
 
 @dataclass(frozen=True)

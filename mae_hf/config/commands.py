@@ -35,25 +35,24 @@ class HubConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.repo_id is not None or not self.push,
-            "hub.push needs a repository: name it (--hub.repo_id user/name)",
-        )
+        has_repository = self.repo_id is not None
+        require(has_repository or not self.push, "hub.push needs a repository: name it (--hub.repo_id user/name)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _StoredImages(Settings):
     """Base of the commands that decode their images once and store them, unlike a stream."""
 
+    several_sources = False  # whether data.source may name several; labels come from one
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not self.data.streaming,
-            "data.streaming is only for scripts/pretrain.py; this command decodes its images once and stores them: "
-            "switch it off (--data.streaming false)",
-        )
+        problem = "is only for scripts/pretrain.py; other commands store their images: switch it off"
+        require(not self.data.streaming, f"data.streaming {problem} (--data.streaming false)")
+        num_sources = len(self.data.sources)
+        problem = f"data.source names {num_sources} sources: this command uses the labels of one (--data.source)"
+        require(num_sources == 1 or self.several_sources, problem)
 
 
 @dataclass(frozen=True)
@@ -74,17 +73,14 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.data.fold is None and self.data.label_fraction in (None, 1.0),
-            "data.fold and data.label_fraction restrict labels, which pre-training does not use: give them to "
-            "scripts/finetune.py instead (--data.fold null --data.label_fraction null)",
-        )
-        readers = self.data.stream_readers
-        require(
-            not self.data.streaming or self.train.batch_size % readers == 0,
-            f"batch_size {self.train.batch_size} cannot be divided among {readers} readers of the stream: choose a "
-            f"multiple of {readers} (--train.batch_size, --data.stream_readers)",
-        )
+        has_all_labels = self.data.fold is None and self.data.label_fraction in (None, 1.0)
+        problem = "restrict labels, which pre-training does not use: give them to scripts/finetune.py instead"
+        fix = "--data.fold null --data.label_fraction null"
+        require(has_all_labels, f"data.fold and data.label_fraction {problem} ({fix})")
+        size, readers = self.train.batch_size, self.data.stream_readers
+        problem = f"cannot be divided among {readers} readers of the stream: choose a multiple of {readers}"
+        fix = "--train.batch_size, --data.stream_readers"
+        require(not self.data.streaming or size % readers == 0, f"batch_size {size} {problem} ({fix})")
 
 
 @dataclass(frozen=True)
@@ -102,17 +98,6 @@ class FinetuneConfig(_StoredImages):
     hub: HubConfig = field(default_factory=HubConfig)
     output_dir: str = "runs/finetune/stl10_base"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_one_source(self.data)
-
-
-def _check_one_source(data: DataConfig) -> None:
-    require(
-        len(data.sources) == 1,
-        f"data.source names {len(data.sources)} sources: this command uses the labels of one (--data.source)",
-    )
-
 
 @dataclass(frozen=True)
 class PrepareConfig(_StoredImages):
@@ -124,6 +109,7 @@ class PrepareConfig(_StoredImages):
             identical pixels, or copies that were compressed, resized, slightly cropped, brightened or mirrored.
     """
 
+    several_sources = True
     image_size: Size = 96
     audit_against: Literal["train", "validation", "test"] | None = None
 
@@ -181,17 +167,11 @@ class FewLabelsConfig(_StoredImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_one_source(self.data)
-        require(
-            "finetune" not in self.methods or self.finetune_config is not None,
-            "method finetune needs a recipe: give the YAML of a fine-tuning run (--finetune_config "
-            "configs/finetune/digits.yaml)",
-        )
-        require(
-            not self.data.has_label_set,
-            "data.fold and data.label_fraction are chosen by this command: remove them, and choose --protocol folds or "
-            "budgets",
-        )
+        has_recipe = "finetune" not in self.methods or self.finetune_config is not None
+        fix = "give the YAML of a fine-tuning run (--finetune_config configs/finetune/digits.yaml)"
+        require(has_recipe, f"method finetune needs a recipe: {fix}")
+        problem = "are chosen by this command: remove them, and choose --protocol folds or budgets"
+        require(not self.data.has_label_set, f"data.fold and data.label_fraction {problem}")
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -233,6 +213,7 @@ class ReconstructConfig(_StoredImages):
         num_images: number of images in the figure.
     """
 
+    several_sources = True
     model: str
     output: Annotated[str, ending(".png")]
     num_images: Count = 8

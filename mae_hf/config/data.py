@@ -1,9 +1,10 @@
 """Where the images come from, how they are split, and which duplicates of test images are searched for."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mae_hf.config.fields import Choice, Count, Positive, Range, Rate, Seed, Settings, Share
+from mae_hf.config.fields import Count, Positive, Range, Rate, Seed, Settings, Share, Switch
 from mae_hf.errors import MAX_NAME, is_plain, require
 
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -16,14 +17,12 @@ Triple = tuple[float, float, float]
 def check_class_names(names: tuple[str, ...], where: str) -> None:
     """Raise ConfigError unless class names differ and can be printed, drawn and written into model cards."""
     for name in names:
-        require(
-            len(name) <= MAX_NAME and is_plain(name),
-            f"{where} has a class name of {len(name)} characters, {name[:40]!r}: use at most {MAX_NAME} and no control "
-            "characters. Rename the class, or name all classes (--data.class_names)",
-        )
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        require(False, f"{where} has two classes named {twice}: give each its own name (--data.class_names)")
+        problem = f"has a class name of {len(name)} characters, {name[:40]!r}"
+        fix = f"use at most {MAX_NAME} and no control characters, or name all classes (--data.class_names)"
+        require(len(name) <= MAX_NAME and is_plain(name), f"{where} {problem}: {fix}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    problem = f"has two classes named {', '.join(twice[:1])}: give each its own name (--data.class_names)"
+    require(not twice, f"{where} {problem}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class DataConfig(Settings):
     fold: Annotated[int, Range(at_least=0, at_most=NUM_FOLDS - 1)] | None = None
     label_fraction: Share | None = None
     label_seed: Seed = 0
-    on_device: Choice = "auto"
+    on_device: Switch = "auto"
     streaming: bool = False
     stream_readers: Count = 8
     stream_buffer: Count = 4096
@@ -82,16 +81,10 @@ class DataConfig(Settings):
         super().__post_init__()
         require(len(self.sources) > 0, "data.source is empty: name at least one source (--data.source digits)")
         check_class_names(self.class_names or (), "data.class_names")
-        require(
-            self.fold is None or self.label_fraction is None,
-            f"data.fold {self.fold} and data.label_fraction {self.label_fraction} both restrict the labels: choose one "
-            "(--data.fold null or --data.label_fraction null)",
-        )
-        require(
-            self.stream_buffer >= self.stream_readers,
-            f"data.stream_buffer {self.stream_buffer} is below the number of readers, {self.stream_readers}: choose "
-            f"{self.stream_readers} or more (--data.stream_buffer)",
-        )
+        problem = f"and data.label_fraction {self.label_fraction} both restrict the labels: set one to null"
+        self.check("fold", self.fold is None or self.label_fraction is None, problem)
+        problem = f"is below the number of readers, {self.stream_readers}: choose {self.stream_readers} or more"
+        self.check("stream_buffer", self.stream_buffer >= self.stream_readers, problem)
 
     @property
     def has_label_set(self) -> bool:

@@ -53,7 +53,7 @@ def ending(suffix: str) -> Text:
     return Text(f".*{re.escape(suffix)}", f"a file name that ends in {suffix}")
 
 
-Choice = Literal["auto", "always", "never"]
+Switch = Literal["auto", "always", "never"]
 Count = Annotated[int, Range(above=0)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 Positive = Annotated[float, Range(above=0)]
@@ -74,7 +74,7 @@ class Settings:
         hints = typing.get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            key = f"{self.section}.{field.name}".strip(".")
+            key = self._key(field.name)
             if value is None:
                 require(type(None) in typing.get_args(hint), f"{key} is null but must have a value (--{key})")
             elif not is_dataclass(value):
@@ -83,6 +83,14 @@ class Settings:
                     _check_item(key, item)
                     for allowed in _ranges(hint):
                         require(item in allowed, f"{key} is {_shown(value)} but must be {allowed}{example} (--{key})")
+
+    def _key(self, name: str) -> str:
+        return f"{self.section}.{name}".strip(".")
+
+    def check(self, name: str, is_right: bool, problem: str) -> None:
+        """Raise ConfigError, as `model.patch_size 10 PROBLEM (--model.patch_size)`, unless a rule holds."""
+        key = self._key(name)
+        require(is_right, f"{key} {_shown(getattr(self, name))} {problem} (--{key})")
 
 
 def _shown(value: Any) -> Any:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mae_hf.config.fields import Range, Rate, Settings, Share
-from mae_hf.errors import require
 
 MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
 
@@ -35,32 +34,20 @@ class EncoderConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
-        require(
-            len(divisors) > 0,
-            f"image_size {self.image_size} cannot be cut into patches: choose a multiple of 8, such as 96 "
-            "(--model.image_size)",
-        )
-        require(
-            self.patch_size in divisors,
-            f"patch_size {self.patch_size} does not divide image_size {self.image_size}: choose "
-            f"{', '.join(map(str, divisors))} (--model.patch_size)",
-        )
+        self.check("image_size", bool(divisors), "cannot be cut into patches: choose a multiple of 8, such as 96")
+        problem = f"does not divide image_size {self.image_size}: choose {', '.join(map(str, divisors))}"
+        self.check("patch_size", self.patch_size in divisors, problem)
         self._check_width("")
 
     def _check_width(self, prefix: str) -> None:
         """Check that the width fits the position table and the attention heads."""
         width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
-        require(
-            width % 4 == 0,
-            f"{prefix}hidden_size {width} is not a multiple of 4, which the 2-d sine-cosine positions need: choose "
-            f"{max(4, width - width % 4)} or {width + 4 - width % 4} (--model.{prefix}hidden_size)",
-        )
+        fix = f"choose {max(4, width - width % 4)} or {width + 4 - width % 4}"
+        problem = "is not a multiple of 4, which the 2-d sine-cosine positions need"
+        self.check(f"{prefix}hidden_size", width % 4 == 0, f"{problem}: {fix}")
         allowed = [h for h in range(1, 33) if width % h == 0]
-        require(
-            heads in allowed,
-            f"{prefix}num_attention_heads {heads} does not divide {prefix}hidden_size {width}: choose one of "
-            f"{', '.join(map(str, allowed))} (--model.{prefix}num_attention_heads)",
-        )
+        problem = f"does not divide {prefix}hidden_size {width}: choose one of {', '.join(map(str, allowed))}"
+        self.check(f"{prefix}num_attention_heads", heads in allowed, problem)
 
     @property
     def num_patches(self) -> int:
@@ -96,11 +83,8 @@ class MAEConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_width("decoder_")
-        require(
-            1 <= self.num_visible < self.num_patches,
-            f"mask_ratio {self.mask_ratio} does not leave at least one of the {self.num_patches} patches visible and "
-            "one masked: choose a value such as 0.75 (--model.mask_ratio)",
-        )
+        problem = f"does not leave one of {self.num_patches} patches visible and one masked: choose one such as 0.75"
+        self.check("mask_ratio", 1 <= self.num_visible < self.num_patches, problem)
 
     @property
     def num_visible(self) -> int:
@@ -124,8 +108,5 @@ class ClassifierConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.revision is None or self.init != "scratch",
-            f"model.revision {self.revision} needs an encoder of the Hub, and model.init is scratch: remove it "
-            "(--model.revision null)",
-        )
+        problem = "needs an encoder of the Hub, and model.init is scratch: set it to null"
+        self.check("revision", self.revision is None or self.init != "scratch", problem)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mae_hf.config.fields import Choice, Count, NotNegative, Positive, Range, Rate, Seed, Settings, Share
-from mae_hf.errors import require
+from mae_hf.config.fields import Count, NotNegative, Positive, Range, Rate, Seed, Settings, Share, Switch
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class TrainConfig(Settings):
     save_every_epochs: Positive = 5.0
     keep_checkpoints: Annotated[int, Range(at_least=2)] = 2
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
-    compile: Choice = "auto"
+    compile: Switch = "auto"
     timeout_minutes: Positive = 30.0
 
     @property
@@ -59,27 +58,17 @@ class TrainConfig(Settings):
     def plan(self, num_images: int, num_processes: int) -> "Plan":
         """Return every duration in optimizer steps, and each device's share of the batch.
 
-        Raises:
-            ConfigError: fewer images than one batch, or a batch that cannot be split evenly.
+        Raises ConfigError for fewer images than one batch, and for a batch that cannot be split evenly.
         """
-        require(
-            num_images >= self.batch_size,
-            f"batch_size {self.batch_size} is above the number of training images, {num_images}: choose at most "
-            f"{num_images} (--train.batch_size)",
-        )
-        require(
-            self.batch_size % num_processes == 0,
-            f"batch_size {self.batch_size} cannot be divided among {num_processes} processes: choose a multiple of "
-            f"{num_processes} (--train.batch_size)",
-        )
+        problem = f"is above the number of training images, {num_images}: choose at most {num_images}"
+        self.check("batch_size", self.batch_size <= num_images, problem)
+        problem = f"cannot be divided among {num_processes} processes: choose a multiple of {num_processes}"
+        self.check("batch_size", self.batch_size % num_processes == 0, problem)
         share = self.batch_size // num_processes
         micro_batch_size = self.per_device_batch_size or share
-        divisors = [d for d in range(1, share + 1) if share % d == 0]
-        require(
-            micro_batch_size in divisors,
-            f"per_device_batch_size {micro_batch_size} does not divide the {share} images per device of batch_size "
-            f"{self.batch_size}: choose one of {', '.join(map(str, divisors))} (--train.per_device_batch_size)",
-        )
+        divisors = ", ".join(str(d) for d in range(1, share + 1) if share % d == 0)
+        problem = f"does not divide the {share} images per device of a batch: choose one of {divisors}"
+        self.check("per_device_batch_size", share % micro_batch_size == 0, problem)
         steps_per_epoch = num_images // self.batch_size
         total_steps = max(1, round(self.epochs * steps_per_epoch))
         return Plan(

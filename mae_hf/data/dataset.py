@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mae_hf.config.data import DataConfig
-from mae_hf.config.fields import Choice
+from mae_hf.config.fields import Switch
 from mae_hf.data.cache import Store, open_stores, read_or_decode
 from mae_hf.data.decode import decode
 from mae_hf.data.sources import load_splits
@@ -102,7 +102,7 @@ class DeviceImages:
     while the GPU still works on this one.
     """
 
-    def __init__(self, images: ImageSet, device: torch.device, on_device: Choice) -> None:
+    def __init__(self, images: ImageSet, device: torch.device, on_device: Switch) -> None:
         self.device = device
         self.labels = images.labels
         self._images = images
@@ -117,7 +117,7 @@ class DeviceImages:
         return self._images.batch_on(self.device, rows)
 
 
-def holds_all(num_bytes: int, free_bytes: int, on_device: Choice) -> bool:
+def holds_all(num_bytes: int, free_bytes: int, on_device: Switch) -> bool:
     """Whether a GPU holds images of this size; with `auto` they may take a quarter of its free memory."""
     return on_device == "always" or (on_device == "auto" and num_bytes <= free_bytes / 4)
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mae_hf.config.fields import Choice
+from mae_hf.config.fields import Switch
 from mae_hf.data.cores import num_cores
 from mae_hf.errors import require
 from mae_hf.models.layers import register_cpu_attention
@@ -49,7 +49,7 @@ def use_cpu_well(accelerator: Accelerator) -> None:
         libc.mallopt(-2, 2**26)  # M_TOP_PAD: grow it by 64 MiB at a time
 
 
-def compile_layers(accelerator: Accelerator, model: nn.Module, mode: Choice) -> bool:
+def compile_layers(accelerator: Accelerator, model: nn.Module, mode: Switch) -> bool:
     """Compile the transformer layers of `model` in place, and return whether it did.
 
     All layers share the code of one: that takes 18 s instead of 70 for the whole model. Weights keep their names.

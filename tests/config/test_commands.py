@@ -40,6 +40,7 @@ WRONG = [
     (FewLabelsConfig, {**FEW, "method": "finetune"}, "needs a recipe: .. --finetune_config configs/finetune/digits"),
     (FewLabelsConfig, {**FEW, "data": DataConfig(fold=0)}, "chosen by this command .. --protocol folds or budgets"),
     (FewLabelsConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
+    (EvaluateConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
     (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png (--output)"),
     (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
     (HubConfig, {"repo_id": "name"}, "hub.repo_id is name but must be of the form user/name (--hub.repo_id)"),

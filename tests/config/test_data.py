@@ -10,8 +10,14 @@ from mae_hf.config.data import DataConfig
     ("fields", "message"),
     [
         ({"fold": 10}, "data.fold is 10 but must be at least 0 and at most 9 (--data.fold)"),
-        ({"fold": 1, "label_fraction": 0.5}, "data.fold 1 and data.label_fraction 0.5 both .. choose one"),
-        ({"fold": 1, "label_fraction": 1.0}, "data.fold 1 and data.label_fraction 1.0 both .. choose one"),
+        (
+            {"fold": 1, "label_fraction": 0.5},
+            "data.fold 1 and data.label_fraction 0.5 both restrict the labels: set one to null (--data.fold)",
+        ),
+        (
+            {"fold": 1, "label_fraction": 1.0},
+            "data.fold 1 and data.label_fraction 1.0 both restrict the labels: set one to null (--data.fold)",
+        ),
         ({"label_fraction": 1.5}, "data.label_fraction is 1.5 but must be above 0 and at most 1"),
         ({"source": []}, "data.source is empty: name at least one source (--data.source digits)"),
         ({"validation_fraction": 1.0}, "data.validation_fraction is 1.0 but must be above 0 and below 1"),

@@ -35,7 +35,11 @@ from mae_hf.errors import ConfigError
         (MAEConfig, {"mask_ratio": 0.999}, "mask_ratio 0.999 .. 144 patches .. such as 0.75 (--model.mask_ratio)"),
         (MAEConfig, {"decode_ratio": 1.5}, "model.decode_ratio is 1.5 but must be above 0 and at most 1"),
         (ClassifierConfig, {"patch_size": 7}, "patch_size 7 does not divide image_size 96 .. --model.patch_size"),
-        (ClassifierConfig, {"init": "scratch", "revision": "main"}, "model.revision main .. --model.revision null"),
+        (
+            ClassifierConfig,
+            {"init": "scratch", "revision": "main"},
+            "model.revision main needs an encoder of the Hub .. set it to null (--model.revision)",
+        ),
     ],
     ids=id_of,
 )

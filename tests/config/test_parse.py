@@ -326,7 +326,9 @@ def test_help_lists_every_flag_with_its_help_and_range(name):
 def test_a_wrong_command_ends_with_code_2_and_one_line():
     done = _python(str(ROOT / "scripts" / "pretrain.py"), "--model.patch_size", "10")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: patch_size 10 does not divide image_size 96: choose 2, 3, 4, 6, 8, 12, 16")
+    assert done.stderr.startswith(
+        "error: model.patch_size 10 does not divide image_size 96: choose 2, 3, 4, 6, 8, 12, 16"
+    )
     assert done.stderr.count("\n") == 1
 
 
