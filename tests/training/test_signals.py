@@ -5,6 +5,7 @@ import pty
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def test_a_signal_is_noted_and_confirmed_once_and_the_handlers_are_restored(numb
     assert signal.getsignal(number) is before
     name = signal.Signals(number).name
     assert capfd.readouterr().err == f"\n{name}: saving, then stopping; press Ctrl-C to stop without saving\n"
+
+
+def test_training_in_another_thread_leaves_the_handlers_alone():
+    def hold() -> bool:
+        with StopSignals(is_main_process=True):
+            return signal.getsignal(signal.SIGTERM) is before
+
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(hold).result()
 
 
 def test_other_ranks_print_nothing(capfd):
