@@ -123,6 +123,7 @@ class SavedModel:
         path: Path | str = self.folder
         if self.commit and not any(self.folder.glob("*.safetensors")):
             path = self.name  # by this name, transformers finds a copy that the Hub has converted
+            options["revision"] = self.revision or "main"
         # The check below names weights of another shape.
         options |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         with self.opening():

@@ -15,6 +15,7 @@ from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
 from mae_hf.models.classifier import build_classifier, check_init, load_encoder
 from mae_hf.models.io import (
+    SavedModel,
     hub_revision,
     open_classifier,
     open_encoder,
@@ -112,3 +113,20 @@ def test_a_model_in_the_cache_of_the_hub_opens_without_a_network(tmp_path, monke
         init = ClassifierConfig(init="me/mae", revision=revision, **SHAPE, intermediate_size=32)
         assert weights_digest(load_encoder(init, "sdpa")) == weights_digest(mae.vit)
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("revision", ["c0ffee" + "0" * 34, None])
+def test_weights_that_are_not_in_the_cache_are_searched_for_in_the_same_revision(tmp_path, monkeypatch, revision):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit, cached, asked = "c0ffee" + "0" * 34, tmp_path / "models--me--old", {}
+    ViTConfig(**SHAPE).save_pretrained(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+
+    def from_pretrained(name, **options):
+        asked.update(options, name=name)
+        return torch.nn.Linear(1, 1), {"mismatched_keys": [], "missing_keys": [], "unexpected_keys": []}
+
+    SavedModel("me/old", revision=revision).load(from_pretrained)
+    assert (asked["name"], asked["revision"]) == ("me/old", revision or "main")
