@@ -86,6 +86,10 @@ def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTModel
     require(not wrong, f"the encoder {config.init} has a different shape than the config: add {flags}")
     problem = f"takes {saved.num_channels} channels and images here have 3"
     require(saved.num_channels == 3, f"the encoder {config.init} {problem}: {FIX_INIT}")
+    # fine-tuning has drop-path instead, whose draws belong to the image and not to the process
+    dropout = saved.hidden_dropout_prob or saved.attention_probs_dropout_prob
+    fix = "set hidden_dropout_prob and attention_probs_dropout_prob to 0 in its config.json"
+    require(not dropout, f"the encoder {config.init} has dropout {dropout}, which is not supported: {fix}")
     return encoder
 
 

@@ -192,6 +192,15 @@ def test_an_incomplete_encoder_is_refused(run, tmp_path, change, message):
         build(str(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_an_encoder_with_dropout_is_refused_because_its_draws_would_depend_on_the_processes(run, tmp_path, key):
+    shutil.copytree(run / "model", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: 0.1}))
+    with pytest.raises(ConfigError, match=rf"has dropout 0\.1, which is not supported: set .*{key}.* to 0"):
+        build(str(tmp_path))
+
+
 def test_drop_path_rises_linearly_and_changes_no_weight():
     model = build(drop_path=0.0)
     names = list(model.state_dict())
