@@ -276,6 +276,8 @@ def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
             )
         )
         assert table == own
+    inputs = json.loads((folder / "inputs.json").read_text())
+    assert inputs["recipe.train.epochs"] == "2.0" and inputs["min_steps"] == "4"
     (folder / "results.jsonl").unlink()
     changed = ("--finetune_config", recipe, "--min_steps", "5", "--output_dir", folder)
     done = run(*script, *changed)

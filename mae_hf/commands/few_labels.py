@@ -52,6 +52,8 @@ def few_labels(config: FewLabelsConfig) -> None:
         "mixed_precision": accelerator.mixed_precision,
         "seen": describe_seen(seen),
     }
+    if recipe:
+        inputs |= methods.describe_recipe(recipe, config.min_steps)
     runs = methods.plan_finetunings(protocol, recipe, encoders) if recipe and "finetune" in config.methods else {}
     check_inputs(folder / "inputs.json", inputs)
     results = Measurements(folder, test.labels, test.class_names, seen)

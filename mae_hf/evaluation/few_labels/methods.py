@@ -6,7 +6,6 @@ Shapes: n test images, C classes.
 """
 
 import dataclasses
-import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from torch import nn
 from transformers import ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig, HubConfig
+from mae_hf.config.commands import MACHINE_SETTINGS, FewLabelsConfig, FinetuneConfig, HubConfig
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Part, set_aside
@@ -31,6 +30,7 @@ from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.probes import Labelled
 from mae_hf.evaluation.probing import CLASSIFIERS
+from mae_hf.files import write_npz
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.io import SHAPE_KEYS, weights_digest
 from mae_hf.models.locate import SCRATCH
@@ -73,9 +73,7 @@ def load_features(
     for role, images in (("train", train), ("test", test)):
         of_role = extract_features(accelerator, prepared, images, config.data, config.batch_size)
         features |= {f"{role}-{pooling}": values for pooling, values in of_role.items()}
-    beside = path.with_suffix(".partial.npz")
-    np.savez(beside, **features)
-    os.replace(beside, path)
+    write_npz(path, **features)
     return features
 
 
@@ -115,6 +113,14 @@ def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet, num_train_images: 
         **{name: getattr(recipe.train, name) * factor for name in durations},
     )
     return dataclasses.replace(recipe, data=label_set.data, train=train, hub=HubConfig())
+
+
+def describe_recipe(recipe: FinetuneConfig, min_steps: int) -> dict[str, str]:
+    """Return the settings that all fine-tunings of a folder share, by name, except data and architecture."""
+    shared = ("augment.", "train.", "model.drop_path")
+    settings = {key: str(value) for key, value in parse.flatten(recipe) if key.startswith(shared)}
+    described = {f"recipe.{key}": value for key, value in settings.items() if key not in MACHINE_SETTINGS}
+    return described | {"min_steps": str(min_steps)}
 
 
 def plan_finetunings(
@@ -164,7 +170,8 @@ def measure_finetuning(config: FinetuneConfig) -> Measured:
                 child.send_signal(received)
             except KeyboardInterrupt:
                 received = signal.SIGINT  # a terminal has sent it to both
-        number = child.returncode - 128 if child.returncode else received
+        # below 0: a signal has ended it, while Python was still starting
+        number = child.returncode - 128 if child.returncode > 0 else received
         if number in (*TERMINATING, signal.SIGINT):
             raise RunStopped(f"{signal.Signals(number).name}: the fine-tuning {folder} is saved", number)
         if child.returncode != 0:

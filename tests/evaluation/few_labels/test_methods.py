@@ -28,6 +28,7 @@ from mae_hf.errors import ConfigError, RunError, RunStopped
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.methods import (
     adapt_recipe,
+    describe_recipe,
     load_features,
     measure_finetuning,
     measure_probe,
@@ -119,6 +120,17 @@ def test_enough_images_keep_the_recipe():
     config = adapt_recipe(RECIPE, BUDGET, 240, 200)
     assert (config.train.batch_size, config.train.per_device_batch_size, config.train.epochs) == (48, 24, 40)
     assert config.train.eval_every_epochs == 2
+
+
+def test_recipes_differ_if_and_only_if_they_change_results():
+    other = dataclasses.replace(RECIPE, output_dir="elsewhere", data=DataConfig(source="digits", fold=1))
+    assert describe_recipe(other, 200) == describe_recipe(RECIPE, 200)
+    assert describe_recipe(RECIPE, 200)["min_steps"] == "200"
+    slower = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, base_lr=1e-5))
+    changed = dict(describe_recipe(slower, 200).items() - describe_recipe(RECIPE, 200).items())
+    assert changed == {"recipe.train.base_lr": "1e-05"}
+    patient = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, timeout_minutes=3.0))
+    assert describe_recipe(patient, 200) == describe_recipe(RECIPE, 200), "a run that has stopped may be given it"
 
 
 def test_folders_with_a_different_config_are_found_before_the_first_run_starts(tmp_path: Path):
@@ -217,6 +229,15 @@ def test_a_signal_waits_for_the_fine_tuning_to_save(
         for each, handler in before.items():
             signal.signal(each, handler)
     assert stopped.value.signal_number == number and saved.exists()
+
+
+def test_a_signal_that_ends_the_fine_tuning_before_its_first_step_still_stops_the_command(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    code = "signal.signal(signal.SIGINT, signal.SIG_DFL)\nos.kill(os.getppid(), 2)\nos.kill(os.getpid(), 2)"
+    replace_python(code, tmp_path, monkeypatch)
+    with pytest.raises(RunStopped, match="SIGINT"):
+        measure_finetuning(config)
 
 
 def test_a_signal_that_finds_the_fine_tuning_finished_still_stops_the_command(
