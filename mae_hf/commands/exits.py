@@ -93,7 +93,7 @@ def _typed_command() -> str:
                 prefix = "ACCELERATE_USE_CPU=true "
     # without the path of Python, and without Python where it runs a command that stands beside it
     folder = re.escape(str(Path(sys.executable).parent))
-    without_path = rf"^(?:\S*/)?python\S* ({folder}/)?"
+    without_path = rf"^(?:\S*/)?python[^/\s]* ({folder}/)?"
     command = re.sub(without_path, lambda found: "" if found[1] else "python ", shlex.join(words))
     return redact(prefix + command)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mae_hf.commands import exits
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -90,6 +92,19 @@ def test_the_command_to_resume_with_has_the_words_of_the_launcher_and_no_secrets
         f"ACCELERATE_USE_CPU=true python {launcher} launch --quiet {script} told --output_dir 'a b' https://***@host/"
     )
     assert done.stderr == f"stopped: saved; to resume, type: {typed}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["env/bin/python3.11", "a.py"], "python a.py"),
+        (["python/bin/pypy3", "a.py"], "python/bin/pypy3 a.py"),
+        ([sys.executable, f"{Path(sys.executable).parent}/mae_hf", "finetune"], "mae_hf finetune"),
+    ],
+)
+def test_only_python_itself_is_shortened_in_the_command(monkeypatch, words, typed):
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert exits._typed_command() == typed
 
 
 LAUNCHED = """
