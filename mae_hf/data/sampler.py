@@ -21,7 +21,6 @@ class BatchSampler:
 
     Mixup and CutMix pair the first image of a batch with the last, the second with the last but one. A micro-batch of
     even size contains whole pairs, in the same symmetric order. So any split pairs the same images.
-
     """
 
     plan: Plan  # how many images, and how a batch is split

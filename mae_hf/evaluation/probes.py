@@ -50,7 +50,7 @@ class Probe:
 
 def check_features(**features: np.ndarray) -> None:
     """Raise a ConfigError, with the name of the features, if they are not finite or the same for all images."""
-    broken = "the encoder's weights are broken, choose a different one"
+    broken = "the encoder's weights are broken, choose a different one (--model)"
     for name, values in features.items():
         bad = int((~np.isfinite(values)).sum())
         require(bad == 0, f"{bad} of {values.size} values of {name} are not finite: {broken}")

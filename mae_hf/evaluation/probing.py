@@ -5,7 +5,6 @@
 Shapes: n images, D features, C classes.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet
-from mae_hf.errors import ConfigError
+from mae_hf.errors import ConfigError, warn
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.probes import (
@@ -153,5 +152,5 @@ def online_probe(
                 values[f"probe/rankme_{pooling}"] = rankme(voters[pooling])
         except ConfigError as error:
             values = {}
-            warnings.warn(f"this encoder is not probed: {error}", stacklevel=2)
+            warn(f"this encoder is not probed: {str(error).partition(':')[0]}")
     return dict(broadcast_object_list([values])[0]) if alone else values

@@ -3,7 +3,6 @@
 B images, S their side, N patches of an image.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from mae_hf.config.data import DataConfig, Triple
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.evaluation.inference import fixed_noise
 from mae_hf.figures import sheets
+from mae_hf.files import write_npz
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct_pixels
 
 OVER_TIME = "reconstruction-over-time.png"
@@ -43,9 +43,7 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     figure = sheets.reconstruction_figure(*pictures, f"held-out images, step {step}{note}")
     original, masked, reconstructed = (part[:MAX_IMAGES] for part in pictures)
     path = figures.save(figure, folder / f"reconstruction-{step:08d}.png").with_suffix(".npz")
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(beside, reconstructed=reconstructed)
-    os.replace(beside, path)
+    write_npz(path, reconstructed=reconstructed)
 
     # an interrupted run may have left files of later steps
     files = {int(file.stem.rsplit("-")[-1]): file for file in sorted(folder.glob("reconstruction-*.npz"))}

@@ -129,7 +129,7 @@ def write_pairs(match: Match) -> Path:
     """
     file = match.file("json")
     try:
-        write_json(file, [asdict(pair) for pair in match.records(match.against.split.role)])
+        write_json(file, [asdict(pair) for pair in match.records(match.against.split.role)], shared=True)
     except OSError as error:
         raise _unwritable(file, error) from error
     return file

@@ -127,7 +127,7 @@ class Checkpoints:
 
     def _read(self, path: Path) -> TrainState:
         state: TrainState = read_json(path / STATE, TrainState)
-        fix = "start it as before (accelerate launch), or choose another --output_dir"
+        fix = "give accelerate launch the same options as before, or choose another --output_dir"
         problem = f"was saved with {state.launch}, this run has {self._launch}"
         require(state.launch == self._launch, f"{path} {problem}: {fix}")
         try:
@@ -141,7 +141,7 @@ class Checkpoints:
         except (RuntimeError, ValueError) as error:
             if not re.search("state.dict", str(error)):
                 raise
-            fix = "bring back the images and the encoder (--model.init) that it started with, or choose --output_dir"
+            fix = "restore its images and its encoder (--model.init), or choose another --output_dir"
             raise RunError(f"{path} belongs to a different network ({_one_line(error)}): {fix}") from None
         if self.average is not None:
             self.average.module.load_state_dict(load_file(path / AVERAGE))
