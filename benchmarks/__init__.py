@@ -1,1 +1,1 @@
-"""How fast mae_hf is beside what a user would take instead, contender against contender, in turns."""
+"""The speed of mae_hf, compared with stock transformers: the contenders take turns on one machine."""

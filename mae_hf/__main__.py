@@ -33,7 +33,7 @@ COMMANDS: dict[str, type] = {
 
 
 def main(script: str | None = None) -> NoReturn:
-    """Run the command of this process, and exit: that of a file in scripts/, or the first word that was typed."""
+    """Run the command that a file in scripts/ or the first word of the command line names, and exit."""
     name, *words = [script, *sys.argv[1:]] if script else sys.argv[1:] or ["--help"]
     exits.run(lambda: run_command(name, words, f"scripts/{name}.py" if script else f"mae_hf {name}"))
 

@@ -2,9 +2,9 @@
 # Pre-train on several machines without a scheduler: start the same command on each of them over ssh.
 #   HOSTS="node0 node1" GPUS=8 configs/launch/ssh.sh scripts/pretrain.py --config configs/pretrain/stl10_base.yaml
 # Type it in the repository. The repository must have the same path on all machines, with its environment in .venv. All
-# machines must share --output_dir (docs/devices.md), and ssh must not ask for a password. If one machine fails, the others
-# are stopped without saving, as all are by Ctrl-C. The same command resumes from the last checkpoint. The variable SSH
-# replaces ssh with a different program.
+# machines must share --output_dir (docs/devices.md), and ssh must not ask for a password. If one machine fails, this
+# script stops the others without saving. Ctrl-C stops all machines without saving. The same command resumes from the last
+# checkpoint. The variable SSH replaces ssh with a different program.
 set -euo pipefail
 
 read -ra MACHINES <<<"${HOSTS:?names the machines: HOSTS=\"node0 node1\"}"

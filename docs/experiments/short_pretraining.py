@@ -1,6 +1,7 @@
 """Experiment: compare short pre-training runs that differ in one setting, by held-out loss and linear probe.
 
-accelerate launch --mixed_precision bf16 docs/experiments/short_pretraining.py OUTPUT.json UNLABELED LABELLED STEPS \
+accelerate launch --quiet --config_file configs/accelerate/one_process.yaml --mixed_precision bf16 \
+    docs/experiments/short_pretraining.py OUTPUT.json UNLABELED LABELLED STEPS \
     VARIANT [VARIANT...]
 
 A variant is a quoted part of a command line, such as "--model.decode_ratio 0.5". "" is plain `stl10_tiny`, and

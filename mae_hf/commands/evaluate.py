@@ -29,7 +29,7 @@ def evaluate(config: EvaluateConfig) -> None:
     data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
 
-    # ---- the model, and its images: those of the test split, and what a probe learns from ----
+    # ---- the model, the test images, and the images that a probe learns from ----
     attention = attention_for(accelerator)
     model: ViTModel | ViTForImageClassification = (
         open_encoder(config.model, attention) if config.probes else open_classifier(config.model, attention)

@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        _end(f"error: {error}: once that is mended, the same command resumes", 1)
+        _end(f"error: {error}: once that is fixed, the same command resumes", 1)
     except RuntimeError as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "DistError" not in kinds and not re.search(_LOST_PROCESS, str(error)):
@@ -66,7 +66,7 @@ def run(main: Callable[[], None]) -> NoReturn:
                 "same command on all machines resumes from the last checkpoint"
             )
         sys.stdout.flush()
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher blames the rank that ends first, and this one is fast
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # let the failed rank end first: the launcher reports that one
             time.sleep(_SECONDS_APART)
         os._exit(1)  # a broken process group cannot be closed: its threads still wait
     sys.exit(0)

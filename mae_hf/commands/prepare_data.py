@@ -11,7 +11,7 @@ from mae_hf.leakage.matches import audit_stores, check_splits, describe_match, p
 
 
 def prepare_data(config: PrepareConfig) -> None:
-    """Decode every split of every source, and print what exists and which unlabelled images a split repeats."""
+    """Decode and list every split of every source, and print which unlabelled images duplicate a split's images."""
     # ---- decode ----
     sources = dict.fromkeys(config.data.sources)
     splits = [split for source in sources for split in load_splits(config.data, source).values()]
@@ -31,7 +31,7 @@ def prepare_data(config: PrepareConfig) -> None:
     # a source that has changed gets another store, and the old one stays
     folder = cache_folder(config.data)
     sizes = [path.stat().st_size for path in folder.iterdir()]
-    print(f"{folder} holds {sum(sizes) / 2**20:.1f} MiB in {len(sizes)} files; what is no longer needed can be deleted")
+    print(f"{folder} holds {sum(sizes) / 2**20:.1f} MiB in {len(sizes)} files; delete those that you no longer need")
 
     # ---- leaks ----
     if config.audit_against:
@@ -55,6 +55,6 @@ def prepare_data(config: PrepareConfig) -> None:
     num_pixels = len(images) * config.image_size**2
     mean = sums / num_pixels / 255
     std = np.sqrt(squares / num_pixels / 255**2 - mean**2)
-    print(f"pre-training: {len(images)} images, {len(held_out)} held out; channels of the former, as flags:")
+    print(f"pre-training: {len(images)} images, {len(held_out)} held out; channels of the training images:")
     print("  --data.image_mean", "[" + ",".join(f"{value:.4f}" for value in mean) + "]", end=" ")
     print("--data.image_std", "[" + ",".join(f"{value:.4f}" for value in std) + "]")

@@ -1,1 +1,1 @@
-"""What a command is given: frozen dataclasses, checked when they are made, and the parser of YAML and flags."""
+"""The settings of each command: frozen dataclasses that check their values, and the parser of YAML and flags."""

@@ -109,7 +109,7 @@ def _ranges(hint: Any) -> Iterator[Any]:
 
 
 def _check_item(key: str, item: Any) -> None:
-    """Check what no setting may be: a number without limit, text that breaks a line or contains a secret."""
+    """Refuse numbers that are huge or not finite, and text with control characters or secrets."""
     if isinstance(item, float):
         require(math.isfinite(item), f"{key} is {item} but must be finite (--{key})")
     if isinstance(item, int):

@@ -128,7 +128,7 @@ def _types(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _in_short(message: str, types: dict[str, Any]) -> str:
-    """Return the message of argparse or jsonargparse in our words, with the fix; ours as it is."""
+    """Return the message of argparse or jsonargparse in our words, with the fix. Our own messages stay."""
     if missing := re.fullmatch("the following arguments are required: (.*)", message):
         flags = " ".join(f"--{name} VALUE" for name in missing[1].split(", "))
         return f"{missing[1]} must be given: add {flags}, or set it in the file of --config"
@@ -203,7 +203,7 @@ def _check_keys(keys: Sequence[str], types: dict[str, Any], where: str) -> None:
 
 
 def _likeness(*names: str) -> float:
-    """How much two names resemble each other: whole, and without their section, whose first word then counts more."""
+    """Return how alike two names are: as a whole, without the section, and in the first word after it."""
     last = [name.split(".")[-1] for name in names]
     first = [name.split("_")[0] for name in last]
     return sum(weight * SequenceMatcher(None, *pair).ratio() for weight, pair in ((1, names), (1, last), (0.25, first)))

@@ -71,7 +71,7 @@ def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
 
 
 def read_or_decode(split: Split, image_size: int, config: DataConfig) -> Store:
-    """Open the store of a split like `open_stores`, without a word about images that cannot be decoded."""
+    """Open the store of a split like `open_stores`, without reporting images that cannot be decoded."""
     folder = cache_folder(config)
     key = hashlib.sha256(f"{FORMAT_VERSION} {image_size} {split.role} {split.fingerprint}".encode()).hexdigest()[:20]
     array_file = folder / f"{split.role}-{image_size}-{key}.npy"

@@ -155,8 +155,8 @@ def load_evaluation_images(
     """Return the images that pre-training must not see, source by source.
 
     `test` has the test images of every source with a test split, and `others` must have one. `validation` has the
-    validation images of `others`; `load_pretraining_images` holds out those of the sources themselves. The sources of a
-    stream are not read.
+    validation images of `others`; `load_pretraining_images` holds out the config's own. The sources of a stream are not
+    read.
     """
     test, validation, trained_on = list[Part](), list[Part](), list[Part]()
     own_sources = () if config.streaming else config.sources
@@ -238,7 +238,7 @@ def _carve(splits: dict[str, Split], image_size: int, config: DataConfig) -> dic
 
 
 def _image_sets(groups: Sequence[Sequence[Part]], image_size: int, config: DataConfig) -> list[ImageSet]:
-    """Join the parts of each group. Leave out images that could not be decoded, or name those of all splits at once."""
+    """Join the parts of each group. Leave out images that could not be decoded, or report all of them at once."""
     splits = list(dict.fromkeys(part.split for parts in groups for part in parts))
     stores = dict(zip(splits, open_stores(splits, image_size, config), strict=True))
     sets = []

@@ -30,7 +30,7 @@ def check_source(source: str, streaming: bool = False) -> None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form of a Hub id, user/name, and is not that of a file of images."""
+    """Return whether a name has the form of a Hub id, user/name, and does not name a file of images."""
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not name.endswith(SHARD_SUFFIXES)
 
 

@@ -90,8 +90,8 @@ def _files_by_card(folder: Path) -> dict[str, list[str]]:
         listed = [item for each in chosen for item in sanitize_patterns(each.get("data_files", {})).items()]
         groups = {str(name): [str(pattern) for pattern in patterns] for name, patterns in listed}
     except Exception as error:  # PyYAML's own, the datasets library's, and any other for fields of wrong types
-        raise ConfigError(f"{card} has metadata that cannot be read ({error}): correct or remove them") from None
-    fix = "name the folder or the file of one (--data.source)"
+        raise ConfigError(f"{card} has metadata that cannot be read ({error}): correct or remove it") from None
+    fix = "name the folder or file of one config (--data.source)"
     require(len(names) <= 1, f"{card} lists the configs {', '.join(names)}: {fix}")
     files = [file for patterns in groups.values() for file in patterns]
     outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts or "://" in file]

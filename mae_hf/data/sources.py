@@ -41,7 +41,7 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     else:
         found = [_from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
     splits = {split.role: split for split in found}
-    twice = f"{source} has two unlabeled splits, because a train split without labels is one"
+    twice = f"{source} has two unlabeled splits, because a train split without labels counts as unlabeled"
     require(len(splits) == len(found), f"{twice}: name them as two sources (--data.source)")
     for role, split in splits.items():
         require(len(split) > 0, f"{role} of {source} is empty: remove it or add images (--data.source)")
@@ -107,7 +107,7 @@ def _read_folds(file: Path, num: int) -> tuple[np.ndarray, ...] | None:
     try:
         folds = tuple(np.array(line.split(), np.int64) for line in file.read_text().splitlines() if line.strip())
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{file} is not a list of row numbers, a fold a line ({error}): unpack it again") from error
+        raise ConfigError(f"{file} is not a list of row numbers, a fold per line ({error}): unpack it again") from error
     fits = all(fold.min() >= 0 and fold.max() < num for fold in folds)
     require(fits, f"{file} names rows outside the {num} training images: it belongs to other files, remove it")
     return folds
@@ -152,7 +152,7 @@ def _name_classes(source: str, splits: dict[str, Split], configured: tuple[str, 
         require(others == names, f"class names of {source} differ: {differ}: {fix}")
     expected: tuple[str, ...] = tuple(configured or OFFICIAL_CLASSES.get(source) or ())
     if names and expected and names != expected:
-        fix = "take those of the source (--data.class_names null)" if configured else "pin a revision (--data.revision)"
+        fix = "use the source's names (--data.class_names null)" if configured else "pin a revision (--data.revision)"
         accept = f"accept them (--data.class_names {shlex.quote(json.dumps(names, ensure_ascii=False))})"
         differ = f"{source} has the classes {', '.join(names)}, not {', '.join(expected)}"
         raise ConfigError(f"{differ}: {fix} or {accept}")

@@ -186,6 +186,6 @@ def describe_few_labels(split: Split, config: DataConfig) -> str:
     if config.label_fraction is None:
         return ""
     if config.label_fraction == 1:
-        return "all labels of train, including those of validation"
+        return "all labels of train, including the validation labels"
     draw = f"drawn by class with seed {config.label_seed}, at least {MIN_PER_CLASS} a class"
     return f"{100 * config.label_fraction:g} % of the labels ({draw})"

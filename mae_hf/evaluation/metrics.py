@@ -63,7 +63,7 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_
     The class of the greatest probability is the prediction. The scores are `accuracy`, `f1` (macro, over the classes
     that have images), `f1_per_class` (by class name, without the classes that have no image), `loss` (mean
     cross-entropy of the true class) and `confusion_matrix` (nested lists; row: true class, column: predicted).
-    Probabilities that are not finite, as those of a broken model, are a ValueError.
+    Probabilities that are not finite, which a broken model gives, are a ValueError.
     """
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities are not finite: the weights of the model are broken")

@@ -131,7 +131,7 @@ def _regression(strength: float) -> Pipeline:
 
 
 def _cross_validated(train: Labelled, strength: float, num_parts: int) -> tuple[float, float | None, float]:
-    """Return minus the log loss, the accuracy and the strength, from each training image while its part is left out."""
+    """Return minus the log loss, the accuracy and the strength, by cross-validation on the training images."""
     parts = StratifiedKFold(num_parts, shuffle=True, random_state=0)
     held_out = cross_val_predict(_regression(strength), *train, cv=parts, method="predict_proba")
     accuracy = float((np.unique(train.labels)[held_out.argmax(axis=1)] == train.labels).mean())

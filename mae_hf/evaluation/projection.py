@@ -1,6 +1,6 @@
 """Features as a map in two dimensions, by t-SNE or UMAP, and how far its neighbourhoods can be trusted.
 
-Maps are float32 (n, 2) of features (n, D) that pass `check_mappable`, and the same for the same seed.
+A map is float32 (n, 2), from features (n, D) that pass `check_mappable`. The same seed gives the same map.
 """
 
 import numpy as np

@@ -63,7 +63,7 @@ def hide_and_reconstruct(
     """Return the images, those with masked patches in grey, and the reconstructions, each uint8 (B, S, S, 3).
 
     The masked autoencoder is in eval mode and not wrapped for training. Images are uint8 (B, S, S, 3), `mean` and `std`
-    normalise them. The patches with the smallest noise, (B, N), stay visible; the default is that of held-out images.
+    normalise them. The patches with the smallest noise, (B, N), stay visible. The default is `fixed_noise`.
     """
     device, patches = model.device, model.vit.embeddings.patch_embeddings
     pixel_values = normalize(to_pixels(images.to(device)), mean, std)

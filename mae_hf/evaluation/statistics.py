@@ -163,7 +163,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:
     """Return the mean height of a curve between two epochs: the area under it, divided by their distance.
 
-    The curve has E values at rising epochs, and is a straight line between them (trapezoid rule). `start` and `end` lie
+    The curve has E values at rising epochs, and is a straight line between them (trapezoid rule). `start` and `end` are
     between its first and last epoch.
     """
     grid = [start, *(epoch for epoch in epochs if start < epoch < end), end]

@@ -23,7 +23,7 @@ class DuplicatePair:
     split: str  # of the image in that source, `streamed` for streamed images
     row: int  # of the image in the split, or its number in the stream
     against: str  # source of the test or validation image
-    against_split: str  # `test` or `validation`, or the split that `prepare_data --audit-against` names
+    against_split: str  # `test` or `validation`, or the split that `prepare_data --audit_against` names
     against_row: int  # row in the split that the test or validation image was taken from
     kind: Literal["exact", "near"]  # whether the pixels are equal
     score: float  # correlation of the fine structure, 1 for exact duplicates

@@ -30,8 +30,8 @@ def build_classifier(
     because its encoder was already trained with labels. Raises ConfigError as `load_encoder` does.
     The position table, frozen in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
 
-    The model's config keeps `class_names`, which are in the order of the labels. `seed` is that of the new weights, and
-    the global random state does not change.
+    The model's config keeps `class_names`, which are in the order of the labels. `seed` draws the new weights, and the
+    global random state does not change.
 
     Source: arXiv 2111.06377, appendix A.1; `main_finetune.py` of facebookresearch/mae.
     """

@@ -50,7 +50,7 @@ class SavedModel:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of its files. A model on the Hub is downloaded; without a network, its last copy is taken."""
+        """The folder of its files. A model on the Hub is downloaded. Without a network, the last download is used."""
         folder = find_model(self.name, self.fix)
         if folder is not None:
             problem = f"is a local folder, which has no revision {self.revision}: remove it (--model.revision null)"

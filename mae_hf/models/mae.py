@@ -32,7 +32,7 @@ SAVED_NAMES = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-# The way back, for files of 4.x, of 5.x (`decoder_encoder`) and of mae_hf; transformers applies them in this order.
+# The reverse, for files of 4.x, of 5.x (`decoder_encoder`) and of mae_hf; transformers applies them in this order.
 LOADED_NAMES = {r"decoder_encoder\.layer\.": "decoder_layers.", r"encoder\.layer\.": "layers."}
 LOADED_NAMES |= {re.escape(file): memory for memory, file in SAVED_NAMES.items()}
 
@@ -108,7 +108,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
-        The name is a run folder, a model folder or a Hub id; the options are those of any transformers model. Raises
+        The name is a run folder, a model folder or a Hub id; the options are transformers' own. Raises
         ConfigError as `SavedModel` does.
         """
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
@@ -123,8 +123,8 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     ) -> None:
         """Write config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
 
-        `state_dict` holds weights by their names in memory. The other options are those of any transformers model, but
-        `push_to_hub` must be false: use the method of that name.
+        `state_dict` holds weights by their names in memory. The other options are transformers' own, but
+        `push_to_hub` must be false: call the method of that name.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained only writes the folder: call push_to_hub(repo_id) to upload")

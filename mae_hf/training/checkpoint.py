@@ -136,7 +136,7 @@ class Checkpoints:
         except pickle.UnpicklingError as error:
             raise RunError(f"{path} holds a pickle with more than tensors ({_one_line(error)}): remove it") from None
         except CheckpointException as error:  # of shards; it is no Exception
-            fix = "once that is mended, the same command resumes"
+            fix = "once that is fixed, the same command resumes"
             raise RunError(f"{path} cannot be read ({_one_line(error)}): {fix}") from None
         except (RuntimeError, ValueError) as error:
             if not re.search("state.dict", str(error)):
@@ -224,7 +224,7 @@ def check_shards(folder: Path) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """Which file of a checkpoint differs from what was saved, and how that shows; None if all are whole."""
+    """Return which file of a checkpoint is not what was saved, and why; None if all are whole."""
     try:
         digests = json.loads((folder / DIGESTS).read_text())
         for name in (STATE, *digests):

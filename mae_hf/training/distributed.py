@@ -75,9 +75,9 @@ def check_launch() -> None:
     is_launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
     require(
         not is_launched or any(name.endswith("RANK") for name in os.environ),
-        "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that): for "
-        "several processes on CPUs, type ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ...; "
-        "for one, type --num_processes 1, and unset MASTER_ADDR if you have set it",
+        "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that). For "
+        "several processes on CPUs, type ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ... "
+        "For one process, type --num_processes 1, and unset MASTER_ADDR if you have set it",
     )
     fsdp, version = parse_flag_from_env("ACCELERATE_USE_FSDP"), os.environ.get("FSDP_VERSION", "1")
     unsupported = {

@@ -20,8 +20,8 @@ from mae_hf.training.predictions import AGAIN, Predictions, read_predictions
 from mae_hf.training.provenance import RunRecord, find_provenance
 
 TOLERANCE = 1e-6  # scores that differ by less are the same score, computed twice
-# Settings that are no part of a recipe: of the machine, the seed, what is logged and kept, and the name of the images,
-# which their fingerprint identifies.
+# Settings that are not part of a recipe: machine, seed, logging, checkpoints, and the name of the source, because
+# fingerprints identify the images.
 _NOT_RECIPE = MACHINE_SETTINGS | {
     "data.source", "train.seed", "train.log_every_steps", "train.save_every_epochs",
     "train.keep_checkpoints", "train.figure_every_epochs", "train.probe_every_epochs",

@@ -1,4 +1,4 @@
-"""What a training step minimises: the whole way of a batch, from the rows of its images to the loss.
+"""The loss of a training step in both stages, computed from the rows of a batch's images.
 
 Shapes: B images of a micro-batch, N patches of an image, S side of the image, L layers with stochastic depth.
 """

@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "sci
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json says about a run, as `mae_hf.training.run_folder` writes it; None or empty where it is silent."""
+    """What run.json says about a run, as `mae_hf.training.run_folder` writes it. Missing values are None or empty."""
 
     command: str | None = None
     git_commit: str | None = None

@@ -42,7 +42,7 @@ def script(tmp_path: Path) -> str:
     return str(tmp_path / "script.py")
 
 
-RESUMES = "once that is mended, the same command resumes"
+RESUMES = "once that is fixed, the same command resumes"
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_folder_with_several_configs_is_refused(tmp_path):
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
     write_parquet(tmp_path / "a.parquet", [1])
     with pytest.raises(
-        ConfigError, match=r"configs large, small: name the folder or the file of one \(--data.source\)"
+        ConfigError, match=r"configs large, small: name the folder or file of one config \(--data.source\)"
     ):
         read_datasets(str(tmp_path), None)
 

@@ -44,8 +44,8 @@ def to_pixels(images: Tensor) -> Tensor:
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return the input of the model, (pixels / 255 - mean) / std: float32 (B, 3, S, S), new and contiguous.
 
-    Pixels are uint8 or float (B, 3, S, S) in 0..255. Mean and std are those of the image processor that is saved with
-    the model: one per channel, for pixels in [0, 1].
+    Pixels are uint8 or float (B, 3, S, S) in 0..255. `mean` and `std` are saved in the model's image
+    processor: one per channel, for pixels in [0, 1].
     """
     factors = np.array([1 / (255 * np.asarray(std)), np.asarray(mean) / std], np.float32)
     scale, shift = to_device(factors, pixels.device).view(2, 3, 1, 1)

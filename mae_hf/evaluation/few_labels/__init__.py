@@ -1,1 +1,1 @@
-"""An encoder with few labels: which labels, what they give, and what is written down about it."""
+"""Measure an encoder with few labels: label sets, methods and results."""

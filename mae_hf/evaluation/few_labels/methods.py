@@ -1,6 +1,6 @@
-"""The methods that use few labels: probes of frozen features, and fine-tuning in runs of its own process.
+"""The methods that use few labels: probes of frozen features, and fine-tuning in separate processes.
 
-A method gives what a line says about a measurement, and the class probabilities of the test images.
+A method returns values for a line of results.jsonl, and the class probabilities of the test images.
 
 Shapes: n test images, C classes.
 """

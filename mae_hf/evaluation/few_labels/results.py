@@ -133,7 +133,7 @@ def _percent(mean: float, sd: float | None) -> str:
 def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], title: str) -> Figure:
     """Return test accuracy by method: mean and standard deviation over label sets, and every single fold.
 
-    `rows` are the summary of `lines`, the measurements. Those of budgets have a `fraction`, those of folds have None.
+    `rows` are the summary of `lines`, the measurements. A `fraction` is None for folds.
     """
     summary = pd.DataFrame(rows).astype({"accuracy_sd": float}).fillna({"pooling": "", "accuracy_sd": 0.0})
     singles = pd.DataFrame(lines).fillna({"pooling": ""}).groupby(["method", "arm", "pooling"])["accuracy"]
