@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 PICTURE_SIZE = 320  # pixels on the page; a digit of 32 pixels is enlarged ten times
 
+# gradio must not convert or resize an upload: the model's own preparation does that
+_UPLOAD: dict[str, Any] = {"label": "image", "type": "pil", "image_mode": None, "sources": ["upload", "clipboard"]}
+_PAGE: dict[str, Any] = {
+    "live": True,  # answer each change
+    "flagging_mode": "never",
+    "analytics_enabled": False,
+    "delete_cache": (600, 3600),  # every 600 s, gradio deletes uploads older than an hour; on exit it deletes all
+}
+
 Normalization = tuple[Triple, Triple]  # means and standard deviations of the channels
 
 
@@ -60,47 +69,43 @@ def build_page(name: str) -> "gradio.Blocks":
         importlib.util.find_spec("gradio") is not None,
         "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
     )
+    architectures = SavedModel(name).config().architectures or []
+    if "ViTForImageClassification" in architectures:
+        return _classifier_page(name)
+    kind = ", ".join(architectures) or "model without a class"
+    problem = f"{name} is a {kind}: the demo shows a classifier or a masked autoencoder"
+    require("ViTMAEForPreTraining" in architectures, f"{problem}, {FIX_MODEL}")
+    return _autoencoder_page(name)
+
+
+def _classifier_page(name: str) -> "gradio.Blocks":
     import gradio
 
-    architectures = SavedModel(name).config().architectures or []
-    normalization = read_normalization(name)
-    # gradio must not convert or resize an upload: the model's own preparation does that
-    upload = gradio.Image(label="image", type="pil", image_mode=None, sources=["upload", "clipboard"])
-    if "ViTForImageClassification" in architectures:
-        classifier = open_classifier(name, "sdpa")
+    model, normalization = open_classifier(name, "sdpa"), read_normalization(name)
 
-        def name_classes(image: Image | None) -> dict[str, float]:  # None after the image was removed
-            return {} if image is None else classify(classifier, normalization, image)
+    def name_classes(image: Image | None) -> dict[str, float]:  # None after the image was removed
+        return {} if image is None else classify(model, normalization, image)
 
-        label = gradio.Label(label="class probabilities", num_top_classes=10)
-        page: dict[str, Any] = {"fn": name_classes, "inputs": upload, "outputs": label, "api_name": "classify"}
-    else:
-        require(
-            "ViTMAEForPreTraining" in architectures,
-            f"{name} is a {', '.join(architectures) or 'model without a class'}: the demo shows a classifier or a "
-            f"masked autoencoder, {FIX_MODEL}",
-        )
-        mae = MaskedAutoencoder.from_pretrained(name).eval()
+    label = gradio.Label(label="class probabilities", num_top_classes=10)
+    return gradio.Interface(name_classes, gradio.Image(**_UPLOAD), label, title=name, api_name="classify", **_PAGE)
 
-        def fill_in(image: Image | None, seed: int) -> list[np.ndarray | None]:
-            if image is None:
-                return [None, None, None]
-            pictures = reconstruct_image(mae, normalization, image, seed)
-            times = max(1, PICTURE_SIZE // len(pictures[0]))
-            return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
 
-        slider = gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")
-        pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
-        note = "The model does not see the grey patches."
-        if mae.config.norm_pix_loss:
-            note += " The reconstruction uses their true mean and contrast, which this model does not predict."
-        page = {"fn": fill_in, "inputs": [upload, slider], "outputs": pictures, "api_name": "reconstruct"}
-        page["description"] = note
-    return gradio.Interface(
-        title=name,
-        live=True,  # answer each change
-        flagging_mode="never",
-        analytics_enabled=False,
-        delete_cache=(600, 3600),  # every 600 s, gradio deletes uploads older than an hour; on exit it deletes all
-        **page,
-    )
+def _autoencoder_page(name: str) -> "gradio.Blocks":
+    import gradio
+
+    model, normalization = MaskedAutoencoder.from_pretrained(name).eval(), read_normalization(name)
+
+    def fill_in(image: Image | None, seed: int) -> list[np.ndarray | None]:
+        if image is None:
+            return [None, None, None]
+        pictures = reconstruct_image(model, normalization, image, seed)
+        times = max(1, PICTURE_SIZE // len(pictures[0]))
+        return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
+
+    inputs = [gradio.Image(**_UPLOAD), gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")]
+    pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
+    note = "The model does not see the grey patches."
+    if model.config.norm_pix_loss:
+        note += " The reconstruction uses their true mean and contrast, which this model does not predict."
+    api: dict[str, Any] = {"api_name": "reconstruct", **_PAGE}
+    return gradio.Interface(fill_in, inputs, pictures, title=name, description=note, **api)
