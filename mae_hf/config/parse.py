@@ -159,8 +159,7 @@ def _words(hint: Any) -> tuple[str, ...]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a config file, which may be untrusted: no tags, no aliases, not large or deep."""
     try:
-        is_device = path.exists() and not path.is_file() and not path.is_dir()
-        require(not is_device, f"{path} is not a file (--config)")  # a device may never end
+        require(path.is_file(), f"{path} is not a file that exists (--config)")  # a device may never end
         size = path.stat().st_size
         require(size <= _MAX_BYTES, f"{path} has {size} bytes: a config has at most {_MAX_BYTES} (--config)")
         text, depth = path.read_text(), 0
@@ -171,12 +170,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             is_alias = isinstance(event, yaml.AliasEvent)
             require(not is_alias, f"{where} has an alias (*): write the value again (--config)")
         content = yaml.load(text, _LOADER)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror} (--config)") from None
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets Python convert some values, which raises ValueError
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError where PyYAML lets Python convert a value
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason} (--config)") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not contain sections with keys: see configs/pretrain/digits.yaml")
     return content

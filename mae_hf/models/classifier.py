@@ -122,9 +122,6 @@ class DropPath(nn.Module):
         keep = (draws < self.keep_rate) / self.keep_rate
         return branch * keep.to(branch.dtype)[:, None, None]
 
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
-
 
 @contextlib.contextmanager
 def dropping_paths(drop_paths: Sequence[DropPath], draws: Tensor) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import require
 
 SCRATCH = "scratch"
@@ -28,6 +29,5 @@ def find_model(name: str, fix: str) -> Path | None:
         f"{name} is an unfinished run without a model/: run its command again to finish it",
     )
     require(not folder.exists(), f"{name} holds no model (no config.json): {fix}")
-    may_be_hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~"))
-    require(may_be_hub_id, f"{name} does not exist: {fix}")
+    require(is_hub_id(name), f"{name} does not exist: {fix}")
     return None

@@ -6,7 +6,7 @@ Shapes: B images, N patches of an image, D width, P patch side, C channels, S im
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,29 +162,20 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def reconstruct_pixels(
-    model: MaskedAutoencoder, pixel_values: Tensor, noise: Tensor, statistics: Literal["target", "visible"] = "target"
-) -> tuple[Tensor, Tensor]:
+def reconstruct_pixels(model: MaskedAutoencoder, pixel_values: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return the images with predicted masked patches and the original visible patches, and the mask.
 
     Takes images (B, C, S, S) float, normalised, and noise (B, N), whose smallest values stay visible. Returns pixels
-    (B, C, S, S) float32, normalised in the same way, and the mask (B, N), 1 where masked.
-
-    With `norm_pix_loss` the model predicts patches without their mean and contrast, and `statistics` says where these
-    come from. `target` takes the true mean and contrast of each masked patch, so colour and contrast are given, not
-    predicted. `visible` takes the average over the visible patches of the image, and nothing from masked patches.
+    (B, C, S, S) float32, normalised in the same way, and the mask (B, N), 1 where masked. With `norm_pix_loss`, the
+    model predicts patches without their mean and contrast, so those of the masked patches are given, not predicted.
     """
     outputs = model(pixel_values, noise=noise)
-    hidden = outputs.mask[..., None]
     target = model.patchify(pixel_values.float())
     prediction = outputs.logits.float()
     if model.config.norm_pix_loss:
         mean, std = patch_statistics(target)
-        if statistics == "visible":
-            visible = 1 - hidden
-            mean, std = ((x * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True) for x in (mean, std))
         prediction = prediction * std + mean
-    return model.unpatchify(torch.where(hidden.bool(), prediction, target)), outputs.mask
+    return model.unpatchify(torch.where(outputs.mask[..., None].bool(), prediction, target)), outputs.mask
 
 
 @torch.no_grad()
