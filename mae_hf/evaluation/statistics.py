@@ -168,8 +168,3 @@ def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: fl
     """
     grid = [start, *(epoch for epoch in epochs if start < epoch < end), end]
     return float(trapezoid(np.interp(grid, epochs, values), grid) / (end - start))
-
-
-def epochs_to_reach(epochs: Sequence[float], values: Sequence[float], target: float) -> float:
-    """Return the first epoch whose value is at least `target`, `inf` if there is none; without interpolation."""
-    return next((float(epoch) for epoch, value in zip(epochs, values, strict=True) if value >= target), math.inf)

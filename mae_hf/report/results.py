@@ -158,7 +158,7 @@ def scores_on_test(run: Run) -> dict[str, Any]:
 
 def epochs_to(run: Run, accuracy: float) -> float:
     """Return the first epoch at which validation accuracy is at least `accuracy`; `inf` if it never is."""
-    return statistics.epochs_to_reach(*run.curve, accuracy - TOLERANCE)
+    return next((epoch for epoch, value in zip(*run.curve, strict=True) if value >= accuracy - TOLERANCE), math.inf)
 
 
 def f1_of_classes(runs: Recipe) -> dict[str, float]:

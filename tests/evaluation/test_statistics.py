@@ -10,7 +10,6 @@ from mae_hf.evaluation.statistics import (
     NUM_RESAMPLES,
     Candidates,
     Interval,
-    epochs_to_reach,
     mcnemar,
     mean_spread,
     mean_under_curve,
@@ -151,12 +150,6 @@ def test_the_mean_under_a_curve_is_that_of_the_integral():
     assert mean_under_curve([1, 2, 7], [0.4, 0.4, 0.4], 1, 7) == pytest.approx(0.4)
     # 0 until epoch 1, a rise to 1 until epoch 2, 1 from there on: 0 + 0.5 + 2 over 4 epochs
     assert mean_under_curve([0, 1, 2, 4], [0, 0, 1, 1], 0, 4) == pytest.approx(2.5 / 4)
-
-
-def test_the_first_epoch_that_reaches_the_target_counts():
-    assert epochs_to_reach([1, 2, 3, 4], [0.2, 0.5, 0.4, 0.6], 0.5) == 2
-    assert epochs_to_reach([1, 2], [0.2, 0.5], 0.51) == math.inf
-    assert epochs_to_reach([], [], 0.5) == math.inf
 
 
 def test_welch_compares_the_means_of_seeds_and_needs_several_of_each():

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_folders import write_run
@@ -11,7 +12,7 @@ from scipy.stats import ttest_ind
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
-from mae_hf.report.results import Results, measure
+from mae_hf.report.results import Results, epochs_to, measure
 from mae_hf.training.finished_runs import Run, read_run
 
 ALL, THREE, TWO, ONE = (True,) * 4, (True, True, True, False), (True, True, False, False), (True, False, False, False)
@@ -130,3 +131,9 @@ def test_encoders_with_different_numbers_of_runs_have_equal_weight(tmp_path):
     results = measure([ours], [arm(tmp_path, "scratch", (0, TWO, (0.6,)))])
     assert results.pretrained.accuracy.center == 0.5 == results.gain + 0.5
     assert results.gain_interval.low == pytest.approx(-0.5) and results.gain_interval.high == pytest.approx(0.5)
+
+
+def test_the_first_epoch_that_reaches_the_target_counts():
+    run = SimpleNamespace(curve=([1, 2, 3, 4], [0.2, 0.5, 0.4, 0.6]))
+    assert (epochs_to(run, 0.5), epochs_to(run, 0.5 + 1e-9), epochs_to(run, 0.51)) == (2, 2, 4)
+    assert epochs_to(run, 0.61) == epochs_to(SimpleNamespace(curve=([], [])), 0.5) == math.inf

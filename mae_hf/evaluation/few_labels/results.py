@@ -67,19 +67,16 @@ class Measurements:
 
 
 def check_inputs(path: Path, inputs: dict[str, Any]) -> None:
-    """Check that all results of a folder come from one model, one set of images, one precision and one recipe.
+    """Check that all results of a folder come from one model, one set of images and one precision.
 
-    The JSON file `path` holds the inputs by name, and is written. A name that either side lacks is not compared. An
-    input that has changed is a ConfigError, which names it.
+    The JSON file `path` keeps the inputs by name. An input that has changed is a ConfigError, which names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    changed = [f"{name}: {known[name]} -> {value}" for name, value in inputs.items() if known.get(name, value) != value]
-    require(
-        not changed,
-        f"{path.parent} holds results of other inputs ({'; '.join(changed)}): choose another --output_dir",
-    )
-    write_json(path, known | inputs)
+    known = json.loads(path.read_text()) if path.exists() else inputs
+    changed = [f"{name}: {known.get(name)} -> {value}" for name, value in inputs.items() if known.get(name) != value]
+    problem = f"{path.parent} holds results of other inputs ({'; '.join(changed)})"
+    require(not changed, f"{problem}: choose another --output_dir")
+    write_json(path, inputs)
 
 
 def write_summary(folder: Path, lines: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:

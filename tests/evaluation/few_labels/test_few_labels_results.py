@@ -77,15 +77,14 @@ def test_where_nothing_is_known_to_be_unseen_there_is_no_score_of_it(tmp_path, s
     assert not [key for key in results.lines[0] if "unseen" in key]
 
 
-def test_results_of_another_model_are_not_mixed_in_but_a_recipe_may_come_later(tmp_path):
+def test_results_of_another_model_are_not_mixed_in(tmp_path):
     path = tmp_path / "inputs.json"
     check_inputs(path, {"weights": "aa", "data": "1"})
-    check_inputs(path, {"weights": "aa", "data": "1", "recipe": "r"})
     check_inputs(path, {"weights": "aa", "data": "1"})
     with pytest.raises(ConfigError, match=r"other inputs \(weights: aa -> bb\): choose another --output_dir"):
         check_inputs(path, {"weights": "bb", "data": "1"})
-    with pytest.raises(ConfigError, match="recipe: r -> s"):
-        check_inputs(path, {"weights": "aa", "data": "1", "recipe": "s"})
+    with pytest.raises(ConfigError, match="weights: aa -> bb; data: 1 -> 2"):
+        check_inputs(path, {"weights": "bb", "data": "2"})
 
 
 def scored(label_set: str, accuracy: float, **fields) -> dict:
