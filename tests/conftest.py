@@ -11,8 +11,10 @@ from PIL import Image
 
 CACHE = tempfile.TemporaryDirectory(prefix="mae_hf-tests-")  # before any import of datasets, which reads it once
 os.environ |= {"MAE_HF_CACHE": CACHE.name, "HF_DATASETS_CACHE": f"{CACHE.name}/datasets"}
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, which the tests of signals must not inherit
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Under nohup and in the background of a shell, these are ignored, which the tests of signals must not inherit.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def coloured(number: int, size: int = 12) -> Image.Image:
