@@ -138,7 +138,8 @@ def _openers(files: Sequence[str]) -> list[Callable[[int], Iterator[Encoded]]]:
         return dataset, [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
 
     def open_parquet() -> tuple[Any, list[str]]:
-        names = Parquet(**options).as_streaming_dataset("train").column_names
+        with xopen(files[0], "rb") as file:
+            names = pyarrow.parquet.read_schema(file).names
         columns = [name for name in ("image", "img") if name in names][:1]
         # Without this, pyarrow keeps all that it has read of a file in memory.
         scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
