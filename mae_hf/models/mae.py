@@ -85,6 +85,11 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         Returns:
             loss () float32; logits (B, N, P²C); mask (B, N), 1 where masked; ids_restore (B, N).
         """
+        if kwargs.pop("interpolate_pos_encoding", False):
+            raise ValueError("interpolate_pos_encoding: the decoder's positions cannot be resized, resize the images")
+        expected = (len(pixel_values), self.vit.embeddings.patch_embeddings.num_patches)
+        if noise is not None and noise.shape != expected:  # fewer rows would silently drop images
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, the images need {expected}: a value per patch")
         weights = self.vit.embeddings.patch_embeddings.projection.weight
         encoded = self.vit(pixel_values.to(weights.dtype), noise=noise, **kwargs)
         hidden = encoded.ids_restore.argsort(dim=1)[:, encoded.last_hidden_state.shape[1] - 1 :]

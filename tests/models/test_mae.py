@@ -191,10 +191,19 @@ def test_the_position_check_changes_neither_mode_nor_random_state(is_training):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_images_of_another_size_are_refused():
+def test_noise_for_another_number_of_images_is_refused():
+    model, (images, noise) = build_mae(CONFIG, "sdpa"), batch()
+    for wrong in (noise[:1], noise[:, :4], noise[0]):
+        with pytest.raises(ValueError, match=r"noise has shape .* the images need \(3, 16\)"):
+            model(images, noise=wrong)
+
+
+def test_images_of_another_size_and_resized_positions_are_refused():
     model, (images, _) = build_mae(CONFIG, "sdpa"), batch()
     with pytest.raises(ValueError, match=r"images of shape .3, 24, 24., the model takes .3, 32, 32."):
         model(images[..., :24, :24])
+    with pytest.raises(ValueError, match="interpolate_pos_encoding"):
+        model(images, interpolate_pos_encoding=True)
 
 
 def test_half_precision_weights_take_float_pixels_and_give_a_float_loss():
