@@ -74,6 +74,8 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
         values = parser.parse_args([*(f"--config={file}" for file in found.config), *flags])
     except (argparse.ArgumentError, ConfigError) as error:
         raise ConfigError(_in_short(str(error), types)) from None
+    except OverflowError:  # jsonargparse converts whole numbers to float
+        raise ConfigError("a number is above 1e308: choose a smaller one (--help lists the ranges)") from None
     sections = parser.instantiate(values)
     return config_class(**{name: sections[name] for name in typing.get_type_hints(config_class)})
 

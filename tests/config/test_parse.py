@@ -154,6 +154,12 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_the_flag(write, section
         assert all(part in message for part in parts), message
 
 
+def test_a_number_that_no_float_can_hold_is_refused(write):
+    huge = 10**400
+    for words in ([f"--train.epochs={huge}"], ["--config", write(f"train:\n  epochs: {huge}\n")]):
+        assert error_of(*words).startswith("a number is above 1e308: choose a smaller one")
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
