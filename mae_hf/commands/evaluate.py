@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name, probabilities in predictions.items():
-            write_predictions(folder / f"{name}.parquet", test.labels, probabilities, seen)
+            write_predictions(folder / f"{name}.parquet", test.labels, probabilities, seen, test.file_names())
         write_json(folder / "metrics.json", metrics)
         for key, value in metrics.items():
             if isinstance(value, int | float):

@@ -76,6 +76,11 @@ class ImageSet:
         """Size of all images as uint8."""
         return len(self) * math.prod(self.shape)
 
+    def file_names(self) -> list[str | None]:
+        """The file name of each image as its source gives it, n in all; None for an image without a file."""
+        names = [np.array(store.split.file_names(), object)[store.rows[indices]] for store, indices in self.parts]
+        return list(np.concatenate(names))
+
     def batch(self, rows: np.ndarray | Sequence[int], pin_memory: bool = False) -> torch.Tensor:
         """The images of these numbers, np.int64 (B,), as a new torch.uint8 (B, H, W, 3), pinned on request."""
         rows = np.asarray(rows, np.int64)

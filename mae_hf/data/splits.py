@@ -4,11 +4,13 @@ The roles are `unlabeled`, `train`, `validation` and `test`. A run carves a miss
 Nothing here decodes images: labels and the config are enough.
 """
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from datasets.data_files import SPLIT_KEYWORDS
 
 from mae_hf.config.data import NUM_FOLDS, DataConfig
@@ -29,7 +31,8 @@ class Split:
 
     source: str  # as the user named it
     role: str  # `unlabeled`, `train`, `validation` or `test`
-    images: datasets.Dataset | np.ndarray  # with the column `image`, not decoded, or uint8 (n, H, W) or (n, H, W, 3)
+    # with the column `image`, not decoded, or uint8 (n, H, W) or (n, H, W, 3), or paths of files, object (n,)
+    images: datasets.Dataset | np.ndarray
     labels: np.ndarray | None  # np.int64 (n,), None if there are none; a train split always has some
     class_names: tuple[str, ...] | None  # None if there are no labels
     fingerprint: str  # changes with the rows or their files
@@ -48,10 +51,23 @@ class Split:
     def where(self, row: int) -> str:
         """The name of a row in a message: the file, or the row and the split."""
         name = f"row {row} of {self.role} in {self.source}"
-        image = None if isinstance(self.images, np.ndarray) else self.images[row]["image"]
+        if isinstance(self.images, np.ndarray):
+            return str(self.images[row]) if self.images.dtype == object else name
+        image = self.images[row]["image"]
         if image is None or not image["path"]:
             return name
         return f"{name} ({image['path']})" if image["bytes"] else image["path"]
+
+    def file_names(self) -> list[str | None]:
+        """The file name of each row, relative to the folder of the source; None where pixels have no file."""
+        if isinstance(self.images, np.ndarray):
+            paths = list(self.images) if self.images.dtype == object else [None] * len(self)
+        else:
+            images = self.images.with_format("arrow")
+            batches = (images[start : start + 1000]["image"] for start in range(0, len(self), 1000))
+            paths = [path for batch in batches for path in pc.struct_field(batch, "path").to_pylist()]
+        folder = os.path.abspath(os.path.expanduser(self.source)) + os.sep
+        return [_printable(path.removeprefix(folder)) if path else None for path in paths]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +81,11 @@ class Part:
     def labels(self) -> np.ndarray:
         """The labels of these rows, all 0 if the split has none."""
         return np.zeros(len(self.rows), np.int64) if self.split.labels is None else self.split.labels[self.rows]
+
+
+def _printable(name: str) -> str:
+    """A file name whose bytes are not UTF-8 with a replacement character for each of them."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def role_of(name: str) -> str | None:

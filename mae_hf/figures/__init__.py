@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mae_hf.errors import clean
 from mae_hf.files import write_file
 
 
@@ -18,6 +19,12 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda file: figure.savefig(file, format="png", dpi=130, facecolor="white"))
     return path
+
+
+def file_label(file: str, length: int = 24) -> str:
+    """Return the end of a file's name, which tells files apart better than its start, as a label like `label_of`."""
+    name = clean(file.rpartition("/")[2])
+    return label_of(name if len(name) <= length else f"…{name[1 - length :]}", length)
 
 
 def label_of(name: str, length: int = 24) -> str:

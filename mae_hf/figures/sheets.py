@@ -53,12 +53,12 @@ def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[in
 
 
 def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title: str) -> Figure:
-    """Return misclassified images, a block for each arm, with a text of up to three lines below each image.
+    """Return misclassified images, a block for each arm, with a text of up to four lines below each image.
 
     The number of images n may differ between the arms, and may be 0.
     """
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
-    size = (_ACROSS * 1.5 * len(mistakes) + 0.4, 1.75 * num_rows + 1.2)
+    size = (_ACROSS * 1.5 * len(mistakes) + 0.4, 1.9 * num_rows + 1.2)
     figure = Figure(figsize=size, layout="constrained")
     blocks = figure.subfigures(1, len(mistakes), wspace=0.06, squeeze=False)[0]
     for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=True):

@@ -19,7 +19,7 @@ from mae_hf.errors import ConfigError
 from mae_hf.evaluation import projection
 from mae_hf.evaluation.metrics import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
-from mae_hf.figures import charts, label_of, sheets
+from mae_hf.figures import charts, file_label, label_of, sheets
 from mae_hf.report import networks
 from mae_hf.report.comparison import PRETRAINED_ARM, SCRATCH_ARM, Comparison
 from mae_hf.report.networks import Network
@@ -122,6 +122,7 @@ def draw_mistakes(comparison: Comparison, images: ImageSet, drawn: Pictures) -> 
         rows = wrong[np.argsort(-values[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
         texts = [
             f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"
+            + (f"\n{file_label(file, 18)}" if (file := run.test.files[row]) else "")
             for row, guess in zip(rows, values[rows].argmax(axis=1), strict=True)
         ]
         mistakes[_panel_title(arm, run)] = images.batch(rows).numpy(), texts

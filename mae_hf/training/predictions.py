@@ -3,6 +3,7 @@
 Shapes: n images, C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from mae_hf.errors import ConfigError, require
 
 AGAIN = "run scripts/finetune.py again"
-# The columns of predictions.parquet and validation_predictions.parquet. Without an audit, all of `seen` is null.
+# The columns of predictions.parquet and validation_predictions.parquet. Without an audit, all of `seen` is
+# null; without names of files, `file`.
 SCHEMA = pa.schema(
     {"index": pa.int64(), "label": pa.int64(), "prediction": pa.int64()}
-    | {"probabilities": pa.list_(pa.float32()), "seen": pa.bool_()}
+    | {"probabilities": pa.list_(pa.float32()), "seen": pa.bool_(), "file": pa.string()}
 )
 
 
@@ -30,6 +32,7 @@ class Predictions:
     predictions: NDArray[np.int64]  # (n,), predicted classes
     probabilities: NDArray[np.float64]  # (n, C)
     seen: NDArray[np.bool_] | None  # (n,), whether pre-training has seen each image; None if that is unknown
+    files: list[str | None]  # (n,), the name of each image's file, as the source gives it
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,12 +48,16 @@ class Predictions:
 
 
 def write_predictions(
-    path: Path, labels: NDArray[np.int64], probabilities: NDArray[np.float32], seen: NDArray[np.bool_] | None
+    path: Path,
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    seen: NDArray[np.bool_] | None,
+    files: Sequence[str | None] | None = None,
 ) -> None:
     """Write a row for each image, in order (`SCHEMA`).
 
     Labels (n,) are the true classes. Each row of the probabilities (n, C) sums to 1. `seen` (n,) says whether
-    pre-training has seen the image; None, which leaves the column empty, if that is unknown.
+    pre-training has seen the image, `files` (n,) name them; None, which leaves the column empty, if that is unknown.
     """
     columns = {
         "index": np.arange(len(labels)),
@@ -58,6 +65,7 @@ def write_predictions(
         "prediction": probabilities.argmax(axis=1),
         "probabilities": list(probabilities),
         "seen": pa.nulls(len(labels), pa.bool_()) if seen is None else seen,
+        "file": pa.nulls(len(labels), pa.string()) if files is None else files,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns, SCHEMA), path)
@@ -67,13 +75,17 @@ def read_predictions(path: Path, num_classes: int) -> Predictions:
     """Return the predictions of a file in the order of the index; ConfigError if it is missing or malformed."""
     require(path.is_file(), f"{path} is missing: {AGAIN}")
     try:
-        table = pq.read_table(path).select(SCHEMA.names).cast(SCHEMA).sort_by("index")
+        table = pq.read_table(path)
+        if "file" not in table.column_names:  # version 0.1
+            table = table.append_column("file", pa.nulls(len(table), pa.string()))
+        table = table.select(SCHEMA.names).cast(SCHEMA).sort_by("index")
     except (pa.ArrowException, KeyError, OSError) as error:
         problem = f"{path} cannot be read ({' '.join(str(error).split())})"
         raise ConfigError(f"{problem}: it must have the columns {', '.join(SCHEMA.names)}. {AGAIN}") from None
     columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
     is_known = columns["seen"].null_count < len(table) or not len(table)
-    empty = [name for name, values in columns.items() if values.null_count and (name != "seen" or is_known)]
+    optional = {"file"} if is_known else {"file", "seen"}
+    empty = [name for name, values in columns.items() if values.null_count and name not in optional]
     require(not empty, f"{path} has empty values in {', '.join(empty)}: {AGAIN}")
     index, labels, predictions = (columns[name].to_numpy() for name in ("index", "label", "prediction"))
     lengths = columns["probabilities"].value_lengths().to_numpy()
@@ -94,4 +106,4 @@ def read_predictions(path: Path, num_classes: int) -> Predictions:
     for problem, is_true in problems.items():
         require(not is_true, f"{path}: {problem}: {AGAIN}")
     seen = columns["seen"].to_numpy(zero_copy_only=False) if is_known else None
-    return Predictions(index, labels, predictions, probabilities, seen)
+    return Predictions(index, labels, predictions, probabilities, seen, columns["file"].to_pylist())

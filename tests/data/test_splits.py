@@ -2,9 +2,12 @@
 
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mae_hf.config.data import DataConfig
@@ -186,3 +189,33 @@ def test_the_online_probe_has_no_test_images_and_is_thinned_out_by_class(image_f
 
 def test_without_labels_there_are_no_probe_images(image_folder):
     assert load_probe_images(DataConfig(source=str(image_folder / "unlabeled"), class_names=None), 12, 6) is None
+
+
+# ---- names of files ----
+
+
+def test_the_images_of_a_folder_have_names_relative_to_it(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = [f"test/{name}" for name in ("cat/20.png", "cat/21.png", "dog/22.png", "dog/23.png")]
+    assert load_splits(DataConfig(), str(image_folder))["test"].file_names() == expected
+    monkeypatch.chdir(image_folder.parent)
+    config = DataConfig(source=f"./{image_folder.name}")
+    assert load_splits(config, config.sources[0])["test"].file_names() == expected
+    images = load_labelled_images(config, 12)
+    assert images["test"].file_names() == expected
+    for role in ("train", "validation"):  # the validation images are drawn from train
+        names = images[role].file_names()
+        assert [int(Path(name).stem) for name in names] == images[role].batch(range(len(names)))[:, 0, 0, 0].tolist()
+
+
+def test_the_images_of_a_parquet_file_have_the_names_inside_it(tmp_path: Path):
+    images = [{"bytes": b"", "path": "cat/1.png"}, {"bytes": b"", "path": None}, None] * 700  # several batches
+    table = pa.table({"image": pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()}))})
+    pq.write_table(table, tmp_path / "train.parquet")
+    found = load_splits(DataConfig(), str(tmp_path))["unlabeled"].file_names()
+    assert found == ["cat/1.png", None, None] * 700
+
+
+def test_pixels_have_no_names_and_bytes_that_are_not_utf8_are_replaced():
+    assert split().file_names() == [None] * len(LABELS)
+    paths = np.array(["/here/a/1.png", os.fsdecode(b"/there/\xff.png")], object)
+    assert Split("/here", "train", paths, None, None, "f").file_names() == ["a/1.png", "/there/\ufffd.png"]

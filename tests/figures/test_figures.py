@@ -68,3 +68,9 @@ def test_a_class_name_becomes_a_label_that_is_short_and_taken_as_it_is():
     figure.draw_without_rendering()  # mathematics that nobody meant would raise here
     drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert drawn == ["\\$\\nonsense{\\$", "5 \\$", " _hidden"]
+
+
+def test_a_file_name_becomes_a_label_with_its_end_in_one_line():
+    assert figures.file_label("train/cat/01.png") == "01.png"
+    assert figures.file_label("x" * 30 + "_07.jpg", 12) == "…xxxx_07.jpg"
+    assert figures.file_label("a\nb$.png") == "a\\nb\\$.png"

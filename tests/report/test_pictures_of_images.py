@@ -38,10 +38,11 @@ def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comp
     }
     for arm, run in comparison.best.items():
         object.__setattr__(run.test, "probabilities", probabilities[arm])
+        object.__setattr__(run.test, "files", ["test/cat/20.png", None, "a/very-long-name-of-a-file_22.png", None])
     draw_mistakes(comparison, images, Pictures(tmp_path))
     pixels, texts = drawn["MAE pre-trained\nmae <b>, 50.0 % accuracy"]
     assert texts == [
-        "true: dog\npredicted: cat\nprobability 0.875",
+        "true: dog\npredicted: cat\nprobability 0.875\n…-of-a-file_22.png",
         "true: cat\npredicted: dog\nprobability 0.600",
     ]
     assert [tuple(image[0, 0]) for image in pixels] == [(22, 44, 100), (21, 42, 100)]  # as in `image_folder`
