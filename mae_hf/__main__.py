@@ -68,7 +68,8 @@ def _check_paths(config: Any) -> None:
         find_model(config.model.init, FIX_INIT)
     if isinstance(config, configs.EvaluateConfig | configs.FewLabelsConfig):
         problem = "is a run folder, whose files would be overwritten"
-        is_run = Path(config.output_dir, "config.yaml").exists()
+        folder = Path(config.output_dir)
+        is_run = (folder / "config.yaml").exists() and not (folder / "predictions").is_dir()  # an older evaluation
         require(not is_run, f"{config.output_dir} {problem}: choose another --output_dir")
     if isinstance(config, configs.FewLabelsConfig) and config.finetune_config:
         read_file(configs.FinetuneConfig, config.finetune_config)

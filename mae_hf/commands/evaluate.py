@@ -1,32 +1,44 @@
 """Evaluate a classifier on test images, or probe the frozen features of an encoder."""
 
 import dataclasses
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from transformers import ViTForImageClassification, ViTModel
 
+from mae_hf.config import parse
 from mae_hf.config.commands import EvaluateConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.errors import require
 from mae_hf.evaluation.inference import extract_features, predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import probe_features
-from mae_hf.files import write_json
+from mae_hf.files import write_json, write_text
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import read_model_audit
-from mae_hf.models.io import image_size_of, open_classifier, open_encoder, read_normalization
+from mae_hf.models.io import (
+    SHAPE_KEYS,
+    image_size_of,
+    open_classifier,
+    open_encoder,
+    read_normalization,
+    weights_digest,
+)
 from mae_hf.training.distributed import end_processes, start_accelerator
 from mae_hf.training.hardware import attention_for
 from mae_hf.training.predictions import write_predictions
+from mae_hf.training.provenance import environment
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a classifier, or probe an encoder. Validation images make decisions, test images give the numbers."""
+    start = datetime.now(UTC)
     accelerator = start_accelerator(shards=False)
     folder = Path(config.output_dir)
     mean, std = read_normalization(config.model)
     data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
+    config = dataclasses.replace(config, data=data)
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
 
     # ---- the model, the test images, and the images that a probe learns from ----
@@ -37,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> None:
     with accelerator.local_main_process_first():
         roles = ("train", "validation", "test") if config.probes else ("test",)
         images = load_labelled_images(data, image_size_of(model), roles)
-    test = images["test"]
+    test, digest = images["test"], weights_digest(model)
     seen = seen_test_images(read_model_audit(config.model), test)
     prepared = accelerator.prepare(model)
 
@@ -48,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> None:
         values, by_probe = probe_features(config.probes, features, labels, test.class_names, seen)
         metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
         metrics |= {"labels": images["train"].note or "all labels", **values}
-        predictions = {f"predictions/{name}": probabilities for name, probabilities in by_probe.items()}
+        predictions = {f"predictions/{name}": by_role["test"] for name, by_role in by_probe.items()}
         accelerator.print(describe_seen(seen))
     else:
         names = tuple((model.config.id2label or {}).values())
@@ -69,6 +81,25 @@ def evaluate(config: EvaluateConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, probabilities in predictions.items():
             write_predictions(folder / f"{name}.parquet", test.labels, probabilities, seen, test.file_names())
+        if config.probes:  # what `compare` needs to check them against other runs
+            for name, by_role in by_probe.items():
+                file, part = folder / "validation_predictions" / f"{name}.parquet", images["validation"]
+                write_predictions(file, part.labels, by_role["validation"], None, part.file_names())
+            write_text(folder / "config.yaml", parse.to_yaml(config))
+            facts = {
+                **environment(accelerator),
+                **{f"num_{role}_images": len(part) for role, part in images.items()},
+                "data_fingerprint": images["train"].fingerprint,
+                "validation_fingerprint": images["validation"].fingerprint,
+                "test_fingerprint": test.fingerprint,
+                "init_digest": digest,
+                "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "class_names": test.class_names,
+                "encoder_shape": {key: getattr(model.config, key) for key in SHAPE_KEYS},
+                "start": start.isoformat(timespec="seconds"),
+                "end": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            write_json(folder / "run.json", facts)
         write_json(folder / "metrics.json", metrics)
         for key, value in metrics.items():
             if isinstance(value, int | float):

@@ -124,7 +124,8 @@ class EvaluateConfig(_StoredImages):
             logistic regression. `head` is the paper's batch normalisation and linear layer. `rank` counts the
             dimensions in use, without labels. By default, the model's own classifier is evaluated.
         batch_size: images per device and forward pass.
-        output_dir: folder for metrics.json, and predictions.parquet or predictions/PROBE-POOLING.parquet.
+        output_dir: folder for metrics.json, and predictions.parquet or predictions/PROBE-POOLING.parquet. With probes,
+            the folder can be an arm of `compare`.
     """
 
     model: str

@@ -1,19 +1,19 @@
 """Probes of frozen features: nearest neighbours, logistic regression, and the paper's linear head.
 
-A probe learns from labelled features, chooses its settings on validation images, and predicts class probabilities of
-the test images, whose features are float (n, D).
+A probe learns from labelled features, chooses its settings by cross-validation on them, and predicts class
+probabilities of other images, whose features are float (n, D). So all other images are equally new to it.
 
 Shapes: n images, D features, C classes.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -26,9 +26,9 @@ NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 FIXED_STRENGTH = 1.0  # with too few labels to choose
 MAX_PARTS = 5
-# The paper's linear head. Validation chooses one of the learning rates, which are those at `BATCH_SIZE`.
+# The paper's linear head. Cross-validation chooses one of the learning rates, which are those at `BATCH_SIZE`.
 EPOCHS, WARMUP_EPOCHS, BATCH_SIZE, MOMENTUM = 90, 10, 256, 0.9
-LEARNING_RATES = (0.01, 0.1, 1.0)
+LEARNING_RATES, FIXED_RATE = (0.01, 0.1, 1.0), 0.1
 
 
 class Labelled(NamedTuple):
@@ -42,10 +42,10 @@ class Labelled(NamedTuple):
 class Probe:
     """The predictions of a probe."""
 
-    probabilities: np.ndarray  # float32 (n, C) of the test images; a class without training images has 0
-    # the accuracy by which `settings` were chosen, or could have been; None without validation
-    validation_accuracy: float | None
-    settings: dict[str, float]  # the probe's numbers, fixed or chosen on validation
+    probabilities: np.ndarray  # float32 (n, C) of the other images; a class without training images has 0
+    # the accuracy on left-out training images that `settings` have; None where nothing was chosen
+    cross_validated_accuracy: float | None
+    settings: dict[str, float]  # the probe's numbers, fixed or chosen
 
 
 def check_features(**features: np.ndarray) -> None:
@@ -88,78 +88,88 @@ def _unit_length(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
-def knn_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
-    """Return the vote of nearest neighbours with the literature's k and temperature.
-
-    Validation images only give `validation_accuracy`.
-    """
-    accuracy = None
-    if validation is not None:
-        accuracy = _accuracy(knn_probabilities(train, validation.features, num_classes), validation.labels)
+def knn_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Probe:
+    """Return the vote of nearest neighbours with the literature's k and temperature."""
     settings = {"k": min(NUM_NEIGHBOURS, len(train.labels)), "temperature": TEMPERATURE}
-    return Probe(knn_probabilities(train, test_features, num_classes), accuracy, settings)
+    return Probe(knn_probabilities(train, features, num_classes), None, settings)
 
 
-def linear_probe(train: Labelled, validation: Labelled | None, test_features: np.ndarray, num_classes: int) -> Probe:
+def linear_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Probe:
     """Return a logistic regression on standardised features, with the best strength of its L2 penalty.
 
-    The strength with the best accuracy on validation images is chosen, the strongest of equals. Without validation
-    images it is the one with the best log loss of cross-validation on `train`, because accuracies on few images are
-    often equal. Cross-validation has as many parts as the rarest class has images, 5 at most. With one part,
-    `FIXED_STRENGTH` is taken. Training labels of one class only are a ConfigError.
+    `_choose` chooses the strength, the strongest of equals, or takes `FIXED_STRENGTH`.
     """
-    check_features(train_features=train.features, test_features=test_features)
-    counts = np.unique(train.labels, return_counts=True)[1]
-    require(len(counts) > 1, "all training images have one class: a linear probe needs two or more (--data.source)")
-    candidates: list[tuple[float, float | None, float]] = [(0.0, None, FIXED_STRENGTH)]
-    if validation is not None:
-        check_features(validation_features=validation.features)
-        accuracies = [float(_regression(strength).fit(*train).score(*validation)) for strength in STRENGTHS]
-        candidates = list(zip(accuracies, accuracies, STRENGTHS, strict=True))
-    elif counts.min() > 1:
-        num_parts = min(MAX_PARTS, int(counts.min()))
-        candidates = [_cross_validated(train, strength, num_parts) for strength in STRENGTHS]
-    _, accuracy, strength = max(candidates, key=lambda candidate: candidate[0])
+    check_features(train_features=train.features, features=features)
+
+    def predict(known: Labelled, others: np.ndarray, strength: float) -> np.ndarray:
+        return _class_probabilities(_regression(strength).fit(*known), others, num_classes)
+
+    strength, accuracy = _choose(train, STRENGTHS, FIXED_STRENGTH, predict)
     best = _regression(strength).fit(*train)
-    probabilities = np.zeros((len(test_features), num_classes), np.float32)
-    probabilities[:, best.classes_] = best.predict_proba(test_features)
-    return Probe(probabilities, accuracy, {"C": strength})
+    return Probe(_class_probabilities(best, features, num_classes).astype(np.float32), accuracy, {"C": strength})
 
 
 def _regression(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
 
-def _cross_validated(train: Labelled, strength: float, num_parts: int) -> tuple[float, float | None, float]:
-    """Return minus the log loss, the accuracy and the strength, by cross-validation on the training images."""
-    parts = StratifiedKFold(num_parts, shuffle=True, random_state=0)
-    held_out = cross_val_predict(_regression(strength), *train, cv=parts, method="predict_proba")
-    accuracy = float((np.unique(train.labels)[held_out.argmax(axis=1)] == train.labels).mean())
-    return -float(log_loss(train.labels, held_out)), accuracy, strength
+def _class_probabilities(fitted: Pipeline, features: np.ndarray, num_classes: int) -> np.ndarray:
+    probabilities = np.zeros((len(features), num_classes))
+    probabilities[:, fitted.classes_] = fitted.predict_proba(features)
+    return probabilities
 
 
-def head_probe(
-    train: Labelled, validation: Labelled, test_features: np.ndarray, num_classes: int, seed: int = 0
-) -> Probe:
-    """Return the paper's linear head on frozen features, with the learning rate that is best on validation.
+def _choose(
+    train: Labelled,
+    candidates: Sequence[float],
+    fixed: float,
+    predict: Callable[[Labelled, np.ndarray, float], np.ndarray],
+) -> tuple[float, float | None]:
+    """Return the candidate with the best log loss of cross-validation on the training images, and its accuracy.
+
+    The log loss decides because accuracies on few images are often equal. There are as many parts as the rarest class
+    has images, 5 at most. With one part nothing can be chosen: that gives `fixed` and None. Training labels of one
+    class only are a ConfigError.
+    """
+    counts = np.unique(train.labels, return_counts=True)[1]
+    require(len(counts) > 1, "all training images have one class: this probe needs two or more (--data.source)")
+    num_parts = min(MAX_PARTS, int(counts.min()))
+    if num_parts < 2:
+        return fixed, None
+    parts = list(StratifiedKFold(num_parts, shuffle=True, random_state=0).split(*train))
+    scores = []
+    for candidate in candidates:
+        log_likelihood, right = [], []
+        for known, left_out in parts:
+            part = predict(Labelled(train.features[known], train.labels[known]), train.features[left_out], candidate)
+            of_truth = part[np.arange(len(part)), train.labels[left_out]]
+            log_likelihood.append(np.log(np.maximum(of_truth, np.finfo(part.dtype).eps)))
+            right.append(part.argmax(axis=1) == train.labels[left_out])
+        scores.append((float(np.concatenate(log_likelihood).mean()), float(np.concatenate(right).mean())))
+    best = max(range(len(candidates)), key=lambda number: scores[number][0])
+    return candidates[best], scores[best][1]
+
+
+def head_probe(train: Labelled, features: np.ndarray, num_classes: int, seed: int = 0) -> Probe:
+    """Return the paper's linear head on frozen features, with the best learning rate.
 
     As in the paper: BatchNorm without affine parameters, a linear layer that starts at N(0, 0.01²), 90 epochs, 10 of
     warm-up and a cosine to 0, momentum 0.9, no weight decay. Two things differ. The features are computed once, without
     random crops or flips. SGD with batches of 256 replaces LARS with batches of 16,384.
 
-    The smallest of equal learning rates is chosen. `seed` draws the first weights and the order of the images.
+    `_choose` chooses the learning rate, the smallest of equals, or takes `FIXED_RATE`. `seed` draws the first weights
+    and the order of the images.
 
     Source: He et al. 2022, appendix A.1 (arXiv 2111.06377); `main_linprobe.py` of facebookresearch/mae.
     """
-    check_features(train_features=train.features, validation_features=validation.features, test_features=test_features)
-    candidates = []
-    for learning_rate in LEARNING_RATES:
-        head = _train_head(train, num_classes, learning_rate, seed)
-        accuracy = _accuracy(_head_probabilities(head, validation.features), validation.labels)
-        candidates.append((accuracy, learning_rate, head))
-    accuracy, learning_rate, head = max(candidates, key=lambda candidate: candidate[0])
+    check_features(train_features=train.features, features=features)
+
+    def predict(known: Labelled, others: np.ndarray, learning_rate: float) -> np.ndarray:
+        return _head_probabilities(_train_head(known, num_classes, learning_rate, seed), others)
+
+    learning_rate, accuracy = _choose(train, LEARNING_RATES, FIXED_RATE, predict)
     settings = {"learning_rate": learning_rate, "epochs": EPOCHS}
-    return Probe(_head_probabilities(head, test_features), accuracy, settings)
+    return Probe(predict(train, features, learning_rate), accuracy, settings)
 
 
 def _train_head(train: Labelled, num_classes: int, learning_rate: float, seed: int) -> nn.Module:
@@ -186,7 +196,3 @@ def _train_head(train: Labelled, num_classes: int, learning_rate: float, seed: i
 @torch.no_grad()
 def _head_probabilities(head: nn.Module, features: np.ndarray) -> np.ndarray:
     return head(torch.tensor(features, dtype=torch.float32)).softmax(dim=-1).numpy()
-
-
-def _accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    return float((probabilities.argmax(axis=1) == labels).mean())

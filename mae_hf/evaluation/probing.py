@@ -44,30 +44,31 @@ def probe_features(
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
     seen: np.ndarray | None,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return the scores and the test predictions of some of the probes `knn`, `linear`, `head` and `rank`.
+) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
+    """Return the scores and the predictions of some of the probes `knn`, `linear`, `head` and `rank`.
 
     Features are float (n, D) by role (`train`, `validation`, `test`) and pooling, labels int (n,) by role. `seen` is
     bool (n,), whether pre-training has seen each test image; None if that is unknown.
 
     Metrics by `PROBE/POOLING/NAME` are `scores_of` the test images, `validation_accuracy` and the probe's settings, or
-    `rankme` and `participation_ratio` of the train images. Probabilities of the test images, float32 (n, C), are by
-    `PROBE-POOLING`. Features of a broken encoder, and labels of one class only, are a ConfigError.
+    `rankme` and `participation_ratio` of the train images. Probabilities, float32 (n, C), are by `PROBE-POOLING` and
+    role (`validation`, `test`). Features of a broken encoder, and labels of one class only, are a ConfigError.
     """
     metrics: dict[str, float] = {}
     probabilities = {}
     for pooling in POOLINGS:
-        parts = (Labelled(features[role][pooling], labels[role]) for role in ("train", "validation", "test"))
-        train, validation, test = parts
+        train = Labelled(features["train"][pooling], labels["train"])
+        others = np.concatenate([features[role][pooling] for role in ("validation", "test")])
         for name in probes:
             if name == "rank":
                 scores = {"rankme": rankme(train.features), "participation_ratio": participation_ratio(train.features)}
             else:
-                probe = CLASSIFIERS[name](train, validation, test.features, len(class_names))
-                probabilities[f"{name}-{pooling}"] = probe.probabilities
-                scores = scores_of(probe.probabilities, test.labels, class_names, seen)
-                assert probe.validation_accuracy is not None
-                scores |= {"validation_accuracy": probe.validation_accuracy, **probe.settings}
+                probe = CLASSIFIERS[name](train, others, len(class_names))
+                validation, test = np.split(probe.probabilities, [len(labels["validation"])])
+                probabilities[f"{name}-{pooling}"] = {"validation": validation, "test": test}
+                scores = scores_of(test, labels["test"], class_names, seen)
+                scores["validation_accuracy"] = float((validation.argmax(axis=1) == labels["validation"]).mean())
+                scores |= probe.settings
             metrics |= {f"{name}/{pooling}/{quantity}": value for quantity, value in scores.items()}
     return metrics, probabilities
 

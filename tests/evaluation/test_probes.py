@@ -68,8 +68,8 @@ def test_knn_classifies_more_images_than_a_block_holds():
 
 def test_knn_asks_all_training_images_when_there_are_fewer_than_k_and_says_so():
     train = Labelled(np.array([[1.0, 0], [0, 1], [0.1, 1]]), np.array([0, 1, 1]))
-    probe = knn_probe(train, train, train.features, 2)
-    assert accuracy(probe.probabilities, train.labels) == probe.validation_accuracy == 1.0
+    probe = knn_probe(train, train.features, 2)
+    assert accuracy(probe.probabilities, train.labels) == 1.0
     assert probe.settings == {"k": 3, "temperature": 0.07}
 
 
@@ -80,29 +80,16 @@ def test_knn_at_a_low_temperature_does_not_overflow():
 
 
 def test_a_class_without_training_images_gets_no_vote_and_no_probability():
-    train, validation, test = blobs()
+    train, _, test = blobs()
     some = Labelled(train.features[train.labels != 1], train.labels[train.labels != 1])
     for probe in (knn_probe, linear_probe):
-        probabilities = probe(some, validation, test.features, 4).probabilities
+        probabilities = probe(some, test.features, 4).probabilities
         assert probabilities.shape == (150, 4)
         assert (probabilities[:, [1, 3]] == 0).all()
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_the_linear_probe_takes_the_strength_that_is_best_on_validation():
-    train, validation, test = blobs(2)
-    models, scores = {}, {}
-    for strength in probes.STRENGTHS:
-        models[strength] = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(*train)
-        scores[strength] = models[strength].score(*validation)
-    best = max(scores, key=lambda c: (scores[c], -c))
-    probe = linear_probe(train, validation, test.features, 3)
-    assert len(set(scores.values())) > 1
-    assert (probe.settings, probe.validation_accuracy) == ({"C": best}, scores[best])
-    np.testing.assert_allclose(probe.probabilities, models[best].predict_proba(test.features), atol=1e-6)
-
-
-def test_without_validation_the_log_loss_of_cross_validation_chooses_and_all_labels_are_learnt_from():
+def test_the_log_loss_of_cross_validation_chooses_the_strength_and_all_labels_are_learnt_from():
     train, _, test = blobs(0)
     parts = StratifiedKFold(5, shuffle=True, random_state=0)
     losses, accuracies = {}, {}
@@ -117,9 +104,9 @@ def test_without_validation_the_log_loss_of_cross_validation_chooses_and_all_lab
         losses[strength], accuracies[strength] = -np.log(of_truth).mean(), np.mean(right)
     best = min(losses, key=losses.__getitem__)
     assert best != max(accuracies, key=accuracies.__getitem__)  # the two would not choose alike
-    probe = linear_probe(train, None, test.features, 3)
+    probe = linear_probe(train, test.features, 3)
     assert probe.settings == {"C": best}
-    assert probe.validation_accuracy == pytest.approx(accuracies[best])
+    assert probe.cross_validated_accuracy == pytest.approx(accuracies[best])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=best, max_iter=2000)).fit(*train)
     np.testing.assert_allclose(probe.probabilities, model.predict_proba(test.features), atol=1e-6)
 
@@ -127,43 +114,44 @@ def test_without_validation_the_log_loss_of_cross_validation_chooses_and_all_lab
 def test_with_one_label_of_a_class_nothing_can_be_chosen_and_the_strength_is_fixed():
     train, _, test = blobs()
     few = np.concatenate([np.flatnonzero(train.labels == c)[: c + 1] for c in range(3)])
-    probe = linear_probe(Labelled(train.features[few], train.labels[few]), None, test.features, 3)
+    probe = linear_probe(Labelled(train.features[few], train.labels[few]), test.features, 3)
     assert probe.settings == {"C": 1.0}
-    assert probe.validation_accuracy is None
+    assert probe.cross_validated_accuracy is None
     two = np.concatenate([np.flatnonzero(train.labels == c)[:2] for c in range(3)])
-    assert linear_probe(Labelled(train.features[two], train.labels[two]), None, test.features, 3).validation_accuracy
+    assert linear_probe(Labelled(train.features[two], train.labels[two]), test.features, 3).cross_validated_accuracy
 
 
 def test_the_linear_probe_does_not_depend_on_the_scale_of_the_features():
     parts = blobs(3)
     scaled = [Labelled(part.features * np.logspace(-3, 3, 12) + 5, part.labels) for part in parts]
-    first, second = (linear_probe(train, validation, test.features, 3) for train, validation, test in (parts, scaled))
+    first, second = (linear_probe(train, test.features, 3) for train, _, test in (parts, scaled))
     np.testing.assert_allclose(first.probabilities, second.probabilities, atol=0.01)
     assert first.settings == second.settings
 
 
 def test_labels_of_one_class_are_refused():
-    train, validation, test = blobs()
-    with pytest.raises(ConfigError, match="one class"):
-        linear_probe(Labelled(train.features, np.zeros(150, int)), validation, test.features, 3)
+    train, _, test = blobs()
+    for probe in (linear_probe, head_probe):
+        with pytest.raises(ConfigError, match="one class"):
+            probe(Labelled(train.features, np.zeros(150, int)), test.features, 3)
 
 
 def test_features_of_an_encoder_that_tells_no_images_apart_are_refused():
-    train, validation, test = blobs()
+    train, _, test = blobs()
     same = np.tile(test.features[:1], (150, 1))
     for probe in (knn_probe, linear_probe, head_probe):
         with pytest.raises(ConfigError, match="features of all images are equal: the encoder's weights are broken"):
-            probe(train, validation, same, 3)
-        assert probe(train, validation, same[:1], 3).probabilities.shape == (1, 3)  # one image equals itself
+            probe(train, same, 3)
+        assert probe(train, same[:1], 3).probabilities.shape == (1, 3)  # one image equals itself
 
 
 def test_features_that_are_not_finite_are_counted():
-    train, validation, test = blobs()
+    train, _, test = blobs()
     test.features[0, :2] = np.nan, np.inf
-    with pytest.raises(ConfigError, match=r"2 of 1800 values of test_features are not finite: .* different one"):
-        linear_probe(train, validation, test.features, 3)
+    with pytest.raises(ConfigError, match=r"2 of 1800 values of features are not finite: .* different one"):
+        linear_probe(train, test.features, 3)
     with pytest.raises(ConfigError, match="2 of 1800 values of features are not finite"):
-        knn_probe(train, validation, test.features, 3)
+        knn_probe(train, test.features, 3)
 
 
 def clearer_blobs(n: int, seed: int = 0) -> list[Labelled]:
@@ -198,50 +186,58 @@ def head_from_the_paper(train: Labelled, features, peak: float):
 
 def test_the_head_is_trained_as_in_the_paper(monkeypatch):
     monkeypatch.setattr(probes, "LEARNING_RATES", (0.1,))
-    train, validation, test = clearer_blobs(200)
-    probe = head_probe(train, validation, test.features, 3)
+    train, _, test = clearer_blobs(200)
+    probe = head_probe(train, test.features, 3)
     expected = head_from_the_paper(train, test.features, 0.1)
     np.testing.assert_allclose(probe.probabilities, expected, atol=2e-4)
     assert probe.probabilities.std(axis=0).min() > 0.1  # it has learnt something
 
 
-def test_the_head_takes_the_learning_rate_that_is_best_on_validation(monkeypatch):
-    train, validation, test = clearer_blobs(200, seed=3)
-    scores = {rate: head_from_the_paper(train, validation.features, rate) for rate in probes.LEARNING_RATES}
-    scores = {rate: (p.argmax(axis=1) == validation.labels).mean() for rate, p in scores.items()}
-    best = max(scores, key=lambda rate: (scores[rate], -rate))
-    probe = head_probe(train, validation, test.features, 3)
-    assert len(set(scores.values())) > 1
+def test_the_log_loss_of_cross_validation_chooses_the_learning_rate_of_the_head(monkeypatch):
+    monkeypatch.setattr(probes, "LEARNING_RATES", (0.001, 0.1))
+    train, _, test = clearer_blobs(120, seed=3)
+    losses, accuracies = {}, {}
+    for rate in probes.LEARNING_RATES:
+        of_truth, right = [], []
+        for seen, left_out in StratifiedKFold(5, shuffle=True, random_state=0).split(*train):
+            known = Labelled(train.features[seen], train.labels[seen])
+            held_out = head_from_the_paper(known, train.features[left_out], rate)
+            of_truth += held_out[np.arange(len(left_out)), train.labels[left_out]].tolist()
+            right += (held_out.argmax(axis=1) == train.labels[left_out]).tolist()
+        losses[rate], accuracies[rate] = -np.log(of_truth).mean(), np.mean(right)
+    best = min(losses, key=losses.__getitem__)
+    probe = head_probe(train, test.features, 3)
     assert probe.settings == {"learning_rate": best, "epochs": 90}
-    assert probe.validation_accuracy == pytest.approx(scores[best])
+    assert probe.cross_validated_accuracy == pytest.approx(accuracies[best])
+    np.testing.assert_allclose(probe.probabilities, head_from_the_paper(train, test.features, best), atol=2e-4)
 
 
 def test_with_many_batches_the_head_is_about_as_good_as_sklearns_logistic_regression():
-    train, validation, test = clearer_blobs(700, seed=1)
+    train, _, test = clearer_blobs(700, seed=1)
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(*train)
-    predictions = head_probe(train, validation, test.features, 3).probabilities.argmax(axis=1)
+    predictions = head_probe(train, test.features, 3).probabilities.argmax(axis=1)
     assert (predictions == test.labels).mean() == pytest.approx(model.score(*test), abs=0.03)
 
 
 def test_the_head_does_not_depend_on_the_scale_of_the_features():
     parts = clearer_blobs(100, seed=2)
     scaled = [Labelled(part.features * np.logspace(-1, 3, 12) + 5, part.labels) for part in parts]
-    first, second = (head_probe(a, b, c.features, 3) for a, b, c in (parts, scaled))
+    first, second = (head_probe(train, test.features, 3) for train, _, test in (parts, scaled))
     np.testing.assert_allclose(first.probabilities, second.probabilities, atol=0.02)
 
 
 def test_the_same_seed_gives_the_same_head_whatever_was_drawn_before():
-    train, validation, test = clearer_blobs(300)
-    first = head_probe(train, validation, test.features, 3, seed=1)
+    train, _, test = clearer_blobs(300)
+    first = head_probe(train, test.features, 3, seed=1)
     torch.rand(7)
-    second = head_probe(train, validation, test.features, 3, seed=1)
-    other = head_probe(train, validation, test.features, 3, seed=2)
+    second = head_probe(train, test.features, 3, seed=1)
+    other = head_probe(train, test.features, 3, seed=2)
     assert (first.probabilities == second.probabilities).all()
     assert (first.probabilities != other.probabilities).any()
 
 
 def test_features_that_are_not_finite_are_counted_for_the_head():
-    train, validation, test = clearer_blobs(20)
+    train, _, test = clearer_blobs(20)
     train.features[3, 4] = np.nan
     with pytest.raises(ConfigError, match="1 of 240 values of train_features are not finite"):
-        head_probe(train, validation, test.features, 3)
+        head_probe(train, test.features, 3)

@@ -43,14 +43,15 @@ def test_every_number_can_be_computed_again_from_the_probabilities(drawn):
     metrics, probabilities = probe_features(["knn", "linear", "head"], features, labels, ["a", "b", "c"], seen)
     names = {f"{probe}-{pooling}" for probe in ("knn", "linear", "head") for pooling in ("cls", "mean")}
     assert probabilities.keys() == names
-    for name, of_probe in probabilities.items():
-        key, predictions = name.replace("-", "/"), of_probe.argmax(axis=1)
+    for name, by_role in probabilities.items():
+        key, predictions = name.replace("-", "/"), by_role["test"].argmax(axis=1)
         assert metrics[f"{key}/accuracy"] == pytest.approx(accuracy_score(labels["test"], predictions))
         assert metrics[f"{key}/f1"] == pytest.approx(f1_score(labels["test"], predictions, average="macro"))
         unseen = labels["test"][~seen], predictions[~seen]
         assert metrics[f"{key}/unseen_accuracy"] == pytest.approx(accuracy_score(*unseen))
         assert metrics[f"{key}/unseen_f1"] == pytest.approx(f1_score(*unseen, average="macro"))
-        assert 0 < metrics[f"{key}/validation_accuracy"] <= 1
+        expected = accuracy_score(labels["validation"], by_role["validation"].argmax(axis=1))
+        assert metrics[f"{key}/validation_accuracy"] == pytest.approx(expected)
     assert metrics["linear/mean/accuracy"] > metrics["linear/cls/accuracy"] + 0.1
     assert (metrics["knn/cls/k"], metrics["knn/cls/temperature"]) == (20, 0.07)
     assert {"linear/cls/C", "head/mean/learning_rate"} <= metrics.keys()

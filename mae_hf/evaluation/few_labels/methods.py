@@ -86,9 +86,12 @@ def measure_probe(
     """
     here = np.isin(train.split_rows, label_set.rows)
     labelled = Labelled(features[f"train-{pooling}"][here], train.labels[here])  # some classes may be missing
-    found = CLASSIFIERS[name](labelled, None, features[f"test-{pooling}"], len(train.class_names))
+    found = CLASSIFIERS[name](labelled, features[f"test-{pooling}"], len(train.class_names))
     line = {"num_labels": len(labelled.labels), "num_validation_labels": 0}
-    return line | {"validation_accuracy": found.validation_accuracy, "settings": found.settings}, found.probabilities
+    return line | {
+        "validation_accuracy": found.cross_validated_accuracy,
+        "settings": found.settings,
+    }, found.probabilities
 
 
 # ---- fine-tuning ----
