@@ -87,6 +87,40 @@ def test_metrics_have_a_line_per_logging_step_and_a_final_summary(runs: Path):
     assert json.loads((runs / "scratch" / "run.json").read_text())["init_digest"] is None
 
 
+def test_pre_training_ends_with_a_probe_on_validation_images_and_what_to_type_next(runs: Path, tmp_path: Path):
+    words = ("--config", "configs/pretrain/digits.yaml", "--train.epochs", "0.1", "--train.probe_every_epochs", "0")
+    printed = succeed("scripts/pretrain.py", *words, "--output_dir", tmp_path / "run")
+    final = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    best = max(final["probe/linear_cls_accuracy"], final["probe/linear_mean_accuracy"])
+    said = f"frozen encoder: linear probe {100 * best:.1f} % "
+    assert said in printed and "on 60 validation images, from 240 labels, in " in printed
+    *_, probe, finetune = printed.splitlines()
+    assert f"scripts/evaluate.py --model {tmp_path / 'run'}" in probe
+    assert f"configs/finetune/few_labels.yaml --model.init {tmp_path / 'run'}" in finetune
+    tuned = json.loads((runs / "finetune" / "metrics.json").read_text())
+    assert tuned["probe/linear_cls_accuracy"] > 0
+    assert "probe/linear_cls_accuracy" not in json.loads((runs / "scratch" / "metrics.json").read_text())
+
+
+def test_fine_tuning_from_a_probe_on_few_labels_starts_where_the_probe_is(runs: Path, tmp_path: Path):
+    # with a learning rate of almost 0 the classifier stays the linear probe of the encoder that it starts from
+    still = (
+        "--train.base_lr",
+        "1e-9",
+        "--train.min_steps",
+        "3",
+        "--model.head",
+        "probe",
+        "--data.label_fraction",
+        "0.5",
+    )
+    words = ("--config", "configs/finetune/digits.yaml", *SMALL, *still, "--model.init", runs / "pretrain")
+    printed = succeed("scripts/finetune.py", *words, "--output_dir", tmp_path / "run")
+    final = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert final["eval/accuracy"] == pytest.approx(final["probe/linear_cls_accuracy"], abs=0.04)
+    assert "validation (30 images): fine-tuned" in printed and "total steps     4" in printed
+
+
 def test_predictions_give_the_reported_scores_again(runs: Path):
     table = pq.read_table(runs / "finetune" / "predictions.parquet").to_pydict()
     final = json.loads((runs / "finetune" / "metrics.json").read_text())

@@ -1,23 +1,28 @@
 """Fine-tune a classifier from a pre-trained encoder, or train the same network from scratch."""
 
+import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from numpy.typing import NDArray
 
 from mae_hf import figures, hub
+from mae_hf.commands.next_steps import compare_with_probe
 from mae_hf.commands.open_run import open_run
 from mae_hf.config.commands import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
-from mae_hf.data.dataset import DeviceImages, load_labelled_images
+from mae_hf.data.dataset import DeviceImages, load_labelled_images, thin_out
 from mae_hf.data.sampler import BatchSampler
+from mae_hf.errors import require
 from mae_hf.evaluation.inference import predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
+from mae_hf.evaluation.probing import ONLINE_IMAGES, encoder_probe
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
-from mae_hf.models.classifier import build_classifier, check_init
+from mae_hf.models.classifier import build_classifier, check_init, set_head
 from mae_hf.models.io import hub_revision, weights_digest
 from mae_hf.models.locate import SCRATCH
 from mae_hf.training.checkpoint import Checkpoints
@@ -44,6 +49,8 @@ def finetune(config: FinetuneConfig) -> None:
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]
     class_names = train_images.class_names
+    fitted = config.train.fit(len(train_images), accelerator.num_processes)
+    config = dataclasses.replace(config, train=fitted)  # the run folder keeps the config as it was given
     plan = config.train.plan(len(train_images), accelerator.num_processes)
     check_pairs(config.augment, plan)
 
@@ -59,6 +66,17 @@ def finetune(config: FinetuneConfig) -> None:
         "init_digest": weights_digest(model.vit) if is_pretrained else None,
         "init_revision": hub_revision(config.model.init, config.model.revision) if is_pretrained else None,
     }
+    probe: dict[str, float] = {}
+    if is_pretrained or config.model.head == "probe":
+        encoder = copy.deepcopy(model.vit).to(accelerator.device).eval()
+        labelled, held_out = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
+        size = plan.eval_batch_size
+        found = encoder_probe(accelerator, encoder, labelled, held_out, config.data, size, ["linear"])
+        probe, head = broadcast_object_list([found])[0]  # equal on all processes to the last bit
+        if config.model.head == "probe":
+            fix = "use weights that are almost zero (--model.head zero)"
+            require(head is not None, f"model.head probe: this encoder has no linear probe of its classes: {fix}")
+            set_head(model, *head)
     optimizer = build_optimizer(model, config.train)
     average = WeightAverage(model, config.train.ema_decay, accelerator.device) if config.train.ema_decay else None
     prepared, optimizer, whole = prepare(accelerator, model, optimizer, averaged=average is not None)
@@ -87,7 +105,7 @@ def finetune(config: FinetuneConfig) -> None:
         + (f": {train_images.note}" if train_images.note else ""),
         "model": f"{len(class_names)} classes, from {config.model.init}",
     }
-    log = run.start_log(state.step, plan, model, facts, lines)
+    log = run.start_log(state.step, plan, model, facts, lines, config.train)
     state = train(
         accelerator,
         prepared,
@@ -116,6 +134,7 @@ def finetune(config: FinetuneConfig) -> None:
         **unseen,
         **{f"eval/{key}": validation[key] for key in ("accuracy", "f1", "loss")},
         "best_epoch": state.best_step / plan.steps_per_epoch,
+        **probe,
     }
 
     # ---- share: predictions, figure, model/ with its card, and final metrics ----
@@ -134,3 +153,6 @@ def finetune(config: FinetuneConfig) -> None:
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "
         f"on validation); model is in {folder / 'model'}\n{describe_seen(seen, unseen)}"
     )
+    if probe and is_pretrained:
+        num_validation = len(images["validation"])
+        accelerator.print(compare_with_probe(accelerator, config, probe, validation["accuracy"], num_validation))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from mae_hf import hub
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
-from mae_hf.config.train import Plan
+from mae_hf.config.train import Plan, TrainConfig
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
 from mae_hf.training.run_folder import RunLock, RunLog, inspect_run
 
@@ -26,7 +26,13 @@ class OpenRun:
     lock: RunLock | None = None
 
     def start_log(
-        self, step: int, plan: Plan, model: PreTrainedModel, facts: Mapping[str, Any], lines: Mapping[str, str]
+        self,
+        step: int,
+        plan: Plan,
+        model: PreTrainedModel,
+        facts: Mapping[str, Any],
+        lines: Mapping[str, str],
+        train: TrainConfig,
     ) -> RunLog:
         """Write and print what the run starts with.
 
@@ -36,6 +42,7 @@ class OpenRun:
             model: not wrapped.
             facts: for run.json.
             lines: what to print besides folder, model size, device and plan, by its heading.
+            train: the recipe of the plan.
         """
         accelerator = self.accelerator
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -45,7 +52,7 @@ class OpenRun:
         table["model"] = f"{num_parameters / 1e6:.1f} M parameters, {lines['model']}"
         table["device"] = f"{accelerator.device.type}, precision {accelerator.mixed_precision}{compiled}"
         accelerator.print("\n".join(f"{heading:15} {text}" for heading, text in table.items()))
-        accelerator.print(plan.describe(self.config.train))
+        accelerator.print(plan.describe(train))
         return log
 
     def upload(self) -> None:

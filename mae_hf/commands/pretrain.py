@@ -1,10 +1,13 @@
 """Pre-train a masked autoencoder on unlabelled images."""
 
 import contextlib
+import time
+from dataclasses import replace
 
 from accelerate.utils import set_seed
 
 from mae_hf import hub
+from mae_hf.commands.next_steps import describe_probes, finetune_command, probe_command
 from mae_hf.commands.open_run import open_run
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.data.dataset import (
@@ -52,8 +55,7 @@ def pretrain(config: PretrainConfig) -> None:
             find_duplicate = stream_search(held_out, evaluation)
         else:
             train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
-            if config.train.probe_every_epochs:
-                probed = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
+            probed = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
         train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
     plan = config.train.plan(len(train_images), accelerator.num_processes)
 
@@ -90,16 +92,23 @@ def pretrain(config: PretrainConfig) -> None:
             save_reconstructions(complete, pictured, config.data, folder / "figures", step)
         return {}
 
+    probe_seconds = None
+
     def probe(step: int) -> dict[str, float]:
+        nonlocal probe_seconds
         assert probed is not None
-        return online_probe(accelerator, whole(), *probed, config.data, batch_size)
+        started, is_last = time.perf_counter(), step == plan.total_steps
+        values = online_probe(accelerator, whole(), *probed, config.data, batch_size, linear=is_last)
+        probe_seconds = time.perf_counter() - started
+        return values
 
     evaluations = [
         Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), loss_on_held_out),
         Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
     ]
     if probed:
-        evaluations.append(Evaluation("probe", plan.steps(config.train.probe_every_epochs), probe))
+        every = config.train.probe_every_epochs
+        evaluations.append(Evaluation("probe", plan.steps(every) if every else plan.total_steps, probe))
 
     # ---- train, from where an unfinished run stopped ----
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
@@ -117,7 +126,7 @@ def pretrain(config: PretrainConfig) -> None:
         "probe": ONLINE_NOTE if probed else "none",
         "model": f"{config.model.num_visible} of {config.model.num_patches} patches visible",
     }
-    log = run.start_log(state.step, plan, model, facts, lines)
+    log = run.start_log(state.step, plan, model, facts, lines, config.train)
     if accelerator.is_main_process:
         write_text(folder / AUDIT, audit_json(audit))
     with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
@@ -155,3 +164,13 @@ def pretrain(config: PretrainConfig) -> None:
     log.finish(metrics)
     loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"
     accelerator.print(f"held-out loss {loss}; model and encoder are in {folder / 'model'}")
+
+    # ---- what the encoder is worth on validation images, and what to type next ----
+    if probed:
+        num_labels, source = len(probed[0]), probed[0].parts[0][0].split.source
+        accelerator.print(
+            f"{describe_probes(metrics, num_labels, len(probed[1]), probe_seconds)}\n"
+            f"next, probe it on test images, or fine-tune it:\n"
+            f"  {probe_command(accelerator, config.output_dir, replace(config.data, source=source))}\n"
+            f"  {finetune_command(accelerator, config, source, num_labels)}"
+        )

@@ -152,7 +152,7 @@ class FewLabelsConfig(_StoredImages):
         scratch: also measure the same network with random weights.
         draws: random label sets per budget.
         finetune_config: YAML of a fine-tuning run, for its recipe; required by `finetune`.
-        min_steps: minimum number of optimizer steps of a fine-tuning; if few labels give fewer, it has more epochs.
+        min_steps: `train.min_steps` of every fine-tuning, unless the recipe has more.
         batch_size: images per device and forward pass when features are computed.
     """
 

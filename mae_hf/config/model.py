@@ -100,11 +100,14 @@ class ClassifierConfig(EncoderConfig):
         init: run folder, model folder or Hub id of a pre-trained encoder, or `scratch` for the baseline.
         revision: branch, tag or commit of the encoder on the Hub.
         drop_path: rate of stochastic depth in the last layer; it rises linearly from 0 in the first layer.
+        head: what the new classifier starts from: `zero`, weights that are almost zero, or `probe`, the linear probe of
+            the encoder's CLS feature (LP-FT, arXiv 2202.10054), which helps with few labels.
     """
 
     init: str = "runs/pretrain/stl10_base"
     revision: str | None = None
     drop_path: Rate = 0.1
+    head: Literal["zero", "probe"] = "zero"
 
     def __post_init__(self) -> None:
         super().__post_init__()

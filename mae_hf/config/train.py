@@ -1,6 +1,6 @@
 """The optimisation of both stages, and the numbers that follow from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from mae_hf.config.fields import Count, NotNegative, Positive, Range, Rate, Seed, Settings, Share, Switch
@@ -128,7 +128,7 @@ class PretrainTrainConfig(TrainConfig):
     Args:
         figure_every_epochs: epochs between two figures of reconstructions.
         probe_every_epochs: epochs between two kNN probes of the encoder, from train to validation images, if the
-            source has labels; 0 switches them off.
+            source has labels. 0 probes only after the last step, where a linear probe follows in any case.
     """
 
     figure_every_epochs: Positive = 20.0
@@ -143,6 +143,9 @@ class FinetuneTrainConfig(TrainConfig):
         layer_decay: factor on the learning rate per layer below the classifier; 1 trains all layers alike.
         ema_decay: decay per step of an exponential moving average of the weights, such as 0.999. The average is then
             evaluated and shared instead of the weights; 0 switches it off.
+        min_steps: minimum number of optimizer steps, for few labels. Where `epochs` gives fewer, epochs and the
+            intervals between evaluations and checkpoints grow alike, and the batch is at most the training set. 0
+            keeps the batch and the epochs as they are.
     """
 
     batch_size: Count = 256
@@ -152,3 +155,15 @@ class FinetuneTrainConfig(TrainConfig):
     adam_beta2: Annotated[float, Range(above=0, below=1)] = 0.999
     layer_decay: Share = 0.65
     ema_decay: Rate = 0.0
+    min_steps: Annotated[int, Range(at_least=0)] = 0
+
+    def fit(self, num_images: int, num_processes: int = 1) -> "FinetuneTrainConfig":
+        """Return the recipe with the batch and the durations that `min_steps` gives it for that many images."""
+        batch_size = min(self.batch_size, num_images - num_images % num_processes)
+        if not self.min_steps or batch_size == 0:
+            return self
+        factor = max(1.0, self.min_steps / (self.epochs * (num_images // batch_size)))
+        lengths = {key: getattr(self, key) * factor for key in ("epochs", "eval_every_epochs", "save_every_epochs")}
+        if batch_size < self.batch_size:  # the limit of a device may not divide the new batch
+            lengths["per_device_batch_size"] = FinetuneTrainConfig.per_device_batch_size
+        return replace(self, batch_size=batch_size, **lengths)

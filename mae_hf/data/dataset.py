@@ -221,10 +221,15 @@ def load_probe_images(config: DataConfig, image_size: int, max_images: int) -> t
         chosen = [parts[role] for role in ("train", "validation") if role in parts]
         if len(chosen) < 2 or any(part.split.labels is None for part in chosen):
             continue
-        drawn = [Part(part.split, part.rows[stratified_draw(part.labels, max_images, seed=0)]) for part in chosen]
-        train, validation = _image_sets([[part] for part in drawn], image_size, config)
-        return train, validation
+        train, validation = _image_sets([[part] for part in chosen], image_size, config)
+        return thin_out(train, max_images), thin_out(validation, max_images)
     return None
+
+
+def thin_out(images: ImageSet, max_images: int) -> ImageSet:
+    """Return at most `max_images` of the labelled images of one source, each class by its share."""
+    ((store, indices),) = images.parts
+    return ImageSet([(store, indices[stratified_draw(images.labels, max_images, seed=0)])])
 
 
 def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:

@@ -38,6 +38,13 @@ class Labelled(NamedTuple):
     labels: np.ndarray  # int (n,)
 
 
+class Head(NamedTuple):
+    """A linear classifier: the logits of features f are `weight @ f + bias`."""
+
+    weight: np.ndarray  # float64 (C, D)
+    bias: np.ndarray  # float64 (C,)
+
+
 @dataclass(frozen=True)
 class Probe:
     """The predictions of a probe."""
@@ -46,6 +53,7 @@ class Probe:
     # the accuracy on left-out training images that `settings` have; None where nothing was chosen
     cross_validated_accuracy: float | None
     settings: dict[str, float]  # the probe's numbers, fixed or chosen
+    head: Head | None = None  # the same classifier as one linear layer; of `linear` alone
 
 
 def check_features(**features: np.ndarray) -> None:
@@ -106,7 +114,20 @@ def linear_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Pro
 
     strength, accuracy = _choose(train, STRENGTHS, FIXED_STRENGTH, predict)
     best = _regression(strength).fit(*train)
-    return Probe(_class_probabilities(best, features, num_classes).astype(np.float32), accuracy, {"C": strength})
+    probabilities = _class_probabilities(best, features, num_classes).astype(np.float32)
+    return Probe(probabilities, accuracy, {"C": strength}, _fold(best, num_classes))
+
+
+def _fold(regression: Pipeline, num_classes: int) -> Head:
+    """The standardisation and the logistic regression as one layer. A class without images has a logit of -20."""
+    scaler, fitted = regression[0], regression[1]
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(weight) == 1:  # scikit-learn has the logit of the second of two classes, against 0 of the first
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scaler.scale_
+    head = Head(np.zeros((num_classes, weight.shape[1])), np.full(num_classes, -20.0))
+    head.weight[fitted.classes_], head.bias[fitted.classes_] = weight, bias - weight @ scaler.mean_
+    return head
 
 
 def _regression(strength: float) -> Pipeline:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet
@@ -19,6 +20,7 @@ from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.probes import (
     NUM_NEIGHBOURS,
     TEMPERATURE,
+    Head,
     Labelled,
     Probe,
     check_features,
@@ -31,6 +33,7 @@ from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
 POOLINGS = ("cls", "mean")
 ONLINE_IMAGES = 5_000  # of train and of validation at most
+LINEAR_CLASSES = 100  # at most: with 1,000, a logistic regression on 5,000 images would take an hour
 ONLINE_NOTE = (
     f"kNN (k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}) from labelled train images to validation images, never "
     "test images"
@@ -125,33 +128,71 @@ def online_probe(
     validation: ImageSet,
     data: DataConfig,
     batch_size: int,
+    *,
+    linear: bool = False,
 ) -> dict[str, float]:
-    """Return kNN scores on validation images and RankMe of an encoder in training, which does not change.
+    """Return `encoder_probe` of an encoder in training, which does not change: kNN, RankMe, and `linear` if asked for.
 
-    `train` votes, `validation` is classified; both are labelled, such as `load_probe_images` returns, and never test
-    images. The masked autoencoder is not wrapped. If sharded, it is whole on the main process alone: the others give
-    None, and wait for the main process to probe it.
-
-    The values by pooling are `probe/knn_POOLING_accuracy`, `probe/knn_POOLING_f1`, and `probe/rankme_POOLING` of the
-    train images. Features of a broken encoder have none, and a warning: a probe must not stop training.
+    The masked autoencoder is not wrapped. If sharded, it is whole on the main process alone: the others give None, and
+    wait for the main process to probe it.
     """
     alone = not all(gather_object([model is not None]))
     values: dict[str, float] = {}
     if model is not None:
+        probes = ("knn", "rank", "linear") if linear else ("knn", "rank")
         encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
-        with accelerator.autocast():
-            voters, queries = (
-                extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
-                for images in (train, validation)
-            )
-        try:
-            for pooling in POOLINGS:
-                neighbours = Labelled(voters[pooling], train.labels)
-                shares = knn_probabilities(neighbours, queries[pooling], len(train.class_names))
+        values, _ = encoder_probe(accelerator, encoder, train, validation, data, batch_size, probes, alone=alone)
+    return dict(broadcast_object_list([values])[0]) if alone else values
+
+
+def encoder_probe(
+    accelerator: Accelerator,
+    encoder: nn.Module,
+    train: ImageSet,
+    validation: ImageSet,
+    data: DataConfig,
+    batch_size: int,
+    probes: Sequence[str],
+    *,
+    alone: bool = False,
+) -> tuple[dict[str, float], Head | None]:
+    """Probe an encoder on validation images; return the values by name, and the classifier of `linear` on CLS.
+
+    `encoder` is a `ViTModel` in eval mode on the device, not prepared. `train` teaches, `validation` is classified;
+    both are labelled, and never test images. With `alone`, the other processes do not take part.
+
+    The values are `probe/PROBE_POOLING_accuracy` and `_f1` for `knn` and `linear`, and `probe/rankme_POOLING` of the
+    train images for `rank`. More than 100 classes have no `linear`. Features of a broken encoder and labels of one
+    class have no values, and a warning: a probe must not stop training.
+    """
+    num_classes, head = len(train.class_names), None
+    values: dict[str, float] = {}
+    with accelerator.autocast():
+        voters, queries = (
+            extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
+            for images in (train, validation)
+        )
+    try:
+        for pooling in POOLINGS:
+            labelled = Labelled(voters[pooling], train.labels)
+            if "knn" in probes:
+                shares = knn_probabilities(labelled, queries[pooling], num_classes)
                 scores = scores_of(shares, validation.labels, train.class_names)
                 values |= {f"probe/knn_{pooling}_{key}": value for key, value in scores.items()}
-                values[f"probe/rankme_{pooling}"] = rankme(voters[pooling])
-        except ConfigError as error:
-            values = {}
-            warn(f"this encoder is not probed: {str(error).partition(':')[0]}")
-    return dict(broadcast_object_list([values])[0]) if alone else values
+            if "rank" in probes:
+                values[f"probe/rankme_{pooling}"] = rankme(labelled.features)
+            if "linear" in probes and num_classes <= LINEAR_CLASSES:
+                probe = linear_probe(labelled, queries[pooling], num_classes)
+                scores = scores_of(probe.probabilities, validation.labels, train.class_names)
+                values |= {f"probe/linear_{pooling}_{key}": value for key, value in scores.items()}
+                head = head or probe.head  # CLS comes first
+    except ConfigError as error:
+        values, head = {}, None
+        warn(f"this encoder is not probed: {str(error).partition(':')[0]}")
+    return values, head
+
+
+def best_probe(values: Mapping[str, float], name: str) -> tuple[float, str] | None:
+    """Return the accuracy and the pooling of the better of `name`'s two probes; None if it was not probed."""
+    found = [(values[key], pooling) for pooling in POOLINGS if (key := f"probe/{name}_{pooling}_accuracy") in values]
+    return max(found, default=None)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
@@ -54,6 +55,15 @@ def build_classifier(
     set_drop_path(model, config.drop_path)
     use_autocast_norms(model.vit.layers)
     return model
+
+
+def set_head(model: ViTForImageClassification, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
+    """Start the classifier from a linear layer on the CLS feature: weight (classes, D) and bias (classes,).
+
+    Source: LP-FT, Kumar et al. 2022 (arXiv 2202.10054).
+    """
+    state = {"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)}
+    model.classifier.load_state_dict(state)
 
 
 def check_init(model: ClassifierConfig, data: DataConfig) -> None:

@@ -34,6 +34,7 @@ from mae_hf.errors import ConfigError
         (PretrainTrainConfig, {"probe_every_epochs": -1.0}, "train.probe_every_epochs is -1.0 but must be at least 0"),
         (FinetuneTrainConfig, {"adam_beta2": 0.0}, "train.adam_beta2 is 0.0 but must be above 0 and below 1"),
         (FinetuneTrainConfig, {"layer_decay": 1.1}, "train.layer_decay is 1.1 but must be above 0 and at most 1"),
+        (FinetuneTrainConfig, {"min_steps": -1}, "train.min_steps is -1 but must be at least 0"),
         (FinetuneTrainConfig, {"ema_decay": 1.0}, "train.ema_decay is 1.0 but must be at least 0 and below 1"),
     ],
     ids=id_of,
@@ -105,6 +106,26 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_fix(fields, images, proce
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**fields).plan(images, processes)
     assert re.search(".*".join(re.escape(part) for part in message.split(".*")), str(caught.value)), str(caught.value)
+
+
+FEW = {"batch_size": 48, "epochs": 40.0, "eval_every_epochs": 2.0, "save_every_epochs": 20.0, "warmup_ratio": 0.125}
+
+
+def test_few_images_get_a_smaller_batch_and_more_epochs():
+    train = FinetuneTrainConfig(**FEW, per_device_batch_size=24, min_steps=200).fit(20)
+    # 20 images: a batch of 20, one step an epoch, 40 steps planned, so five times as long
+    assert (train.batch_size, train.per_device_batch_size) == (20, FinetuneTrainConfig.per_device_batch_size)
+    assert (train.epochs, train.eval_every_epochs, train.save_every_epochs) == (200, 10, 100)
+    assert (train.plan(20, 1).total_steps, train.plan(20, 1).warmup_steps) == (200, 25)
+    assert FinetuneTrainConfig(**FEW, min_steps=200).fit(21, num_processes=4).batch_size == 20
+
+
+@pytest.mark.parametrize("images", [20, 240])
+def test_without_a_minimum_and_with_enough_images_the_recipe_stays(images):
+    train = FinetuneTrainConfig(**FEW, per_device_batch_size=24)
+    assert train.fit(images) == train
+    enough = dataclasses.replace(train, min_steps=200)
+    assert enough.fit(240) == enough, "5 steps in each of 40 epochs"
 
 
 def test_the_plan_shows_its_arithmetic():

@@ -129,6 +129,18 @@ def test_the_linear_probe_does_not_depend_on_the_scale_of_the_features():
     assert first.settings == second.settings
 
 
+@pytest.mark.parametrize("missing", [None, 0, 2])
+def test_the_linear_probe_is_also_one_linear_layer(missing):
+    train, _, test = blobs(5)
+    kept = train.labels != missing  # of two classes, scikit-learn keeps only one logit
+    some = Labelled(train.features[kept] * np.logspace(-3, 3, 12) + 5, train.labels[kept])
+    others = test.features * np.logspace(-3, 3, 12) + 5
+    probe = linear_probe(some, others, 3)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=probe.settings["C"], max_iter=2000)).fit(*some)
+    got = softmax(others @ probe.head.weight.T + probe.head.bias)
+    np.testing.assert_allclose(got[:, model.classes_], model.predict_proba(others), atol=1e-6)
+
+
 def test_labels_of_one_class_are_refused():
     train, _, test = blobs()
     for probe in (linear_probe, head_probe):

@@ -6,15 +6,27 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import entropy, ortho_group
 from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import ViTConfig, ViTModel
 
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
 from mae_hf.data.dataset import load_probe_images
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation.inference import pixel_values_of
-from mae_hf.evaluation.probing import online_probe, participation_ratio, probe_features, rankme
+from mae_hf.evaluation.probes import STRENGTHS
+from mae_hf.evaluation.probing import (
+    best_probe,
+    encoder_probe,
+    online_probe,
+    participation_ratio,
+    probe_features,
+    rankme,
+)
 from mae_hf.models.mae import build_mae, export_encoder
 
 ROLES = ("train", "validation", "test")
@@ -90,6 +102,29 @@ def test_the_online_probe_is_the_knn_of_the_encoder_so_far_and_leaves_training_a
         assert values[f"probe/knn_{pooling}_accuracy"] == pytest.approx(expected, abs=1.01 / len(validation))
         assert 1 <= values[f"probe/rankme_{pooling}"] <= 16
     assert len(values) == 6
+
+
+def test_the_linear_probe_of_an_encoder_is_scikit_learns_on_its_features():
+    shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    encoder = ViTModel(ViTConfig(**shape, intermediate_size=32), add_pooling_layer=False).eval()
+    train, validation = load_probe_images(DATA, 16, 100)
+    values, head = encoder_probe(Accelerator(cpu=True), encoder, train, validation, DATA, 32, ["linear"])
+    names = {f"probe/linear_{pooling}_{key}" for pooling in ("cls", "mean") for key in ("accuracy", "f1")}
+    assert values.keys() == names
+    with torch.no_grad():
+        tokens = (
+            encoder(pixel_values_of(part, np.arange(len(part)), DATA, torch.device("cpu")))[0].numpy()
+            for part in (train, validation)
+        )
+        learnt, left_out = (each[:, 0] for each in tokens)
+    fitted = {c: make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)) for c in STRENGTHS}
+    scores = [model.fit(learnt, train.labels).score(left_out, validation.labels) for model in fitted.values()]
+    assert values["probe/linear_cls_accuracy"] in [pytest.approx(score) for score in scores]
+    logits = left_out @ head.weight.T + head.bias
+    assert np.mean(logits.argmax(axis=1) == validation.labels) == pytest.approx(values["probe/linear_cls_accuracy"])
+    assert best_probe(values, "linear")[0] == max(values[f"probe/linear_{p}_accuracy"] for p in ("cls", "mean"))
+    assert best_probe(values, "knn") is None
 
 
 def test_an_encoder_with_broken_features_is_not_probed_and_training_goes_on(monkeypatch):

@@ -3,16 +3,21 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from mae_reference import sincos_table
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTMAEModel
 
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
-from mae_hf.models.classifier import DropPath, build_classifier, dropping_paths, set_drop_path
+from mae_hf.evaluation.probes import Labelled, linear_probe
+from mae_hf.models.classifier import DropPath, build_classifier, dropping_paths, set_drop_path, set_head
 from mae_hf.models.mae import build_mae, export_encoder
 
 ENCODER = {
@@ -50,6 +55,20 @@ def run(tmp_path_factory):
     export_encoder(mae).save_pretrained(folder / "model" / "encoder")
     (folder / "config.yaml").write_text("output_dir: here\n")
     return folder
+
+
+def test_a_head_from_the_linear_probe_gives_scikit_learns_probabilities_at_the_start(run):
+    model = build(str(run)).eval()
+    images = torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features = model.vit(images).last_hidden_state[:, 0].numpy()
+    labels = np.arange(60) % 3
+    probe = linear_probe(Labelled(features, labels), features, 3)
+    set_head(model, *probe.head)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=probe.settings["C"], max_iter=2000))
+    with torch.no_grad():
+        probabilities = model(images).logits.softmax(dim=-1)
+    np.testing.assert_allclose(probabilities, reference.fit(features, labels).predict_proba(features), atol=1e-4)
 
 
 @pytest.mark.parametrize("part", ["", "model", "model/encoder"])

@@ -24,7 +24,6 @@ from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FewLabelsConfig, FinetuneConfig, HubConfig
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.splits import Part, set_aside
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol
 from mae_hf.evaluation.inference import extract_features
@@ -97,30 +96,23 @@ def measure_probe(
 # ---- fine-tuning ----
 
 
-def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet, num_train_images: int, min_steps: int) -> FinetuneConfig:
-    """Return the recipe for one label set: its data, a batch that it can fill, and at least `min_steps` steps.
+def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet, min_steps: int) -> FinetuneConfig:
+    """Return the recipe for one label set: its data, and at least `min_steps` steps.
 
-    Where the labels would give fewer steps, epochs and the intervals between evaluations and checkpoints grow alike.
     The seed is the recipe's plus the number of the draw.
     """
-    batch_size = min(recipe.train.batch_size, num_train_images)
-    planned = recipe.train.epochs * (num_train_images // batch_size)
-    factor = max(1.0, min_steps / planned)
-    durations = ("epochs", "eval_every_epochs", "save_every_epochs")
     train = dataclasses.replace(
         recipe.train,
-        batch_size=batch_size,
-        per_device_batch_size=recipe.train.per_device_batch_size if batch_size == recipe.train.batch_size else None,
+        min_steps=max(min_steps, recipe.train.min_steps),
         seed=recipe.train.seed + label_set.draw,
         trackers=(),
-        **{name: getattr(recipe.train, name) * factor for name in durations},
     )
     return dataclasses.replace(recipe, data=label_set.data, train=train, hub=HubConfig())
 
 
 def describe_recipe(recipe: FinetuneConfig, min_steps: int) -> dict[str, str]:
     """Return the settings that all fine-tunings of a folder share, by name, except data and architecture."""
-    shared = ("augment.", "train.", "model.drop_path")
+    shared = ("augment.", "train.", "model.drop_path", "model.head")
     settings = {key: str(value) for key, value in parse.flatten(recipe) if key.startswith(shared)}
     described = {f"recipe.{key}": value for key, value in settings.items() if key not in MACHINE_SETTINGS}
     return described | {"min_steps": str(min_steps)}
@@ -136,8 +128,7 @@ def plan_finetunings(
     """
     runs = {}
     for label_set in protocol.label_sets("finetune"):
-        kept, _ = set_aside(Part(protocol.split, label_set.rows), "validation", label_set.data)
-        adapted = adapt_recipe(recipe, label_set, len(kept.rows), protocol.config.min_steps)
+        adapted = adapt_recipe(recipe, label_set, protocol.config.min_steps)
         for arm, encoder in encoders.items():
             init = SCRATCH if arm == "scratch" else protocol.config.model
             model, name = dataclasses.replace(recipe.model, init=init, **shape_of(encoder)), f"{label_set.name}-{arm}"

@@ -104,22 +104,13 @@ def test_the_random_encoder_is_the_same_network_with_other_weights_and_the_same_
 BUDGET = LabelSet("budget-0.1-draw-2", 0.1, 2, dataclasses.replace(DATA, label_fraction=0.1), np.arange(30), "")
 
 
-def test_few_images_get_a_smaller_batch_and_more_epochs():
-    config = adapt_recipe(RECIPE, BUDGET, 20, 200)
-    # 20 images: a batch of 20, one step an epoch, 40 steps planned, so five times as long
-    assert (config.train.batch_size, config.train.per_device_batch_size) == (20, None)
-    durations = (config.train.epochs, config.train.eval_every_epochs)
-    assert (*durations, config.train.save_every_epochs) == (200, 10, 100)
-    assert (config.train.plan(20, 1).total_steps, config.train.plan(20, 1).warmup_steps) == (200, 25)
-    assert config.train.seed == 9
-    assert config.data == BUDGET.data
+def test_a_label_set_has_its_own_data_and_seed_and_the_larger_minimum_of_steps():
+    config = adapt_recipe(RECIPE, BUDGET, 200)
+    assert (config.train.seed, config.train.min_steps, config.data) == (9, 200, BUDGET.data)
     assert config.train.trackers == () and not config.hub.push
-
-
-def test_enough_images_keep_the_recipe():
-    config = adapt_recipe(RECIPE, BUDGET, 240, 200)
-    assert (config.train.batch_size, config.train.per_device_batch_size, config.train.epochs) == (48, 24, 40)
-    assert config.train.eval_every_epochs == 2
+    patient = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, min_steps=300))
+    assert adapt_recipe(patient, BUDGET, 200).train.min_steps == 300
+    assert config.train.fit(20).epochs == 200, "a batch of 20, so that 40 epochs would have 40 steps"
 
 
 def test_recipes_differ_if_and_only_if_they_change_results():
@@ -143,8 +134,7 @@ def test_folders_with_a_different_config_are_found_before_the_first_run_starts(t
     last = runs["budget-1-draw-0-scratch"]
     assert (last.model.init, last.train.batch_size, last.data.label_fraction) == ("scratch", 48, 1)
     assert (last.model.patch_size, last.model.drop_path) == (4, RECIPE.model.drop_path)
-    # 3 labels a class, one of them for validation
-    assert (runs["budget-0.1-draw-0-model"].train.batch_size, runs["budget-0.1-draw-0-model"].model.init) == (20, "m")
+    assert (runs["budget-0.1-draw-0-model"].train.min_steps, runs["budget-0.1-draw-0-model"].model.init) == (200, "m")
     Path(last.output_dir).mkdir(parents=True)
     changed = dataclasses.replace(last, train=dataclasses.replace(last.train, seed=99))
     (Path(last.output_dir) / "config.yaml").write_text(parse.to_yaml(changed))

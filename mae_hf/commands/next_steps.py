@@ -1,0 +1,83 @@
+"""The last lines of a run: what a probe of the frozen encoder gives, and the commands to type next."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.data import DataConfig
+from mae_hf.config.model import ClassifierConfig
+from mae_hf.evaluation.probing import best_probe
+from mae_hf.models.io import SHAPE_KEYS
+
+SURE = 100  # validation images, below which an accuracy has a standard error of 5 points or more
+FEW_LABELS = 5_000  # up to which the recipe of configs/finetune/few_labels.yaml was measured
+
+
+def describe_probes(values: Mapping[str, float], num_labels: int, num_validation: int, seconds: float | None) -> str:
+    """Say what probes of the frozen encoder give on validation images, by `encoder_probe`; empty without values."""
+    names = {"linear": "linear probe", "knn": "kNN"}
+    found = {text: best for name, text in names.items() if (best := best_probe(values, name))}
+    if not found:
+        return ""
+    scores = ", ".join(f"{text} {100 * accuracy:.1f} % ({pooling})" for text, (accuracy, pooling) in found.items())
+    took = "" if seconds is None else f", in {seconds:.1f} s"
+    return f"frozen encoder: {scores} on {num_validation} validation images, from {num_labels} labels{took}"
+
+
+def probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str:
+    """Return the command that probes an encoder on the test images of `data`."""
+    folder = f"runs/evaluate/{Path(model).name}-probes"
+    words = ["--model", model, *_flags("data", data, DataConfig()), "--probe", "knn,linear", "--output_dir", folder]
+    return _command(accelerator, "evaluate", words)
+
+
+def finetune_command(accelerator: Accelerator, config: PretrainConfig, source: str, num_labels: int) -> str:
+    """Return the command that fine-tunes the encoder of a pre-training run with the labels of `source`."""
+    preset = ["--config", "configs/finetune/few_labels.yaml"] if num_labels <= FEW_LABELS else []
+    model = ClassifierConfig(**{key: getattr(config.model, key) for key in SHAPE_KEYS})
+    words = [*preset, "--model.init", config.output_dir, *_flags("model", model, ClassifierConfig())]
+    words += _flags("data", replace(config.data, source=source, streaming=False), DataConfig())
+    name = f"runs/finetune/{Path(config.output_dir).name}"
+    return _command(accelerator, "finetune", [*words, "--output_dir", name])
+
+
+def compare_with_probe(
+    accelerator: Accelerator, config: FinetuneConfig, values: Mapping[str, float], accuracy: float, num_validation: int
+) -> str:
+    """Say whether fine-tuning is worth it: its `accuracy` beside the linear probe of the encoder it started from.
+
+    Both are on validation images. Empty if the encoder was not probed.
+    """
+    probe = best_probe(values, "linear")
+    if probe is None:
+        return ""
+    both = f"fine-tuned {100 * accuracy:.1f} %, linear probe of its encoder {100 * probe[0]:.1f} % ({probe[1]})"
+    line = f"validation ({num_validation} images): {both}"
+    if accuracy >= probe[0]:
+        return line
+    doubt = f" ({num_validation} images are too few to be sure)" if num_validation < SURE else ""
+    return f"{line}: use the probe{doubt}\n  {probe_command(accelerator, config.model.init, config.data)}"
+
+
+def _flags(section: str, config: Any, default: Any) -> list[str]:
+    """The words that make `config` out of `default`; a path or seed of this machine's cache stays out."""
+    before, words = dict(parse.flatten(default)), list[str]()
+    for key, value in parse.flatten(config):
+        if value != before[key] and key not in ("cache_dir", "init"):
+            text = value if isinstance(value, str) else json.dumps(value)
+            words += [f"--{section}.{key}", text]
+    return words
+
+
+def _command(accelerator: Accelerator, name: str, words: list[str]) -> str:
+    precision = accelerator.mixed_precision
+    half = [] if precision == "no" else ["--mixed_precision", precision]
+    launch = ["accelerate", "launch", "--quiet", "--config_file", "configs/accelerate/one_process.yaml", *half]
+    return shlex.join([*launch, f"scripts/{name}.py", *words])

@@ -1,0 +1,65 @@
+"""The last lines of a run: probes in words, commands that parse, and when to use the probe."""
+
+import shlex
+from types import SimpleNamespace
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from forks import ROOT
+
+from mae_hf.commands.next_steps import compare_with_probe, describe_probes, finetune_command, probe_command
+from mae_hf.config import parse
+from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfig
+
+HALF = SimpleNamespace(mixed_precision="bf16")
+VALUES = {"probe/knn_cls_accuracy": 0.5, "probe/knn_mean_accuracy": 0.4, "probe/knn_cls_f1": 0.9}
+VALUES |= {"probe/linear_cls_accuracy": 0.55, "probe/linear_mean_accuracy": 0.625}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+
+
+def parsed(command: str, config_class: type):
+    """The config that a printed command makes; the launcher must accept its own part."""
+    words = shlex.split(command)
+    launch_command_parser().parse_args(words[2:])
+    script = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
+    assert (ROOT / words[script]).is_file() and words[:2] == ["accelerate", "launch"]
+    return parse.read_command(config_class, words[script + 1 :], prog="test")
+
+
+def test_the_better_pooling_of_each_probe_is_named_with_labels_and_time():
+    assert describe_probes(VALUES, 4500, 500, 12.34) == (
+        "frozen encoder: linear probe 62.5 % (mean), kNN 50.0 % (cls) on 500 validation images, from 4500 labels, in "
+        "12.3 s"
+    )
+    assert describe_probes({"eval/loss": 1.0}, 4500, 500, None) == ""
+
+
+def test_the_commands_after_pre_training_use_its_encoder_images_and_shape():
+    config = parse.read_file(PretrainConfig, "configs/pretrain/digits.yaml")
+    command = probe_command(HALF, config.output_dir, config.data)
+    assert "--mixed_precision bf16 scripts/evaluate.py" in command
+    evaluate = parsed(command, EvaluateConfig)
+    assert (evaluate.model, evaluate.probe, evaluate.data) == ("runs/pretrain/digits", "knn,linear", config.data)
+    finetune = parsed(finetune_command(HALF, config, "my photos", 270), FinetuneConfig)
+    assert finetune.model.init == "runs/pretrain/digits" and finetune.model.head == "probe"
+    assert finetune.data.source == "my photos" and finetune.data.image_mean == config.data.image_mean
+    for key in ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+        assert getattr(finetune.model, key) == getattr(config.model, key)
+    many = parsed(finetune_command(HALF, config, "digits", 50_000), FinetuneConfig)
+    assert many.train == FinetuneConfig().train, "the recipe for few labels was measured up to 5,000"
+
+
+@pytest.mark.parametrize(("accuracy", "advises"), [(0.62, True), (0.625, False), (0.9, False)])
+def test_the_probe_is_advised_where_fine_tuning_is_worse_on_validation(accuracy: float, advises: bool):
+    config = FinetuneConfig()
+    said = compare_with_probe(HALF, config, VALUES, accuracy, 500)
+    assert f"fine-tuned {100 * accuracy:.1f} %, linear probe of its encoder 62.5 % (mean)" in said
+    assert ("use the probe" in said) == advises
+    if advises:
+        assert parsed(said.splitlines()[1], EvaluateConfig).model == config.model.init
+    assert ("too few to be sure" in compare_with_probe(HALF, config, VALUES, accuracy, 60)) == advises
+    assert compare_with_probe(HALF, config, {}, accuracy, 500) == ""
