@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from benchmarks.config import ScalingConfig
 from benchmarks.flops import pretraining_gflop
 from mae_hf.config.commands import PretrainConfig
-from mae_hf.config.model import MAEConfig
 from mae_hf.config.train import TrainConfig
 from mae_hf.errors import ConfigError, require
+from mae_hf.training.memory import activation_bytes, model_bytes, num_parameters
 
 NUM_IMAGES = (100_000, 10_000_000, 1_000_000_000)
 _FP32 = 4  # bytes
-_HALF = 2
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,11 @@ def estimate(config: PretrainConfig, mixed_precision: str, scaling: ScalingConfi
     """
     config.train.plan(max(NUM_IMAGES), 1)  # an error here is an error of the preset
     shared_by = [num for num in range(1, config.train.batch_size + 1) if _can_share(config.train, num)]
+    size = config.train.per_device_batch_size
     require(
         scaling.devices in shared_by,
         f"{scaling.devices} devices cannot share the preset's batch_size {config.train.batch_size}"
-        f"{f' by {size} at a time' if (size := config.train.per_device_batch_size) else ''}: choose one of "
+        f"{f' by {size} at a time' if isinstance(size, int) else ''}: choose one of "
         f"{', '.join(map(str, shared_by))} (--scaling.devices)",
     )
     gflop = pretraining_gflop(config.model)
@@ -101,65 +101,6 @@ def _can_share(train: TrainConfig, num_devices: int) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def num_parameters(model: MAEConfig) -> tuple[int, int]:
-    """Return the number of trained parameters of a masked autoencoder, and of all with the two position tables."""
-    values, width, decoder = 3 * model.patch_size**2, model.hidden_size, model.decoder_hidden_size
-    encoder_layers = model.num_hidden_layers * _layer_parameters(width, model.intermediate_size)
-    decoder_layers = model.decoder_num_hidden_layers * _layer_parameters(decoder, model.decoder_intermediate_size)
-    encoder = (values + 1) * width + width + encoder_layers + 2 * width
-    trained = encoder + (width + 1) * decoder + decoder + decoder_layers + 2 * decoder + (decoder + 1) * values
-    return trained, trained + (model.num_patches + 1) * (width + decoder)
-
-
-def _layer_parameters(width: int, mlp_width: int) -> int:
-    """Four projections, two MLP layers and two norms, each with its bias."""
-    return 4 * (width + 1) * width + (width + 1) * mlp_width + (mlp_width + 1) * width + 4 * width
-
-
-def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bool) -> int:
-    """Return the memory of weights, gradients and AdamW's two moments in fp32, and of autocast's half-precision copies.
-
-    Args:
-        trained: number of parameters with a gradient.
-        stored: number of all parameters.
-        is_bucketed: whether gradients are copied into buckets before they are sent (DDP).
-    """
-    copies = _HALF * stored if mixed_precision != "no" else 0
-    return _FP32 * stored + (3 + is_bucketed) * _FP32 * trained + copies
-
-
-def activation_bytes(model: MAEConfig, mixed_precision: str) -> int:
-    """Return the bytes that an image's forward pass keeps for the backward pass; sdpa keeps no attention scores."""
-    visible, hidden = model.num_visible + 1, model.num_patches - model.num_visible
-    decoded = max(1, round(model.decode_ratio * hidden))
-    values, tokens = 3 * model.patch_size**2, visible + decoded
-    half = _FP32 if mixed_precision == "no" else _HALF
-    encoder = (visible, model.hidden_size, model.intermediate_size, model.num_attention_heads)
-    decoder = (
-        tokens,
-        model.decoder_hidden_size,
-        model.decoder_intermediate_size,
-        model.decoder_num_attention_heads,
-    )
-    kept = half * (visible - 1) * values  # patches
-    kept += model.num_hidden_layers * _layer_bytes(*encoder, half=half)
-    kept += visible * (_FP32 + half) * model.hidden_size  # the norm after the encoder, and what the decoder embeds
-    kept += (model.decoder_num_hidden_layers - 1) * _layer_bytes(*decoder, half=half)
-    kept += _layer_bytes(*decoder, half=half, num_queries=decoded)
-    kept += decoded * ((_FP32 + half) * model.decoder_hidden_size + _FP32 * values)  # its norm, the predicted patches
-    return kept
-
-
-def _layer_bytes(
-    tokens: int, width: int, mlp_width: int, heads: int, *, half: int, num_queries: int | None = None
-) -> int:
-    """Bytes of a transformer layer: inputs of norms stay in fp32, inputs of products are in half precision."""
-    queries = tokens if num_queries is None else num_queries
-    per_token = _FP32 * width + 3 * half * width + 2 * _FP32  # norm; its output, key, value; mean and deviation
-    per_query = _FP32 * width + 3 * half * width + 2 * half * mlp_width + 2 * _FP32 + heads * _FP32
-    return tokens * per_token + queries * per_query
 
 
 def table(rows: Sequence[Estimate], memory_gib: float) -> str:

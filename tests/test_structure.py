@@ -25,6 +25,7 @@ ROOMS = (
     "figures",
     "config",
     "files",
+    "progress",
     "errors",
 )
 # Libraries that a module may import besides the standard library, where fewer than all.

@@ -21,9 +21,10 @@ import torch.multiprocessing as mp
 
 from benchmarks.config import ScalingConfig
 from benchmarks.flops import peak_tflops
-from benchmarks.plan import estimate, num_parameters
+from benchmarks.plan import estimate
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
+from mae_hf.training.memory import num_parameters
 
 PRESETS = {"tiny8": 0.60, "base16": 0.75}  # efficiency
 STEPS = 7

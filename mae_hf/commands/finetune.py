@@ -41,8 +41,9 @@ def finetune(config: FinetuneConfig) -> None:
         return
     accelerator, folder = run.accelerator, run.folder
 
-    # ---- data, after checking that the encoder exists and takes images that are normalised in this way ----
+    # ---- data, after checking that the encoder exists, that its images are normalised in this way, and the memory ----
     check_init(config.model, config.data)
+    run.fit_memory(config)
     is_pretrained = config.model.init != SCRATCH
     audit = read_model_audit(config.model.init, config.model.revision) if is_pretrained else NOT_PRETRAINED
     with accelerator.local_main_process_first():
@@ -51,7 +52,7 @@ def finetune(config: FinetuneConfig) -> None:
     class_names = train_images.class_names
     fitted = config.train.fit(len(train_images), accelerator.num_processes)
     config = dataclasses.replace(config, train=fitted)  # the run folder keeps the config as it was given
-    plan = config.train.plan(len(train_images), accelerator.num_processes)
+    plan = run.plan(config, len(train_images))
     check_pairs(config.augment, plan)
 
     # ---- model ----

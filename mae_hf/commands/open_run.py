@@ -1,11 +1,12 @@
 """What both training recipes do before their first and after their last step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from mae_hf import hub
@@ -13,7 +14,9 @@ from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import Plan, TrainConfig
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
-from mae_hf.training.run_folder import RunLock, RunLog, inspect_run
+from mae_hf.training.memory import choose_micro_batch
+from mae_hf.training.provenance import RunRecord
+from mae_hf.training.run_folder import RunLock, RunLog, inspect_run, read_record
 
 
 @dataclass
@@ -24,6 +27,19 @@ class OpenRun:
     accelerator: Accelerator
     folder: Path
     lock: RunLock | None = None
+    record: RunRecord = field(default_factory=RunRecord)  # run.json of an earlier start
+    micro_batch_size: int | None = None
+    memory: str = ""  # what the run needs and what is free, in words
+
+    def fit_memory(self, config: PretrainConfig | FinetuneConfig) -> None:
+        """Choose the micro-batch of `train.per_device_batch_size auto`; ConfigError if not even the smallest fits."""
+        self.micro_batch_size, self.memory = choose_micro_batch(config, self.accelerator, self.record.micro_batch_size)
+
+    def plan(self, config: PretrainConfig | FinetuneConfig, num_images: int) -> Plan:
+        """Return the run in optimizer steps; few labels have changed the batch of `config`."""
+        if config.train != self.config.train:
+            self.fit_memory(config)
+        return config.train.plan(num_images, self.accelerator.num_processes, self.micro_batch_size)
 
     def start_log(
         self,
@@ -46,11 +62,13 @@ class OpenRun:
         """
         accelerator = self.accelerator
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        log = RunLog(accelerator, self.config, step, {**facts, "num_parameters": num_parameters}, self.lock)
+        facts = {**facts, "num_parameters": num_parameters, "micro_batch_size": plan.micro_batch_size}
+        log = RunLog(accelerator, self.config, step, facts, self.lock)
         compiled = ", compiled layers" if facts["is_compiled"] else ""
         table = {"run": f"{self.folder}, from step {step}", **lines}
         table["model"] = f"{num_parameters / 1e6:.1f} M parameters, {lines['model']}"
         table["device"] = f"{accelerator.device.type}, precision {accelerator.mixed_precision}{compiled}"
+        table["memory"] = self.memory
         accelerator.print("\n".join(f"{heading:15} {text}" for heading, text in table.items()))
         accelerator.print(plan.describe(train))
         return log
@@ -82,6 +100,7 @@ def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
         run.upload()
         return None
     run.lock = RunLock(accelerator, folder)
+    run.record = broadcast_object_list([read_record(folder)])[0]
     if config.hub.push and accelerator.is_main_process:
         hub.create_repository(config.hub)  # a wrong token is reported now, not after the training
     return run

@@ -45,6 +45,9 @@ def pretrain(config: PretrainConfig) -> None:
         return
     accelerator, folder = run.accelerator, run.folder
 
+    # ---- memory: images on a device at once ----
+    run.fit_memory(config)
+
     # ---- data: images to train on, held-out images, labelled images for a probe, and which are duplicates of test ----
     train_images: ImageSet | Stream
     probed = None  # labelled train images that vote, and validation images to classify
@@ -57,7 +60,7 @@ def pretrain(config: PretrainConfig) -> None:
             train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
             probed = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
         train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
-    plan = config.train.plan(len(train_images), accelerator.num_processes)
+    plan = run.plan(config, len(train_images))
 
     # ---- model ----
     set_seed(config.train.seed)

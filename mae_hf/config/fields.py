@@ -82,7 +82,9 @@ class Settings:
                 for item in value if isinstance(value, (list, tuple)) else (value,):
                     _check_item(key, item)
                     for allowed in _ranges(hint):
-                        require(item in allowed, f"{key} is {_shown(value)} but must be {allowed}{example} (--{key})")
+                        is_about = isinstance(item, str) == isinstance(allowed, Text)  # `auto` or a number above 0
+                        problem = f"{key} is {_shown(value)} but must be {allowed}{example} (--{key})"
+                        require(not is_about or item in allowed, problem)
 
     def _key(self, name: str) -> str:
         return f"{self.section}.{name}".strip(".")

@@ -147,6 +147,7 @@ def _in_short(message: str, types: dict[str, Any]) -> str:
     is_list, words = re.search("tuple|list", name), ", ".join(_words(hint))
     if words:
         name = f"not a list of {words}" if is_list else f"not one of {words}"
+        name = f"not a whole number or {words}" if "[int" in str(hint) else name
     else:
         name = "not of type " + re.sub(r"Optional\[(.*)\]", r"\1 or null", name)
     return f"{key} {value} is {name}{', written [first,second]' if is_list else ''} (--{key})"

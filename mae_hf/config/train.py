@@ -12,8 +12,8 @@ class TrainConfig(Settings):
 
     Args:
         batch_size: images per optimizer step, over all devices and accumulation steps together.
-        per_device_batch_size: maximum number of images on a device at once; more are accumulated. null: no
-            accumulation.
+        per_device_batch_size: number of images on a device at once, the micro-batch; the batch is accumulated from
+            these. `auto`: as many as fit into the free memory. null: no accumulation.
         epochs: passes over the training images.
         base_lr: learning rate per 256 images; the optimizer gets `base_lr * batch_size / 256`.
         warmup_ratio: share of the steps with a linear warm-up; a cosine decay to 0 follows.
@@ -34,7 +34,7 @@ class TrainConfig(Settings):
 
     section = "train"
     batch_size: Count = 512
-    per_device_batch_size: Count | None = None
+    per_device_batch_size: Count | Literal["auto"] | None = "auto"
     epochs: Positive = 200.0
     base_lr: Positive = 1.5e-4
     warmup_ratio: Rate = 0.1
@@ -55,29 +55,50 @@ class TrainConfig(Settings):
         """The peak learning rate that the optimizer gets."""
         return self.base_lr * self.batch_size / 256
 
-    def plan(self, num_images: int, num_processes: int) -> "Plan":
+    def micro_batch_sizes(self, num_processes: int) -> list[int]:
+        """Return the numbers of images that a device can take at once, ascending; the last one needs no accumulation.
+
+        Raises ConfigError if the processes cannot share the batch.
+        """
+        problem = f"cannot be divided among {num_processes} processes: choose a multiple of {num_processes}"
+        self.check("batch_size", self.batch_size % num_processes == 0, problem)
+        share = self.batch_size // num_processes
+        return [size for size in range(1, share + 1) if share % size == 0]
+
+    def plan(
+        self,
+        num_images: int,
+        num_processes: int,
+        micro_batch_size: int | None = None,
+        total_steps: int | None = None,
+    ) -> "Plan":
         """Return every duration in optimizer steps, and each device's share of the batch.
+
+        Args:
+            num_images: training images.
+            num_processes: processes that share a batch.
+            micro_batch_size: what `auto` stands for; by default no accumulation.
+            total_steps: what `minutes` stands for; by default that many epochs as the config says.
 
         Raises ConfigError for fewer images than one batch, and for a batch that cannot be split evenly.
         """
         problem = f"is above the number of training images, {num_images}: choose at most {num_images}"
         self.check("batch_size", self.batch_size <= num_images, problem)
-        problem = f"cannot be divided among {num_processes} processes: choose a multiple of {num_processes}"
-        self.check("batch_size", self.batch_size % num_processes == 0, problem)
-        share = self.batch_size // num_processes
-        micro_batch_size = self.per_device_batch_size or share
-        divisors = ", ".join(str(d) for d in range(1, share + 1) if share % d == 0)
-        problem = f"does not divide the {share} images per device of a batch: choose one of {divisors}"
-        self.check("per_device_batch_size", share % micro_batch_size == 0, problem)
+        sizes = self.micro_batch_sizes(num_processes)
+        chosen = None if self.per_device_batch_size == "auto" else self.per_device_batch_size
+        micro_batch_size = chosen or micro_batch_size or sizes[-1]
+        allowed = ", ".join(map(str, sizes))
+        problem = f"does not divide the {sizes[-1]} images per device of a batch: choose one of {allowed}"
+        self.check("per_device_batch_size", micro_batch_size in sizes, problem)
         steps_per_epoch = num_images // self.batch_size
-        total_steps = max(1, round(self.epochs * steps_per_epoch))
+        total_steps = total_steps or max(1, round(self.epochs * steps_per_epoch))
         return Plan(
             num_images=num_images,
             num_processes=num_processes,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
             warmup_steps=round(self.warmup_ratio * total_steps),
-            accumulation_steps=share // micro_batch_size,
+            accumulation_steps=sizes[-1] // micro_batch_size,
             micro_batch_size=micro_batch_size,
         )
 

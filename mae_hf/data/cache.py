@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cores import num_cores
@@ -26,6 +25,7 @@ from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, clean, require, warn
 from mae_hf.files import beside_of, write_file, write_json
+from mae_hf.progress import Progress
 
 FORMAT_VERSION = 2  # increase it when an image would be decoded to other pixels
 TASKS_AHEAD = 16  # enough to decode on while the disk is slow
@@ -175,7 +175,7 @@ def _decoded(split: Split, image_size: int) -> Generator[np.ndarray | str]:
     pool = ThreadPoolExecutor(num_threads)
     description = f"decoding {split.role} of {split.source}"
     try:
-        with tqdm(total=len(split), desc=description, unit="image", disable=None) as progress:
+        with Progress(total=len(split), desc=description, unit="image") as progress:
             starts = iter(range(0, len(split), IMAGES_PER_TASK))
             # A fixed number of tasks, so that memory does not grow with the number of images.
             tasks = deque(pool.submit(decode_task, start) for start in islice(starts, num_threads + TASKS_AHEAD))

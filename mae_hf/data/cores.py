@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -18,23 +19,31 @@ def num_cores(root: Path = Path("/")) -> int:
     return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas(root))]))
 
 
-def _quotas(root: Path) -> list[float]:
-    """The CPU quotas, in cores, of this process's control group and of every group around it, cgroup v1 and v2."""
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:
+    """Yield the folder of this process's control group and of every group around it, and whether it is of cgroup v1.
+
+    Args:
+        controller: `cpu` or `memory`.
+        root: as `num_cores` takes it.
+    """
     try:
         groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
     except OSError:
-        return []  # not Linux
-    found = []
+        return  # not Linux
     for _, controllers, path in groups:
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
-        # inside a container the path may be the host's, while the mount shows the container's own group at its root
-        own = mount / path.lstrip("/")
-        for group in (own, *own.parents):
-            if group.is_relative_to(mount):
-                with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
-                    quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
-                    found += [quota / period] if quota > 0 else []  # -1 is no limit
+        if not controllers or controller in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / (controller if controllers else "")
+            # inside a container the path may be the host's, while the mount shows the container's own group at its root
+            own = mount / path.lstrip("/")
+            yield from ((group, bool(controllers)) for group in (own, *own.parents) if group.is_relative_to(mount))
+
+
+def _quotas(root: Path) -> list[float]:
+    """The CPU quotas, in cores, of this process's control group and of every group around it."""
+    found = []
+    for group, is_v1 in control_groups("cpu", root):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_v1 else ("cpu.max",)
+        with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
+            quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+            found += [quota / period] if quota > 0 else []  # -1 is no limit
     return found

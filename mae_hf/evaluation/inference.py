@@ -4,7 +4,7 @@ B batch, n images of the set, C classes, N patches, S side of the image.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.random import Draws
 from mae_hf.data.transfer import to_device
+from mae_hf.progress import Progress
 
 
 def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig, device: torch.device) -> Tensor:
@@ -108,13 +109,16 @@ def _every_image(
     return values.unflatten(0, (num_processes, -1)).transpose(0, 1).flatten(0, 1)[:num_images].cpu().numpy()
 
 
-def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> list[tuple[NDArray[np.int64], int]]:
-    """Return a process's rows in batches, each with the number of its images that count: all or none.
+def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Yield a process's rows in batches, each with the number of its images that count: all or none.
 
     Every process gets the same number of batches, because all processes take part in a forward pass of sharded weights.
     A process without images left repeats the first image, which does not count.
     """
     rows = np.arange(num_images)[rank::num_processes]
     starts = range(0, math.ceil(num_images / num_processes), batch_size)
-    batches = [rows[start : start + batch_size] for start in starts]
-    return [(batch, len(batch)) if len(batch) else (np.zeros(1, np.int64), 0) for batch in batches]
+    with Progress(desc="evaluating", total=len(rows), unit="image", leave=False, delay=2.0) as progress:
+        for start in starts:
+            batch = rows[start : start + batch_size]
+            yield (batch, len(batch)) if len(batch) else (np.zeros(1, np.int64), 0)
+            progress.update(len(batch))

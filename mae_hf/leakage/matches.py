@@ -77,7 +77,8 @@ def duplicates_between(images: Store, against: Store) -> Duplicates:
         with np.load(file) as kept:
             return Duplicates(kept["pairs"], kept["scores"], kept["exact"])
     except Exception:  # missing or torn: zipfile, NumPy and the disk raise errors of many types
-        found = find_duplicates(images.images, against.images)
+        task = f"searching {images.split.role} for duplicates of {against.split.role}"
+        found = find_duplicates(images.images, against.images, task)
     try:
         write_npz(file, shared=True, **vars(found))
     except OSError as error:

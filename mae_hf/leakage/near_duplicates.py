@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mae_hf.progress import Progress
+
 CHUNK = 512  # images in memory at a time
 SIDE = 48  # of thumbnails
 GRID = 8  # frequencies in each direction that find candidates
@@ -81,15 +83,17 @@ class Duplicates:
         return Duplicates(self.pairs[chosen], self.scores[chosen], self.exact[chosen])
 
 
-def find_duplicates(images: np.ndarray, against: np.ndarray) -> Duplicates:
+def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "searching for duplicates") -> Duplicates:
     """Return every pair of equal images, and the near-duplicates.
 
     An image has at most `NUM_CANDIDATES` near-duplicates for each way of cropping. Images without detail have none,
     because they all look alike: one plain colour, or 8 pixels enlarged to 32. `images`, np.uint8 (N, H, W, 3), and
-    `against`, np.uint8 (M, H, W, 3), are read in chunks; about 12 kB are kept for each image of `against`.
+    `against`, np.uint8 (M, H, W, 3), are read in chunks; about 12 kB are kept for each image of `against`. The progress
+    is shown as `task`.
     """
     exact = set(exact_duplicates(images, against))
-    near = _near_duplicates(images, against)
+    with Progress(desc=task, total=len(against) + len(images), unit="image") as progress:
+        near = _near_duplicates(images, against, progress)
     pairs = sorted(exact | near.keys())
     return Duplicates(
         pairs=np.array(pairs, np.int64).reshape(-1, 2),
@@ -114,7 +118,7 @@ def pixel_digest(image: np.ndarray) -> bytes:
     return state.digest()
 
 
-def _near_duplicates(images: np.ndarray, against: np.ndarray) -> dict[tuple[int, int], float]:
+def _near_duplicates(images: np.ndarray, against: np.ndarray, progress: Progress) -> dict[tuple[int, int], float]:
     """Return the score of every pair of near-duplicates, including pairs of equal images that have detail."""
     side = min(SIDE, images.shape[1])
     grey_chunks: list[Tensor] = []
@@ -125,6 +129,7 @@ def _near_duplicates(images: np.ndarray, against: np.ndarray) -> dict[tuple[int,
         detailed = _has_detail(thumbnails.mean(1))[:, None]  # without detail, all cosines are 0
         for (box, mirrored), frequencies in chunks.items():
             frequencies.append(_low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed)
+        progress.update(len(thumbnails))
     partners, partner_frequencies = torch.cat(grey_chunks), {key: torch.cat(parts) for key, parts in chunks.items()}
     scores: dict[tuple[int, int], float] = {}
     for start in range(0, len(images), CHUNK):
@@ -138,6 +143,7 @@ def _near_duplicates(images: np.ndarray, against: np.ndarray) -> dict[tuple[int,
             for index, score in _compare(grey[rows], other.flip(-1) if view.mirrored else other, view.warp()):
                 pair = start + int(rows[index]), int(columns[index])
                 scores[pair] = max(score, scores.get(pair, 0.0))
+        progress.update(len(thumbnails))
     return scores
 
 

@@ -12,15 +12,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 from mae_hf.config.train import Plan, TrainConfig
 from mae_hf.data.random import Draws, integer_seed
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.stream.order import StreamSampler
 from mae_hf.errors import RunError, RunStopped
+from mae_hf.progress import Progress
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.losses import LossOf
+from mae_hf.training.memory import explained_lack
 from mae_hf.training.optim import learning_rate_at, set_learning_rate
 from mae_hf.training.run_folder import RunLog
 from mae_hf.training.signals import StopSignals
@@ -59,7 +60,7 @@ def train(
     Raises:
         RunStopped: SIGTERM, SIGHUP or Ctrl-C arrived, and the state is saved. One process stops within a step, which
             the resumed run repeats. Several processes finish their step, and on GPUs up to 20 steps.
-        RunError: a loss or gradient is not finite. The weights are those before that step.
+        RunError: a loss or gradient is not finite, and the weights are those before that step; or no memory is left.
     """
     progress = _Progress(accelerator, plan, state)
     save_every_steps = plan.steps(config.save_every_epochs)
@@ -67,7 +68,8 @@ def train(
     saved_step = state.step or None
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
         log.metrics(state.step, state.step / plan.steps_per_epoch, _evaluate(model, evaluations, state.step, progress))
-    with StopSignals(accelerator.is_main_process) as signals, contextlib.closing(progress):
+    lack = explained_lack(plan.micro_batch_size)
+    with StopSignals(accelerator.is_main_process) as signals, contextlib.closing(progress), lack:
         try:
             while state.step < plan.total_steps:
                 # ---- step ----
@@ -217,7 +219,7 @@ def _evaluate(
     for evaluation in evaluations:
         progress.set_description(evaluation.name)
         values |= evaluation.run(step)
-    progress.set_description(None)
+    progress.set_description("training")
     return values
 
 
@@ -227,16 +229,16 @@ def _save(progress: "_Progress", log: RunLog, checkpoints: Checkpoints, state: T
     checkpoints.save(state)
 
 
-class _Progress(tqdm):
-    """The progress bar, with the mean loss and the images per second since the last line of the log.
+class _Progress(Progress):
+    """The progress of the run, with the mean loss and the images per second since the last line of the log.
 
-    Pauses do not count as time. The loss survives an interruption, since `state` holds it; the speed does not. A closed
-    terminal causes no error.
+    Pauses do not count as time. The loss survives an interruption, since `state` holds it; the speed does not.
     """
 
     def __init__(self, accelerator: Accelerator, plan: Plan, state: TrainState) -> None:
         is_hidden = not accelerator.is_main_process
-        super().__init__(total=plan.total_steps, initial=state.step, unit="step", disable=is_hidden, smoothing=0.05)
+        options = {"initial": state.step, "unit": "step", "smoothing": 0.05}
+        super().__init__(desc="training", total=plan.total_steps, disable=is_hidden, **options)
         self._loss = torch.tensor(state.loss_sum, device=accelerator.device)
         self._steps, self._images, self._seconds = state.loss_steps, 0, 0.0
         self.resume()
@@ -264,11 +266,3 @@ class _Progress(tqdm):
         self._steps, self._images, self._seconds = 0, 0, 0.0
         self.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
         return {"train/loss": loss, "train/images_per_second": images_per_second}
-
-    def display(self, *words: Any, **options: Any) -> None:
-        with contextlib.suppress(OSError):
-            super().display(*words, **options)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()

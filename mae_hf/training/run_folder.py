@@ -127,7 +127,7 @@ class RunLog:
         self._path = self._folder / "metrics.jsonl"
         images = facts.get("data_fingerprint")
         check_same(accelerator, {"data_fingerprint": images}, "put the same training images on all machines")
-        before = self._read_run()
+        before = read_record(self._folder)
         if step and before.data_fingerprint:  # crops and masks are drawn by the number of the image
             problem = f"different training images (data_fingerprint {before.data_fingerprint}, now {images})"
             fix = "restore them, or choose another --output_dir"
@@ -194,15 +194,6 @@ class RunLog:
             cause = " ".join(f"{type(error).__name__}: {error}".split())
             warn(f"the trackers failed ({cause}) and are no longer updated; {self._path} has all values")
 
-    def _read_run(self) -> RunRecord:
-        """The run.json of an earlier start."""
-        path = self._folder / "run.json"
-        try:
-            return read_json(path, RunRecord) if path.exists() else RunRecord()
-        except ConfigError:
-            warn(f"{path} is damaged: the first start and the training images of this run are unknown")
-            return RunRecord()
-
     def _remove_lines_after(self, step: int) -> None:
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
         kept, num_damaged = [], 0
@@ -214,6 +205,16 @@ class RunLog:
         if num_damaged:
             warn(f"removed {num_damaged} damaged lines from {self._path}")
         write_text(self._path, "".join(kept))
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Return the run.json of an earlier start; an empty record if it is missing or damaged."""
+    path = folder / "run.json"
+    try:
+        return read_json(path, RunRecord) if path.exists() else RunRecord()
+    except ConfigError:
+        warn(f"{path} is damaged: the first start and the training images of this run are unknown")
+        return RunRecord()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -21,7 +21,7 @@ from mae_hf.errors import ConfigError
         (
             TrainConfig,
             {"per_device_batch_size": 0},
-            "train.per_device_batch_size is 0 but must be above 0 (--train.per",
+            "train.per_device_batch_size is 0 but must be above 0, such as auto (--train.per",
         ),
         (TrainConfig, {"keep_checkpoints": 1}, "train.keep_checkpoints is 1 but must be at least 2"),
         (

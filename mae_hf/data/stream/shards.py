@@ -28,7 +28,6 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 from datasets.utils.file_utils import xopen
-from tqdm import tqdm
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import cache_folder
@@ -37,6 +36,7 @@ from mae_hf.data.readers import find_shards
 from mae_hf.data.stream.order import Encoded, Stream
 from mae_hf.errors import ConfigError, RunError, require
 from mae_hf.files import write_json
+from mae_hf.progress import Progress
 
 PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds between retries of a shard; they start over after each image
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
@@ -183,7 +183,7 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
     try:
         # Unlike ThreadPoolExecutor, this pool does not wait for its threads if a signal or an error ends it.
         with ThreadPool(COUNTED_AT_ONCE) as pool:
-            list(tqdm(pool.imap(count, files), "counting images", len(files), unit="shard", disable=None))
+            list(Progress(pool.imap(count, files), "counting images", len(files), unit="shard"))
     finally:
         try:
             folder.mkdir(parents=True, exist_ok=True)

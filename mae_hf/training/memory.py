@@ -1,0 +1,219 @@
+"""The memory of a run: how much it needs, how much is free, and the largest micro-batch that fits.
+
+P parameters, B images of a micro-batch, T tokens, D width. docs/scaling.md compares the estimate with measurements.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
+
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.model import EncoderConfig, MAEConfig
+from mae_hf.config.train import Plan
+from mae_hf.data.cores import control_groups
+from mae_hf.errors import RunError, require, warn
+
+_FP32 = 4  # bytes
+_HALF = 2
+_OVERHEAD = 2**28  # bytes that the libraries take while they work, such as for figures and probes
+_FRAGMENTED = 1.5  # how much more the activations take than is kept: work space, and freed memory in pieces
+
+
+# ---- what a run needs ----
+
+
+def num_parameters(model: EncoderConfig) -> tuple[int, int]:
+    """Return the number of trained parameters of a network without its classifier, and of all its parameters.
+
+    The position tables of a masked autoencoder are not trained.
+    """
+    values, width, positions = 3 * model.patch_size**2, model.hidden_size, model.num_patches + 1
+    layers = model.num_hidden_layers * _layer_parameters(width, model.intermediate_size)
+    encoder = (values + 1) * width + width + layers + 2 * width
+    if not isinstance(model, MAEConfig):
+        return encoder + positions * width, encoder + positions * width
+    decoder = model.decoder_hidden_size
+    decoder_layers = model.decoder_num_hidden_layers * _layer_parameters(decoder, model.decoder_intermediate_size)
+    trained = encoder + (width + 1) * decoder + decoder + decoder_layers + 2 * decoder + (decoder + 1) * values
+    return trained, trained + positions * (width + decoder)
+
+
+def _layer_parameters(width: int, mlp_width: int) -> int:
+    """Four projections, two MLP layers and two norms, each with its bias."""
+    return 4 * (width + 1) * width + (width + 1) * mlp_width + (mlp_width + 1) * width + 4 * width
+
+
+def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bool) -> int:
+    """Return the memory of weights, gradients and AdamW's two moments in fp32, and of autocast's half-precision copies.
+
+    Args:
+        trained: number of parameters with a gradient.
+        stored: number of all parameters.
+        is_bucketed: whether gradients are copied into buckets before they are sent (DDP).
+    """
+    copies = _HALF * stored if mixed_precision != "no" else 0
+    return _FP32 * stored + (3 + is_bucketed) * _FP32 * trained + copies
+
+
+def activation_bytes(model: EncoderConfig, mixed_precision: str, *, keeps_scores: bool = False) -> int:
+    """Return the bytes that an image's forward pass keeps for the backward pass.
+
+    Args:
+        model: the shape of a masked autoencoder or a classifier.
+        mixed_precision: `no`, `fp16` or `bf16`.
+        keeps_scores: whether attention keeps its T x T scores, as it does in bf16 on a CPU; sdpa keeps none.
+    """
+    half = _FP32 if mixed_precision == "no" else _HALF
+    values, width, heads = 3 * model.patch_size**2, model.hidden_size, model.num_attention_heads
+    visible = (model.num_visible if isinstance(model, MAEConfig) else model.num_patches) + 1
+    kept = half * (visible - 1) * values  # patches
+    of_layer = _layer_bytes(visible, width, model.intermediate_size, heads, half, keeps_scores)
+    kept += model.num_hidden_layers * of_layer
+    kept += visible * (_FP32 + half) * width  # the norm after the encoder, and what the decoder embeds
+    if not isinstance(model, MAEConfig):
+        return kept
+    decoded = max(1, round(model.decode_ratio * (model.num_patches - model.num_visible)))
+    width, heads = model.decoder_hidden_size, model.decoder_num_attention_heads
+    decoder = (visible + decoded, width, model.decoder_intermediate_size, heads, half, keeps_scores)
+    kept += (model.decoder_num_hidden_layers - 1) * _layer_bytes(*decoder)
+    kept += _layer_bytes(*decoder, num_queries=decoded)
+    return kept + decoded * ((_FP32 + half) * width + _FP32 * values)  # its norm, the predicted patches
+
+
+def _layer_bytes(
+    tokens: int, width: int, mlp_width: int, heads: int, half: int, keeps_scores: bool, num_queries: int | None = None
+) -> int:
+    """Bytes of a transformer layer: inputs of norms stay in fp32, inputs of products are in half precision."""
+    queries = tokens if num_queries is None else num_queries
+    per_token = _FP32 * width + 3 * half * width + 2 * _FP32  # norm; its output, key, value; mean and deviation
+    per_query = _FP32 * width + 3 * half * width + 2 * half * mlp_width + 2 * _FP32
+    return tokens * per_token + queries * (per_query + heads * (half * tokens if keeps_scores else _FP32))
+
+
+# ---- what is free ----
+
+
+def free_memory(device: torch.device, root: Path = Path("/")) -> float:
+    """Return the bytes that this process may still take: of its GPU, or its share of the machine and control groups.
+
+    Memory that files occupy counts as free, since the kernel drops them. Infinite where the system does not say.
+
+    Args:
+        device: of this process.
+        root: the file system to read the limits from; tests give their own.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [math.inf]
+    with contextlib.suppress(OSError):  # not Linux
+        free.append(1024 * _number("MemAvailable:", root / "proc/meminfo"))
+    for group, is_v1 in control_groups("memory", root):
+        limit, usage = ("limit_in_bytes", "usage_in_bytes") if is_v1 else ("max", "current")
+        kinds = ("total_inactive_file", "total_active_file") if is_v1 else ("inactive_file", "active_file")
+        with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
+            of_files = sum(_number(kind, group / "memory.stat") for kind in kinds)
+            used = int((group / f"memory.{usage}").read_text()) - of_files
+            free.append(int((group / f"memory.{limit}").read_text()) - used)
+    return max(0, min(free)) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _number(name: str, file: Path) -> int:
+    """The number after a name in a file of the kernel."""
+    found = re.search(rf"^{name}\s+(\d+)", file.read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+# ---- what fits ----
+
+
+def run_bytes(config: PretrainConfig | FinetuneConfig, plan: Plan, accelerator: Accelerator) -> float:
+    """Return an upper estimate of the memory that a process of a run takes, besides Python and the libraries.
+
+    It is meant to be too high: on a CPU, freed memory is in pieces, and the libraries grow while they work. At the peak
+    a run trains or evaluates.
+    """
+    model, precision, device = config.model, accelerator.mixed_precision, accelerator.device.type
+    keeps_scores = (device, precision) == ("cpu", "bf16")
+    trained, stored = num_parameters(model)
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    fixed = model_bytes(trained, stored, precision, plan.num_processes > 1) / (plan.num_processes if is_sharded else 1)
+    fixed += _FP32 * stored * (getattr(config.train, "ema_decay", 0) > 0)
+    image = 3 * model.image_size**2 * _FP32
+    training = plan.micro_batch_size * (activation_bytes(model, precision, keeps_scores=keeps_scores) + 4 * image)
+    half, tokens = _FP32 if precision == "no" else _HALF, model.num_patches + 1
+    layer = _layer_bytes(
+        tokens, model.hidden_size, model.intermediate_size, model.num_attention_heads, half, keeps_scores
+    )
+    evaluating = plan.eval_batch_size * (layer + 2 * image)
+    return _OVERHEAD + fixed + _FRAGMENTED * max(training, evaluating)
+
+
+def choose_micro_batch(
+    config: PretrainConfig | FinetuneConfig, accelerator: Accelerator, recorded: int | None = None
+) -> tuple[int, str]:
+    """Return the size of a run's micro-batches, the same on every process, and the memory that it takes, in words.
+
+    With `auto`, this is the size that the run started with (`recorded`), or the largest that fits into free memory.
+    Mixup and cutmix need an even number of images, unless the batch is not split.
+
+    Raises:
+        ConfigError: not even the smallest size fits.
+    """
+    train = config.train
+    sizes = train.micro_batch_sizes(accelerator.num_processes)
+    free = free_memory(accelerator.device)
+    if accelerator.device.type == "cuda" and config.data.on_device != "never" and not config.data.streaming:
+        free *= 0.75  # the images may take the rest
+
+    def needed(size: int) -> float:
+        plan = dataclasses.replace(train, per_device_batch_size=size).plan(train.batch_size, accelerator.num_processes)
+        return run_bytes(config, plan, accelerator)
+
+    if train.per_device_batch_size != "auto":
+        size = train.per_device_batch_size or sizes[-1]
+    elif recorded in sizes:
+        size = recorded
+    else:
+        is_paired = isinstance(config, FinetuneConfig) and (config.augment.mixup or config.augment.cutmix)
+        allowed = [size for size in sizes if size % 2 == 0 or size == sizes[-1] or not is_paired]
+        fitting = [size for size in allowed if needed(size) <= free]
+        size = min(gather_object([max(fitting, default=0)]))
+        small = "use a smaller model (--config stl10_tiny), mixed_precision bf16, or several GPUs with FSDP"
+        problem = f"a batch of {allowed[0]} images needs about {_gib(needed(allowed[0]))}, and {_gib(free)} are free"
+        require(size > 0, f"{problem}: end other programs, {small} (configs/accelerate/fsdp2.yaml)")
+    words = f"about {_gib(needed(size))} of {_gib(free)} that are free"
+    if needed(size) > free:
+        smaller = [other for other in sizes if other < size and needed(other) <= free]
+        fix = f"--train.per_device_batch_size {smaller[-1]} fits" if smaller else "use a smaller model"
+        warn(f"{size} images at a time may need more memory than this process can take ({words}): {fix}")
+    return size, words
+
+
+@contextlib.contextmanager
+def explained_lack(micro_batch_size: int) -> Iterator[None]:
+    """Raise `RunError` with the flag that helps in place of the error of an allocator, of a GPU or of the host."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        is_lack = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not is_lack:
+            raise
+        fix = (
+            f"type --train.per_device_batch_size {micro_batch_size // 2}"
+            if micro_batch_size > 1
+            else "end other programs"
+        )
+        cause = " ".join(str(error).split())[:200] or "MemoryError"
+        raise RunError(f"{micro_batch_size} images at a time do not fit into memory ({cause}): {fix}") from None
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
