@@ -19,7 +19,6 @@ from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.io import quiet_transformers
-from mae_hf.models.locate import SCRATCH
 
 
 def save_model(
@@ -79,7 +78,6 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
 
     Names on the Hub become links. Paths of this machine are cut to their last part.
     """
-    init = getattr(config.model, "init", SCRATCH)
     return _TEMPLATE.render(
         model=config.model,
         train=config.train,
@@ -88,7 +86,7 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
         repo=config.hub.repo_id or "path/to/this/folder",
         is_classifier=isinstance(config, FinetuneConfig),
         sources=_Safe(" and ".join(_escape(_link(source, "datasets/")) for source in config.data.sources)),
-        init="" if init == SCRATCH else _Safe(f"the encoder {_escape(_link(init))}"),
+        init="" if config.model.is_new else _Safe(f"the encoder {_escape(_link(config.model.init))}"),
         metrics=metrics,
         rows=list(_rows(metrics)),
         has_probes=any(key.startswith("probe/") for key in metrics),
@@ -100,12 +98,12 @@ def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any
     """The card's front matter."""
     fields: dict[str, Any] = {"library_name": "transformers", "tags": ["mae_hf", "vit", "masked-autoencoder"]}
     fields["datasets"] = [source for source in config.data.sources if _is_hub_id(source)] or None
+    if not config.model.is_new and _is_hub_id(config.model.init):
+        fields["base_model"] = config.model.init
     if isinstance(config, PretrainConfig):
         return ModelCardData(pipeline_tag="image-feature-extraction", **fields)
-    if config.model.init == SCRATCH:
+    if config.model.is_new:
         fields["tags"].remove("masked-autoencoder")
-    elif _is_hub_id(config.model.init):
-        fields["base_model"] = config.model.init
     source = _public_name(config.data.sources[0])
     fields["eval_results"] = [
         EvalResult(

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 PATHS = sorted(path for stage in STAGES for path in (ROOT / "configs" / stage).iterdir())
 NAMES = {"digits", "stl10_tiny", "stl10_small", "stl10_base"}
+PUBLISHED = "published_224"  # both stages start from the Hub
 
 
 def load(stage: str, name: str):
@@ -27,7 +28,9 @@ def case(path: Path) -> str:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_both_stages_have_every_preset(stage):
-    assert {path.name for path in PATHS if path.parent.name == stage} >= {f"{name}.yaml" for name in NAMES}
+    assert {path.name for path in PATHS if path.parent.name == stage} >= {
+        f"{name}.yaml" for name in {*NAMES, PUBLISHED}
+    }
 
 
 @pytest.mark.parametrize("path", PATHS, ids=case)
@@ -69,7 +72,7 @@ def test_fine_tuning_takes_the_encoder_that_pre_training_of_the_same_name_leaves
         assert getattr(finetune.model, field.name) == getattr(pretrain.model, field.name), field.name
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", sorted({*NAMES, PUBLISHED}))
 def test_both_stages_read_the_same_images_in_the_same_way(name):
     assert load("pretrain", name).data == load("finetune", name).data
     assert load("pretrain", name).augment.flip == load("finetune", name).augment.flip

@@ -60,16 +60,17 @@ def publish(folder: Path) -> dict[str, Any]:
     """Save and upload both models; return their outputs for a photo, and the errors without rights or connection."""
     from huggingface_hub import constants
 
-    from mae_hf.models.classifier import build_classifier, check_init
-    from mae_hf.models.io import hub_revision
+    from mae_hf.models.classifier import build_classifier
+    from mae_hf.models.io import SavedModel
     from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
+    from mae_hf.models.origin import resolve
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
     mae = build_mae(PRETRAIN.model, "sdpa").eval()
     sharing.save_model(folder / "mae", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, encoder=export_encoder(mae))
     seen: dict[str, Any] = {"created": [sharing.create_repository(PRETRAIN.hub) for _ in range(2)]}
     seen["mae"] = sharing.push(folder / "mae", PRETRAIN.hub)
-    seen["revision"] = hub_revision("me/mae")
+    seen["revision"] = SavedModel("me/mae").commit
     features = export_encoder(mae)(pixel_values).last_hidden_state
     seen["features"] = features[0, 0].tolist()
     again = MaskedAutoencoder.from_pretrained("me/mae")
@@ -88,15 +89,18 @@ def publish(folder: Path) -> dict[str, Any]:
     # ---- two revisions of one encoder ----
     changed = HubConfig(push=True, repo_id="me/changed")
     sharing.push(folder / "mae", changed)
-    first = hub_revision("me/changed")
+    first = SavedModel("me/changed").commit
     mae.vit.layernorm.bias.add_(1)
     sharing.save_model(folder / "changed", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, encoder=export_encoder(mae))
     sharing.push(folder / "changed", changed)
     for name, revision in (("first", first), ("latest", None)):
         model = dataclasses.replace(FINETUNE.model, init="me/changed", revision=revision)
-        check_init(model, FINETUNE.data)
+        assert resolve(dataclasses.replace(FINETUNE, model=model)).model == model
         features = build_classifier(model, CLASS_NAMES, "sdpa", 0).eval().vit(pixel_values).last_hidden_state
-        seen[name] = {"features": features[0, 0].tolist(), "revision": hub_revision("me/changed", revision)}
+        seen[name] = {
+            "features": features[0, 0].tolist(),
+            "revision": SavedModel("me/changed", revision=revision).commit,
+        }
     with pytest.raises(ConfigError, match=r"me/changed at revision f.*Hub \(RevisionNot.*--model\.init"):
         build_classifier(dataclasses.replace(model, revision="f" * 40), CLASS_NAMES, "sdpa", 0)
 

@@ -22,9 +22,8 @@ from mae_hf.evaluation.probing import ONLINE_IMAGES, encoder_probe
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
-from mae_hf.models.classifier import build_classifier, check_init, set_head
-from mae_hf.models.io import hub_revision, weights_digest
-from mae_hf.models.locate import SCRATCH
+from mae_hf.models.classifier import build_classifier, set_head
+from mae_hf.models.origin import resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
@@ -36,15 +35,15 @@ from mae_hf.training.predictions import write_predictions
 
 def finetune(config: FinetuneConfig) -> None:
     """Fine-tune a classifier, or resume an unfinished run."""
+    config = resolve(config)
     run = open_run(config)
     if run is None:
         return
     accelerator, folder = run.accelerator, run.folder
 
-    # ---- data, after checking that the encoder exists, that its images are normalised in this way, and the memory ----
-    check_init(config.model, config.data)
+    # ---- data, after checking the memory; and the audit of the encoder's pre-training ----
     run.fit_memory(config)
-    is_pretrained = config.model.init != SCRATCH
+    is_pretrained = not config.model.is_new
     audit = read_model_audit(config.model.init, config.model.revision) if is_pretrained else NOT_PRETRAINED
     with accelerator.local_main_process_first():
         images = load_labelled_images(config.data, config.model.image_size)
@@ -64,8 +63,7 @@ def finetune(config: FinetuneConfig) -> None:
         "data_fingerprint": train_images.fingerprint,
         "validation_fingerprint": images["validation"].fingerprint,
         "test_fingerprint": images["test"].fingerprint,
-        "init_digest": weights_digest(model.vit) if is_pretrained else None,
-        "init_revision": hub_revision(config.model.init, config.model.revision) if is_pretrained else None,
+        **start_facts(config.model),
     }
     probe: dict[str, float] = {}
     if is_pretrained or config.model.head == "probe":

@@ -26,9 +26,10 @@ from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
 from mae_hf.evaluation.reconstruction import save_reconstructions
 from mae_hf.files import write_text
 from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_search
-from mae_hf.leakage.record import AUDIT, audit_json, describe_audit
+from mae_hf.leakage.record import AUDIT, audit_json, continue_audit, describe_audit, read_model_audit
 from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import build_mae, export_encoder
+from mae_hf.models.origin import describe_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
@@ -39,7 +40,8 @@ from mae_hf.training.run_folder import read_metrics
 
 
 def pretrain(config: PretrainConfig) -> None:
-    """Pre-train a masked autoencoder, or resume an unfinished run."""
+    """Pre-train a masked autoencoder, from new or published weights, or resume an unfinished run."""
+    config = resolve(config)
     run = open_run(config)
     if run is None:
         return
@@ -60,6 +62,8 @@ def pretrain(config: PretrainConfig) -> None:
             train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
             probed = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
         train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
+    if not config.model.is_new:
+        audit = continue_audit(audit, read_model_audit(config.model.init, config.model.revision))
     plan = run.plan(config, len(train_images))
 
     # ---- model ----
@@ -117,6 +121,7 @@ def pretrain(config: PretrainConfig) -> None:
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     state = checkpoints.resume()
     facts = {
+        **start_facts(config.model),
         "num_train_images": len(train_images),
         "num_held_out_images": len(held_out),
         "data_fingerprint": train_images.fingerprint,
@@ -127,7 +132,7 @@ def pretrain(config: PretrainConfig) -> None:
         "images": f"{len(train_images)} to train on, {len(held_out)} held out",
         "audit": describe_audit(audit),
         "probe": ONLINE_NOTE if probed else "none",
-        "model": f"{config.model.num_visible} of {config.model.num_patches} patches visible",
+        "model": f"{describe_start(facts)}, {config.model.num_visible} of {config.model.num_patches} patches visible",
     }
     log = run.start_log(state.step, plan, model, facts, lines, config.train)
     if accelerator.is_main_process:

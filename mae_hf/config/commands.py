@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.config.data import AuditConfig, DataConfig
 from mae_hf.config.fields import Count, Range, Settings, Text, ending, words
-from mae_hf.config.model import ClassifierConfig, MAEConfig, Size
+from mae_hf.config.model import NO_CHECKPOINT, ClassifierConfig, MAEConfig, Size, StartConfig
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import require
 
@@ -37,6 +37,12 @@ class HubConfig(Settings):
         super().__post_init__()
         has_repository = self.repo_id is not None
         require(has_repository or not self.push, "hub.push needs a repository: name it (--hub.repo_id user/name)")
+
+
+def _check_normalization(data: DataConfig, model: StartConfig) -> None:
+    """Check that the normalisation is only null where a checkpoint answers for it."""
+    for name in ("image_mean", "image_std"):
+        data.check(name, getattr(data, name) is not None or not model.is_new, NO_CHECKPOINT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_normalization(self.data, self.model)
         has_all_labels = self.data.fold is None and self.data.label_fraction in (None, 1.0)
         problem = "restrict labels, which pre-training does not use: give them to scripts/finetune.py instead"
         fix = "--data.fold null --data.label_fraction null"
@@ -97,6 +104,10 @@ class FinetuneConfig(_StoredImages):
     train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
     hub: HubConfig = field(default_factory=HubConfig)
     output_dir: str = "runs/finetune/stl10_base"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_normalization(self.data, self.model)
 
 
 @dataclass(frozen=True)

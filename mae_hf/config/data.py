@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mae_hf.config.fields import Count, Positive, Range, Rate, Seed, Settings, Share, Switch
+from mae_hf.config.fields import Count, FromInit, Positive, Range, Rate, Seed, Settings, Share, Switch
 from mae_hf.errors import MAX_NAME, is_plain, require
 
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -35,8 +35,8 @@ class DataConfig(Settings):
         revision: branch, tag or commit of a Hub dataset, so that a run can be repeated on the same rows.
         class_names: the class names that the labelled splits must have, in order, or names for plain integer labels;
             null uses the names of the source.
-        image_mean: channel means that normalise the images, for pixels in [0, 1].
-        image_std: channel standard deviations that normalise the images, for pixels in [0, 1].
+        image_mean: channel means that normalise the images, for pixels in [0, 1]. null: those of `model.init`.
+        image_std: channel standard deviations, likewise.
         validation_fraction: share of `train`, of each class, that is set aside for validation.
         test_fraction: share of `train` that becomes `test` if the source has no test split.
         split_seed: seed of these two splits.
@@ -61,8 +61,8 @@ class DataConfig(Settings):
     source: list[str] | str = "jxie/stl10"
     revision: str | None = None
     class_names: tuple[str, ...] | None = None
-    image_mean: Triple = STL10_MEAN
-    image_std: tuple[Positive, Positive, Positive] = STL10_STD
+    image_mean: FromInit[Triple] = STL10_MEAN
+    image_std: FromInit[tuple[Positive, Positive, Positive]] = STL10_STD
     validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.1
     test_fraction: Rate = 0.0
     split_seed: Seed = 0

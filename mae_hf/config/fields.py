@@ -5,7 +5,7 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from mae_hf.errors import is_plain, redact, require
 
@@ -61,6 +61,12 @@ NotNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(above=0, at_most=1)]
 Rate = Annotated[float, Range(at_least=0, below=1)]
 
+_Value = TypeVar("_Value")
+if TYPE_CHECKING:  # what runs see: `mae_hf.models.origin.resolve`, their first line, replaces null
+    FromInit = Annotated[_Value, "null in a config that is not resolved"]
+else:  # what users write: null means the value of the checkpoint that `model.init` names
+    FromInit = typing.Optional
+
 _MAX_INT = 2**63
 
 
@@ -96,7 +102,7 @@ class Settings:
 
 
 def _shown(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return "null" if value is None else list(value) if isinstance(value, tuple) else value
 
 
 def _ranges(hint: Any) -> Iterator[Any]:

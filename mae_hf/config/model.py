@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mae_hf.config.fields import Range, Rate, Settings, Share
+from mae_hf.config.fields import FromInit, Range, Rate, Settings, Share
 
 MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
+
+NO_CHECKPOINT = "comes from a checkpoint, and model.init names none: give a value, or name one (--model.init)"
 
 Size = Annotated[int, Range(above=0, at_most=MAX_SIZE)]
 
@@ -15,7 +17,8 @@ class EncoderConfig(Settings):
     """The Vision Transformer that both stages share.
 
     Args:
-        image_size: side of the square input in pixels; other images are resized and cropped to it.
+        image_size: side of the square input in pixels; other images are resized and cropped to it. Here and below,
+            null means as in the model that `init` names.
         patch_size: side of a patch in pixels; must divide `image_size`.
         hidden_size: width D of the encoder.
         num_hidden_layers: number of encoder layers.
@@ -24,23 +27,30 @@ class EncoderConfig(Settings):
     """
 
     section = "model"
-    image_size: Size = 96
-    patch_size: int = 8
-    hidden_size: Size = 768
-    num_hidden_layers: Size = 12
-    num_attention_heads: int = 12
-    intermediate_size: Size = 3072
+    image_size: FromInit[Size] = 96
+    patch_size: FromInit[int] = 8
+    hidden_size: FromInit[Size] = 768
+    num_hidden_layers: FromInit[Size] = 12
+    num_attention_heads: FromInit[int] = 12
+    intermediate_size: FromInit[Size] = 3072
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
-        self.check("image_size", bool(divisors), "cannot be cut into patches: choose a multiple of 8, such as 96")
-        problem = f"does not divide image_size {self.image_size}: choose {', '.join(map(str, divisors))}"
-        self.check("patch_size", self.patch_size in divisors, problem)
+        if self._has("image_size"):
+            divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
+            self.check("image_size", bool(divisors), "cannot be cut into patches: choose a multiple of 8, such as 96")
+            problem = f"does not divide image_size {self.image_size}: choose {', '.join(map(str, divisors))}"
+            self.check("patch_size", self.patch_size in divisors or not self._has("patch_size"), problem)
         self._check_width("")
+
+    def _has(self, *names: str) -> bool:
+        """Return whether none of these settings is null."""
+        return all(getattr(self, name) is not None for name in names)
 
     def _check_width(self, prefix: str) -> None:
         """Check that the width fits the position table and the attention heads."""
+        if not self._has(f"{prefix}hidden_size", f"{prefix}num_attention_heads"):
+            return
         width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
         fix = f"choose {max(4, width - width % 4)} or {width + 4 - width % 4}"
         problem = "is not a multiple of 4, which the 2-d sine-cosine positions need"
@@ -56,7 +66,34 @@ class EncoderConfig(Settings):
 
 
 @dataclass(frozen=True)
-class MAEConfig(EncoderConfig):
+class StartConfig(EncoderConfig):
+    """An encoder, and where its first weights come from. Settings that are null come from there, too.
+
+    Args:
+        init: run folder, model folder or Hub id of a masked autoencoder or an encoder; for random weights, `paper` in
+            pre-training and `scratch` in fine-tuning.
+        revision: branch, tag or commit of that model on the Hub.
+    """
+
+    new = "paper"  # the `init` of random weights
+    init: str = new
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problem = f"needs an encoder of the Hub, and model.init is {self.init}: set it to null"
+        self.check("revision", self.revision is None or not self.is_new, problem)
+        for name in vars(self):
+            self.check(name, self._has(name) or name == "revision" or not self.is_new, NO_CHECKPOINT)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the weights are random, so that no checkpoint is read."""
+        return self.init == self.new
+
+
+@dataclass(frozen=True)
+class MAEConfig(StartConfig):
     """The masked autoencoder: the shared encoder, a lighter decoder, and the loss.
 
     Args:
@@ -71,20 +108,21 @@ class MAEConfig(EncoderConfig):
             always count all masked patches.
     """
 
-    decoder_hidden_size: Size = 512
-    decoder_num_hidden_layers: Size = 4
-    decoder_num_attention_heads: int = 16
-    decoder_intermediate_size: Size = 2048
+    decoder_hidden_size: FromInit[Size] = 512
+    decoder_num_hidden_layers: FromInit[Size] = 4
+    decoder_num_attention_heads: FromInit[int] = 16
+    decoder_intermediate_size: FromInit[Size] = 2048
     mask_ratio: Annotated[float, Range(above=0, below=1)] = 0.75
-    loss: Literal["l1", "mse", "huber"] = "l1"
-    norm_pix_loss: bool = False
+    loss: FromInit[Literal["l1", "mse", "huber"]] = "l1"
+    norm_pix_loss: FromInit[bool] = False
     decode_ratio: Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_width("decoder_")
-        problem = f"does not leave one of {self.num_patches} patches visible and one masked: choose one such as 0.75"
-        self.check("mask_ratio", 1 <= self.num_visible < self.num_patches, problem)
+        if self._has("image_size", "patch_size"):
+            problem = f"does not leave one of {self.num_patches} patches visible and one masked: choose one such as"
+            self.check("mask_ratio", 1 <= self.num_visible < self.num_patches, f"{problem} 0.75")
 
     @property
     def num_visible(self) -> int:
@@ -93,23 +131,16 @@ class MAEConfig(EncoderConfig):
 
 
 @dataclass(frozen=True)
-class ClassifierConfig(EncoderConfig):
+class ClassifierConfig(StartConfig):
     """The classifier: the shared encoder, and where its weights come from.
 
     Args:
-        init: run folder, model folder or Hub id of a pre-trained encoder, or `scratch` for the baseline.
-        revision: branch, tag or commit of the encoder on the Hub.
         drop_path: rate of stochastic depth in the last layer; it rises linearly from 0 in the first layer.
         head: what the new classifier starts from: `zero`, weights that are almost zero, or `probe`, the linear probe of
             the encoder's CLS feature (LP-FT, arXiv 2202.10054), which helps with few labels.
     """
 
+    new = "scratch"
     init: str = "runs/pretrain/stl10_base"
-    revision: str | None = None
     drop_path: Rate = 0.1
     head: Literal["zero", "probe"] = "zero"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        problem = "needs an encoder of the Hub, and model.init is scratch: set it to null"
-        self.check("revision", self.revision is None or self.init != "scratch", problem)

@@ -28,7 +28,8 @@ class _Formatter(DefaultHelpFormatter):
     """jsonargparse's help with ranges that read as words: `float above 0`, not `Annotated[float, above 0]`."""
 
     def _expand_help(self, action: argparse.Action) -> str:
-        return re.sub(r"Annotated\[(\w+), (.*?)\]", r"\1 \2", super()._expand_help(action))
+        text = re.sub(r"Annotated\[(\w+), (.*?)\]", r"\1 \2", super()._expand_help(action))
+        return re.sub(r"type: Optional\[(.*)\], default", r"type: \1 or null, default", text)
 
 
 class _Parser(ArgumentParser):
@@ -116,7 +117,7 @@ def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:
     for action in parser._actions:
         if dataclasses.is_dataclass(types.get(action.dest)):
             action.help = argparse.SUPPRESS  # only the keys of a section have values
-        elif types.get(action.dest) is bool:
+        elif types.get(action.dest) in (bool, bool | None):
             action.nargs, action.const = "?", True  # a bare --hub.push means true
     return parser
 

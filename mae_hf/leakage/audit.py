@@ -110,14 +110,14 @@ def finish_stream_audit(audit: Audit, notes: Sequence[Mapping[str, Any]]) -> Aud
 def seen_test_images(audit: Audit | None, test: ImageSet) -> np.ndarray | None:
     """Return which test images, of the size that pre-training takes, it has seen: bool (n,), or None if unknown.
 
-    It is unknown without an audit, with an audit of other test images, or after a stream, in which near-duplicates are
-    not searched for.
+    It is unknown without an audit, with an audit of other test images, after a stream, in which near-duplicates are not
+    searched for, or if pre-training started from weights without an audit.
     """
     if audit is None:
         return None
     if not audit.pretrained:
         return np.zeros(len(test), bool)
-    if audit.streamed or test.fingerprint not in [part.fingerprint for part in audit.tests]:
+    if audit.streamed or not audit.is_complete or test.fingerprint not in [part.fingerprint for part in audit.tests]:
         return None
     return np.array([digest.hex() in audit.seen for digest in _digests(test)], bool)
 

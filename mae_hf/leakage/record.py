@@ -4,7 +4,7 @@ A run writes it. A copy without the pairs, which name rows of the data, travels 
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from mae_hf.files import read_json
@@ -54,6 +54,7 @@ class Audit:
     seen: tuple[str, ...]  # hexadecimal digests of the pixels of the test images that pre-training has seen
     pairs: tuple[DuplicatePair, ...] = ()  # of duplicates; empty in the record that travels with the model
     streamed: bool = False  # whether the images to train on were streamed, and searched for exact duplicates only
+    is_complete: bool = True  # whether the audit covers the training of the weights that pre-training started from
 
     @property
     def tests(self) -> list[AuditedSplit]:
@@ -69,6 +70,20 @@ def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
     file = SavedModel(name, revision=revision).folder / AUDIT
     audit: Audit | None = read_json(file, Audit) if file.is_file() else None
     return audit
+
+
+def continue_audit(audit: Audit, before: Audit | None) -> Audit:
+    """Return the audit of a pre-training that started from weights with the audit `before`, None if they have none."""
+    audited = {part.fingerprint: part for part in before.tests} if before else {}
+    is_known = before is not None and before.is_complete and not before.streamed
+    if before is None or not is_known or any(part.fingerprint not in audited for part in audit.tests):
+        return replace(audit, is_complete=False)
+    seen = tuple(sorted({*audit.seen, *before.seen}))
+    parts = [
+        replace(part, num_seen=max(part.num_seen, audited[part.fingerprint].num_seen)) if part in audit.tests else part
+        for part in audit.audited
+    ]
+    return replace(audit, seen=seen, audited=tuple(parts))
 
 
 def audit_json(audit: Audit) -> str:
@@ -94,4 +109,8 @@ def describe_audit(audit: Audit) -> str:
             clauses.append(f"{num:,} {verb} {duplicated:,} of the {total:,} {split} images ({done})")
         else:
             clauses.append(f"no image duplicates any of the {total:,} {split} images")
+    if not audit.is_complete:
+        clauses.append("the images that its first weights were trained on are unknown")
+    elif audit.left_out and audit.seen:
+        clauses.append(f"test images that its first weights have seen: {len(audit.seen):,}")
     return "; ".join([*clauses, *([EXACT_ONLY] if audit.streamed and audit.audited else [])])

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTForImageClassification
 
-from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig
-from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_encoder
-from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, encoder_config, open_encoder, read_normalization
+from mae_hf.models.io import SHAPE_KEYS, encoder_config
 from mae_hf.models.layers import use_autocast_norms
-from mae_hf.models.locate import FIX_INIT, SCRATCH
+from mae_hf.models.origin import load_encoder, resized_weights
 
 
 def build_classifier(
@@ -27,8 +25,9 @@ def build_classifier(
     """Return a classifier on the CLS feature: the encoder that `config.init` names, and a new, almost zero classifier.
 
     `scratch` starts the encoder from the same distributions as the masked autoencoder. Anything else names a masked
-    autoencoder (`vit_mae`) or a plain encoder (`vit`), whose weights are all taken over. A classifier is refused,
-    because its encoder was already trained with labels. Raises ConfigError as `load_encoder` does.
+    autoencoder (`vit_mae`) or a plain encoder (`vit`), whose weights are all taken over, the position table resized to
+    `config.image_size`. A classifier is refused, because its encoder was already trained with labels. Raises
+    ConfigError as `load_encoder` does.
     The position table, frozen in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
 
     The model's config keeps `class_names`, which are in the order of the labels. `seed` draws the new weights, and the
@@ -38,20 +37,22 @@ def build_classifier(
     """
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     labels["problem_type"] = "single_label_classification"
-    source = None if config.init == SCRATCH else load_encoder(config, attn_implementation)
+    source = None if config.is_new else load_encoder(config, attn_implementation)
     shape = {key: getattr(config, key) for key in SHAPE_KEYS}
     encoder = ViTConfig(layer_norm_eps=1e-6, **shape) if source is None else source.config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = ViTForImageClassification._from_config(
-            encoder_config(encoder, **labels), attn_implementation=attn_implementation, dtype=torch.float32
+            encoder_config(encoder, image_size=config.image_size, **labels),
+            attn_implementation=attn_implementation,
+            dtype=torch.float32,
         )
         if source is None:
             initialize_encoder(model.vit)
         nn.init.trunc_normal_(model.classifier.weight, std=2e-5)
         nn.init.zeros_(model.classifier.bias)
-    if source is not None:
-        model.vit.load_state_dict(source.state_dict())  # strict: only the classifier may be new
+    if source is not None:  # strict: only the classifier may be new
+        model.vit.load_state_dict(resized_weights(source, "embeddings.position_embeddings", config))
     set_drop_path(model, config.drop_path)
     use_autocast_norms(model.vit.layers)
     return model
@@ -64,43 +65,6 @@ def set_head(model: ViTForImageClassification, weight: NDArray[np.floating], bia
     """
     state = {"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)}
     model.classifier.load_state_dict(state)
-
-
-def check_init(model: ClassifierConfig, data: DataConfig) -> None:
-    """Check, before any image is decoded, that the encoder exists and was trained with the normalisation of `data`.
-
-    Raises:
-        ConfigError: the encoder is missing, or its image processor has a different mean or standard deviation.
-    """
-    init, revision = model.init, model.revision
-    if init == SCRATCH or not (SavedModel(init, FIX_INIT, revision).folder / PROCESSOR).is_file():
-        return  # an encoder without an image processor makes no claim
-    mean, std = read_normalization(init, revision)
-    require(
-        np.allclose((mean, std), (data.image_mean, data.image_std), atol=1e-6),
-        f"the encoder {init} was trained on images normalised with mean {list(mean)} and std {list(std)}: add "
-        f"--data.image_mean '{list(mean)}' --data.image_std '{list(std)}'",
-    )
-
-
-def load_encoder(config: ClassifierConfig, attn_implementation: str) -> ViTModel:
-    """Return the pre-trained encoder that `config` names, in float32.
-
-    Raises:
-        ConfigError: the encoder is missing, incomplete, of another kind, or has another architecture than `config`.
-    """
-    encoder = open_encoder(SavedModel(config.init, FIX_INIT, config.revision), attn_implementation, labelled=False)
-    saved = encoder.config
-    wrong = {key: getattr(saved, key) for key in SHAPE_KEYS if getattr(saved, key) != getattr(config, key)}
-    flags = " ".join(f"--model.{key} {value}" for key, value in wrong.items())
-    require(not wrong, f"the encoder {config.init} has a different shape than the config: add {flags}")
-    problem = f"takes {saved.num_channels} channels and images here have 3"
-    require(saved.num_channels == 3, f"the encoder {config.init} {problem}: {FIX_INIT}")
-    # fine-tuning has drop-path instead, whose draws belong to the image and not to the process
-    dropout = saved.hidden_dropout_prob or saved.attention_probs_dropout_prob
-    fix = "set hidden_dropout_prob and attention_probs_dropout_prob to 0 in its config.json"
-    require(not dropout, f"the encoder {config.init} has dropout {dropout}, which is not supported: {fix}")
-    return encoder
 
 
 class DropPath(nn.Module):

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import ViTMAEForPreTraining
+
+from mae_hf.errors import RunError
 
 FUSED = ("q_proj", "k_proj", "v_proj")
 
 
-class PositionError(RuntimeError):
+class PositionError(RunError):
     """The model does not know the positions of patches, and training cannot repair that."""
 
 
@@ -81,6 +84,29 @@ def sincos_positions(dim: int, grid_size: int) -> Tensor:
     return torch.cat((torch.zeros_like(patches[:1]), patches)).float()
 
 
+def is_sincos(table: Tensor) -> bool:
+    """Return whether the patches of a position table (1, 1 + N, D) have `sincos_positions`, up to bf16's rounding."""
+    expected = sincos_positions(table.shape[2] // 4 * 4, math.isqrt(table.shape[1] - 1)).to(table)
+    return table.shape[1:] == expected.shape and torch.allclose(table[0, 1:], expected[1:], rtol=0, atol=0.01)
+
+
+def resize_positions(table: Tensor, grid_size: int) -> Tensor:
+    """Return a position table (1, 1 + N, D) for images of `grid_size`² patches; the row of CLS stays.
+
+    Sine-cosine rows are computed for the new grid. Learned rows are interpolated bicubically in two dimensions, as
+    `ViTModel` does with `interpolate_pos_encoding`.
+    """
+    side = math.isqrt(table.shape[1] - 1)
+    if side == grid_size:
+        return table
+    if is_sincos(table):
+        patches = sincos_positions(table.shape[2], grid_size)[None, 1:].to(table)
+    else:
+        grid = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        patches = F.interpolate(grid, (grid_size, grid_size), mode="bicubic").flatten(2).transpose(1, 2)
+    return torch.cat((table[:, :1], patches), dim=1)
+
+
 @torch.no_grad()
 def check_positions(model: ViTMAEForPreTraining) -> None:
     """Raise PositionError for a model that does not know where a patch is. Every run does this before step 0.
@@ -116,6 +142,6 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
         rounding = max(1e-4, torch.finfo(values.dtype).eps)
         if not change > rounding * reference.float().abs().max():
             raise PositionError(
-                f"the model does not know where a patch is: {problem} (largest change {change:.1e}): build it with "
-                f"mae_hf.models.mae.build_mae, which fills the table {table}"
+                f"the model does not know where a patch is: {problem} (largest change {change:.1e}): fill its table "
+                f"{table}, as mae_hf.models.mae.build_mae does, or start from other weights (--model.init)"
             )

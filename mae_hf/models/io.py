@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTModel
 from transformers.utils import logging
@@ -75,6 +76,18 @@ class SavedModel:
     def commit(self) -> str | None:
         """The commit on the Hub, after which the folder in the Hub's cache is named; None for any other folder."""
         return self.folder.name if re.fullmatch("[0-9a-f]{40}", self.folder.name) else None
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether its weights include those of a decoder; assumed of weights that only the Hub has in safetensors."""
+        files, names = sorted(self.folder.glob("*.safetensors")), set[str]()
+        self._require(bool(files or self.commit), f"cannot be opened ({_NO_SAFETENSORS})")
+        with self.opening():
+            for file in files:
+                with safe_open(file, framework="pt") as opened:
+                    names.update(opened.keys())
+        is_mae = self.config().model_type == "vit_mae"
+        return is_mae and (not files or any(name.startswith("decoder.") for name in names))
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -179,26 +192,20 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
 
 
 def open_encoder(saved: SavedModel | str, attn_implementation: str, labelled: bool = True) -> ViTModel:
-    """Return the plain encoder of a masked autoencoder, an exported encoder or a classifier.
-
-    Without `labelled`, the encoder of a classifier, which was trained with labels, is refused.
-    """
+    """Return the plain encoder of a masked autoencoder, an exported encoder or, if `labelled`, a classifier."""
     saved = SavedModel(saved) if isinstance(saved, str) else saved
     config = saved.config()
-    require(
-        labelled or "ViTForImageClassification" not in (config.architectures or []),
-        f"{saved.name} is a classifier that was already trained with labels, not a pre-trained encoder: {saved.fix}",
-    )
     with saved.opening():
         options = {"config": encoder_config(config), "attn_implementation": attn_implementation, "dtype": torch.float32}
-    unused = ("decoder.", "pooler.", "vit.pooler.", *(("classifier.",) if labelled else ()))
+    unused = ("decoder.", "pooler.", "vit.pooler.", "embeddings.mask_token", "vit.embeddings.mask_token")
+    unused = (*unused, *(("classifier.",) if labelled else ()))
     encoder: ViTModel = saved.load(ViTModel.from_pretrained, unused, add_pooling_layer=False, **options)
     return encoder.eval()
 
 
 def encoder_config(config: ViTMAEConfig | ViTConfig, **extra: Any) -> ViTConfig:
     """Return a clean `ViTConfig` of the encoder in `config`, without keys of the decoder, the mask or the loss."""
-    return ViTConfig(**{key: getattr(config, key) for key in ENCODER_KEYS}, **extra)
+    return ViTConfig(**{key: getattr(config, key) for key in ENCODER_KEYS} | extra)
 
 
 def image_size_of(model: ViTForImageClassification | ViTModel) -> int:
@@ -216,11 +223,6 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def hub_revision(name: str, revision: str | None = None) -> str | None:
-    """Return the commit of the Hub repository that the model was read from, None for a local folder."""
-    return SavedModel(name, revision=revision).commit
-
-
 def read_normalization(name: str, revision: str | None = None) -> tuple[Triple, Triple]:
     """Return the channel means and standard deviations of the model's image processor."""
     saved = SavedModel(name, revision=revision)
@@ -228,7 +230,7 @@ def read_normalization(name: str, revision: str | None = None) -> tuple[Triple, 
     require(file.is_file(), f"{name} has no {PROCESSOR}, which says how to normalise images: {FIX_MODEL}")
     with saved.opening():
         processor = json.loads(file.read_text())
-        (r, g, b), (std_r, std_g, std_b) = processor["image_mean"], processor["image_std"]
+        (r, g, b), (std_r, std_g, std_b) = (map(float, processor[f"image_{name}"]) for name in ("mean", "std"))
     return (r, g, b), (std_r, std_g, std_b)
 
 

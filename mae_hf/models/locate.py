@@ -6,10 +6,12 @@ from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import require
 
 SCRATCH = "scratch"
-FIX_INIT = (
-    "pre-train first (accelerate launch scripts/pretrain.py; offline: --config configs/pretrain/digits.yaml), name "
-    "another encoder (--model.init DIR_OR_HUB_ID), or start from random weights (--model.init scratch)"
-)
+_ANOTHER = "name another encoder (--model.init DIR_OR_HUB_ID), or start from random weights"
+FIX_INIT = {  # by the `model.init` of random weights: of pre-training, and of fine-tuning
+    "paper": f"{_ANOTHER} (--model.init paper)",
+    SCRATCH: "pre-train first (accelerate launch scripts/pretrain.py; offline: --config configs/pretrain/digits.yaml), "
+    f"{_ANOTHER} (--model.init scratch)",
+}
 FIX_MODEL = "give a run folder, a model folder or a Hub id (--model)"
 
 

@@ -18,8 +18,9 @@ from transformers.utils.generic import can_return_tuple
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
-from mae_hf.models.io import SavedModel, encoder_config, quiet_transformers
+from mae_hf.models.io import ENCODER_KEYS, SHAPE_KEYS, SavedModel, encoder_config, quiet_transformers
 from mae_hf.models.layers import ShuffledDecoder, VisibleEmbeddings, take, use_autocast_norms
+from mae_hf.models.origin import load_encoder, open_start, resized_weights
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 
@@ -117,7 +118,11 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         ConfigError as `SavedModel` does.
         """
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
-        saved = SavedModel(str(pretrained_model_name_or_path), fix, kwargs.pop("revision", None))
+        return cls.open(SavedModel(str(pretrained_model_name_or_path), fix, kwargs.pop("revision", None)), **kwargs)
+
+    @classmethod
+    def open(cls, saved: SavedModel, **kwargs: Any) -> Any:
+        """Open a saved masked autoencoder like `from_pretrained`."""
         saved.config()
         model = saved.load(super().from_pretrained, **{"key_mapping": LOADED_NAMES, **kwargs})
         model._freeze_positions()
@@ -151,14 +156,29 @@ def _saved_name(name: str) -> str:
 
 def mae_config(config: MAEConfig) -> ViTMAEConfig:
     """Return the transformers config of the config section `model`."""
-    fields = dict(vars(config))
+    fields = {key: value for key, value in vars(config).items() if key not in ("init", "revision")}
     fields |= {"mae_loss": fields.pop("loss"), "mae_decode_ratio": fields.pop("decode_ratio"), "layer_norm_eps": 1e-6}
     return ViTMAEConfig(**fields)
 
 
 def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
-    """Return a new masked autoencoder from the global random state; `attn_implementation` reaches the decoder too."""
-    return MaskedAutoencoder._from_config(mae_config(config), attn_implementation=attn_implementation)
+    """Return the masked autoencoder that pre-training starts from; `attn_implementation` reaches the decoder too.
+
+    Its weights are new, from the global random state, or those of the checkpoint that `config.init` names. Position
+    tables are resized to `config.image_size`, and stay frozen, also learned ones of a ViT. A checkpoint without a
+    decoder gets a new one. ConfigError as `load_encoder` raises it.
+    """
+    shape = mae_config(config)
+    if config.is_new:
+        return MaskedAutoencoder._from_config(shape, attn_implementation=attn_implementation)
+    encoder, saved = load_encoder(config, attn_implementation), open_start(config)
+    shape.update({key: getattr(encoder.config, key) for key in ENCODER_KEYS if key not in SHAPE_KEYS})
+    model = MaskedAutoencoder._from_config(shape, attn_implementation=attn_implementation)
+    model.vit.load_state_dict(resized_weights(encoder, "embeddings.position_embeddings", config))
+    if saved.has_decoder:
+        whole = MaskedAutoencoder.open(saved, dtype=torch.float32)
+        model.decoder.load_state_dict(resized_weights(whole.decoder, "decoder_pos_embed", config))
+    return model
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Planted duplicates of test and validation images are found, and left out of pre-training or recorded."""
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -153,6 +154,7 @@ def test_what_was_not_searched_for_is_unknown(leaky: Path):
     assert seen is not None and not seen.any()
     assert from_scratch is not None and not from_scratch.any()
     assert seen_test_images(None, test) is None
+    assert seen_test_images(dataclasses.replace(record, is_complete=False), test) is None
     assert seen_test_images(record, load_labelled_images(config(leaky), 2 * SIZE)["test"]) is None
     Image.new("RGB", (SIZE, SIZE), "white").save(leaky / "test/cat/20.png")
     assert seen_test_images(record, load_labelled_images(config(leaky), SIZE)["test"]) is None

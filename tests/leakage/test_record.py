@@ -17,6 +17,7 @@ from mae_hf.leakage.record import (
     AuditedSplit,
     DuplicatePair,
     audit_json,
+    continue_audit,
     describe_audit,
     read_model_audit,
 )
@@ -87,15 +88,43 @@ def test_the_result_is_described_in_a_line():
             "no image duplicates any of the 1,234 test images; no image duplicates any of the 50 validation images",
         ),
         (
-            dataclasses.replace(AUDIT, audited=(VALIDATION,), left_out=True),
+            dataclasses.replace(AUDIT, audited=(VALIDATION,), left_out=True, seen=()),
             "no test images to search for: name a source that has some (--audit.sources); "
             "1 image duplicates 1 of the 50 validation images (left out)",
         ),
         (
-            dataclasses.replace(AUDIT, audited=(TEST,), num_test_duplicates=None, streamed=True, left_out=True),
+            dataclasses.replace(
+                AUDIT, audited=(TEST,), num_test_duplicates=None, streamed=True, left_out=True, seen=()
+            ),
             "streamed images that are equal to one of the 1,234 test images are left out; "
             "near-duplicates are not searched for in a stream",
         ),
         (NOT_PRETRAINED, "trained from scratch: no test image was seen without its label"),
     ):
         assert describe_audit(audit) == line
+
+
+CLEAN = dataclasses.replace(AUDIT, left_out=True, audited=(dataclasses.replace(TEST, num_seen=0), VALIDATION), seen=())
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        None,
+        dataclasses.replace(AUDIT, streamed=True),
+        dataclasses.replace(AUDIT, is_complete=False),
+        dataclasses.replace(AUDIT, audited=(dataclasses.replace(TEST, fingerprint="other"),)),
+    ],
+)
+def test_what_a_continued_model_has_seen_is_unknown_where_its_first_weights_have_no_such_audit(before):
+    audit = continue_audit(CLEAN, before)
+    assert audit == dataclasses.replace(CLEAN, is_complete=False)
+    assert describe_audit(audit).endswith("; the images that its first weights were trained on are unknown")
+
+
+def test_a_continued_model_has_seen_what_its_first_weights_have_seen():
+    audit = continue_audit(CLEAN, AUDIT)
+    assert (audit.seen, audit.tests[0].num_seen, audit.is_complete) == (("00ff",), 2, True)
+    assert describe_audit(audit).endswith("; test images that its first weights have seen: 1")
+    assert continue_audit(dataclasses.replace(CLEAN, seen=("0a",)), AUDIT).seen == ("00ff", "0a")
+    assert continue_audit(CLEAN, CLEAN) == CLEAN

@@ -154,8 +154,9 @@ def test_the_message_about_another_architecture_names_every_flag_to_add(run):
     with pytest.raises(ConfigError) as error:
         build(str(run), patch_size=16, hidden_size=96, num_hidden_layers=4)
     assert str(error.value) == (
-        f"the encoder {run} has a different shape than the config: add --model.patch_size 8 --model.hidden_size 48 "
-        "--model.num_hidden_layers 3"
+        f"the config contradicts the checkpoint {run}: model.patch_size is 8 there and 16 here, "
+        "model.hidden_size is 48 there and 96 here, model.num_hidden_layers is 3 there and 4 here: take its values "
+        "(--model.patch_size null --model.hidden_size null --model.num_hidden_layers null)"
     )
 
 

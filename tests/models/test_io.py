@@ -8,21 +8,20 @@ import torch
 from huggingface_hub import constants
 from transformers import ViTConfig, ViTForImageClassification
 
-from mae_hf.config.commands import PretrainConfig
-from mae_hf.config.data import DataConfig
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
-from mae_hf.models.classifier import build_classifier, check_init, load_encoder
+from mae_hf.models.classifier import build_classifier
 from mae_hf.models.io import (
     SavedModel,
-    hub_revision,
     open_classifier,
     open_encoder,
     read_normalization,
     weights_digest,
 )
 from mae_hf.models.mae import build_mae, export_encoder
+from mae_hf.models.origin import load_encoder, resolve
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -57,9 +56,9 @@ def test_the_digest_of_an_encoder_survives_the_transfer_and_changes_with_any_wei
     with torch.no_grad():
         classifier.vit.layernorm.bias[3] += 1e-6
     assert weights_digest(classifier.vit) != digest
-    assert hub_revision(str(tmp_path)) is None, "a local folder has no revision"
+    assert SavedModel(str(tmp_path)).commit is None, "a local folder has no revision"
     with pytest.raises(ConfigError, match=r"is a local folder, which has no revision main.*--model\.revision null"):
-        hub_revision(str(tmp_path), "main")
+        _ = SavedModel(str(tmp_path), revision="main").commit
 
 
 def test_the_normalisation_is_read_from_the_model(tmp_path: Path):
@@ -90,9 +89,9 @@ def test_a_name_that_the_hub_cannot_answer_for_ends_at_once_with_the_fix(monkeyp
         monkeypatch.setattr(constants, key, value)
     error = "OfflineModeIsEnabled" if constant["HF_HUB_OFFLINE"] else "ConnectError"
     start = time.perf_counter()
-    for check in (check_init, lambda model, _: load_encoder(model, "sdpa")):
+    for check in (lambda model: resolve(FinetuneConfig(model=model)), lambda model: load_encoder(model, "sdpa")):
         with pytest.raises(ConfigError) as caught:
-            check(ClassifierConfig(init="runs/nothing", revision=revision), DataConfig())
+            check(ClassifierConfig(init="runs/nothing", revision=revision))
         where = f"runs/nothing at revision {revision}" if revision else "runs/nothing"
         assert str(caught.value).startswith(f"{where} is not a folder here and cannot be read from the Hub ({error}): ")
         assert "check the name and the network, or pre-train first" in str(caught.value)
@@ -110,7 +109,7 @@ def test_a_model_in_the_cache_of_the_hub_opens_without_a_network(tmp_path, monke
     (cached / "refs" / "main").write_text(commit)
     start = time.perf_counter()
     for revision in (None, commit):
-        assert hub_revision("me/mae", revision) == commit
+        assert SavedModel("me/mae", revision=revision).commit == commit
         assert read_normalization("me/mae", revision)[0] == pytest.approx((0.4467, 0.4398, 0.4066))
         init = ClassifierConfig(init="me/mae", revision=revision, **SHAPE, intermediate_size=32)
         assert weights_digest(load_encoder(init, "sdpa")) == weights_digest(mae.vit)

@@ -1,0 +1,145 @@
+"""What a run takes from the checkpoint that it starts from: the settings that its config leaves null, and weights."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import ViTModel
+
+from mae_hf.config import parse
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.model import MAEConfig, StartConfig
+from mae_hf.errors import ConfigError, require
+from mae_hf.models.initialization import resize_positions
+from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, open_encoder, read_normalization, weights_digest
+from mae_hf.models.locate import FIX_INIT
+
+_Run = TypeVar("_Run", PretrainConfig, FinetuneConfig)
+
+_OF_DECODER = (*(f"decoder_{key}" for key in SHAPE_KEYS[2:]), "loss", "norm_pix_loss")
+_BRACKETS = str.maketrans("()", "[]")  # lists are written as on the command line
+_FROM_INIT = (*(f"model.{key}" for key in (*SHAPE_KEYS, *_OF_DECODER)), "data.image_mean", "data.image_std")
+
+
+# ---- settings ----
+
+
+def resolve(config: _Run) -> _Run:
+    """Return the config with the checkpoint's value for each setting that is null.
+
+    An existing run answers from its own config.yaml, so that it resumes where the checkpoint is missing. Where a
+    checkpoint has no decoder, the decoder and the loss are the defaults of `MAEConfig`.
+
+    Raises:
+        ConfigError: training cannot start from the checkpoint (`open_start`). Or it contradicts the config in more than
+            the image size, or does not answer for a setting that is null.
+    """
+    if config.model.is_new:
+        return config
+    file = Path(config.output_dir, "config.yaml")
+    if file.is_file():
+        with contextlib.suppress(ConfigError):  # `inspect_run` says what is wrong with it
+            return _fill(config, dict(parse.flatten(parse.read_file(type(config), file))))
+    saved = open_start(config.model)
+    claims = _claims(saved)
+    if (saved.folder / PROCESSOR).is_file():  # otherwise it makes no claim
+        claims["data.image_mean"], claims["data.image_std"] = read_normalization(saved.name, saved.revision)
+    _check_claims(saved, dict(parse.flatten(config)), claims)
+    config = _fill(config, {f"model.{key}": getattr(MAEConfig, key) for key in _OF_DECODER} | claims)
+    for key, value in parse.flatten(config):
+        problem = f"{key} is null, and {saved.name} has no {PROCESSOR} that says it: give a value (--{key})"
+        require(value is not None or key not in _FROM_INIT, problem)
+    return config
+
+
+def _fill(config: _Run, values: Mapping[str, Any]) -> _Run:
+    """Return the config with these values, by dotted key, in place of null."""
+    parts = {}
+    for section in ("model", "data"):
+        part = getattr(config, section)
+        nulls = [name for name, value in vars(part).items() if value is None and f"{section}.{name}" in _FROM_INIT]
+        parts[section] = replace(part, **{name: values.get(f"{section}.{name}") for name in nulls})
+    return replace(config, **parts)
+
+
+def _claims(saved: SavedModel) -> dict[str, Any]:
+    """Return the shape of a checkpoint, and the loss of one with a decoder, by dotted key."""
+    theirs = saved.config()
+    keys = (*SHAPE_KEYS, *(_OF_DECODER if saved.has_decoder else ()))
+    values = {"loss": str(getattr(theirs, "mae_loss", "mse"))[:40]}  # without the key, the loss is stock's
+    return {f"model.{key}": values.get(key, getattr(theirs, key, None)) for key in keys}
+
+
+def _check_claims(saved: SavedModel, ours: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+    """Check that our settings, by dotted key, are null or those of the checkpoint. The image size may differ."""
+    wrong = {
+        key: f"{key} is {theirs} there and {ours[key]} here".translate(_BRACKETS)
+        for key, theirs in claims.items()
+        if ours.get(key) is not None and key != "model.image_size" and not _agree(ours[key], theirs)
+    }
+    problem = f"the config contradicts the checkpoint {saved.name}: {', '.join(wrong.values())}"
+    require(not wrong, f"{problem}: take its values ({' '.join(f'--{key} null' for key in wrong)})")
+
+
+def _agree(ours: Any, theirs: Any) -> bool:
+    return bool(np.allclose(ours, theirs, atol=1e-6)) if isinstance(theirs, tuple) else bool(ours == theirs)
+
+
+# ---- weights ----
+
+
+def open_start(config: StartConfig) -> SavedModel:
+    """Return the checkpoint that a run starts from.
+
+    Raises:
+        ConfigError: it is missing, malformed, a classifier, which was trained with labels, or of another architecture.
+    """
+    saved = SavedModel(config.init, FIX_INIT[config.new], config.revision)
+    theirs = saved.config()
+    is_labelled = "ViTForImageClassification" in (theirs.architectures or [])
+    problem = "is a classifier that was already trained with labels, not a pre-trained encoder"
+    require(not is_labelled, f"{saved.name} {problem}: {saved.fix}")
+    problem = f"takes {theirs.num_channels} channels and images here have 3"
+    require(theirs.num_channels == 3, f"the encoder {saved.name} {problem}: {saved.fix}")
+    # fine-tuning has drop-path instead, whose draws belong to the image and not to the process
+    dropout = theirs.hidden_dropout_prob or theirs.attention_probs_dropout_prob
+    fix = "set hidden_dropout_prob and attention_probs_dropout_prob to 0 in its config.json"
+    require(not dropout, f"the encoder {saved.name} has dropout {dropout}, which is not supported: {fix}")
+    return saved
+
+
+def load_encoder(config: StartConfig, attn_implementation: str) -> ViTModel:
+    """Return the encoder that training starts from, in float32, for the image size of the checkpoint.
+
+    Raises:
+        ConfigError: as `open_start`; or it is incomplete, or has another shape than `config`.
+    """
+    saved = open_start(config)
+    _check_claims(saved, {f"model.{key}": value for key, value in vars(config).items()}, _claims(saved))
+    return open_encoder(saved, attn_implementation, labelled=False)
+
+
+def resized_weights(module: nn.Module, table: str, config: StartConfig) -> dict[str, Tensor]:
+    """Return the state dict of an encoder or decoder, with its position table resized for the config's image size."""
+    weights = module.state_dict()
+    return weights | {table: resize_positions(weights[table], config.image_size // config.patch_size)}
+
+
+def start_facts(config: StartConfig) -> dict[str, Any]:
+    """Return what run.json says about the weights that a run starts from: those of the checkpoint, before a resize."""
+    if config.is_new:
+        return {"init": config.init, "init_digest": None, "init_revision": None, "init_has_decoder": False}
+    saved, encoder = open_start(config), load_encoder(config, "eager")
+    facts = {"init": config.init, "init_digest": weights_digest(encoder), "init_revision": saved.commit}
+    return {**facts, "init_has_decoder": saved.has_decoder}
+
+
+def describe_start(facts: Mapping[str, Any]) -> str:
+    """Return `start_facts` of a pre-training run in a few words."""
+    if facts["init_digest"] is None:
+        return "new weights"
+    return f"from {facts['init']}" + ("" if facts["init_has_decoder"] else " with a new decoder")
