@@ -1,3 +1,24 @@
-"""mae_hf: pre-train a Vision Transformer as a masked autoencoder, transfer it, and measure the gain."""
+"""mae_hf: pre-train a Vision Transformer as a masked autoencoder, transfer it, and measure the gain.
+
+`pretrain`, `finetune`, `probe`, `compare`, `reconstruct` and `load` are the commands as functions (docs/python.md).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["compare", "finetune", "load", "pretrain", "probe", "reconstruct"]
+
+if TYPE_CHECKING:
+    from mae_hf.api import compare, finetune, load, pretrain, probe, reconstruct
+
+
+def __getattr__(name: str) -> Any:
+    """Import the functions when one is first used: they need torch, which takes seconds."""
+    if name in __all__:
+        return getattr(importlib.import_module("mae_hf.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

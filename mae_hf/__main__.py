@@ -48,11 +48,11 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
         return
     require(name in COMMANDS, f"{name} is not a command: choose one of {', '.join(COMMANDS)}")
     config: Any = read_command(COMMANDS[name], join_lists(words), prog)
-    _check_paths(config)
+    check_paths(config)
     getattr(importlib.import_module(f"mae_hf.commands.{name}"), name)(config)
 
 
-def _check_paths(config: Any) -> None:
+def check_paths(config: Any) -> None:
     """Check that the models, sources, runs and files that a config names exist."""
     if hasattr(config, "train") and Path(config.output_dir, "metrics.json").exists():
         return  # the data and the encoder of a finished run need not exist any more

@@ -66,8 +66,11 @@ class RunError(_OneLine, RuntimeError):
     """The run failed. The message says what happened, where, and how to resume."""
 
 
-class RunStopped(_OneLine):
-    """A signal stopped the command. It is no Exception, so that no library treats it as an error and retries."""
+class RunStopped(_OneLine, KeyboardInterrupt):
+    """A signal stopped the command. It is no Exception, so that no library treats it as an error and retries.
+
+    Notebooks treat it like the interrupt of a cell.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -30,7 +30,7 @@ def prepare_data(config: PrepareConfig) -> None:
             print(f"  {split.role:<10} {what}, {size:.1f} MiB in {store.path}{before}")
     # a source that has changed gets another store, and the old one stays
     folder = cache_folder(config.data)
-    sizes = [path.stat().st_size for path in folder.iterdir()]
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     print(f"{folder} holds {sum(sizes) / 2**20:.1f} MiB in {len(sizes)} files; delete those that you no longer need")
 
     # ---- leaks ----

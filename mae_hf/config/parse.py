@@ -8,7 +8,7 @@ import dataclasses
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -77,6 +77,33 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
         raise ConfigError(_in_short(str(error), types)) from None
     except OverflowError:  # jsonargparse converts whole numbers to float
         raise ConfigError("a number is above 1e308: choose a smaller one (--help lists the ranges)") from None
+    return _instantiate(config_class, parser, values)
+
+
+def read_settings(
+    config_class: type[Config], settings: Mapping[str, Any], base: str | Path | Config | None = None
+) -> Config:
+    """Return the config of Python values by dotted key, such as `{"train.epochs": 8}`; raises as `read_command` does.
+
+    The other settings are those of `base`, a YAML file or a config, or the defaults.
+    """
+    types = dict(_types(config_class))
+    _check_keys(list(settings), types, "settings")
+    base = read_file(config_class, base) if isinstance(base, (str, Path)) else base
+    problem = f"{type(base).__name__} is the config of a different command: give a {config_class.__name__} (config)"
+    require(base is None or isinstance(base, config_class), problem)
+    nested: dict[str, Any] = {}
+    for key, value in ((dict(flatten(base)) if base else {}) | dict(settings)).items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    parser = _parser(config_class, types, "mae_hf")
+    try:
+        return _instantiate(config_class, parser, parser.parse_object(nested))
+    except ConfigError as error:
+        raise ConfigError(_in_short(str(error), types)) from None
+
+
+def _instantiate(config_class: type[Config], parser: ArgumentParser, values: Any) -> Config:
     sections = parser.instantiate(values)
     return config_class(**{name: sections[name] for name in typing.get_type_hints(config_class)})
 

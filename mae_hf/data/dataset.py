@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from mae_hf.config.data import DataConfig
 from mae_hf.config.fields import Switch
@@ -232,8 +233,8 @@ def thin_out(images: ImageSet, max_images: int) -> ImageSet:
     return ImageSet([(store, indices[stratified_draw(images.labels, max_images, seed=0)])])
 
 
-def load_image_files(files: Sequence[str], image_size: int) -> torch.Tensor:
-    """Image files by name, decoded like the images of a source: torch.uint8 (n, S, S, 3)."""
+def load_image_files(files: Sequence[str | Image | np.ndarray], image_size: int) -> torch.Tensor:
+    """Image files by name, or images in memory, decoded like those of a source: torch.uint8 (n, S, S, 3)."""
     images = []
     for file in files:
         image = decode(file, image_size)

@@ -23,10 +23,7 @@ FIX_BAD_IMAGE = "replace such files, or leave them out (--data.on_bad_image skip
 
 def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
     """Return an image of any mode and size as np.uint8 (S, S, 3), by the rules at the top of this file."""
-    image.load()  # a PNG may have its EXIF after its pixels
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    image = _to_rgb(image)
+    image = to_rgb(image)
     if image.size == (image_size, image_size):
         return np.array(image)  # a resize to the same size would cost 3 % of decoding
     (width, height), short = image.size, min(image.size)
@@ -40,11 +37,11 @@ def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
     return np.array(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
 
 
-def decode(encoded: bytes | str | np.ndarray, image_size: int) -> np.ndarray | str:
+def decode(encoded: bytes | str | np.ndarray | Image.Image, image_size: int) -> np.ndarray | str:
     """Return an image as np.uint8 (S, S, 3), or the reason why it cannot be decoded.
 
     Args:
-        encoded: bytes of an image file, its path, or raw pixels.
+        encoded: bytes of an image file, its path, raw pixels, or an open image.
         image_size: side S.
     """
     try:
@@ -52,6 +49,8 @@ def decode(encoded: bytes | str | np.ndarray, image_size: int) -> np.ndarray | s
             if encoded.shape == (image_size, image_size, 3):
                 return np.ascontiguousarray(encoded)
             return to_rgb_square(Image.fromarray(encoded), image_size)
+        if isinstance(encoded, Image.Image):
+            return to_rgb_square(encoded, image_size)
         if isinstance(encoded, str) and not Path(encoded).is_file():
             return "there is no such file"  # also for a pipe or a device, which could block
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
@@ -64,7 +63,11 @@ def decode(encoded: bytes | str | np.ndarray, image_size: int) -> np.ndarray | s
         return clean((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an upright RGB image of the same size, by the same rules."""
+    image.load()  # a PNG may have its EXIF after its pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         # 16 bits, which Pillow may hold in 32. Floats have no fixed range: up to 1, else up to 255.

@@ -39,7 +39,7 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     elif path.is_dir() and any((path / f"{name}_X.bin").is_file() for name in ("unlabeled", "train", "test")):
         found = _stl10_binaries(source, path)
     else:
-        found = [_from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
+        found = [from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
     splits = {split.role: split for split in found}
     twice = f"{source} has two unlabeled splits, because a train split without labels counts as unlabeled"
     require(len(splits) == len(found), f"{twice}: name them as two sources (--data.source)")
@@ -113,7 +113,7 @@ def _read_folds(file: Path, num: int) -> tuple[np.ndarray, ...] | None:
     return folds
 
 
-def _from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
+def from_dataset(source: str, role: str, dataset: datasets.Dataset) -> Split:
     """A split from the columns `image` and `label` of a dataset; a train split without labels is unlabeled."""
     fingerprint = dataset._fingerprint  # of the files, before any change of columns
     column = next((name for name in ("image", "img") if name in dataset.column_names), None)

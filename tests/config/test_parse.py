@@ -362,3 +362,23 @@ def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def test_what_is_dumped_is_plain_yaml():
     assert yaml.safe_load(parsing.to_yaml(PretrainConfig()))["augment"] == {"crop_scale": [0.2, 1.0], "flip": True}
+
+
+def test_python_values_give_the_config_that_flags_give(tmp_path: Path):
+    file = tmp_path / "config.yaml"
+    file.write_text("train: {epochs: 7, base_lr: 1e-4}\n")
+    values = {"train.epochs": 3, "data.source": ["a", "b"], "data.image_mean": (0.1, 0.2, 0.3), "data.revision": "1e3"}
+    flags = ("--train.epochs=3", "--data.source=[a, b]", "--data.image_mean=[0.1, 0.2, 0.3]", "--data.revision=1e3")
+    for base in (file, str(file), parse(f"--config={file}")):
+        assert parsing.read_settings(PretrainConfig, values, base) == parse(f"--config={file}", *flags)
+    assert parsing.read_settings(PretrainConfig, {}) == parse()
+
+
+@pytest.mark.parametrize(
+    "setting", [("train.epochs", "many"), ("train.epochs", -1), ("train.loss", 1), ("hub", {}), ("model.loss", "l3")]
+)
+def test_python_values_have_the_errors_of_flags(setting: tuple[str, object]):
+    key, value = setting
+    with pytest.raises(ConfigError) as caught:
+        parsing.read_settings(PretrainConfig, {key: value})
+    assert str(caught.value) == error_of(f"--{key}={value}").replace("the command line", "settings")

@@ -1,0 +1,264 @@
+"""The commands as Python functions, which also take images in memory and return what the command has written.
+
+`settings` has the keys of the YAML files and flags: `{"train.epochs": 8}` is `--train.epochs 8`. ConfigError names the
+flag of a wrong setting. RunError says how to resume. RunStopped, which is a KeyboardInterrupt, means that Ctrl-C
+stopped the command after it had saved its state. The same call resumes, and returns a finished run at once.
+
+`data` is a source as `data.source` names it, images in memory (`mae_hf.data.in_memory`), or None for that of the config.
+`config` is a YAML file, the name of a preset such as `stl10_tiny`, or a config. `precision` replaces the launcher's.
+"""
+
+import base64
+import dataclasses
+import html
+import importlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import ViTForImageClassification
+
+from mae_hf.__main__ import check_paths
+from mae_hf.config.commands import CompareConfig, EvaluateConfig, FinetuneConfig, PretrainConfig, ReconstructConfig
+from mae_hf.config.parse import read_settings
+from mae_hf.data.augment.crop_flip import normalize, to_pixels
+from mae_hf.data.cache import cache_folder
+from mae_hf.data.dataset import load_image_files
+from mae_hf.data.decode import to_rgb
+from mae_hf.data.in_memory import as_image, store_images
+from mae_hf.errors import require
+from mae_hf.evaluation.reconstruction import OVER_TIME
+from mae_hf.files import read_json
+from mae_hf.models.io import SavedModel, open_classifier, open_encoder, read_normalization
+from mae_hf.models.mae import MaskedAutoencoder, export_encoder
+from mae_hf.training.isolation import Precision, isolated
+
+Options = Mapping[str, Any] | None
+_BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """An opened model, which is called with images.
+
+    Args:
+        model: a `MaskedAutoencoder`, a `ViTForImageClassification` or, of an encoder, a `ViTModel`; in eval mode.
+        image_mean: channel means of its image processor.
+        image_std: channel standard deviations of its image processor.
+    """
+
+    model: Any
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of a classifier's classes, in the order of its probabilities; empty for other models."""
+        is_classifier = isinstance(self.model, ViTForImageClassification)
+        return tuple((self.model.config.id2label or {}).values()) if is_classifier else ()
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Any], pooling: str = "cls") -> np.ndarray:
+        """Return a classifier's probabilities, float32 (n, C), or an encoder's features, float32 (n, D).
+
+        Images are PIL images, arrays or image files, in any mode and size. Features are the CLS token, or with
+        `pooling="mean"` the mean of the patch tokens. ConfigError if an image cannot be decoded.
+        """
+        require(pooling in ("cls", "mean"), f"pooling is {pooling} but must be cls or mean")
+        network: Any = export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
+        files = [str(image) if isinstance(image, Path) else image for image in images]
+        values = []
+        for start in range(0, len(files), _BATCH_SIZE):
+            batch = load_image_files(files[start : start + _BATCH_SIZE], network.config.image_size)
+            outputs = network(normalize(to_pixels(batch.to(network.device)), self.image_mean, self.image_std))
+            if self.class_names:
+                values.append(outputs.logits.softmax(dim=-1))
+            else:
+                tokens = outputs.last_hidden_state
+                values.append(tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1))
+        return torch.cat(values).cpu().numpy()
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandResult:
+    """What a command has written; a notebook shows its numbers and its picture.
+
+    Args:
+        folder: the folder of the command's files.
+        metrics: its numbers by name.
+        picture: its most telling figure, a PNG; None if it draws none.
+        name: the model, as `load` takes it; None if there is none.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    picture: Path | None = None
+    name: str | None = None
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The trained or probed model, opened when it is first used."""
+        require(self.name is not None, f"{self.folder} holds no model: load one of its runs (mae_hf.load)")
+        return load(str(self.name))
+
+    def __repr__(self) -> str:
+        """The folder and the first numbers in one line."""
+        shown = [f"{key} {text}" for key, text in self._numbers()]
+        return f"<{self.folder}: {', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{html.escape(key)}</td><td>{text}</td></tr>" for key, text in self._numbers())
+        shown = f"<p>{html.escape(str(self.folder))}</p><table>{rows}</table>"
+        if self.picture and self.picture.is_file():
+            content = base64.b64encode(self.picture.read_bytes()).decode()
+            shown += f'<img style="max-width: 100%" src="data:image/png;base64,{content}">'
+        return shown
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        return [(key, f"{value:.4g}") for key, value in self.metrics.items() if isinstance(value, int | float)]
+
+
+ModelName = str | Path | CommandResult
+
+
+def load(name: ModelName) -> LoadedModel:
+    """Return the model of a run folder, a model folder or a Hub id.
+
+    A masked autoencoder with its decoder, such as a pre-training run's, is a `MaskedAutoencoder`. A fine-tuned model is
+    a `ViTForImageClassification`. Everything else is an encoder, a `ViTModel`.
+    """
+    name = _name_of(name)
+    config = SavedModel(name).config()
+    model: Any
+    if config.model_type == "vit_mae":
+        model = MaskedAutoencoder.from_pretrained(name).eval()
+    elif "ViTForImageClassification" in (config.architectures or []):
+        model = open_classifier(name, "sdpa")
+    else:
+        model = open_encoder(name, "sdpa")
+    return LoadedModel(model, *read_normalization(name))
+
+
+def pretrain(
+    data: Any = None, *, labels: Any = None, config: str | Path | PretrainConfig | None = None,
+    output_dir: str | Path | None = None, precision: Precision | None = None, settings: Options = None
+) -> CommandResult:  # fmt: skip
+    """Pre-train a masked autoencoder; the other arguments are described at the top of this file.
+
+    `output_dir` is the run folder; by default, that of the config. `labels` are only for probes on the way: class names
+    or numbers of a list of images, None where an image has none; or a dict of such lists.
+    """
+    run = _run("pretrain", PretrainConfig, {"output_dir": output_dir}, data, labels, config, precision, settings)
+    return _result(run.output_dir, picture=f"figures/{OVER_TIME}", name=run.output_dir)
+
+
+def finetune(
+    data: Any = None, init: ModelName | None = None, *, labels: Any = None,
+    config: str | Path | FinetuneConfig | None = None, output_dir: str | Path | None = None,
+    precision: Precision | None = None, settings: Options = None
+) -> CommandResult:  # fmt: skip
+    """Fine-tune a classifier from an encoder, or train the same network from random weights with `init="scratch"`.
+
+    `init` is a result of `pretrain`, a folder or a Hub id; by default, that of the config. The rest is as for
+    `pretrain`.
+    """
+    names = {"model.init": init and _name_of(init), "output_dir": output_dir}
+    run = _run("finetune", FinetuneConfig, names, data, labels, config, precision, settings)
+    return _result(run.output_dir, picture="figures/confusion.png", name=run.output_dir)
+
+
+def probe(
+    model: ModelName, data: Any, *, labels: Any = None, probes: str = "knn,linear",
+    output_dir: str | Path | None = None, precision: Precision | None = None, settings: Options = None
+) -> CommandResult:  # fmt: skip
+    """Probe the frozen features of an encoder; metrics are by `PROBE/POOLING/NAME`, such as `linear/cls/accuracy`.
+
+    `probes` is as for `evaluate --probe`. The folder is by default runs/probe/NAME of the model.
+    """
+    names = {"model": _name_of(model), "probe": probes, "output_dir": output_dir or _default("probe", model)}
+    run = _run("evaluate", EvaluateConfig, names, data, labels, None, precision, settings)
+    return _result(run.output_dir, name=run.model)
+
+
+def compare(
+    pretrained: ModelName | Sequence[ModelName],
+    scratch: ModelName | Sequence[ModelName],
+    *,
+    output_dir: str | Path | None = None,
+) -> CommandResult:
+    """Compare fine-tuning with the same training from scratch; the folder holds index.html.
+
+    Each arm is a result of `finetune`, a run folder, or several. The folder is by default runs/compare/NAME of a run.
+    """
+    arms = [[_name_of(run) for run in ([arm] if isinstance(arm, ModelName) else arm)] for arm in (pretrained, scratch)]
+    names = {"pretrained": arms[0], "scratch": arms[1], "output_dir": output_dir or _default("compare", arms[0][0])}
+    run = _run("compare", CompareConfig, names)
+    return _result(run.output_dir, picture="curves.png", file="comparison.json")
+
+
+def reconstruct(
+    model: ModelName, data: Any, *, output: str | Path | None = None, settings: Options = None
+) -> CommandResult:
+    """Draw how a masked autoencoder reconstructs a list of images, or images that it holds out of a source.
+
+    The drawing is the `picture` of the result, by default runs/reconstruct/NAME.png.
+    """
+    names: dict[str, Any] = {"model": _name_of(model), "output": output or f"{_default('reconstruct', model)}.png"}
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(data, list | tuple):
+            files = [Path(folder, f"{number}.png") for number in range(len(data))]
+            names["data.source"] = [_as_file(image, file) for image, file in zip(data, files, strict=True)]
+            data = None
+        run = _run("reconstruct", ReconstructConfig, names, data, settings=settings)
+    return CommandResult(Path(run.output).parent, {}, Path(run.output), run.model)
+
+
+def _run(
+    command: str, kind: Any, names: Mapping[str, Any], data: Any = None, labels: Any = None, config: Any = None,
+    precision: Precision | None = None, settings: Options = None
+) -> Any:  # fmt: skip
+    """Run a command and return its config. Images in memory are stored in the cache, as a source that it can name."""
+    if isinstance(data, kind):
+        data, config = None, data
+    if isinstance(config, str) and not config.endswith((".yaml", ".yml")):
+        folder = Path(__file__).parents[1] / "configs" / command
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "not part of the installed package"
+        name, config = config, folder / f"{config}.yaml"
+        require(config.is_file(), f"config {name} is neither a YAML file nor a preset: presets are {known} (config)")
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in names.items() if value is not None}
+    run = read_settings(kind, {**(settings or {}), **given}, config)
+    is_source = isinstance(data, str | Path)
+    require(labels is None or not (data is None or is_source), "labels are for images in memory: a source has its own")
+    if data is not None:
+        source = str(data if is_source else store_images(data, labels, cache_folder(run.data)))
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, source=source))
+    check_paths(run)
+    recipe = getattr(importlib.import_module(f"mae_hf.commands.{command}"), command)
+    with isolated(precision):
+        recipe(run)
+    return run
+
+
+def _result(folder: str, picture: str = "", name: str | None = None, file: str = "metrics.json") -> CommandResult:
+    path = Path(folder)
+    return CommandResult(path, read_json(path / file, dict[str, object]), path / picture if picture else None, name)
+
+
+def _name_of(model: ModelName) -> str:
+    return str(model.name or model.folder) if isinstance(model, CommandResult) else str(model)
+
+
+def _default(command: str, model: ModelName) -> str:
+    return str(Path("runs", command, Path(_name_of(model)).name))
+
+
+def _as_file(image: Any, file: Path) -> str:
+    """Return the name of an image file; an image in memory is saved as `file` first."""
+    if isinstance(image, str | Path):
+        return str(image)
+    to_rgb(as_image(image)).save(file)
+    return str(file)

@@ -1,0 +1,139 @@
+"""Images in memory become a source: a folder of parquet files in the cache, named after their fingerprint.
+
+A config can name this folder, so that a run can be resumed, repeated and compared like a run on any other source.
+"""
+
+import hashlib
+import io
+import itertools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mae_hf.data.decode import to_rgb
+from mae_hf.data.sources import from_dataset
+from mae_hf.data.splits import Split, names_by_role
+from mae_hf.errors import ConfigError, require
+from mae_hf.files import write_folder
+
+_ROWS = 100  # read and written at a time
+_KINDS = "a folder or other source, a datasets.Dataset, a list of PIL images or of image files, or splits of these"
+
+
+def store_images(data: Any, labels: Any, cache: Path) -> Path:
+    """Write images into a folder of `cache`, unless it exists, and return the folder.
+
+    Args:
+        data: a `datasets.Dataset`, or a sequence of PIL images, arrays (uint8 (H, W) or (H, W, 3)) and image files; or
+            a mapping, such as a `DatasetDict`, from the names of splits to these. A single one is `train`.
+        labels: of a sequence, a class name or number for each image, None where an image has no label; of a mapping, a
+            mapping. None if there are none, or if they are a column of the dataset.
+        cache: the folder of decoded images.
+
+    Raises:
+        ConfigError: data of other types, an image file that does not exist, or labels that do not fit.
+    """
+    data, labels = (data, labels) if isinstance(data, Mapping) else ({"train": data}, {"train": labels})
+    require(labels is None or isinstance(labels, Mapping), "labels are a list, but the images are splits: give a dict")
+    names, labels = names_by_role("data", data), labels or {}
+    require(set(labels) <= set(data), f"labels are of {', '.join(labels)}, but the splits are {', '.join(data)}")
+    known = sorted(
+        {label for each in labels.values() for label in (each if each is not None else ()) if _is_name(label)}
+    )
+    found: list[Split] = []
+    for role, name in names.items():
+        for part, dataset in _datasets(role, data[name], labels.get(name), known).items():
+            require(len(dataset) > 0, f"{name} of the data has no images: leave it out, or add some")
+            found.append(from_dataset("data", part, dataset))
+    splits = {split.role: split for split in found}
+    require(len(splits) == len(found), "data has two unlabeled splits, because a train split without labels is one")
+
+    digest = hashlib.sha256()
+    for split in found:
+        digest.update(f"{split.role} {split.class_names}\n".encode())
+        for row in _rows(split):
+            digest.update(f"{len(row['image']['bytes'])} {row['image']['path']} {row['label']}\n".encode())
+            digest.update(row["image"]["bytes"])
+    folder = cache.absolute() / f"memory-{digest.hexdigest()[:20]}"
+    if not folder.exists():
+        write_folder(folder, lambda beside: _write(found, beside))
+    return folder
+
+
+def _is_name(label: Any) -> bool:
+    return isinstance(label, str)
+
+
+def _datasets(role: str, images: Any, labels: Any, known: list[str]) -> dict[str, datasets.Dataset]:
+    """Return a dataset with its role; two if some of the images have no labels."""
+    if isinstance(images, datasets.Dataset):
+        require(labels is None, "labels of a datasets.Dataset are its column `label`: add it with add_column")
+        return {role: images.with_format(None)}
+    is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str)
+    require(is_list, f"data is a {type(images).__name__}: give {_KINDS}")
+    if labels is None:
+        rows: dict[str, list[tuple[Any, Any]]] = {role: [(image, None) for image in images]}
+    else:
+        require(len(labels) == len(images), f"{role} has {len(images)} images, but {len(labels)} labels")
+        pairs = list(zip(images, labels, strict=True))
+        rows = {role: [pair for pair in pairs if pair[1] is not None]}
+        rows |= {"unlabeled": rest} if (rest := [pair for pair in pairs if pair[1] is None]) else {}
+    found = {}
+    for part, chosen in rows.items():
+        columns: dict[str, Any] = {"image": [_encode(image) for image, _ in chosen]}
+        features: dict[str, Any] = {"image": datasets.Image(decode=False)}
+        if labels is not None and part == role:
+            try:
+                columns["label"] = [known.index(label) if known else operator.index(label) for _, label in chosen]
+            except (ValueError, TypeError):
+                raise ConfigError("labels are neither all class names nor all whole numbers: choose one") from None
+            features["label"] = datasets.ClassLabel(names=known) if known else datasets.Value("int64")
+        found[part] = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    return found
+
+
+def _encode(image: Any) -> dict[str, Any]:
+    """Return an image as the datasets library stores it: an image file, or the bytes of a PNG and its name if known."""
+    if isinstance(image, str | Path):
+        require(Path(image).is_file(), f"{image} is not an image file that exists: correct its name, or leave it out")
+        return {"bytes": None, "path": str(image)}
+    image, file = as_image(image), io.BytesIO()
+    to_rgb(image).save(file, "PNG", compress_level=1)
+    return {"bytes": file.getvalue(), "path": getattr(image, "filename", None) or None}
+
+
+def as_image(image: Any) -> Image.Image:
+    """Return an image in memory as a PIL image; ConfigError if it is none."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    require(isinstance(image, Image.Image), f"data holds a {type(image).__name__}: give {_KINDS}")
+    return image
+
+
+def _rows(split: Split) -> Iterator[dict[str, Any]]:
+    """Yield each row with the bytes of its image; they are empty if the image is missing."""
+    for start in range(0, len(split), _ROWS):
+        for row, image in enumerate(split.images[start : start + _ROWS]["image"], start):
+            image = image or {"bytes": None, "path": None}
+            file = Path(image["path"] or "")
+            content = image["bytes"] or (file.read_bytes() if file.is_file() else b"")
+            label = None if split.labels is None else int(split.labels[row])
+            yield {"image": {"bytes": content, "path": image["path"]}, "label": label}
+
+
+def _write(splits: list[Split], folder: Path) -> None:
+    for split in splits:
+        features: dict[str, Any] = {"image": datasets.Image()}
+        if split.labels is not None:
+            names = split.class_names
+            features["label"] = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
+        schema, rows = datasets.Features(features).arrow_schema, _rows(split)
+        with pq.ParquetWriter(folder / f"{split.role}.parquet", schema) as writer:
+            while batch := list(itertools.islice(rows, _ROWS)):
+                writer.write_table(pa.Table.from_pylist(batch, schema))

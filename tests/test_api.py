@@ -1,0 +1,181 @@
+"""The commands as Python functions: the same results as on the command line, from images in memory, too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from forks import ROOT, succeed
+from PIL import Image
+from transformers import ViTForImageClassification, ViTModel
+
+import mae_hf
+from mae_hf.config import parse
+from mae_hf.config.commands import PretrainConfig
+from mae_hf.errors import ConfigError, RunStopped
+from mae_hf.models.mae import MaskedAutoencoder
+from mae_hf.training import loop
+
+SHAPE = {
+    "model.image_size": 16, "model.patch_size": 4, "model.hidden_size": 16, "model.num_hidden_layers": 1,
+    "model.num_attention_heads": 2, "model.intermediate_size": 32,
+}  # fmt: skip
+STEPS = {"train.batch_size": 8, "train.epochs": 2, "train.warmup_ratio": 0, "train.eval_every_epochs": 1}
+SMALL = {**SHAPE, **STEPS, "data.validation_fraction": 0.2}
+DECODER = {
+    "model.decoder_hidden_size": 16, "model.decoder_num_hidden_layers": 1, "model.decoder_num_attention_heads": 2,
+    "model.decoder_intermediate_size": 32, "train.figure_every_epochs": 2, "train.probe_every_epochs": 2,
+}  # fmt: skip
+CLASSES = [("cat", "dog")[number % 2] for number in range(40)]
+IMAGES = [Image.fromarray(pixels) for pixels in np.random.default_rng(0).integers(0, 256, (70, 20, 24, 3), np.uint8)]
+SPLITS = {"train": IMAGES[:30], "test": IMAGES[30:40], "unlabeled": IMAGES[40:]}
+LABELS = {"train": CLASSES[:30], "test": CLASSES[30:]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of `pretrain`, and of `finetune` from there and from scratch, of images in memory."""
+    folder = tmp_path_factory.mktemp("runs")
+    pretrained = mae_hf.pretrain(SPLITS, labels=LABELS, output_dir=folder / "pretrain", settings=SMALL | DECODER)
+    tuned = mae_hf.finetune(SPLITS, pretrained, labels=LABELS, output_dir=folder / "tuned", settings=SMALL)
+    scratch = mae_hf.finetune(SPLITS, "scratch", labels=LABELS, output_dir=folder / "scratch", settings=SMALL)
+    return {"pretrain": pretrained, "tuned": tuned, "scratch": scratch}
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without the speed."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "train/images_per_second"} for line in lines]
+
+
+def test_importing_the_package_loads_no_library_and_shows_the_functions():
+    code = "import mae_hf, sys; print(*dir(mae_hf)); assert not {'torch', 'numpy', 'mae_hf.api'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"pretrain", "finetune", "probe", "compare", "reconstruct", "load"} <= set(done.stdout.split())
+    assert all(callable(getattr(mae_hf, name)) and getattr(mae_hf, name).__doc__ for name in mae_hf.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        _ = mae_hf.train
+
+
+@pytest.mark.parametrize("command", ["pretrain", "tuned"])
+def test_the_command_line_repeats_a_run_to_the_last_bit_from_its_config(runs: dict[str, Any], command: str, tmp_path):
+    script = "pretrain" if command == "pretrain" else "finetune"
+    folder = runs[command].folder
+    succeed(f"scripts/{script}.py", "--config", folder / "config.yaml", "--output_dir", tmp_path / "again")
+    assert log_of(tmp_path / "again") == log_of(folder)
+    weights = [path.read_bytes() for path in (folder / "model").rglob("*.safetensors")]
+    assert weights == [path.read_bytes() for path in (tmp_path / "again" / "model").rglob("*.safetensors")]
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == runs[command].metrics
+
+
+def test_a_finished_run_is_returned_at_once_and_another_config_is_refused(runs: dict[str, Any]):
+    again: dict[str, Any] = {"labels": LABELS, "output_dir": runs["tuned"].folder}
+    assert mae_hf.finetune(SPLITS, runs["pretrain"], settings=SMALL, **again) == runs["tuned"]
+    with pytest.raises(ConfigError, match="holds a run with a different config"):
+        mae_hf.finetune(SPLITS, "scratch", settings=SMALL, **again)
+
+
+def test_ctrl_c_saves_the_state_and_the_same_call_resumes(
+    runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(step: int, *rest: Any) -> float:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learning_rate_at(step, *rest)
+
+    learning_rate_at = loop.learning_rate_at
+    call: dict[str, Any] = {"labels": LABELS, "output_dir": tmp_path / "run", "settings": SMALL | DECODER}
+    monkeypatch.setattr(loop, "learning_rate_at", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        mae_hf.pretrain(SPLITS, **call)
+    monkeypatch.undo()
+    assert isinstance(stopped.value, RunStopped) and "SIGINT: saved as" in str(stopped.value)
+    resumed = mae_hf.pretrain(SPLITS, **call)
+    assert log_of(resumed.folder)[-1]["eval/loss"] == log_of(runs["pretrain"].folder)[-1]["eval/loss"]
+
+
+def test_results_show_their_numbers_and_their_picture(runs: dict[str, Any]):
+    for result in runs.values():
+        assert result.metrics == json.loads((result.folder / "metrics.json").read_text())
+        assert str(result.folder) in repr(result) and "\n" not in repr(result)
+        assert result.picture.is_file() and "data:image/png;base64," in result._repr_html_()
+    assert "eval/loss" in repr(runs["pretrain"])
+
+
+def test_models_are_opened_by_their_kind_and_called_with_images(runs: dict[str, Any], tmp_path: Path):
+    mae, classifier = runs["pretrain"].model, runs["tuned"].model
+    encoder = mae_hf.load(runs["pretrain"].folder / "model" / "encoder")
+    kinds = (MaskedAutoencoder, ViTForImageClassification, ViTModel)
+    assert [type(each.model) for each in (mae, classifier, encoder)] == list(kinds)
+    assert np.array_equal(mae(IMAGES), encoder(IMAGES)) and mae(IMAGES).shape == (70, 16)
+    assert not np.allclose(encoder(IMAGES), encoder(IMAGES, pooling="mean"))
+    IMAGES[0].save(tmp_path / "image.png")
+    mixed = [tmp_path / "image.png", np.asarray(IMAGES[0]), IMAGES[0].convert("RGBA")]
+    assert np.allclose(encoder(mixed), encoder(IMAGES[:1]), atol=1e-6)
+    assert classifier.class_names == ("cat", "dog") and encoder.class_names == ()
+    predicted = datasets.Dataset.from_parquet(str(runs["tuned"].folder / "predictions.parquet"))["probabilities"]
+    assert np.allclose(classifier(IMAGES[30:40]), predicted[:], atol=1e-6)
+
+
+def test_probe_compare_and_reconstruct(runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    probed = mae_hf.probe(runs["pretrain"], SPLITS, labels=LABELS, probes="knn", settings={"batch_size": 7})
+    assert probed.folder == Path("runs/probe/pretrain") and 0 <= probed.metrics["knn/cls/accuracy"] <= 1
+    assert type(probed.model.model) is MaskedAutoencoder
+    compared = mae_hf.compare(runs["tuned"], [runs["scratch"].folder])
+    assert (compared.folder / "index.html").is_file() and "points" in repr(compared) and compared.picture.is_file()
+    with pytest.raises(ConfigError, match="holds no model"):
+        _ = compared.model
+    IMAGES[1].save("image.png")
+    drawn = mae_hf.reconstruct(runs["pretrain"], [IMAGES[0], "image.png"], output="drawn.png")
+    assert drawn.picture == Path("drawn.png") and Image.open("drawn.png").width > 100
+
+
+def test_precision_differs_between_calls_and_a_thread_works(runs: dict[str, Any], tmp_path: Path):
+    common: dict[str, Any] = {"labels": LABELS, "settings": SMALL}
+    before = torch.get_rng_state()
+    call = {"output_dir": tmp_path / "bf16", "precision": "bf16"}
+    thread = threading.Thread(target=lambda: mae_hf.finetune(SPLITS, runs["pretrain"], **common, **call))
+    thread.start()
+    thread.join()
+    again = mae_hf.finetune(SPLITS, runs["pretrain"], **common, output_dir=tmp_path / "no")
+    assert json.loads((tmp_path / "bf16" / "run.json").read_text())["mixed_precision"] == "bf16"
+    assert log_of(tmp_path / "bf16") != log_of(again.folder) == log_of(runs["tuned"].folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_config_can_be_an_object_a_file_or_a_preset(runs: dict[str, Any], tmp_path: Path):
+    file = runs["pretrain"].folder / "config.yaml"
+    config = parse.read_file(PretrainConfig, file)
+    for call in ({"data": config}, {"config": config}, {"config": file}, {"config": str(file)}):
+        assert mae_hf.pretrain(**call) == runs["pretrain"]
+    with pytest.raises(ConfigError, match="config tiny is neither a YAML file nor a preset: presets are digits, stl10"):
+        mae_hf.pretrain(config="tiny")
+    with pytest.raises(ConfigError, match="PretrainConfig is the config of a different command: give a FinetuneConfig"):
+        mae_hf.finetune(config=config)
+    with pytest.raises(ConfigError, match=r"train\.epochs is -1\.0 but must be above 0"):
+        mae_hf.pretrain(config="digits", settings={"train.epochs": -1}, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"data": "missing"}, "missing is neither a folder nor a parquet file"),
+        ({"data": "digits", "labels": [1]}, "labels are for images in memory"),
+        ({"labels": [1]}, "labels are for images in memory"),
+        ({"data": IMAGES, "labels": [1] * 70, "init": "missing"}, "missing does not exist"),
+        ({"settings": {"train.epoch": 1}}, "settings has the unknown key train.epoch: the nearest one is train.epochs"),
+    ],
+)
+def test_mistakes_are_one_line_of_a_config_error(call: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        mae_hf.finetune(**{"output_dir": tmp_path / "run", **call})
+    assert not (tmp_path / "run").exists()
