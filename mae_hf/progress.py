@@ -46,3 +46,13 @@ class Progress(tqdm):
         """Leave the finished bar where it is."""
         with contextlib.suppress(OSError):
             super().close()
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in words: `50 s`, `12 min`, `2 h 10 min`, `37 days`."""
+    minutes, days = round(seconds / 60), round(seconds / 86_400)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if days >= 2:
+        return f"{days} days"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

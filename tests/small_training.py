@@ -23,6 +23,7 @@ from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.loop import Evaluation, train
+from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.run_folder import RunLog
 
@@ -90,6 +91,12 @@ def run(
         inputs, targets = batch(draws.rows, draws.epoch)
         return change(state.step, nn.functional.mse_loss(model(inputs), targets))
 
+    sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
+    evaluations = [Evaluation("evaluation", plan.steps(config.train.eval_every_epochs), evaluate)]
+    if config.train.minutes and not state.step:
+        timed = [Evaluation("evaluation", evaluations[0].every_steps, lambda step: {})]  # `evaluate` divides by it
+        fits = steps_that_fit(accelerator, model, optimizer, config.train, sampler, loss_of, timed)
+        plan = plan.lasting(fits, config.train)
     try:
         state = train(
             accelerator,
@@ -98,9 +105,9 @@ def run(
             config=config.train,
             plan=plan,
             state=state,
-            sampler=BatchSampler(plan, config.train.seed, accelerator.process_index),
+            sampler=sampler,
             loss_of=loss_of,
-            evaluations=[Evaluation("evaluation", plan.steps(config.train.eval_every_epochs), evaluate)],
+            evaluations=evaluations,
             log=log,
             checkpoints=checkpoints,
             best_key=best_key,

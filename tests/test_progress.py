@@ -6,7 +6,7 @@ import io
 import pytest
 
 from mae_hf import progress
-from mae_hf.progress import Progress
+from mae_hf.progress import Progress, in_words
 
 
 class Terminal(io.StringIO):
@@ -54,3 +54,11 @@ def test_only_the_first_process_of_a_machine_shows_anything(monkeypatch, stderr)
 
 def test_a_closed_terminal_is_no_error(monkeypatch):
     work(monkeypatch, 3, Closed())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(50, "50 s"), (720, "12 min"), (7800, "2 h 10 min"), (86_400, "24 h 0 min"), (37 * 86_400, "37 days")],
+)
+def test_a_duration_reads_as_words(seconds, words):
+    assert in_words(seconds) == words

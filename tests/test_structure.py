@@ -58,7 +58,6 @@ NO_MIRROR |= {
         "few_labels",
         "finetune",
         "prepare_data",
-        "open_run",
         "pretrain",
         "reconstruct",
     )

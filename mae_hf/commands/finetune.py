@@ -29,6 +29,7 @@ from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
 from mae_hf.training.loop import Evaluation, train
 from mae_hf.training.losses import finetuning_loss
+from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import WeightAverage, build_optimizer
 from mae_hf.training.predictions import write_predictions
 
@@ -99,6 +100,11 @@ def finetune(config: FinetuneConfig) -> None:
     # ---- train, from where an unfinished run stopped ----
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints, average)
     state = checkpoints.resume()
+    sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
+    evaluations = [Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)]
+    if run.must_fit_minutes(state.step):
+        timed = steps_that_fit(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
+        plan = plan.lasting(timed, config.train)
     lines = {
         "images": ", ".join(f"{len(part)} {role}" for role, part in images.items())
         + (f": {train_images.note}" if train_images.note else ""),
@@ -112,9 +118,9 @@ def finetune(config: FinetuneConfig) -> None:
         config=config.train,
         plan=plan,
         state=state,
-        sampler=BatchSampler(plan, config.train.seed, accelerator.process_index),
+        sampler=sampler,
         loss_of=loss_of,
-        evaluations=[Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)],
+        evaluations=evaluations,
         log=log,
         checkpoints=checkpoints,
         best_key="eval/accuracy",

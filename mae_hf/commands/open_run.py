@@ -13,6 +13,7 @@ from mae_hf import hub
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import Plan, TrainConfig
+from mae_hf.errors import require
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
 from mae_hf.training.memory import choose_micro_batch
 from mae_hf.training.provenance import RunRecord
@@ -39,7 +40,16 @@ class OpenRun:
         """Return the run in optimizer steps; few labels have changed the batch of `config`."""
         if config.train != self.config.train:
             self.fit_memory(config)
-        return config.train.plan(num_images, self.accelerator.num_processes, self.micro_batch_size)
+        plan = config.train.plan(num_images, self.accelerator.num_processes, self.micro_batch_size)
+        steps = self.record.total_steps if config.train.minutes else None
+        return plan.lasting(steps, config.train) if steps else plan
+
+    def must_fit_minutes(self, step: int) -> bool:
+        """Whether the number of steps of `train.minutes` is unknown; ConfigError if only a resumed run could know."""
+        is_unknown = self.config.train.minutes is not None and self.record.total_steps is None
+        lost = f"{self.folder / 'run.json'} has lost its total_steps, which train.minutes has set"
+        require(step == 0 or not is_unknown, f"{lost}: restore the file, or choose another --output_dir")
+        return is_unknown
 
     def start_log(
         self,
@@ -62,7 +72,8 @@ class OpenRun:
         """
         accelerator = self.accelerator
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        facts = {**facts, "num_parameters": num_parameters, "micro_batch_size": plan.micro_batch_size}
+        facts = {**facts, "num_parameters": num_parameters, "total_steps": plan.total_steps}
+        facts["micro_batch_size"] = plan.micro_batch_size
         log = RunLog(accelerator, self.config, step, facts, self.lock)
         compiled = ", compiled layers" if facts["is_compiled"] else ""
         table = {"run": f"{self.folder}, from step {step}", **lines}

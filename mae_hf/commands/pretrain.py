@@ -1,6 +1,7 @@
 """Pre-train a masked autoencoder on unlabelled images."""
 
 import contextlib
+import sys
 import time
 from dataclasses import replace
 
@@ -35,6 +36,7 @@ from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
 from mae_hf.training.loop import Evaluation, train
 from mae_hf.training.losses import pretraining_loss
+from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import build_optimizer
 from mae_hf.training.run_folder import read_metrics
 
@@ -115,11 +117,23 @@ def pretrain(config: PretrainConfig) -> None:
     ]
     if probed:
         every = config.train.probe_every_epochs
-        evaluations.append(Evaluation("probe", plan.steps(every) if every else plan.total_steps, probe))
+        evaluations.append(Evaluation("probe", plan.steps(every) if every else sys.maxsize, probe))
 
     # ---- train, from where an unfinished run stopped ----
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     state = checkpoints.resume()
+    if run.must_fit_minutes(state.step):
+        timed = steps_that_fit(
+            accelerator,
+            prepared,
+            optimizer,
+            config.train,
+            sampler,
+            loss_of,
+            evaluations,
+            streamed.reading if streamed else None,
+        )
+        plan = plan.lasting(timed, config.train)
     facts = {
         **start_facts(config.model),
         "num_train_images": len(train_images),

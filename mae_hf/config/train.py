@@ -15,6 +15,8 @@ class TrainConfig(Settings):
         per_device_batch_size: number of images on a device at once, the micro-batch; the batch is accumulated from
             these. `auto`: as many as fit into the free memory. null: no accumulation.
         epochs: passes over the training images.
+        minutes: duration of training steps and evaluations, instead of `epochs`. The run measures its speed, and keeps
+            the number of steps that follows.
         base_lr: learning rate per 256 images; the optimizer gets `base_lr * batch_size / 256`.
         warmup_ratio: share of the steps with a linear warm-up; a cosine decay to 0 follows.
         weight_decay: AdamW's weight decay, on matrices only.
@@ -33,9 +35,11 @@ class TrainConfig(Settings):
     """
 
     section = "train"
+    quick = ""  # a preset for a small machine, and how long it takes there
     batch_size: Count = 512
     per_device_batch_size: Count | Literal["auto"] | None = "auto"
     epochs: Positive = 200.0
+    minutes: Positive | None = None
     base_lr: Positive = 1.5e-4
     warmup_ratio: Rate = 0.1
     weight_decay: NotNegative = 0.05
@@ -65,20 +69,13 @@ class TrainConfig(Settings):
         share = self.batch_size // num_processes
         return [size for size in range(1, share + 1) if share % size == 0]
 
-    def plan(
-        self,
-        num_images: int,
-        num_processes: int,
-        micro_batch_size: int | None = None,
-        total_steps: int | None = None,
-    ) -> "Plan":
+    def plan(self, num_images: int, num_processes: int, micro_batch_size: int | None = None) -> "Plan":
         """Return every duration in optimizer steps, and each device's share of the batch.
 
         Args:
             num_images: training images.
             num_processes: processes that share a batch.
             micro_batch_size: what `auto` stands for; by default no accumulation.
-            total_steps: what `minutes` stands for; by default that many epochs as the config says.
 
         Raises ConfigError for fewer images than one batch, and for a batch that cannot be split evenly.
         """
@@ -91,7 +88,7 @@ class TrainConfig(Settings):
         problem = f"does not divide the {sizes[-1]} images per device of a batch: choose one of {allowed}"
         self.check("per_device_batch_size", micro_batch_size in sizes, problem)
         steps_per_epoch = num_images // self.batch_size
-        total_steps = total_steps or max(1, round(self.epochs * steps_per_epoch))
+        total_steps = max(1, round(self.epochs * steps_per_epoch))
         return Plan(
             num_images=num_images,
             num_processes=num_processes,
@@ -124,6 +121,10 @@ class Plan:
         """Return the number of steps nearest to this number of epochs, at least 1."""
         return max(1, round(epochs * self.steps_per_epoch))
 
+    def lasting(self, total_steps: int, train: TrainConfig) -> "Plan":
+        """Return the plan of a run of that many steps."""
+        return replace(self, total_steps=total_steps, warmup_steps=round(train.warmup_ratio * total_steps))
+
     @property
     def eval_batch_size(self) -> int:
         """Images per device and forward pass in evaluations, which need no gradients: up to 256 or 4 micro-batches."""
@@ -131,11 +132,13 @@ class Plan:
 
     def describe(self, train: TrainConfig) -> str:
         """Return the arithmetic behind each derived number, printed before step 0."""
+        length = f"{train.epochs:g} epochs x {self.steps_per_epoch}"
+        length = f"what fits into {train.minutes:g} minutes" if train.minutes else length
         return (
             f"batch           {train.batch_size} = {self.num_processes} processes x {self.accumulation_steps} "
             f"accumulation steps x {self.micro_batch_size} images\n"
             f"steps per epoch {self.steps_per_epoch} = {self.num_images} images // {train.batch_size}\n"
-            f"total steps     {self.total_steps} = {train.epochs:g} epochs x {self.steps_per_epoch}\n"
+            f"total steps     {self.total_steps} = {length}\n"
             f"warm-up steps   {self.warmup_steps} = {train.warmup_ratio:g} x {self.total_steps} total steps\n"
             f"learning rate   {train.learning_rate:.3g} = base_lr {train.base_lr:g} x {train.batch_size} / 256, "
             "cosine to 0 after the warm-up"
@@ -152,6 +155,7 @@ class PretrainTrainConfig(TrainConfig):
             source has labels. 0 probes only after the last step, where a linear probe follows in any case.
     """
 
+    quick = "configs/pretrain/stl10_tiny.yaml takes 30 minutes on 2 CPU cores"
     figure_every_epochs: Positive = 20.0
     probe_every_epochs: NotNegative = 10.0
 
@@ -169,6 +173,7 @@ class FinetuneTrainConfig(TrainConfig):
             keeps the batch and the epochs as they are.
     """
 
+    quick = "configs/finetune/stl10_tiny.yaml takes 19 minutes on a CPU core"
     batch_size: Count = 256
     epochs: Positive = 100.0
     base_lr: Positive = 5e-4

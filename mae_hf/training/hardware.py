@@ -49,6 +49,12 @@ def use_cpu_well(accelerator: Accelerator) -> None:
         libc.mallopt(-2, 2**26)  # M_TOP_PAD: grow it by 64 MiB at a time
 
 
+def free_unused() -> None:
+    """Give unused pages of the heap back to the kernel. `use_cpu_well` keeps them, and unequal ones add up."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def compile_layers(accelerator: Accelerator, model: nn.Module, mode: Switch) -> bool:
     """Compile the transformer layers of `model` in place, and return whether it did.
 

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,12 @@ from mae_hf.data.random import Draws, integer_seed
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.stream.order import StreamSampler
 from mae_hf.errors import RunError, RunStopped
-from mae_hf.progress import Progress
 from mae_hf.training.checkpoint import Checkpoints, TrainState
+from mae_hf.training.hardware import free_unused
 from mae_hf.training.losses import LossOf
 from mae_hf.training.memory import explained_lack
 from mae_hf.training.optim import learning_rate_at, set_learning_rate
+from mae_hf.training.pace import RunProgress, describe_machine
 from mae_hf.training.run_folder import RunLog
 from mae_hf.training.signals import StopSignals
 
@@ -62,12 +62,16 @@ def train(
             the resumed run repeats. Several processes finish their step, and on GPUs up to 20 steps.
         RunError: a loss or gradient is not finite, and the weights are those before that step; or no memory is left.
     """
-    progress = _Progress(accelerator, plan, state)
+    progress = RunProgress(accelerator, plan, state, describe_machine(accelerator, model, config))
     save_every_steps = plan.steps(config.save_every_epochs)
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
-        log.metrics(state.step, state.step / plan.steps_per_epoch, _evaluate(model, evaluations, state.step, progress))
+        log.metrics(
+            state.step,
+            state.step / plan.steps_per_epoch,
+            _evaluate(model, evaluations, state.step, progress),
+        )
     lack = explained_lack(plan.micro_batch_size)
     with StopSignals(accelerator.is_main_process) as signals, contextlib.closing(progress), lack:
         try:
@@ -212,57 +216,20 @@ def _may_check(accelerator: Accelerator, signals: StopSignals, step: int) -> boo
 
 
 def _evaluate(
-    model: nn.Module, evaluations: Sequence[Evaluation], step: int, progress: "_Progress"
+    model: nn.Module, evaluations: Sequence[Evaluation], step: int, progress: RunProgress
 ) -> dict[str, float]:
     model.eval()
+    free_unused()  # what an evaluation allocates has other sizes than in training
     values: dict[str, float] = {}
     for evaluation in evaluations:
         progress.set_description(evaluation.name)
         values |= evaluation.run(step)
     progress.set_description("training")
+    free_unused()
     return values
 
 
-def _save(progress: "_Progress", log: RunLog, checkpoints: Checkpoints, state: TrainState) -> None:
+def _save(progress: RunProgress, log: RunLog, checkpoints: Checkpoints, state: TrainState) -> None:
     progress.write_into(state)
     log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
     checkpoints.save(state)
-
-
-class _Progress(Progress):
-    """The progress of the run, with the mean loss and the images per second since the last line of the log.
-
-    Pauses do not count as time. The loss survives an interruption, since `state` holds it; the speed does not.
-    """
-
-    def __init__(self, accelerator: Accelerator, plan: Plan, state: TrainState) -> None:
-        is_hidden = not accelerator.is_main_process
-        options = {"initial": state.step, "unit": "step", "smoothing": 0.05}
-        super().__init__(desc="training", total=plan.total_steps, disable=is_hidden, **options)
-        self._loss = torch.tensor(state.loss_sum, device=accelerator.device)
-        self._steps, self._images, self._seconds = state.loss_steps, 0, 0.0
-        self.resume()
-
-    def add(self, loss: Tensor, num_images: int) -> None:
-        self._loss += loss
-        self._steps += 1
-        self._images += num_images
-        self.update()
-
-    def pause(self) -> None:
-        self._seconds += time.perf_counter() - self._started
-
-    def resume(self) -> None:
-        self._started = time.perf_counter()
-
-    def write_into(self, state: TrainState) -> None:
-        """Put into `state` what a resumed run needs to write the same next line."""
-        state.loss_sum, state.loss_steps = self._loss.item(), self._steps
-
-    def values(self) -> dict[str, float]:
-        """Show and return `train/loss` and `train/images_per_second`, and start anew. The clock is paused."""
-        loss, images_per_second = (self._loss / self._steps).item(), self._images / self._seconds
-        self._loss = torch.zeros_like(self._loss)
-        self._steps, self._images, self._seconds = 0, 0, 0.0
-        self.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
-        return {"train/loss": loss, "train/images_per_second": images_per_second}

@@ -40,7 +40,7 @@ class RunRecord:
     num_validation_images: int | None = None
     num_parameters: int | None = None
     micro_batch_size: int | None = None  # images on a device at once
-    total_steps: int | None = None  # of a run with `train.minutes`
+    total_steps: int | None = None
     data_fingerprint: str | None = None  # of the training images and labels
     validation_fingerprint: str | None = None  # of the validation images and labels
     test_fingerprint: str | None = None  # of the test images and labels

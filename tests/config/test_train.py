@@ -143,3 +143,10 @@ def test_the_plan_shows_its_arithmetic():
 def test_evaluations_take_up_to_256_images_at_once_and_four_micro_batches_at_most(size, expected):
     train = TrainConfig(batch_size=512, per_device_batch_size=size)
     assert train.plan(1000, 1).eval_batch_size == expected
+
+
+def test_a_plan_of_another_length_has_its_own_warm_up():
+    train = TrainConfig(batch_size=64, warmup_ratio=0.2, minutes=3.5)
+    plan = train.plan(1240, 1).lasting(50, train)
+    assert (plan.total_steps, plan.warmup_steps) == (50, 10)
+    assert "total steps     50 = what fits into 3.5 minutes" in plan.describe(train)
