@@ -74,16 +74,22 @@ def check_paths(config: Any) -> None:
     if isinstance(config, configs.FewLabelsConfig) and config.finetune_config:
         read_file(configs.FinetuneConfig, config.finetune_config)
     if isinstance(config, configs.CompareConfig):
-        for run in itertools.chain(*config.arms):
+        for run in itertools.chain(*config.arms.values()):
             fix = "give the run folder of a fine-tuning run (its --output_dir)"
             require(Path(run).is_dir(), f"{run} is not a folder: {fix}")
 
 
 def join_lists(words: Sequence[str]) -> list[str]:
-    """Turn several words after a flag into one list: `--scratch a b` becomes `--scratch '["a", "b"]'`."""
+    """Turn several words after a flag into one list: `--scratch a b` becomes `--scratch '["a", "b"]'`.
+
+    The words of every `--arm` are one list, too.
+    """
     found: list[list[str]] = []
-    for word in words:
-        if word.startswith("-") or not found:
+    for word in itertools.chain(*(text.split("=", 1) if text.startswith("--arm=") else [text] for text in words)):
+        if word == "--arm" and (arms := next((group for group in found if group[0] == word), None)):
+            found.remove(arms)
+            found.append(arms)  # the next words belong to it
+        elif word.startswith("-") or not found:
             found.append([word])
         else:
             found[-1].append(word)

@@ -4,6 +4,7 @@ python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finet
     --output_dir runs/compare/digits
 
 Several seeds of each arm: --pretrained runs/finetune/seed-* --scratch runs/finetune/scratch-seed-*
+Any number of arms: --arm tuned=runs/finetune/digits --arm probe=runs/evaluate/digits-probes --arm ...
 """
 
 from mae_hf.__main__ import main

@@ -1,4 +1,4 @@
-"""Finished fine-tuning runs as scripts/finetune.py leaves them, written in a moment for tests of what reads them."""
+"""Finished runs and probes as finetune and evaluate leave them, written in a moment for tests of what reads them."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig
+from mae_hf.config.commands import EvaluateConfig, FinetuneConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.config.train import FinetuneTrainConfig
@@ -20,6 +20,7 @@ from mae_hf.config.train import FinetuneTrainConfig
 LABELS = (0, 0, 1, 1)  # the test images of the fixture `image_folder`
 THREE, HALF = (True, True, True, False), (True, True, False, False)
 SHAPE = {"image_size": 12, "patch_size": 6, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+PROBED = SHAPE | {"intermediate_size": 16}
 
 
 def write_arms(folder: Path, image_folder: Path) -> tuple[Path, Path, Path]:
@@ -103,6 +104,47 @@ def write_run(
     (folder / "run.json").write_text(json.dumps(known | record))
     model = {"model_type": "vit", "id2label": {str(i): name for i, name in enumerate(class_names)}}
     (folder / "model" / "config.json").write_text(json.dumps(model))
+    return folder
+
+
+def write_probes(
+    folder: Path,
+    model: str,
+    rights: dict[str, tuple[tuple[bool, ...], float]],
+    source: str = "digits",
+    labels: tuple[int, ...] = LABELS,
+    class_names: tuple[str, ...] = ("cat", "dog"),
+    fingerprint: str | None = "0123456789abcdef",
+    shape: dict[str, int] | None = None,
+    **record: Any,
+) -> Path:
+    """Writes the folder of `evaluate --probe` and returns it.
+
+    Args:
+        model: the encoder.
+        rights: for each probe, such as `linear`, whether each test image is predicted right, and the accuracy on 100
+            validation images. The pooling `mean` has the same, but is wrong on one more validation image.
+        record: more of run.json.
+    """
+    data = DataConfig(source=source, class_names=class_names)
+    metrics: dict[str, Any] = {}
+    folder.mkdir()
+    for name, (right, best) in rights.items():
+        for pooling, num_right in (("cls", round(100 * best)), ("mean", round(100 * best) - 1)):
+            for part, of_part, truth in (
+                ("predictions", right, labels),
+                ("validation_predictions", tuple(i < num_right for i in range(100)), (0, 1) * 50),
+            ):
+                (folder / part).mkdir(exist_ok=True)
+                _write_predictions(folder / part / f"{name}-{pooling}.parquet", truth, of_part, len(class_names))
+            metrics |= {f"{name}/{pooling}/accuracy": float(np.mean(right))}
+            metrics |= {f"{name}/{pooling}/validation_accuracy": num_right / 100}
+    config = EvaluateConfig(model=model, data=data, probe=",".join(rights), output_dir=str(folder))
+    (folder / "config.yaml").write_text(parse.to_yaml(config))
+    known = {"command": f"scripts/evaluate.py --model {model}", "num_train_images": 270, "num_parameters": 1000}
+    known |= {"data_fingerprint": fingerprint, "class_names": class_names, "encoder_shape": shape or PROBED}
+    (folder / "run.json").write_text(json.dumps(known | record))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 
 

@@ -327,6 +327,22 @@ def test_the_comparison_is_computed_from_the_run_folders(runs: Path, tmp_path: P
     assert len(list(tmp_path.glob("*.png"))) >= 4
 
 
+def test_probes_of_the_encoder_are_an_arm_beside_its_fine_tuning(runs: Path, tmp_path: Path):
+    data = ("--data.source", "digits", "--data.validation_fraction", "0.2")
+    probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear,rank", "--output_dir", tmp_path / "probes")
+    for _ in range(2):  # an older evaluation may be replaced
+        succeed("scripts/evaluate.py", *probes)
+    arms = (
+        "--arm",
+        f"tuned={runs / 'finetune'}",
+        f"--arm=probes={tmp_path / 'probes'}",
+        "--arm",
+        f"new={runs / 'scratch'}",
+    )
+    printed = succeed("scripts/compare.py", *arms, "--output_dir", tmp_path / "report")
+    assert "is the best of 3 arms on validation images" in printed and "linear-cls" in printed
+
+
 def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_path: Path):
     script = ("scripts/reconstruct.py", "--model", runs / "pretrain")
     succeed(*script, "--data.source", "digits", "--output", tmp_path / "digits.png")

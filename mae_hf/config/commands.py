@@ -191,9 +191,9 @@ class FewLabelsConfig(_StoredImages):
         return tuple(self.method.split(","))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompareConfig(Settings):
-    """Compare fine-tuning from a pre-trained encoder with the same training from scratch.
+    """Compare fine-tuning from a pre-trained encoder with the same training from scratch, or any number of arms.
 
     Runs of an arm that differ only in `train.seed` are one recipe. If an arm has several recipes, the one with the best
     mean validation accuracy represents it.
@@ -201,18 +201,43 @@ class CompareConfig(Settings):
     Args:
         pretrained: run folders of fine-tuning runs that started from a pre-trained encoder; one or several.
         scratch: run folders of fine-tuning runs with `--model.init scratch` on the same images; equal seeds are paired.
+        arm: a name and its runs, `--arm NAME=RUN,RUN`, for two or more arms; instead of `pretrained` and `scratch`. A
+            run is the folder of a fine-tuning run, or of `evaluate --probe`, where each probe is a recipe.
         output_dir: folder for index.html, comparison.json and the figures; files of these names are replaced.
     """
 
-    pretrained: list[str] | str
-    scratch: list[str] | str
+    pretrained: list[str] | str | None = None
+    scratch: list[str] | str | None = None
+    arm: list[str] | str | None = None
     output_dir: str
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        has_two = (self.pretrained is not None, self.scratch is not None)
+        problem = "--arm names all arms: remove --pretrained and --scratch, and name their runs with --arm NAME=RUN"
+        require(self.arm is None or not any(has_two), problem)
+        fix = "--pretrained RUN --scratch RUN, or --arm NAME=RUN --arm NAME=RUN"
+        require(self.arm is not None or all(has_two), f"the runs of two arms are missing: give {fix}")
+        names = []
+        for text in _texts(self.arm):
+            name, _, runs = text.partition("=")
+            problem = f"arm {text} has no name or no run: write --arm NAME=RUN or --arm NAME=RUN,RUN"
+            require(bool(name.strip()) and all(runs.split(",")), problem)
+            require(len(name) <= 40, f"the name of arm {name[:50]} has {len(name)} characters: use at most 40 (--arm)")
+            require(name not in names, f"two arms are named {name}: join their runs, --arm {name}=RUN,RUN")
+            names.append(name)
+        require(self.arm is None or len(names) > 1, f"there is one arm, {', '.join(names)}: name two or more (--arm)")
+
     @property
-    def arms(self) -> tuple[list[str], list[str]]:
-        """The runs of the pre-trained arm, and of the arm from scratch."""
-        pretrained, scratch = ([arm] if isinstance(arm, str) else arm for arm in (self.pretrained, self.scratch))
-        return pretrained, scratch
+    def arms(self) -> dict[str, list[str]]:
+        """The runs of each arm by its name; `pretrained` and `scratch` in the form with two arms."""
+        if self.arm is None:
+            return {"pretrained": _texts(self.pretrained), "scratch": _texts(self.scratch)}
+        return {name: runs.split(",") for name, _, runs in (text.partition("=") for text in _texts(self.arm))}
+
+
+def _texts(value: list[str] | str | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""How far a difference between two arms can be trusted: intervals, a paired test, and what several runs add.
+"""How far a difference between arms can be trusted: intervals, a paired test, and what several runs add.
 
 Two sources of chance are kept apart. The test images are a sample: intervals over them are bootstrap intervals (Efron
-and Tibshirani 1993, chapter 13), which repeat the choice of the recipe on resampled validation images. Independent runs
-of the pipeline are a sample, too: intervals over them are Student's t intervals.
+and Tibshirani 1993, chapter 13), which repeat the choice of recipe and arm on resampled validation images. Independent
+runs of the pipeline are a sample, too: intervals over them are Student's t intervals.
 
-Shapes: R recipes, B resamples, m validation images, n test images, E evaluations of a run.
+Shapes: A arms, R recipes, B resamples, m validation images, n test images, E evaluations of a run.
 """
 
 import math
@@ -57,6 +57,7 @@ class Resampled:
     """An arm on resampled images."""
 
     accuracy: Floats  # (B,), the test accuracy of the recipe that validation chose in each resample
+    validation: Floats  # (B,), its accuracy on the validation images of the resample; no two arms tie
     chosen: Floats  # (R,), the share of resamples in which validation chose each recipe
 
 
@@ -73,9 +74,22 @@ def resample_arms(arms: Sequence[Candidates]) -> list[Resampled]:
     results = []
     for of_validation, of_test in zip(*(np.split(means, borders, axis=1) for means in (validation, test)), strict=True):
         choice = of_validation.argmax(axis=1)
-        accuracy = np.take_along_axis(of_test, choice[:, None], axis=1)[:, 0]
-        results.append(Resampled(accuracy, np.bincount(choice, minlength=of_test.shape[1]) / len(choice)))
+        accuracy, reached = (
+            np.take_along_axis(means, choice[:, None], axis=1)[:, 0] for means in (of_test, of_validation)
+        )
+        results.append(Resampled(accuracy, reached, np.bincount(choice, minlength=of_test.shape[1]) / len(choice)))
     return results
+
+
+def best_over_next(arms: Sequence[Resampled]) -> tuple[Floats, Floats]:
+    """Choose an arm in each resample, too, by validation.
+
+    Return its test accuracy minus that of the arm that validation puts second, (B,), and the share of resamples in
+    which each arm is chosen, (A,).
+    """
+    order = np.argsort([-arm.validation for arm in arms], axis=0)
+    accuracy = np.take_along_axis(np.stack([arm.accuracy for arm in arms]), order, axis=0)
+    return accuracy[0] - accuracy[1], np.bincount(order[0], minlength=len(arms)) / order.shape[1]
 
 
 def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
@@ -158,6 +172,18 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
     result = stats.ttest_ind(first, second, equal_var=False)
     ends = result.confidence_interval(CONFIDENCE)
     return Welch(float(result.pvalue), Interval(float(ends.low), float(ends.high)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in their order, so that one below 0.05 is significant among all.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate(np.minimum(np.asarray(p_values)[order] * factors, 1))
+    return [float(p) for p in corrected]
 
 
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:

@@ -3,6 +3,7 @@
 Shapes: n images, C classes, M bins of the confidence.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +21,14 @@ Arms = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]  # name -> runs -> 
 _ARM_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+    {"color": "#CC79A7", "linestyle": ":", "marker": "v"},
+    {"color": "#E69F00", "linestyle": (0, (8, 2)), "marker": "D"},
+    {"color": "#56B4E9", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
+    {"color": "#000000", "linestyle": (0, (1, 3)), "marker": "X"},
+    {"color": "#8C6D31", "linestyle": (0, (5, 4)), "marker": "*"},
 )
-_HATCHES = ("", "///")
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "ooo", "+++")
 _MARKERS = "osv^D*PX<>"
 _DOTS: dict[str, Any] = {"s": 14, "linewidths": 0.3, "edgecolors": "black", "alpha": 0.85}
 _MAX_COUNTS = 20  # with more classes the counts in a confusion matrix are too small to read
@@ -69,12 +76,12 @@ def curves_figure(arms: Arms, title: str, target: float | None = None, others: A
 def _draw_curves(panel: Axes, arms: Arms, others: Arms, key: str, factor: float) -> None:
     grey = {"color": "0.5", "linestyle": "-.", "linewidth": 1.0, "markersize": 2.5, "zorder": 1}
     for runs_of, suffix, overrides in ((arms, "", {}), (others, ", other recipes", grey)):
-        for style, (arm, runs) in zip(_ARM_STYLES, runs_of.items(), strict=False):
+        for style, (arm, runs) in zip(itertools.cycle(_ARM_STYLES), runs_of.items(), strict=False):
             for number, run in enumerate(runs):
                 points = [(line["epoch"], factor * line[key]) for line in run if key in line]
                 look = style | {"linewidth": 1.0, "markersize": 0, "alpha": 0.8, "markevery": max(1, len(points) // 12)}
                 if number == 0:
-                    look |= {"linewidth": 1.8, "markersize": 4, "alpha": 1.0, "label": arm + suffix}
+                    look |= {"linewidth": 1.8, "markersize": 4, "alpha": 1.0, "label": label_of(arm, 40) + suffix}
                 panel.plot(*zip(*points, strict=True) if points else ([], []), **look | overrides)
 
 
@@ -87,11 +94,15 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
     longest = 0.07 * max(map(len, names))  # inches of the labels at the left and below
     side = min(6.5, max(2.2, 0.42 * num_classes))
     width, height = side + longest + 0.6, side + longest + 0.8
-    down, across = (1, len(matrices)) if len(matrices) * width + 1 <= _MAX_WIDTH else (len(matrices), 1)
+    across = min(len(matrices), max(1, int((_MAX_WIDTH - 1) / width)))
+    down = -(-len(matrices) // across)
     figure = Figure(figsize=(across * width + 1, down * height + 0.5), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     ticks = range(num_classes)[:: math.ceil(num_classes / 50)]
     labels = [names[tick] for tick in ticks]
+    for panel in panels[len(matrices) :]:
+        panel.remove()
+    panels = panels[: len(matrices)]
     for panel, (name, counts) in zip(panels, matrices.items(), strict=True):
         matrix = np.asarray(counts)
         parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -112,21 +123,45 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
 def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     """Return a bar for each arm and class. F1 is in [0, 1], and NaN for a class without test images."""
     class_names = list(next(iter(f1_by_name.values())))
-    figure = Figure(figsize=(6.5, 0.42 * len(class_names) + 1.5), layout="constrained")
+    height = max(0.42, 0.16 * len(f1_by_name))  # inches of a class
+    figure = Figure(figsize=(6.5, height * len(class_names) + 1.5), layout="constrained")
     panel = figure.subplots()
     width = 0.8 / len(f1_by_name)
     for number, (name, scores) in enumerate(f1_by_name.items()):
         percents = [100 * scores[class_name] for class_name in class_names]
         places = np.arange(len(class_names)) + (number - (len(f1_by_name) - 1) / 2) * width
+        number %= len(_ARM_STYLES)
         look = {"color": _ARM_STYLES[number]["color"], "hatch": _HATCHES[number], "edgecolor": "white"}
-        bars = panel.barh(places, np.nan_to_num(percents), width, label=name, **look)
+        bars = panel.barh(places, np.nan_to_num(percents), width, label=label_of(name, 40), **look)
         labels = ["no test images" if math.isnan(percent) else f"{percent:.0f}" for percent in percents]
         panel.bar_label(bars, labels, fontsize=7, padding=2)
     panel.set_yticks(range(len(class_names)), [label_of(name) for name in class_names])
     panel.set(xlabel="test F1 (%)", ylabel="class", xlim=(0, 108), xticks=range(0, 101, 20))
     panel.set_ylim(len(class_names) - 0.5, -0.5)  # the first class at the top
     panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(f1_by_name), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(2, len(f1_by_name)), frameon=False)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def intervals_figure(arms: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]], title: str) -> Figure:
+    """Return a row for each arm, the first at the top, with its interval and a point for each run or encoder.
+
+    Accuracies are in [0, 1]. The mean is a line across the interval, which is None if it is unknown.
+    """
+    figure = Figure(figsize=(7.5, 0.5 * len(arms) + 1.2), layout="constrained")
+    panel = figure.subplots()
+    for row, (style, (values, interval)) in enumerate(zip(itertools.cycle(_ARM_STYLES), arms.values(), strict=False)):
+        color, percents = style["color"], 100 * np.asarray(values)
+        if interval is not None:
+            panel.plot(100 * np.asarray(interval), (row, row), color=color, linewidth=6, alpha=0.35)
+        panel.plot((percents.mean(),) * 2, (row - 0.25, row + 0.25), color=color, linewidth=2)
+        panel.plot(percents, np.full(len(percents), row), style["marker"], color=color, markersize=5)
+        panel.annotate(f"{percents.mean():.1f}", (1.01, row), xycoords=("axes fraction", "data"), va="center")
+    panel.set_yticks(range(len(arms)), [label_of(name, 40) for name in arms])
+    panel.set(xlabel="test accuracy (%)", ylim=(len(arms) - 0.5, -0.5))
+    panel.grid(axis="x", alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -138,11 +173,13 @@ def reliability_figure(
 
     Each panel shows counts, mean confidences and accuracies of M bins of equal width, each (M,), without empty bins.
     """
-    figure = Figure(figsize=(4.1 * len(bins_by_name) + 0.2, 5.0), layout="constrained")
-    panels = figure.subplots(2, len(bins_by_name), squeeze=False, sharex=True, height_ratios=(3, 1))
+    across = min(3, len(bins_by_name))
+    down = -(-len(bins_by_name) // across)
+    figure = Figure(figsize=(4.1 * across + 0.2, 4.2 * down + 0.8), layout="constrained")
+    panels = figure.subplots(2 * down, across, squeeze=False, sharex=True, height_ratios=(3, 1) * down)
     most = max(int(counts.max()) for counts, _, _ in bins_by_name.values())
     for number, (name, (counts, confidence, accuracy)) in enumerate(bins_by_name.items()):
-        upper, lower = panels[:, number]
+        upper, lower = panels[2 * (number // across) : 2 * (number // across) + 2, number % across]
         width = 1 / len(counts)
         left = np.arange(len(counts)) * width
         for chosen, look in ((counts >= _FEW, _ENOUGH), ((counts > 0) & (counts < _FEW), _TOO_FEW)):
@@ -155,8 +192,11 @@ def reliability_figure(
         upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
         # 0.5 below, so that a bin with a single image shows on a logarithmic axis
         lower.set(xlabel="confidence (probability of the predicted class)", yscale="log", ylim=(0.5, 2 * most))
-        lower.set_ylabel("images" if number == 0 else "")
+        lower.set_ylabel("images" if number % across == 0 else "")
         lower.yaxis.set_major_formatter("{x:,.0f}")
+    for number in range(len(bins_by_name), down * across):
+        for panel in panels[-2:, number % across]:
+            panel.remove()
     handles = [*(Patch(edgecolor="0.2", **look) for look in (_ENOUGH, _TOO_FEW)), *panels[0, 0].lines]
     names = ["accuracy", f"accuracy of fewer than {_FEW} images", "perfect calibration", "at the bin's mean confidence"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -176,13 +216,17 @@ def map_figure(
     The axes are named after the method, such as `t-SNE`.
     """
     names = [label_of(name) for name in class_names]
-    width = max(6.0, 3.9 * len(points_by_name))
+    across = min(4, len(points_by_name))
+    down = -(-len(points_by_name) // across)
+    width = max(6.0, 3.9 * across)
     most_columns = max(1, int(width / (0.08 * max(map(len, names)) + 0.55)))
     num_rows = math.ceil(len(names) / most_columns)
     columns = math.ceil(len(names) / num_rows)  # no name alone in the last row
-    figure = Figure(figsize=(width, 4.9 + 0.2 * num_rows), layout="constrained")
-    panels = figure.subplots(1, len(points_by_name), squeeze=False)[0]
-    for panel, (name, points) in zip(panels, points_by_name.items(), strict=True):
+    figure = Figure(figsize=(width, 4.4 * down + 0.5 + 0.2 * num_rows), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for panel in panels[len(points_by_name) :]:
+        panel.remove()
+    for panel, (name, points) in zip(panels, points_by_name.items(), strict=False):
         for index, class_name in enumerate(names):
             # After ten classes the colours begin again: shifted, so that no two classes share both.
             look = _DOTS | {"color": f"C{index % 10}", "marker": _MARKERS[(index + index // 10) % len(_MARKERS)]}

@@ -58,10 +58,12 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
     The number of images n may differ between the arms, and may be 0.
     """
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
-    size = (_ACROSS * 1.5 * len(mistakes) + 0.4, 1.9 * num_rows + 1.2)
+    across = min(2, len(mistakes))
+    down = -(-len(mistakes) // across)
+    size = (_ACROSS * 1.5 * across + 0.4, (1.9 * num_rows + 0.8) * down + 0.4)
     figure = Figure(figsize=size, layout="constrained")
-    blocks = figure.subfigures(1, len(mistakes), wspace=0.06, squeeze=False)[0]
-    for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=True):
+    blocks = figure.subfigures(down, across, wspace=0.06, squeeze=False).ravel()
+    for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=False):
         panels = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
         for panel, image, text in zip(panels, images, texts, strict=False):
             _show(panel, image)

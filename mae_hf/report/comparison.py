@@ -1,79 +1,35 @@
-"""A comparison: the runs of two arms, checked against each other, and the answer they give.
+"""A comparison: the runs of two or more arms, checked against each other, and the answer they give.
 
-Runs that do not answer the same question (different test images, classes or network) are refused. Runs of an arm that
-differ in their seeds alone are one recipe; validation chooses the recipe that represents the arm, with all its runs.
+Runs that do not answer the same question (different test images or classes) are refused. Runs of an arm that differ in
+their seeds alone are one recipe; validation chooses the recipe that represents the arm, with all its runs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mae_hf.config.model import EncoderConfig
 from mae_hf.errors import require
 from mae_hf.evaluation.statistics import Interval, Spread
-from mae_hf.report.results import Recipe, Results, epochs_to, measure, recipe_name, scores_on_test
-from mae_hf.training.finished_runs import TOLERANCE, Run, read_run
-from mae_hf.training.provenance import Provenance, find_provenance
+from mae_hf.report.arms import ComparedArms
+from mae_hf.report.recipes import check_comparable, epochs_to, mean_best, recipe_name, scores_on_test, sort_recipes
+from mae_hf.training.finished_runs import TOLERANCE, Run, read_run, read_runs
 
 PRETRAINED_ARM, SCRATCH_ARM = "MAE pre-trained", "from scratch"  # in pictures and tables
 MIN_VALIDATION_IMAGES = 100  # below, one image is more than a point
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Two arms that can be compared, the pre-trained arm first."""
-
-    recipes: dict[str, tuple[Recipe, ...]]  # of each arm, the chosen one first; its runs, the best on validation first
+class Comparison(ComparedArms):
+    """The same arms, and what they say."""
 
     @property
-    def arms(self) -> dict[str, tuple[Run, ...]]:
-        """All runs of each arm."""
-        return {name: tuple(run for recipe in recipes for run in recipe) for name, recipes in self.recipes.items()}
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """All runs, the pre-trained ones first."""
-        return tuple(run for arm in self.arms.values() for run in arm)
-
-    @property
-    def chosen(self) -> dict[str, Recipe]:
-        """The runs that the answer is about: all runs of each arm's chosen recipe."""
-        return {name: recipes[0] for name, recipes in self.recipes.items()}
-
-    @property
-    def best(self) -> dict[str, Run]:
-        """The run of each arm that pictures of a single run show."""
-        return {name: runs[0] for name, runs in self.chosen.items()}
-
-    @property
-    def differing_settings(self) -> list[str]:
-        """The settings in which the chosen recipes of the arms differ."""
-        ours, baseline = (recipe[0].settings for recipe in self.chosen.values())
-        return [key for key, value in ours if (key, value) not in baseline]
-
-    @cached_property
-    def origins(self) -> list[Provenance]:
-        """Where the encoders of the pre-trained arm come from, each once."""
-        inits = dict.fromkeys(run.config.model.init for run in self.runs if not run.from_scratch)
-        return [find_provenance(init) for init in inits]
-
-    @property
-    def has_choice(self) -> bool:
-        """Whether validation has chosen between recipes."""
-        return any(len(recipes) > 1 for recipes in self.recipes.values())
-
-    @cached_property
-    def results(self) -> Results:
-        """The numbers of the comparison."""
-        return measure(*self.recipes.values())
+    def _names(self) -> list[str]:
+        """The arms as sentences name them, in their order."""
+        return list(self.recipes) if self.chooses_arm else ["pre-trained", "from scratch"]
 
     def answer(self) -> str:
         """Return the result in one sentence with its interval, however it turned out."""
-        results, interval, seeds_test = self.results, self.results.gain_interval, self.results.seeds_test
+        results, interval, seeds_test = self.results, self.results.gain_interval, self.results.pairs[0].seeds_test
         num_labels = self.runs[0].record.num_train_images  # the same in all runs, as their data are
         labels = f"{num_labels:,} labels" if num_labels else "the same labels"
         verdict = f"{100 * results.gain:+.1f} points"
@@ -82,61 +38,103 @@ class Comparison:
         elif (interval and interval.low <= 0 <= interval.high) or (seeds_test and seeds_test.p_value > 0.05):
             verdict += ", which may be chance"
         elif results.gain < 0:
-            verdict += ", so pre-training did not help here"
+            problem = "validation did not choose the better one" if self.chooses_arm else "pre-training did not help"
+            verdict += f", so {problem} here"
         images = f"{results.num_test_images:,} test images"
         ends = f", over {images}"
         if interval is None:
             ends = f", as the difference is the same for each of the {images}"
-        elif self.has_choice:
-            ends += f" and the choice of recipe on {results.num_validation_images:,} validation images"
-        ours, baseline = spread_text(results.pretrained.accuracy), spread_text(results.scratch.accuracy)
+        elif self.has_choice or self.chooses_arm:
+            chosen = ["arm"] * self.chooses_arm + ["recipe"] * self.has_choice
+            ends += f" and the choice of {listed(chosen)} on {results.num_validation_images:,} validation images"
+        worth = f"{verdict} ({_interval_text(interval)}{ends})"
+        ours, baseline = (spread_text(arm.accuracy) for arm in results.leading)
+        if not self.chooses_arm:
+            return (
+                f"With {labels}, the MAE-pre-trained ViT reaches {ours} % test accuracy, the same network from scratch "
+                f"{baseline} %: {worth}."
+            )
+        probe = next(iter(self.best.values())).probe
+        best, following = self._names[:2]
         return (
-            f"With {labels}, the MAE-pre-trained ViT reaches {ours} % test accuracy, the same network from scratch "
-            f"{baseline} %: {verdict} ({_interval_text(interval)}{ends})."
+            f"With {labels}, {best} is the best of {len(self.recipes)} arms on validation images"
+            f"{f' (use the probe {probe})' if probe else ''} and reaches {ours} % test accuracy, the next best, "
+            f"{following}, {baseline} %: {worth}."
         )
 
     def details(self) -> str:
         """Return what supports the answer: runs, tests and choices."""
-        results = self.results
-        ours, baseline = results.pretrained.describe_units(), results.scratch.describe_units()
-        sentences = [f"± is the standard deviation over {ours} (pre-trained) and {baseline} (from scratch)."]
-        if ours == baseline == "1 run":
+        units, pair = [arm.describe_units() for arm in self.results.arms.values()], self.results.pairs[0]
+        is_single = set(units) == {"1 run"}
+        of_arms = [f"{unit} ({name})" for unit, name in zip(units, self._names, strict=True)]
+        sentences = [f"± is the standard deviation over {listed(of_arms)}."]
+        if is_single:
             sentences = ["Each arm has one run, so the spread over seeds is unknown."]
-        elif results.seeds_test:
-            sentences.append(f"Welch's t-test over them: p = {results.seeds_test.p_value:.2g}.")
-        elif results.pretrained.is_of_one_encoder:
-            sentences.append("One encoder gives no p-value for pre-training as a whole.")
-        values = sorted(pair.test.p_value for pair in results.pairs)
+        if self.chooses_arm:
+            test = "Welch's t-test" if pair.seeds_test else "exact McNemar test"
+            sentences.append(
+                f"The two best arms: p = {pair.corrected_p_value:.2g} ({test}, with Holm's correction for "
+                f"{len(self.results.pairs)} pairs of arms)."
+            )
+        else:
+            if pair.seeds_test:
+                sentences.append(f"Welch's t-test over them: p = {pair.seeds_test.p_value:.2g}.")
+            elif not is_single and self.results.leading[0].is_of_one_encoder:
+                sentences.append("One encoder gives no p-value for pre-training as a whole.")
+            sentences.append(self._mcnemar())
+        several = zip(self._names, map(len, self.recipes.values()), strict=True)
+        among = [f"{len(self.recipes)} arms"] * self.chooses_arm
+        among += [f"{count} recipes {'of ' * self.chooses_arm}{name}" for name, count in several if count > 1]
+        if among:
+            sentences.append(
+                f"Validation chose among {listed(among)}. The interval includes that choice, p-values do not."
+            )
+        return " ".join([*sentences, *self.advice()])
+
+    def advice(self) -> list[str]:
+        """Return a sentence for each arm that fine-tunes an encoder whose probe is better on validation images."""
+        return [
+            f"Use the probe instead of {name}: {probe.name} reaches {100 * probe.best_validation_accuracy:.1f} % on "
+            f"validation images, fine-tuning the same encoder {100 * mean_best(self.chosen[name]):.1f} %."
+            for name, probe in self.better_probes
+        ]
+
+    def _mcnemar(self) -> str:
+        """The tests of single runs of the first two arms."""
+        tests = self.results.pairs[0].tests
+        values = sorted(paired.test.p_value for paired in tests)
         which, p = "", f"{values[0]:.2g}"
         if len(values) > 1:
             which, p = f" of {len(values)} pairs of equal seed", f"{p} to {values[-1]:.2g}"
         elif any(len(runs) > 1 for runs in self.chosen.values()):
-            which = " of the best runs" if results.pairs[0].seed is None else " of the pair of equal seed"
-        sentences.append(f"Exact McNemar test{which}: p = {p}.")
-        if self.has_choice:
-            named = zip(("pre-trained", "from scratch"), self.recipes.values(), strict=True)
-            among = " and ".join(f"{len(recipes)} recipes {name}" for name, recipes in named if len(recipes) > 1)
-            sentences.append(f"Validation chose among {among}. The interval includes that choice, p-values do not.")
-        return " ".join(sentences)
+            which = " of the best runs" if tests[0].seed is None else " of the pair of equal seed"
+        return f"Exact McNemar test{which}: p = {p}."
 
     def leak(self) -> str | None:
         """Return how test images that pre-training has seen affect the result; None where it has seen none."""
-        num_seen, unseen, n = self.results.num_seen_test_images, self.results.unseen, self.results.num_test_images
-        if num_seen == 0:
-            return None
-        if num_seen is None:
-            return (
-                "It is unknown whether pre-training has seen these test images, or near-duplicates of them. If it has, "
-                "the pre-trained arm's numbers may be too high."
+        results, sentences = self.results, list[str]()
+        if results.unknown_arms:
+            whose, their = f" of {listed(results.unknown_arms)}", "their"
+            whose, their = (whose, their) if self.chooses_arm else ("", "the pre-trained arm's")
+            sentences.append(
+                f"It is unknown whether pre-training{whose} has seen these test images, or near-duplicates of them. If "
+                f"it has, {their} numbers may be too high."
             )
-        known = f"Pre-training has seen {num_seen:,} of the {n:,} test images, or near-duplicates, without labels."
-        if unseen is None:
-            return f"{known} No other test images are left to score."
-        ours, baseline = spread_text(unseen.pretrained), spread_text(unseen.scratch)
-        return (
-            f"{known} On the other {unseen.num_images:,}, the accuracy is {ours} % pre-trained and {baseline} % from "
-            f"scratch: {100 * unseen.gain:+.1f} points ({_interval_text(unseen.gain_interval)})."
-        )
+        if results.num_seen_test_images:
+            sentences.append(
+                f"Pre-training has seen {results.num_seen_test_images:,} of the {results.num_test_images:,} test "
+                "images, or near-duplicates, without labels."
+            )
+            unseen = results.unseen
+            two = zip(unseen.accuracy.values() if unseen else (), self._names[:2], strict=False)
+            accuracies = " and ".join(f"{spread_text(value)} % {name}" for value, name in two)
+            sentences.append(
+                f"On the other {unseen.num_images:,}, the accuracy is {accuracies}: {100 * unseen.gain:+.1f} points "
+                f"({_interval_text(unseen.gain_interval)})."
+                if unseen
+                else "No other test images are left to score."
+            )
+        return " ".join(sentences) or None
 
     def few_validation_images(self) -> str | None:
         """Return a warning if choices rest on few validation images, and how to get more."""
@@ -151,25 +149,31 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Return what a reader must know to judge the numbers, a sentence or two each."""
-        ours, baseline = self.chosen.values()
-        runs = [*ours, *baseline]
-        gains = [100 * choice.gain for choice in self.results.choices]
+        runs = [run for recipe in self.chosen.values() for run in recipe]
+        gains = [100 * choice.gain for choice in self.results.choices if choice.arm in list(self.recipes)[:2]]
         also = [key for key in self.differing_settings if key != "model.init"]
-        growing = ", ".join(str(run.path) for run in runs if run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE)
+        growing = ", ".join(str(run.path) for run in runs if not run.probe and _is_best_at_its_end(run))
         precisions = sorted({str(run.record.mixed_precision) for run in runs})
         empty = [name for name in runs[0].class_names if name not in scores_on_test(runs[0])["f1_per_class"]]
         range_of_gains = f"{min(gains):+.1f} to {max(gains):+.1f} points"
+        arms = self.results.arms.items()
+        of_one_encoder = [name for name, arm in arms if arm.is_of_one_encoder and arm.num_units > 1]
+        whose = f"The spread of {listed(of_one_encoder)}" if self.chooses_arm else "The pre-trained arm's spread"
+        sizes = {run.shape["image_size"] for run in runs}
         notes: dict[str | None, object] = {
             self.leak(): True,
             self.few_validation_images(): True,
             f"Depending on the recipe, the gain is {range_of_gains}: see the table of recipes.": self.has_choice,
-            f"The chosen recipes differ in more than their first weights: {', '.join(also)}.": also,
+            f"The chosen recipes differ in more than their first weights: {', '.join(also)}.": also
+            and not self.chooses_arm,
             f"Longer training may change the difference: the last epoch is the best one of {growing}.": growing,
-            "The pre-trained arm's spread is over fine-tuning seeds of one encoder. Other pre-training seeds may vary "
-            "more.": self.results.pretrained.is_of_one_encoder and len(ours) > 1,
+            f"{whose} is over fine-tuning seeds of one encoder. Other pre-training seeds may vary "
+            "more.": of_one_encoder,
             "Curves and F1 show all runs; the other pictures show the best run of each arm on validation: "
-            f"{ours[0].path} and {baseline[0].path}.": len(runs) > 2,
+            f"{listed([run.name for run in self.best.values()])}.": len(runs) > len(self.recipes),
             f"The runs differ in precision ({', '.join(precisions)}).": len(precisions) > 1,
+            "The networks take images of different sizes. That the images are the same was checked by source, splits "
+            "and labels, not by their pixels.": len(sizes) > 1,
             f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over the "
             "other classes.": empty,
         }
@@ -177,23 +181,35 @@ class Comparison:
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row for each run, as comparison.json holds it: accuracies and F1 in 0..1, `inf` for never."""
+        target = self.results.target
         return [
             {
-                "run": str(run.path),
-                "init": run.config.model.init,
+                "arm": arm,
+                "run": run.name,
+                "init": run.init,
                 "recipe": recipe_name(recipe, recipes),
                 "chosen": recipe is recipes[0],
-                "seed": run.config.train.seed,
+                "seed": run.seed,
                 **{f"test_{key}": scores_on_test(run)[key] for key in ("accuracy", "f1", "loss")},
                 "best_validation_accuracy": run.best_validation_accuracy,
-                "best_epoch": run.metrics["best_epoch"],
-                "epochs_to_scratch_best": epochs_to(run, self.results.target),
+                "best_epoch": run.metrics.get("best_epoch"),
+                "epochs_to_scratch_best": None if run.probe or target is None else epochs_to(run, target),
                 "num_parameters": run.record.num_parameters,
+                **run.shape,
             }
-            for recipes in self.recipes.values()
+            for arm, recipes in self.recipes.items()
             for recipe in recipes
             for run in recipe
         ]
+
+
+def _is_best_at_its_end(run: Run) -> bool:
+    return bool(run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Return `a`, `a and b` or `a, b and c`."""
+    return " and ".join([*[", ".join(texts[:-1])][: len(texts) - 1], *texts[-1:]])
 
 
 def spread_text(value: Spread, factor: float = 100, digits: int = 1) -> str:
@@ -207,7 +223,7 @@ def _interval_text(gain: Interval | None) -> str:
 
 
 def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
-    """Read the run folders of both arms and check that they answer one question.
+    """Read the run folders of fine-tuning and of the same training from scratch, and check that they can be compared.
 
     Raises:
         ConfigError: a run is unfinished, in the wrong arm or given twice, or differs in images, classes or network.
@@ -215,44 +231,28 @@ def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]
     ours, baseline = [read_run(path) for path in pretrained], [read_run(path) for path in scratch]
     for run in ours + baseline:
         option = "--scratch" if run.from_scratch else "--pretrained"
-        message = f"{run.path} has model.init {run.config.model.init}: name it after {option}"
+        message = f"{run.path} has model.init {run.init}: name it after {option}"
         require(run.from_scratch == (run in baseline), message)
-        _check_comparable(ours[0], run)
-    return Comparison({PRETRAINED_ARM: _best_recipe_first(ours), SCRATCH_ARM: _best_recipe_first(baseline)})
+        check_comparable(ours[0], run, same_network=True)
+    return Comparison({PRETRAINED_ARM: sort_recipes(ours), SCRATCH_ARM: sort_recipes(baseline)})
 
 
-def _best_recipe_first(runs: list[Run]) -> tuple[Recipe, ...]:
-    """Sort recipes by their mean best validation accuracy, and the runs of a recipe by theirs."""
-    recipes: dict[Any, dict[Any, Run]] = {}
-    for run in sorted(runs, key=lambda run: -run.best_validation_accuracy):
-        seed = run.config.train.seed
-        other = recipes.setdefault(run.recipe, {}).setdefault((seed, run.encoder), run)
-        require(
-            other is run,
-            f"{other.path} and {run.path} are the same recipe with the same train.seed {seed}, and would count as two "
-            "seeds: name one of them",
-        )
-    found = [tuple(recipe.values()) for recipe in recipes.values()]
-    return tuple(sorted(found, key=lambda recipe: -np.mean([run.best_validation_accuracy for run in recipe])))
+def compare_arms(arms: Mapping[str, Sequence[str | Path]]) -> Comparison:
+    """Read the folders of two or more arms by name, fine-tuning runs and probes, and check that they can be compared.
 
+    The arms are sorted by validation, the best first.
 
-def _check_comparable(first: Run, other: Run) -> None:
-    """Refuse two runs that do not answer the same question."""
-    both, paths = (first, other), f"{first.path} and {other.path}"
-    classes = [", ".join(run.class_names) for run in both]
-    message = f"{first.path} has the classes {classes[0]}, {other.path} {classes[1]}: compare runs on the same classes"
-    require(first.class_names == other.class_names, message)
-    shape = [f"model.{field.name}" for field in fields(EncoderConfig)]
-    sizes = [key for key, value in first.settings if key in shape and (key, value) not in other.settings]
-    require(not sizes, f"{paths} are different networks: they differ in {', '.join(sizes)}")
-    for what, key, are_same in (
-        ("trained", "data_fingerprint", True),
-        ("validated", "validation_fingerprint", first.validation.are_of_the_same_images(other.validation)),
-        ("tested", "test_fingerprint", first.test.are_of_the_same_images(other.test)),
-    ):
-        known = [getattr(run.record, key) for run in both]
-        require(
-            are_same and known[0] == known[1],
-            f"{paths} were {what} on different images or labels ({key} {known[0]} and {known[1]} in run.json): compare "
-            "runs on the same data and splits",
-        )
+    Raises:
+        ConfigError: there is one arm, a run is unfinished or given twice, or it differs in images or classes.
+    """
+    require(len(arms) > 1, f"{len(arms)} arm: name two or more (--arm NAME=RUN --arm NAME=RUN)")
+    paths = Counter(Path(path).expanduser().resolve() for of_arm in arms.values() for path in of_arm)
+    twice = [str(path) for path, count in paths.items() if count > 1]
+    require(not twice, f"{', '.join(twice[:1])} is named twice: name each run once, in one arm (--arm)")
+    runs = {name: [run for path in of_arm for run in read_runs(path)] for name, of_arm in arms.items()}
+    first = next(iter(runs.values()))[0]
+    for run in (run for of_arm in runs.values() for run in of_arm):
+        check_comparable(first, run, same_network=False)
+    recipes = {name: sort_recipes(of_arm) for name, of_arm in runs.items()}
+    ranked = sorted(recipes, key=lambda name: -mean_best(recipes[name][0]))
+    return Comparison({name: recipes[name] for name in ranked}, chooses_arm=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import ViTModel
 
+from mae_hf.config.commands import EvaluateConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images
 from mae_hf.errors import ConfigError, require
@@ -76,7 +77,7 @@ def open_test_images(run: Run) -> ImageSet:
     Raises:
         ConfigError: the data are missing, or have changed since the run.
     """
-    images = load_labelled_images(run.config.data, run.config.model.image_size, roles=("test",))["test"]
+    images = load_labelled_images(run.config.data, run.shape["image_size"], roles=("test",))["test"]
     is_same = run.record.test_fingerprint in (None, images.fingerprint)
     require(
         is_same and np.array_equal(images.labels, run.test.labels),
@@ -86,29 +87,33 @@ def open_test_images(run: Run) -> ImageSet:
 
 
 def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str, str]]:
-    """Return the networks of both arms before and after fine-tuning, and why missing ones cannot be opened.
+    """Return the networks to draw, and why missing ones cannot be opened.
 
-    Before: the encoder that `model.init` names, and the random weights that the scratch run began with. After: the
-    models of each arm's best run.
+    With two arms these are the networks of both before and after fine-tuning. Before: the encoder that `model.init`
+    names, and the random weights that the scratch run began with. After: the models of each arm's best run. Where
+    validation chooses the arm, it is the network of each arm's best run, fine-tuned or frozen.
     """
-    ours, baseline = comparison.best.values()
+    wanted = [(arm, run, True) for arm, run in comparison.best.items()]
+    if not comparison.chooses_arm:
+        ours, baseline = comparison.best.values()
+        wanted = [(PRETRAINED_ENCODER, ours, False), (RANDOM_ENCODER, baseline, False)]
+        wanted += [(FINETUNED_ENCODER, ours, True), (SUPERVISED_ENCODER, baseline, True)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks, missing = {}, {}
-    for name, run, is_trained in (
-        (PRETRAINED_ENCODER, ours, False),
-        (RANDOM_ENCODER, baseline, False),
-        (FINETUNED_ENCODER, ours, True),
-        (SUPERVISED_ENCODER, baseline, True),
-    ):
+    for name, run, is_trained in wanted:
         try:
-            if is_trained:
-                model = open_classifier(str(run.path), "eager")
+            side, drawn = (of_run.shape["image_size"] for of_run in (run, wanted[0][1]))
+            require(side == drawn, f"it takes images of {side} pixels, the others of {drawn}")
+            if isinstance(run.config, EvaluateConfig):
+                encoder = open_encoder(run.init, "eager")
+            elif is_trained:
+                encoder = open_classifier(str(run.path), "eager").vit
             else:
-                model = build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed)
+                encoder = build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed).vit
         except ConfigError as error:
             missing[name] = str(error)
         else:
-            networks[name] = Network(model.vit.eval().to(device), run.config.data)
+            networks[name] = Network(encoder.eval().to(device), run.config.data)
     return networks, missing
 
 
@@ -116,12 +121,12 @@ def changed_encoders(runs: Sequence[Run]) -> list[str]:
     """Return a warning for each run whose encoder no longer has the weights that the run started from."""
     runs = [run for run in runs if run.record.init_digest]
     digests = {}
-    for init in {run.config.model.init for run in runs}:
+    for init in {run.init for run in runs}:
         with contextlib.suppress(ConfigError):  # `open_networks` says why
             digests[init] = weights_digest(open_encoder(init, "sdpa"))
     return [
-        f"The encoder {run.config.model.init} has changed since {run.path} started from it: its pictures, settings and "
+        f"The encoder {run.init} has changed since {run.path} started from it: its pictures, settings and "
         "audit do not belong to these scores. Restore it, or run scripts/finetune.py again."
         for run in runs
-        if digests.get(run.config.model.init, run.record.init_digest) != run.record.init_digest
+        if digests.get(run.init, run.record.init_digest) != run.record.init_digest
     ]

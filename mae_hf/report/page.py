@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from mae_hf.evaluation.statistics import Interval, Spread
 from mae_hf.report.comparison import Comparison, spread_text
 from mae_hf.report.pictures import Pictures
-from mae_hf.report.results import Recipe, f1_of_classes, scores_on_test
+from mae_hf.report.recipes import Recipe, f1_of_classes, scores_on_test
 from mae_hf.training.provenance import RunRecord
 
 UNKNOWN = "unknown"
@@ -45,11 +45,33 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
         num_test_images=dict(zip(names, counts, strict=True)),
         recall=[_recall_of_classes(arm) for arm in comparison.chosen.values()],
         f1=[f1_of_classes(arm) for arm in comparison.chosen.values()],
+        settings=_settings(comparison),
+        runs_of_arms=_runs_of_arms(comparison),
+        nan=math.nan,
         labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
         commands=_commands(comparison, output_dir),
     )
+
+
+def _settings(comparison: Comparison) -> dict[str, list[Any]]:
+    """Every setting with its value in the chosen recipe of each arm; undefined where an arm does not have it."""
+    settings = [dict(recipe[0].settings) for recipe in comparison.chosen.values()]
+    return {key: [of_arm.get(key, Undefined()) for of_arm in settings] for of_one in settings for key in of_one}
+
+
+def _runs_of_arms(comparison: Comparison) -> dict[str, list[str]]:
+    """What the runs of each arm's chosen recipe are, by heading."""
+    best = list(comparison.best.values())
+    numbers = [sorted({run.seed for run in runs if run.seed is not None}) for runs in comparison.chosen.values()]
+    form = "{num_hidden_layers} layers of {hidden_size}, patches of {patch_size}, images of {image_size}"
+    return {
+        "kinds": [f"probe {run.probe}" if run.probe else "fine-tuning" for run in best],
+        "shapes": [form.format(**run.shape) for run in best],
+        "parameters": [_FILTERS["thousands"](run.record.num_parameters) for run in best],
+        "seeds": [", ".join(map(str, of_arm)) or "–" for of_arm in numbers],
+    }
 
 
 def _labelled_duplicates(comparison: Comparison) -> tuple[int, int] | None:
@@ -76,10 +98,14 @@ def _recall_of_classes(runs: Recipe) -> dict[str, float]:
 def _commands(comparison: Comparison, output_dir: str) -> list[str]:
     """The command lines that made all of it, in their order."""
     lines = [_launch(origin.record) for origin in comparison.origins if origin.record.command]
-    for run in comparison.runs:
-        lines.append(_launch(run.record) if run.record.command else f"# {run.path}: its command is unknown")
-    options = zip(("--pretrained", "--scratch"), comparison.arms.values(), strict=True)
-    arms = [word for option, runs in options for word in (option, *(str(run.path) for run in runs))]
+    for path, record in {run.path: run.record for run in comparison.runs}.items():  # a folder may hold several probes
+        lines.append(_launch(record) if record.command else f"# {path}: its command is unknown")
+    paths = {name: list(dict.fromkeys(str(run.path) for run in runs)) for name, runs in comparison.arms.items()}
+    if comparison.chooses_arm:
+        arms = [word for name, of_arm in paths.items() for word in ("--arm", f"{name}={','.join(of_arm)}")]
+    else:
+        options = zip(("--pretrained", "--scratch"), paths.values(), strict=True)
+        arms = [word for option, of_arm in options for word in (option, *of_arm)]
     return [*lines, shlex.join(["python", "scripts/compare.py", *arms, "--output_dir", output_dir])]
 
 
@@ -116,7 +142,9 @@ def _epoch(value: float) -> str:
     return f"{value:g}" if math.isfinite(value) else "not reached"
 
 
-def _range_of_epochs(value: Spread) -> str:
+def _range_of_epochs(value: Spread | None) -> str:
+    if value is None:
+        return "–"
     if value.low is None or value.high is None:
         return "unknown: one number"
     reached = sum(map(math.isfinite, value.values))
@@ -146,7 +174,10 @@ _FILTERS = {
     "number": _number,
     "spread": spread_text,
     "interval": _interval,
-    "epoch": _epoch,
+    "median_epoch": lambda value: _epoch(value.center) if value else "–",
+    "units": lambda arm: arm.describe_units(),
+    "percent": lambda share: f"{100 * share:.0f}",
+    "square": lambda side: f"{side} x {side} pixels",
     "range_of_epochs": _range_of_epochs,
     "setting": _setting,
     "precision": lambda name: "fp32" if name == "no" else name or UNKNOWN,

@@ -4,6 +4,7 @@ Shapes: n test images, H heads, G² patches in G rows.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +22,9 @@ from mae_hf.evaluation.metrics import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts, file_label, label_of, sheets
 from mae_hf.report import networks
-from mae_hf.report.comparison import PRETRAINED_ARM, SCRATCH_ARM, Comparison
+from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network
-from mae_hf.report.results import f1_of_classes, scores_on_test
+from mae_hf.report.recipes import f1_of_classes, scores_on_test
 from mae_hf.training.finished_runs import Run
 from mae_hf.training.provenance import find_provenance
 
@@ -32,7 +33,7 @@ MAX_MISTAKES = 9
 MAX_ATTENTION = 6
 SEED = 0  # of the drawn test images and of the maps
 _NAMES = (
-    *("curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding", "embedding_umap"),
+    *("intervals", "curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding", "embedding_umap"),
     *("attention", "attention_heads", "reconstruction"),
 )
 # What each network of a map has learned from.
@@ -70,7 +71,7 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
     draw_scores(comparison, drawn)
     draw_reliability(comparison, drawn)
     try:
-        images = networks.open_test_images(comparison.best[SCRATCH_ARM])
+        images = networks.open_test_images(comparison.runs[0])
     except ConfigError as error:
         drawn.notes.append(f"No t-SNE map, no mistakes and no attention: {error}")
     else:
@@ -79,19 +80,29 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
         drawn.notes.extend(f"{name} is not drawn: {reason}" for name, reason in missing.items())
         draw_maps(opened, images, drawn)
         draw_attention(opened, images, drawn)
-    copy_reconstruction(comparison.best[PRETRAINED_ARM], drawn)
+    copy_reconstruction([run.init for run in comparison.best.values() if not run.from_scratch], drawn)
     for note in drawn.notes:
         print(f"warning: {note}", file=sys.stderr)
     return drawn
 
 
 def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
-    """Draw curves, confusion matrices and F1 per class."""
-    chosen = comparison.chosen
-    curves = {arm: [run.history for run in runs] for arm, runs in chosen.items()}
-    others = {arm: [run.history for run in runs if run not in chosen[arm]] for arm, runs in comparison.arms.items()}
-    title = "Fine-tuning on the same labels"
-    drawn.add("curves", charts.curves_figure(curves, title, comparison.results.target, others))
+    """Draw intervals, the curves of fine-tuning, confusion matrices and F1 per class."""
+    chosen, results = comparison.chosen, comparison.results
+    accuracies = {
+        name: (arm.accuracy.values, (ends.low, ends.high) if (ends := arm.accuracy_interval) else None)
+        for name, arm in results.arms.items()
+    }
+    title = f"Accuracy on the {results.num_test_images:,} test images"
+    drawn.add("intervals", charts.intervals_figure(accuracies, title))
+    curves = {arm: [run.history for run in runs if not run.probe] for arm, runs in chosen.items()}
+    others = {
+        arm: [run.history for run in runs if run not in chosen[arm] and not run.probe]
+        for arm, runs in comparison.arms.items()
+    }
+    if any(curves.values()):
+        title = "Fine-tuning on the same labels"
+        drawn.add("curves", charts.curves_figure(curves, title, results.target, others))
     matrices = {_panel_title(arm, run): scores_on_test(run)["confusion_matrix"] for arm, run in comparison.best.items()}
     num_images = f"{len(comparison.runs[0].test):,}"
     title = f"Confusion on the {num_images} test images"
@@ -101,7 +112,7 @@ def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
 
 
 def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
-    """Draw the reliability diagram of both arms, and note their expected calibration errors."""
+    """Draw the reliability diagram of each arm, and note their expected calibration errors."""
     panels = {}
     for arm, run in comparison.best.items():
         bins = reliability(run.test.labels, run.test.probabilities)
@@ -133,7 +144,7 @@ def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> 
     """Draw maps of the features by t-SNE, and by UMAP if it is installed; note t-SNE's trustworthiness."""
     rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
     features = {}
-    for name in [name for name in _SEEN if name in opened]:
+    for name in [name for name in opened if name != networks.FINETUNED_ENCODER]:
         found = opened[name].features(images, rows)
         try:
             projection.check_mappable(found)
@@ -149,7 +160,8 @@ def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> 
         for name, found in features.items():
             mapped = project(found, SEED)
             trust = projection.trustworthiness(found, mapped)
-            points[f"{name}: {_SEEN[name]}\ntrustworthiness {trust:.3f}"] = mapped
+            about = f"{name}: {_SEEN[name]}" if name in _SEEN else name
+            points[f"{about}\ntrustworthiness {trust:.3f}"] = mapped
             if method == "t-SNE":
                 drawn.trustworthiness[name] = trust
         title = f"{method} of the CLS features of {len(rows):,} test images"
@@ -180,22 +192,25 @@ def draw_attention(opened: dict[str, Network], images: ImageSet, drawn: Pictures
     drawn.add("attention_heads", sheets.attention_figure([(name, pixels[0]) for name in means], heads, title))
 
 
-def copy_reconstruction(run: Run, drawn: Pictures) -> None:
-    """Copy the picture of the pre-training run that `run` started from: reconstructions over time, else the newest."""
-    origin = find_provenance(run.config.model.init)
-    files = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
-    found = sorted(files, key=lambda path: (path.name == OVER_TIME, path.stat().st_mtime, path.name))
-    if not found:
-        drawn.notes.append(f"No reconstruction: {run.config.model.init} has no figures/reconstruction*.png")
-        return
-    (drawn.folder / "reconstruction.png").write_bytes(found[-1].read_bytes())
-    drawn.captions["reconstruction"] = {
-        "file": found[-1].name,
-        "is_over_time": found[-1].name == OVER_TIME,
-        "is_normalised": origin.config is None or origin.config.model.norm_pix_loss,
-    }
+def copy_reconstruction(inits: Sequence[str], drawn: Pictures) -> None:
+    """Copy the picture of the first of these encoders' pre-training that has one: over time, else the newest."""
+    for init in inits:
+        origin = find_provenance(init)
+        files = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
+        found = sorted(files, key=lambda path: (path.name == OVER_TIME, path.stat().st_mtime, path.name))
+        if found:
+            (drawn.folder / "reconstruction.png").write_bytes(found[-1].read_bytes())
+            drawn.captions["reconstruction"] = {
+                "file": found[-1].name,
+                "is_over_time": found[-1].name == OVER_TIME,
+                "is_normalised": origin.config is None or origin.config.model.norm_pix_loss,
+            }
+            return
+    for init in dict.fromkeys(inits):
+        drawn.notes.append(f"No reconstruction: {init} has no figures/reconstruction*.png")
 
 
 def _panel_title(arm: str, run: Run) -> str:
     """The title of a panel that shows one run of an arm."""
-    return f"{arm}\n{run.path.name}, {100 * scores_on_test(run)['accuracy']:.1f} % accuracy"
+    name = label_of(Path(run.name).name, 40)
+    return f"{label_of(arm, 40)}\n{name}, {100 * scores_on_test(run)['accuracy']:.1f} % accuracy"

@@ -1,26 +1,23 @@
 """The numbers of a comparison: means and spreads, intervals over test images, paired tests, epochs to a target.
 
-A recipe is a set of runs that differ in their seeds alone. An arm is a list of recipes, the chosen recipe first. The
-bootstrap repeats that choice on resampled images.
+An arm is a list of recipes, the chosen recipe first. The answer is about the first two arms. The bootstrap repeats the
+choices on resampled images.
 
 Shapes: n images.
 """
 
-import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mae_hf.evaluation import statistics
-from mae_hf.evaluation.metrics import classification_metrics
 from mae_hf.evaluation.statistics import Candidates, Interval, Resampled, Spread
-from mae_hf.training.finished_runs import TOLERANCE, Run
+from mae_hf.report.recipes import Recipe, epochs_to, mean_best, means_of_units, recipe_name, scores_on_test
+from mae_hf.training.finished_runs import Run
 
-Recipe = Sequence[Run]
 _ONE_ENCODER = "fine-tuning seeds of one encoder"
 
 
@@ -40,8 +37,9 @@ class Arm:
     loss: Spread
     best_validation_accuracy: Spread
     accuracy_interval: Interval | None  # bootstrap over images of the mean accuracy, choosing the recipe anew each time
+    best_in: float | None  # share of resamples in which validation puts the arm first; None if it is not asked
     mean_validation_accuracy: Spread | None  # mean height of the validation curve over `Results.epochs`
-    epochs_to_target: Spread  # first epoch of each run at which it reaches `Results.target`; `inf`: never
+    epochs_to_target: Spread | None  # first epoch of each run at which it reaches `Results.target`; `inf`: never
 
     @property
     def is_of_one_encoder(self) -> bool:
@@ -60,138 +58,149 @@ class Arm:
 class PairedTest:
     """A test of two runs on the same test images."""
 
-    pretrained: str  # its run folder
-    scratch: str  # its run folder
+    runs: tuple[str, str]  # their names, the first arm's first
     seed: int | None  # of both; None where no seeds match, and the best runs on validation are paired
-    test: statistics.McNemar  # first: pre-trained
+    test: statistics.McNemar
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms and the difference of their test accuracies, in 0..1, first minus second."""
+
+    arms: tuple[str, str]
+    gain: float
+    gain_interval: Interval | None  # resamples validation images, chooses the recipes, and resamples test images
+    tests: tuple[PairedTest, ...]
+    seeds_test: statistics.Welch | None  # None without several independent runs of the pipeline in both arms
+    p_value: float  # of `seeds_test`; without it the greatest of `tests`
+    corrected_p_value: float  # for the number of pairs, by Holm's method
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe that validation could choose, and the gain that would follow."""
+    """A recipe that validation could choose, and the gain of the answer that would follow."""
 
-    is_pretrained: bool
+    arm: str
     is_chosen: bool
     name: str  # the settings that distinguish it from the arm's other recipes
     num_runs: int
     validation_accuracy: float  # the mean of its runs' best, which decides
     chosen: float  # the share of resampled validation images that choose it
     accuracy: float  # on test images
-    gain: float  # against the chosen recipe of the other arm; negative where pre-training lost
+    gain: float  # of the first arm over it; of a recipe of the first arm over the second arm
 
 
 @dataclass(frozen=True)
 class Unseen:
-    """Both arms on the test images that no pre-training of these runs has seen."""
+    """The arms on the test images that no known pre-training of these runs has seen."""
 
     num_images: int
-    pretrained: Spread
-    scratch: Spread
+    accuracy: dict[str, Spread]  # by arm
     gain: float
     gain_interval: Interval | None
 
 
 @dataclass(frozen=True)
 class Results:
-    """Both arms and their difference."""
+    """The arms, and the difference of the first two."""
 
-    pretrained: Arm
-    scratch: Arm
-    choices: tuple[Choice, ...]  # every recipe of both arms
+    arms: dict[str, Arm]
+    choices: tuple[Choice, ...]  # every recipe of every arm
     num_test_images: int
     num_validation_images: int
     num_seen_test_images: int | None  # by a pre-training of these runs; None if unknown
+    unknown_arms: tuple[str, ...]  # of which it is unknown whether pre-training has seen test images
     unseen: Unseen | None  # None where the unseen images are unknown, all or none
-    gain: float  # of test accuracy, in 0..1; negative where pre-training lost
-    gain_interval: Interval | None  # resamples validation images, chooses the recipes, and resamples test images
-    seeds_test: statistics.Welch | None  # None without several independent runs of the pipeline in both arms
-    pairs: tuple[PairedTest, ...]
-    target: float  # the scratch arm's best validation accuracy, the mean over its runs
-    epochs: tuple[float, float] | None  # the range in which every run was evaluated
+    gain: float  # of test accuracy, in 0..1; negative where the first arm lost
+    gain_interval: Interval | None  # resamples validation images, makes the choices, and resamples test images
+    pairs: tuple[Pair, ...]  # every pair of arms, the first two arms first
+    target: float | None  # the best validation accuracy from scratch, the mean over runs; None without such an arm
+    epochs: tuple[float, float] | None  # the range in which every fine-tuning run was evaluated
+
+    @property
+    def leading(self) -> tuple[Arm, Arm]:
+        """The two arms that the answer is about."""
+        first, second, *_ = self.arms.values()
+        return first, second
 
 
-def measure(pretrained: Sequence[Recipe], scratch: Sequence[Recipe]) -> Results:
-    """Return the results of two arms that were validated and tested on the same images.
+def measure(arms: Mapping[str, Sequence[Recipe]], *, chooses_arm: bool = False) -> Results:
+    """Return the results of arms that were validated and tested on the same images.
 
-    The first recipe of each arm is the chosen one, and its first run the best on validation.
+    The first recipe of each arm is the chosen one, and its first run the best on validation. With `chooses_arm`, the
+    arms are sorted by validation, the best first, and the interval of the gain contains that choice, too.
     """
-    ours, baseline = pretrained[0], scratch[0]
-    target = float(np.mean([run.best_validation_accuracy for run in baseline]))
-    curves = [run.curve[0] for run in (*ours, *baseline)]
-    start, end = max(epochs[0] for epochs in curves), min(epochs[-1] for epochs in curves)
+    chosen = {name: recipes[0] for name, recipes in arms.items()}
+    scratch = next((recipe for recipe in chosen.values() if recipe[0].from_scratch), None)
+    target = mean_best(scratch) if scratch else None
+    curves = [run.curve[0] for recipe in chosen.values() for run in recipe if not run.probe]
+    start, end = max((epochs[0] for epochs in curves), default=0), min((epochs[-1] for epochs in curves), default=0)
     shared = (start, end) if start < end else None
-    candidates = [_candidates(pretrained), _candidates(scratch)]
+
+    candidates = [_candidates(recipes) for recipes in arms.values()]
     resampled = statistics.resample_arms(candidates)
-    arms = [_arm(ours, target, shared, resampled[0]), _arm(baseline, target, shared, resampled[1])]
-    independent = [arm.accuracy.values for arm in arms if not arm.is_of_one_encoder]
-    masks = [run.test.seen for run in ours if run.test.seen is not None]
-    seen = np.any(masks, axis=0) if len(masks) == len(ours) else None
+    gains, shares = _gains(resampled, chooses_arm)
+    numbers = {
+        name: _arm(recipe, target, shared, of_arm, share)
+        for (name, recipe), of_arm, share in zip(chosen.items(), resampled, shares, strict=True)
+    }
+    by_arm = dict(zip(arms, resampled, strict=True))
+    pairs = [_pair(two, chosen, numbers, by_arm) for two in itertools.combinations(arms, 2)]
+    corrected = statistics.holm([pair.p_value for pair in pairs])
+    first, second, *_ = numbers.values()
+
+    pretrained = {name: recipe for name, recipe in chosen.items() if not recipe[0].from_scratch}
+    unknown = tuple(name for name, recipe in pretrained.items() if any(run.test.seen is None for run in recipe))
+    seen = np.zeros(candidates[0].test.shape[1], bool)
+    for run in (run for name, recipe in pretrained.items() if name not in unknown for run in recipe):
+        seen |= run.test.seen
     return Results(
-        pretrained=arms[0],
-        scratch=arms[1],
-        choices=tuple(_choices((pretrained, scratch), candidates, resampled)),
-        num_test_images=len(baseline[0].test),
-        num_validation_images=len(baseline[0].validation),
-        num_seen_test_images=None if seen is None else int(seen.sum()),
-        unseen=None if seen is None or not 0 < seen.sum() < len(seen) else _unseen(ours, baseline, candidates, ~seen),
-        gain=arms[0].accuracy.center - arms[1].accuracy.center,
-        gain_interval=statistics.percentile_interval(resampled[0].accuracy - resampled[1].accuracy),
-        seeds_test=statistics.welch(*independent) if len(independent) == 2 else None,
-        pairs=_pairs(ours, baseline),
+        arms=numbers,
+        choices=tuple(_choices(arms, candidates, resampled)),
+        num_test_images=candidates[0].test.shape[1],
+        num_validation_images=candidates[0].validation.shape[1],
+        num_seen_test_images=None if unknown and not seen.any() else int(seen.sum()),
+        unknown_arms=unknown,
+        unseen=_unseen(chosen, candidates, ~seen, chooses_arm) if 0 < seen.sum() < len(seen) else None,
+        gain=first.accuracy.center - second.accuracy.center,
+        gain_interval=statistics.percentile_interval(gains),
+        pairs=tuple(replace(pair, corrected_p_value=p) for pair, p in zip(pairs, corrected, strict=True)),
         target=target,
         epochs=shared,
     )
 
 
-def recipe_name(runs: Recipe, recipes: Sequence[Recipe]) -> str:
-    """Return `key value` of the settings in which the recipes of an arm differ, as these runs have them."""
-    others = [dict(other[0].recipe) for other in recipes]
-    differing = [(key, value) for key, value in runs[0].recipe if any(other.get(key) != value for other in others)]
-    return ", ".join(f"{key} {value}" for key, value in differing) or "the only one"
-
-
-@functools.cache
-def scores_on_test(run: Run) -> dict[str, Any]:
-    """Return what `classification_metrics` computes from a run's predictions of test images."""
-    return classification_metrics(run.test.probabilities, run.test.labels, run.class_names)
-
-
-def epochs_to(run: Run, accuracy: float) -> float:
-    """Return the first epoch at which validation accuracy is at least `accuracy`; `inf` if it never is."""
-    return next((epoch for epoch, value in zip(*run.curve, strict=True) if value >= accuracy - TOLERANCE), math.inf)
-
-
-def f1_of_classes(runs: Recipe) -> dict[str, float]:
-    """Return F1 of each class, the mean over runs; NaN for a class without test images."""
-    scores = [scores_on_test(run)["f1_per_class"] for run in runs]
-    return {name: float(np.mean([of_run.get(name, math.nan) for of_run in scores])) for name in runs[0].class_names}
-
-
-def _means_of_units(runs: Recipe, value: Callable[[Run], Any]) -> list[Any]:
-    """The mean number or array of each independent unit: of an encoder's runs; with at most one encoder, of a run."""
-    by_encoder: dict[str | None, list[Run]] = {}
-    for run in runs:
-        by_encoder.setdefault(run.encoder, []).append(run)
-    units = list(by_encoder.values()) if len(by_encoder) > 1 else [[run] for run in runs]
-    return [np.mean([value(run) for run in unit], axis=0) for unit in units]
+def _gains(resampled: Sequence[Resampled], chooses_arm: bool) -> tuple[NDArray[np.float64], Sequence[float | None]]:
+    """The gain of the answer in each resample, and how often validation puts each arm first."""
+    if not chooses_arm:
+        return resampled[0].accuracy - resampled[1].accuracy, [None] * len(resampled)
+    gains, shares = statistics.best_over_next(resampled)
+    return gains, shares.tolist()
 
 
 def _spread(runs: Recipe, number: Callable[[Run], float]) -> Spread:
-    return statistics.mean_spread(_means_of_units(runs, number))
+    return statistics.mean_spread(means_of_units(runs, number))
 
 
 def _candidates(recipes: Sequence[Recipe]) -> Candidates:
     def share_correct(correct: Callable[[Run], NDArray[np.bool_]]) -> NDArray[np.float64]:
-        return np.array([np.mean(_means_of_units(runs, correct), axis=0) for runs in recipes])
+        return np.array([np.mean(means_of_units(runs, correct), axis=0) for runs in recipes])
 
     return Candidates(share_correct(lambda run: run.validation.correct), share_correct(lambda run: run.test.correct))
 
 
-def _arm(runs: Recipe, target: float, epochs: tuple[float, float] | None, resampled: Resampled) -> Arm:
+def _arm(
+    runs: Recipe,
+    target: float | None,
+    epochs: tuple[float, float] | None,
+    resampled: Resampled,
+    best_in: float | None,
+) -> Arm:
     accuracy = _spread(runs, lambda run: run.test.correct.mean())
     has_encoders = len({run.encoder for run in runs}) > 1
+    has_curve = not runs[0].probe
     return Arm(
-        seeds=tuple(run.config.train.seed for run in runs),
+        seeds=tuple(run.seed for run in runs if run.seed is not None),
         spread_over="seeds" if runs[0].from_scratch else "encoders" if has_encoders else _ONE_ENCODER,
         num_units=len(accuracy.values),
         accuracy=accuracy,
@@ -199,49 +208,72 @@ def _arm(runs: Recipe, target: float, epochs: tuple[float, float] | None, resamp
         loss=_spread(runs, lambda run: scores_on_test(run)["loss"]),
         best_validation_accuracy=_spread(runs, lambda run: run.best_validation_accuracy),
         accuracy_interval=statistics.percentile_interval(resampled.accuracy),
+        best_in=best_in,
         mean_validation_accuracy=(
-            _spread(runs, lambda run: statistics.mean_under_curve(*run.curve, *epochs)) if epochs else None
+            _spread(runs, lambda run: statistics.mean_under_curve(*run.curve, *epochs))
+            if epochs and has_curve
+            else None
         ),
-        epochs_to_target=statistics.median_spread([epochs_to(run, target) for run in runs]),
+        epochs_to_target=(
+            statistics.median_spread([epochs_to(run, target) for run in runs])
+            if target is not None and has_curve
+            else None
+        ),
     )
 
 
+def _pair(
+    names: tuple[str, str], chosen: Mapping[str, Recipe], arms: Mapping[str, Arm], resampled: Mapping[str, Resampled]
+) -> Pair:
+    """Two arms, before the correction for the number of pairs."""
+    first, second = (arms[name] for name in names)
+    tests = _paired_tests(*(chosen[name] for name in names))
+    independent = not (first.is_of_one_encoder or second.is_of_one_encoder)
+    welch = statistics.welch(first.accuracy.values, second.accuracy.values) if independent else None
+    p_value = welch.p_value if welch else max(paired.test.p_value for paired in tests)
+    interval = statistics.percentile_interval(resampled[names[0]].accuracy - resampled[names[1]].accuracy)
+    return Pair(names, first.accuracy.center - second.accuracy.center, interval, tests, welch, p_value, p_value)
+
+
 def _choices(
-    arms: Sequence[Sequence[Recipe]], candidates: Sequence[Candidates], resampled: Sequence[Resampled]
+    arms: Mapping[str, Sequence[Recipe]], candidates: Sequence[Candidates], resampled: Sequence[Resampled]
 ) -> Iterator[Choice]:
-    """Every recipe of the pre-trained arm, then of the other arm."""
+    """Every recipe of one arm after the other."""
     accuracies = [of_arm.test.mean(axis=1) for of_arm in candidates]
-    for arm, recipes in enumerate(arms):
+    for number_of_arm, (arm, recipes) in enumerate(arms.items()):
         for number, runs in enumerate(recipes):
-            accuracy = [accuracies[0][0], accuracies[1][0]]  # of both arms, if validation had chosen this recipe
-            accuracy[arm] = accuracies[arm][number]
+            accuracy = accuracies[number_of_arm][number]
             yield Choice(
-                is_pretrained=arm == 0,
+                arm=arm,
                 is_chosen=number == 0,
                 name=recipe_name(runs, recipes),
                 num_runs=len(runs),
-                validation_accuracy=float(np.mean([run.best_validation_accuracy for run in runs])),
-                chosen=float(resampled[arm].chosen[number]),
-                accuracy=float(accuracy[arm]),
-                gain=float(accuracy[0] - accuracy[1]),
+                validation_accuracy=mean_best(runs),
+                chosen=float(resampled[number_of_arm].chosen[number]),
+                accuracy=float(accuracy),
+                gain=float(accuracies[0][0] - accuracy if number_of_arm else accuracy - accuracies[1][0]),
             )
 
 
-def _unseen(ours: Recipe, baseline: Recipe, candidates: Sequence[Candidates], rows: NDArray[np.bool_]) -> Unseen:
-    pretrained, scratch = (_spread(runs, lambda run: run.test.correct[rows].mean()) for runs in (ours, baseline))
-    resampled = statistics.resample_arms([replace(arm, test=arm.test[:, rows]) for arm in candidates])
-    interval = statistics.percentile_interval(resampled[0].accuracy - resampled[1].accuracy)
-    return Unseen(int(rows.sum()), pretrained, scratch, pretrained.center - scratch.center, interval)
+def _unseen(
+    chosen: Mapping[str, Recipe], candidates: Sequence[Candidates], rows: NDArray[np.bool_], chooses_arm: bool
+) -> Unseen:
+    accuracy = {name: _spread(runs, lambda run: run.test.correct[rows].mean()) for name, runs in chosen.items()}
+    gains, _ = _gains(
+        statistics.resample_arms([replace(arm, test=arm.test[:, rows]) for arm in candidates]), chooses_arm
+    )
+    first, second, *_ = accuracy.values()
+    return Unseen(int(rows.sum()), accuracy, first.center - second.center, statistics.percentile_interval(gains))
 
 
-def _pairs(pretrained: Recipe, scratch: Recipe) -> tuple[PairedTest, ...]:
+def _paired_tests(first: Recipe, second: Recipe) -> tuple[PairedTest, ...]:
     """Tests of runs of equal seed; where there are none, of the best run of each arm by validation."""
     # with several encoders, of a seed's runs the best by validation: every scratch run is in one pair
-    ours, baseline = ({run.config.train.seed: run for run in reversed(arm)} for arm in (pretrained, scratch))
+    ours, baseline = ({run.seed: run for run in reversed(arm) if run.seed is not None} for arm in (first, second))
     pairs: list[tuple[int | None, Run, Run]] = [
         (seed, ours[seed], baseline[seed]) for seed in sorted(ours.keys() & baseline.keys())
     ]
     return tuple(
-        PairedTest(str(first.path), str(second.path), seed, statistics.mcnemar(first.test.correct, second.test.correct))
-        for seed, first, second in pairs or [(None, pretrained[0], scratch[0])]
+        PairedTest((one.name, other.name), seed, statistics.mcnemar(one.test.correct, other.test.correct))
+        for seed, one, other in pairs or [(None, first[0], second[0])]
     )

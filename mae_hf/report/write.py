@@ -12,7 +12,7 @@ from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import changed_encoders
 from mae_hf.report.page import page
 from mae_hf.report.pictures import draw_pictures
-from mae_hf.report.results import f1_of_classes, scores_on_test
+from mae_hf.report.recipes import f1_of_classes, scores_on_test
 
 
 def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
@@ -57,16 +57,20 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
 
 def text_table(comparison: Comparison) -> str:
     """Return the table for a terminal, a line per run; `*` marks the runs that the answer is about."""
-    titles = ("run", "started from", "accuracy", "macro-F1", "loss", "best val", "at epoch", "epochs to scratch best")
-    rows = [titles]
+    has_target = comparison.results.target is not None
+    titles = ["arm"] * comparison.chooses_arm + ["run", "started from"]
+    num_texts = len(titles)
+    rows = [[*titles, "accuracy", "macro-F1", "loss", "best val", "at epoch", *["epochs to scratch best"] * has_target]]
     for row in comparison.table():
-        percents = (100 * row[key] for key in ("test_accuracy", "test_f1", "best_validation_accuracy"))
-        accuracy, f1, best = (f"{percent:.2f}" for percent in percents)
+        percents = [f"{100 * row[key]:.2f}" for key in ("test_accuracy", "test_f1", "best_validation_accuracy")]
         reached = row["epochs_to_scratch_best"]
-        epochs = f"{row['best_epoch']:g}", f"{reached:g}" if math.isfinite(reached) else "not reached"
-        name = f"* {row['run']}" if row["chosen"] else row["run"]
-        rows.append((name, row["init"], accuracy, f1, f"{row['test_loss']:.3f}", best, *epochs))
+        epochs = "–" if reached is None else f"{reached:g}" if math.isfinite(reached) else "not reached"
+        at_epoch = "–" if row["best_epoch"] is None else f"{row['best_epoch']:g}"
+        texts = [row["arm"]] * comparison.chooses_arm + [row["run"], row["init"]]
+        texts[0] = f"* {texts[0]}" if row["chosen"] else texts[0]
+        numbers = [*percents[:2], f"{row['test_loss']:.3f}", percents[2], at_epoch, *[epochs] * has_target]
+        rows.append([*texts, *numbers])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = "  ".join(f"{{:{'<' if number < 2 else '>'}{width}}}" for number, width in enumerate(widths))
+    form = "  ".join(f"{{:{'<' if number < num_texts else '>'}{width}}}" for number, width in enumerate(widths))
     head, *lines = (form.format(*row) for row in rows)
     return "\n".join([head, "-" * len(head), *lines])

@@ -1,4 +1,4 @@
-"""Finished fine-tuning runs, read from their folders; files that are torn or from different runs are refused.
+"""Finished fine-tuning runs and probes, read from their folders; files that are torn or of different runs are refused.
 
 Shapes: C classes, E evaluations of a run.
 """
@@ -6,15 +6,16 @@ Shapes: C classes, E evaluations of a run.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from mae_hf.config import parse
-from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig
+from mae_hf.config.commands import MACHINE_SETTINGS, EvaluateConfig, FinetuneConfig
 from mae_hf.config.data import check_class_names
 from mae_hf.errors import require
 from mae_hf.files import parse_json, read_json
+from mae_hf.models.io import SHAPE_KEYS
 from mae_hf.models.locate import SCRATCH
 from mae_hf.training.predictions import AGAIN, Predictions, read_predictions
 from mae_hf.training.provenance import RunRecord, find_provenance
@@ -32,28 +33,51 @@ RecipeSettings = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished fine-tuning run."""
+    """A finished fine-tuning run, or a probe of frozen features."""
 
     path: Path  # the run folder
-    config: FinetuneConfig  # its resolved config
+    config: FinetuneConfig | EvaluateConfig  # its resolved config; of a probe the latter
     record: RunRecord  # run.json
-    history: list[dict[str, float]]  # lines of metrics.jsonl, without values that are not finite
+    history: list[dict[str, float]]  # lines of metrics.jsonl, without values that are not finite; empty for a probe
     metrics: dict[str, Any]  # metrics.json
     class_names: tuple[str, ...]  # the C classes of its model
     test: Predictions  # its predictions of test images
     validation: Predictions  # its predictions of validation images
+    probe: str | None = None  # such as `linear-cls`; None for fine-tuning
+
+    @property
+    def name(self) -> str:
+        """The folder, and the probe in it."""
+        return f"{self.path} {self.probe}" if self.probe else str(self.path)
+
+    @property
+    def init(self) -> str:
+        """The encoder that it started from, or that it probes, as the command named it; or `scratch`."""
+        return self.config.model if isinstance(self.config, EvaluateConfig) else self.config.model.init
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of fine-tuning; None for a probe, which is fitted without chance."""
+        return None if isinstance(self.config, EvaluateConfig) else self.config.train.seed
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The architecture of its encoder, by the fields of `EncoderConfig`."""
+        if isinstance(self.config, EvaluateConfig):
+            return self.record.encoder_shape or {}
+        return {key: getattr(self.config.model, key) for key in SHAPE_KEYS}
 
     @property
     def from_scratch(self) -> bool:
         """Whether it started from random weights."""
-        return self.config.model.init == SCRATCH
+        return not self.probe and self.init == SCRATCH
 
     @property
     def encoder(self) -> str | None:
         """What identifies the encoder that it started from: digest of its weights, else path; None for scratch."""
         if self.from_scratch:
             return None
-        return self.record.init_digest or str(Path(self.config.model.init).expanduser().resolve())
+        return self.record.init_digest or str(Path(self.init).expanduser().resolve())
 
     @property
     def curve(self) -> tuple[list[float], list[float]]:
@@ -63,18 +87,22 @@ class Run:
 
     @property
     def best_validation_accuracy(self) -> float:
-        """The greatest validation accuracy, which the kept weights have."""
-        return max(self.curve[1])
+        """The greatest validation accuracy of fine-tuning, which the kept weights have; of a probe its only one."""
+        return float(self.validation.correct.mean()) if self.probe else max(self.curve[1])
 
     @property
     def settings(self) -> RecipeSettings:
         """Every setting of the run itself that may change the result, without the seed."""
-        return _recipe_settings(self.config)
+        settings = _recipe_settings(self.config)
+        if self.probe is None:
+            return settings
+        data = (pair for pair in settings if pair[0].startswith("data."))
+        return (("probe", self.probe), ("model.init", self.init), *data)
 
     @cached_property
     def pretraining(self) -> RecipeSettings:
         """The same for the pre-training of its encoder, with its images; empty if that run is missing."""
-        found = None if self.from_scratch else find_provenance(self.config.model.init)
+        found = None if self.from_scratch else find_provenance(self.init)
         if found is None or found.config is None:
             return ()
         return (("images", found.record.data_fingerprint or found.config.data.sources), *_recipe_settings(found.config))
@@ -93,6 +121,44 @@ class Run:
 
 def _recipe_settings(config: Any) -> RecipeSettings:
     return tuple((key, value) for key, value in parse.flatten(config) if key not in _NOT_RECIPE)
+
+
+def read_runs(path: str | Path) -> list[Run]:
+    """Return the finished fine-tuning run in a folder, or every probe that `evaluate --probe` wrote into it.
+
+    Raises:
+        ConfigError: the folder holds neither, or its files are damaged or mixed.
+    """
+    path = Path(path)
+    return _read_probes(path) if (path / "predictions").is_dir() else [read_run(path)]
+
+
+def _read_probes(path: Path) -> list[Run]:
+    again = "run scripts/evaluate.py again"
+    problem = f"{path} holds probes without config.yaml, which this version writes: {again}"
+    require((path / "config.yaml").is_file(), problem)
+    config = parse.read_file(EvaluateConfig, path / "config.yaml")
+    record = read_json(path / "run.json", RunRecord)
+    metrics = read_json(path / "metrics.json", dict[str, object])
+    names, shape = record.class_names or (), record.encoder_shape or {}
+    is_complete = len(names) > 0 and shape.keys() == set(SHAPE_KEYS)
+    require(is_complete, f"{path}/run.json lacks class_names, or the encoder_shape of an encoder: {again}")
+    check_class_names(names, f"{path}/run.json")
+    runs = []
+    for probe in (f"{name}-{pooling}" for name in config.probes if name != "rank" for pooling in ("cls", "mean")):
+        of_test, of_validation = (
+            read_predictions(path / folder / f"{probe}.parquet", len(names))
+            for folder in ("predictions", "validation_predictions")
+        )
+        runs.append(Run(path, config, record, [], metrics, names, of_test, of_validation, probe))
+        for key, of_role in (("accuracy", of_test), ("validation_accuracy", of_validation)):
+            key = f"{probe.replace('-', '/')}/{key}"
+            value = metrics.get(key)
+            is_same = _is_finite(value) and abs(value - of_role.correct.mean()) <= TOLERANCE
+            problem = f"metrics.json has {key} {value!r:.40}, its predictions have {of_role.correct.mean():.6f}"
+            require(is_same, f"{path}: {problem}. The files are from different evaluations: {again}")
+    require(len(runs) > 0, f"{path} has no probe that predicts classes: run scripts/evaluate.py with --probe linear")
+    return runs
 
 
 def read_run(path: str | Path) -> Run:
@@ -159,5 +225,5 @@ def _read_history(path: Path) -> list[dict[str, float]]:
     return lines
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and -1e300 < value < 1e300

@@ -3,7 +3,10 @@
 import pytest
 from refused import check_refused, id_of
 
+from mae_hf.__main__ import join_lists
+from mae_hf.config import parse
 from mae_hf.config.commands import (
+    CompareConfig,
     DemoConfig,
     EvaluateConfig,
     FewLabelsConfig,
@@ -44,6 +47,23 @@ WRONG = [
     (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png (--output)"),
     (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
     (HubConfig, {"repo_id": "name"}, "hub.repo_id is name but must be of the form user/name (--hub.repo_id)"),
+    (CompareConfig, {"output_dir": "o"}, "runs of two arms are missing: give --pretrained RUN --scratch RUN, or --arm"),
+    (CompareConfig, {"output_dir": "o", "scratch": "r"}, "the runs of two arms are missing"),
+    (CompareConfig, {"output_dir": "o", "scratch": "r", "arm": "a=r"}, "--arm names all arms: remove --pretrained and"),
+    (CompareConfig, {"output_dir": "o", "arm": "a=r"}, "there is one arm, a: name two or more (--arm)"),
+    (CompareConfig, {"output_dir": "o", "arm": ["a=r", "s"]}, "arm s has no name or no run: write --arm NAME=RUN or"),
+    (CompareConfig, {"output_dir": "o", "arm": ["a=r", "b=s,"]}, "arm b=s, has no name or no run"),
+    (
+        CompareConfig,
+        {"output_dir": "o", "arm": ["a=r", "a=s"]},
+        "two arms are named a: join their runs, --arm a=RUN,RUN",
+    ),
+    (CompareConfig, {"output_dir": "o", "arm": ["a=r", f"{'b' * 41}=s"]}, "has 41 characters: use at most 40 (--arm)"),
+    (
+        CompareConfig,
+        {"output_dir": "o", "arm": ["a=r", "b\x1b[31m=s"]},
+        "contains control characters: remove them (--arm)",
+    ),
     (DemoConfig, {"model": "m", "port": 80}, "port is 80 but must be at least 1024 and at most 65535, such as 7860"),
 ]
 
@@ -66,3 +86,16 @@ def test_probes_and_methods_are_split():
 
 def test_an_upload_with_a_repository_is_accepted():
     assert HubConfig(push=True, repo_id="user/name").push
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--arm", "own=a,b", "--arm", "the probe=c", "--output_dir", "o"),
+        ("--arm=own=a,b", "--output_dir", "o", "--arm", "the probe=c"),
+        ("--arm", "own=a,b", "the probe=c", "--output_dir", "o"),
+    ],
+)
+def test_every_arm_is_read_wherever_it_is_on_the_command_line(words):
+    config = parse.read_command(CompareConfig, join_lists(words), "compare")
+    assert config.arms == {"own": ["a", "b"], "the probe": ["c"]} and config.output_dir == "o"

@@ -10,6 +10,8 @@ from mae_hf.evaluation.statistics import (
     NUM_RESAMPLES,
     Candidates,
     Interval,
+    best_over_next,
+    holm,
     mcnemar,
     mean_spread,
     mean_under_curve,
@@ -160,3 +162,45 @@ def test_welch_compares_the_means_of_seeds_and_needs_several_of_each():
     assert test.interval.high == pytest.approx(0.03 + t.ppf(0.975, degrees) * error)
     assert welch([0.6], [0.5, 0.4]) is None
     assert welch([0.6, 0.6], [0.5, 0.5]) is None
+
+
+def test_holm_rejects_what_the_stepwise_procedure_rejects():
+    """Holm 1979: from the smallest p on, compare with alpha / m, alpha / (m - 1), ...; stop at the first failure."""
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 3, 6, 28):
+        p_values = rng.beta(0.3, 3, m).tolist()
+        corrected = holm(p_values)
+        for alpha in (0.001, 0.01, 0.05, 0.2, 0.5):
+            rejected, order = set(), np.argsort(p_values)
+            for step, number in enumerate(order):
+                if p_values[number] > alpha / (m - step):
+                    break
+                rejected.add(int(number))
+            assert {number for number, p in enumerate(corrected) if p <= alpha} == rejected
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.7, 0.6]) == [1.0, 1.0]
+
+
+def test_the_choice_of_the_arm_is_repeated_in_each_resample_like_in_a_slow_loop():
+    rng = np.random.default_rng(1)
+    m, n = 20, 40
+    chances = ([0.6], [0.55, 0.65], [0.6])  # three arms; the second has two recipes
+    arms = [
+        Candidates(*((rng.random((len(of_arm), k)) < np.array(of_arm)[:, None]).astype(float) for k in (m, n)))
+        for of_arm in chances
+    ]
+    gains, shares = best_over_next(resample_arms(arms))
+    slow, firsts = [], np.zeros(3)
+    for _ in range(4000):
+        drawn, tested = rng.integers(m, size=m), rng.integers(n, size=n)
+        ranked = []
+        for number, arm in enumerate(arms):
+            means = arm.validation[:, drawn].mean(axis=1) + 1e-9 * rng.random(len(arm.validation))
+            reached, recipe = max(zip(means, range(len(means)), strict=True))
+            ranked.append((reached, number, arm.test[recipe][tested].mean()))
+        (_, first, best), (_, _, following), _ = sorted(ranked, reverse=True)
+        slow.append(best - following)
+        firsts[first] += 1
+    assert np.mean(gains) == pytest.approx(np.mean(slow), abs=0.01)
+    assert np.quantile(gains, [0.025, 0.5, 0.975]) == pytest.approx(np.quantile(slow, [0.025, 0.5, 0.975]), abs=0.03)
+    assert shares == pytest.approx(firsts / 4000, abs=0.03) and shares.min() > 0.01

@@ -104,7 +104,7 @@ def test_classes_without_test_images_or_predictions_are_noted(tmp_path):
     never_dog = write_run(tmp_path / "scratch", "scratch", HALF, labels=labels, class_names=names)
     notes = compare_runs([ours], [never_dog]).notes()
     assert any(note.startswith("No test image belongs to cow. Such classes have no F1") for note in notes)
-    assert compare_runs([ours], [never_dog]).results.pretrained.f1.center == 1
+    assert compare_runs([ours], [never_dog]).results.arms["MAE pre-trained"].f1.center == 1
 
 
 def test_epochs_to_the_scratch_models_best_are_counted_or_not_reached(tmp_path, runs):

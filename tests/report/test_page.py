@@ -70,7 +70,11 @@ def test_the_table_of_arms_holds_means_spreads_intervals_and_their_difference(co
     assert arms["± is the standard deviation over"] == ["2 fine-tuning seeds of one encoder", "2 seeds", ""]
     assert arms["seeds"] == ["0, 1", "0, 1", ""]
     results = comparison.results
-    intervals = (results.pretrained.accuracy_interval, results.scratch.accuracy_interval, results.gain_interval)
+    intervals = (
+        results.arms["MAE pre-trained"].accuracy_interval,
+        results.arms["from scratch"].accuracy_interval,
+        results.gain_interval,
+    )
     assert arms["its 95 % interval over 12 test images"] == [
         f"{100 * interval.low:{form}} to {100 * interval.high:{form}}"
         for interval, form in zip(intervals, (".1f", ".1f", "+.1f"), strict=True)

@@ -14,7 +14,7 @@ from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.pictures import Pictures, copy_reconstruction, draw_pictures, draw_reliability, draw_scores
 
 NAMES = [
-    *("curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding"),
+    *("intervals", "curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding"),
     *("attention", "attention_heads", "reconstruction"),
 ]
 
@@ -46,7 +46,7 @@ def test_what_is_gone_is_left_out_and_said(runs, comparison, image_folder, tmp_p
     expected = ("No t-SNE map, no mistakes and no attention: ", "No reconstruction: ")
     for note, text in zip(drawn.notes, expected, strict=True):
         assert note.startswith(text) and f"warning: {note}" in warnings
-    assert {path.name for path in out.iterdir()} == {f"{name}.png" for name in NAMES[:4]}
+    assert {path.name for path in out.iterdir()} == {f"{name}.png" for name in NAMES[:5]}
     assert drawn.trustworthiness == {}
 
 
@@ -73,7 +73,7 @@ def test_a_single_class_among_the_test_images_is_drawn(tmp_path):
         for name, init in (("mae", "encoder"), ("scratch", "scratch"))
     ]
     drawn = draw_pictures(compare_runs(runs[:1], runs[1:]), tmp_path)
-    assert list(drawn.captions) == NAMES[:4]
+    assert list(drawn.captions) == NAMES[:5]
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_the_reconstruction_is_that_over_time_or_else_the_newest(three_classes, 
     for name, grey in (greys | {"20": 50, "3": 200}).items():  # the newer file has the smaller number
         Image.new("RGB", (40, 20), (grey,) * 3).save(figures / f"reconstruction-{name}.png")
     report = Pictures(tmp_path)
-    copy_reconstruction(run, report)
+    copy_reconstruction([run.init], report)
     with Image.open(tmp_path / "reconstruction.png") as image:
         assert image.getpixel((0, 0)) == ((100,) * 3 if over_time else (200,) * 3)
     caption = captions_of(three_classes, report)["Reconstruction"]
@@ -131,7 +131,7 @@ def test_the_reconstruction_is_that_over_time_or_else_the_newest(three_classes, 
 
 def test_no_reconstruction_is_said(three_classes, tmp_path):
     report = Pictures(tmp_path)
-    copy_reconstruction(three_classes.best["MAE pre-trained"], report)
+    copy_reconstruction([three_classes.best["MAE pre-trained"].init], report)
     assert report.notes == [f"No reconstruction: {tmp_path / 'encoder'} has no figures/reconstruction*.png"]
     assert report.captions == {}
 
@@ -146,5 +146,5 @@ def test_a_hub_id_has_no_reconstruction_whatever_lies_in_the_folder_of_the_comma
     run = three_classes.best["MAE pre-trained"]
     object.__setattr__(run.config.model, "init", "user/name")
     report = Pictures(tmp_path)
-    copy_reconstruction(run, report)
+    copy_reconstruction([run.init], report)
     assert report.captions == {}

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from run_folders import write_run
@@ -12,7 +11,7 @@ from scipy.stats import ttest_ind
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
-from mae_hf.report.results import Results, epochs_to, measure
+from mae_hf.report.results import Results, measure
 from mae_hf.training.finished_runs import Run, read_run
 
 ALL, THREE, TWO, ONE = (True,) * 4, (True, True, True, False), (True, True, False, False), (True, False, False, False)
@@ -26,19 +25,24 @@ def arm(folder: Path, init: str, *runs: tuple[int, tuple[bool, ...], tuple[float
     ]
 
 
+def measure_two(ours: list[Run], scratch: list[Run]) -> Results:
+    """The results of two arms of one recipe each."""
+    return measure({"ours": [ours], "scratch": [scratch]})
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     """Two seeds each, one of them in both arms."""
     ours = arm(tmp_path, "encoder", (0, ALL, (0.5, 0.7, 0.9)), (1, THREE, (0.4, 0.6, 0.8)))
-    return measure([ours], [arm(tmp_path, "scratch", (1, TWO, (0.2, 0.4, 0.6)), (2, ONE, (0.1, 0.5, 0.4)))])
+    return measure_two(ours, arm(tmp_path, "scratch", (1, TWO, (0.2, 0.4, 0.6)), (2, ONE, (0.1, 0.5, 0.4))))
 
 
 def test_means_and_spreads_are_over_seeds(results):
-    assert results.pretrained.accuracy.center == pytest.approx(0.875)
-    assert results.pretrained.accuracy.sd == pytest.approx(0.25 / math.sqrt(2))
-    assert results.scratch.accuracy.values == (0.5, 0.25)
+    assert results.arms["ours"].accuracy.center == pytest.approx(0.875)
+    assert results.arms["ours"].accuracy.sd == pytest.approx(0.25 / math.sqrt(2))
+    assert results.arms["scratch"].accuracy.values == (0.5, 0.25)
     assert results.gain == pytest.approx(0.875 - 0.375)
-    assert (results.pretrained.seeds, results.scratch.seeds) == ((0, 1), (1, 2))
+    assert (results.arms["ours"].seeds, results.arms["scratch"].seeds) == ((0, 1), (1, 2))
 
 
 def test_the_interval_is_over_test_images_of_the_mean_over_seeds(results):
@@ -48,34 +52,34 @@ def test_the_interval_is_over_test_images_of_the_mean_over_seeds(results):
 
 
 def test_runs_of_equal_seed_are_paired_and_others_are_not(results):
-    (pair,) = results.pairs
-    assert (Path(pair.pretrained).name, Path(pair.scratch).name, pair.seed) == ("encoder-1", "scratch-1", 1)
+    (pair,) = results.pairs[0].tests
+    assert (*(Path(run).name for run in pair.runs), pair.seed) == ("encoder-1", "scratch-1", 1)
     assert (pair.test.only_first, pair.test.only_second) == (1, 0)
 
 
 def test_without_equal_seeds_the_best_runs_by_validation_are_paired(tmp_path):
     ours = arm(tmp_path, "encoder", (0, ALL, (0.9,)), (1, THREE, (0.8,)))
-    (pair,) = measure([ours], [arm(tmp_path, "scratch", (5, TWO, (0.6,)))]).pairs
-    assert (Path(pair.pretrained).name, Path(pair.scratch).name, pair.seed) == ("encoder-0", "scratch-5", None)
+    (pair,) = measure_two(ours, arm(tmp_path, "scratch", (5, TWO, (0.6,)))).pairs[0].tests
+    assert (*(Path(run).name for run in pair.runs), pair.seed) == ("encoder-0", "scratch-5", None)
 
 
 def test_the_target_is_the_mean_of_the_scratch_runs_best_and_epochs_to_it_are_counted(results):
     assert results.target == pytest.approx(0.55)
-    assert results.pretrained.epochs_to_target.values == (2, 2)
-    assert results.scratch.epochs_to_target.values == (3, math.inf)
+    assert results.arms["ours"].epochs_to_target.values == (2, 2)
+    assert results.arms["scratch"].epochs_to_target.values == (3, math.inf)
 
 
 def test_the_area_under_the_curves_is_over_the_epochs_that_all_runs_have(tmp_path):
     ours = arm(tmp_path, "encoder", (0, ALL, (0.5, 0.7, 0.9, 1.0)))
-    results = measure([ours], [arm(tmp_path, "scratch", (0, TWO, (0.2, 0.4, 0.6)))])
+    results = measure_two(ours, arm(tmp_path, "scratch", (0, TWO, (0.2, 0.4, 0.6))))
     assert results.epochs == (1, 3)
-    assert results.pretrained.mean_validation_accuracy.center == pytest.approx(0.7)
-    assert results.scratch.mean_validation_accuracy.center == pytest.approx(0.4)
+    assert results.arms["ours"].mean_validation_accuracy.center == pytest.approx(0.7)
+    assert results.arms["scratch"].mean_validation_accuracy.center == pytest.approx(0.4)
 
 
 def test_without_a_range_of_epochs_there_is_no_area(tmp_path):
-    results = measure([arm(tmp_path, "encoder", (0, ALL, (0.9,)))], [arm(tmp_path, "scratch", (0, TWO, (0.5, 0.6)))])
-    assert results.epochs is results.pretrained.mean_validation_accuracy is None
+    results = measure_two(arm(tmp_path, "encoder", (0, ALL, (0.9,))), arm(tmp_path, "scratch", (0, TWO, (0.5, 0.6))))
+    assert results.epochs is results.arms["ours"].mean_validation_accuracy is None
 
 
 def test_images_that_any_pre_training_has_seen_are_left_out_of_both_arms(tmp_path):
@@ -85,12 +89,12 @@ def test_images_that_any_pre_training_has_seen_are_left_out_of_both_arms(tmp_pat
         for seed, right, mask in zip((0, 1), (ALL, THREE), masks, strict=True)
     ]
     other = read_run(write_run(tmp_path / "other", "scratch", TWO, seen=(False,) * 4))
-    results = measure([ours], [[other]])
+    results = measure_two(ours, [other])
     assert results.num_seen_test_images == 2 and results.unseen.num_images == 2
-    assert results.unseen.pretrained.values == (1.0, 0.5) and results.unseen.scratch.values == (0.0,)
+    assert [spread.values for spread in results.unseen.accuracy.values()] == [(1.0, 0.5), (0.0,)]
     assert results.unseen.gain == pytest.approx(0.75)
     unknown = read_run(write_run(tmp_path / "unknown", "encoder", ALL, seed=2))
-    assert measure([[*ours, unknown]], [[other]]).num_seen_test_images is None
+    assert measure_two([*ours, unknown], [other]).num_seen_test_images is None
 
 
 def of_encoders(folder: Path, rights: dict[str, list[tuple[bool, ...]]]) -> list[Run]:
@@ -111,29 +115,23 @@ def test_with_several_encoders_the_unit_is_the_encoder(tmp_path):
     ours = of_encoders(tmp_path, {"one": [ALL, TWO], "two": [ALL, ALL], "three": [THREE, TWO]})
     assert len({run.recipe for run in ours}) == 1
     scratch = arm(tmp_path, "scratch", (0, TWO, (0.6,)), (1, ONE, (0.6,)))
-    results = measure([ours], [scratch])
-    assert results.pretrained.accuracy.values == (0.75, 1.0, 0.625)
-    assert (results.pretrained.num_units, results.pretrained.spread_over) == (3, "encoders")
-    assert results.seeds_test.p_value == pytest.approx(
+    results = measure_two(ours, scratch)
+    assert results.arms["ours"].accuracy.values == (0.75, 1.0, 0.625)
+    assert (results.arms["ours"].num_units, results.arms["ours"].spread_over) == (3, "encoders")
+    assert results.pairs[0].seeds_test.p_value == pytest.approx(
         ttest_ind([0.75, 1.0, 0.625], [0.5, 0.25], equal_var=False).pvalue
     )
 
 
 def test_several_fine_tunings_of_one_encoder_have_a_spread_of_their_own_and_no_p_value_for_the_pipeline(tmp_path):
     ours = of_encoders(tmp_path, {"one": [ALL, ALL, THREE]})
-    results = measure([ours], [arm(tmp_path, "scratch", (0, TWO, (0.6,)), (1, ONE, (0.6,)))])
-    assert results.pretrained.spread_over == "fine-tuning seeds of one encoder"
-    assert results.scratch.spread_over == "seeds" and results.seeds_test is None
+    results = measure_two(ours, arm(tmp_path, "scratch", (0, TWO, (0.6,)), (1, ONE, (0.6,))))
+    assert results.arms["ours"].spread_over == "fine-tuning seeds of one encoder"
+    assert results.arms["scratch"].spread_over == "seeds" and results.pairs[0].seeds_test is None
 
 
 def test_encoders_with_different_numbers_of_runs_have_equal_weight(tmp_path):
     ours = of_encoders(tmp_path, {"one": [ALL, ALL, ALL], "two": [(False,) * 4]})
-    results = measure([ours], [arm(tmp_path, "scratch", (0, TWO, (0.6,)))])
-    assert results.pretrained.accuracy.center == 0.5 == results.gain + 0.5
+    results = measure_two(ours, arm(tmp_path, "scratch", (0, TWO, (0.6,))))
+    assert results.arms["ours"].accuracy.center == 0.5 == results.gain + 0.5
     assert results.gain_interval.low == pytest.approx(-0.5) and results.gain_interval.high == pytest.approx(0.5)
-
-
-def test_the_first_epoch_that_reaches_the_target_counts():
-    run = SimpleNamespace(curve=([1, 2, 3, 4], [0.2, 0.5, 0.4, 0.6]))
-    assert (epochs_to(run, 0.5), epochs_to(run, 0.5 + 1e-9), epochs_to(run, 0.51)) == (2, 2, 4)
-    assert epochs_to(run, 0.61) == epochs_to(SimpleNamespace(curve=([], [])), 0.5) == math.inf

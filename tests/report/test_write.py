@@ -28,7 +28,7 @@ def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_pa
     numbers = json.loads((out / "comparison.json").read_text())
     assert numbers["points"] == 25 and numbers["answer"] == comparison.answer()
     assert numbers["notes"] == comparison.notes()
-    assert numbers["results"]["pretrained"]["accuracy"]["values"] == [0.75]
+    assert numbers["results"]["arms"]["MAE pre-trained"]["accuracy"]["values"] == [0.75]
     assert [row["test_accuracy"] for row in numbers["runs"]] == [0.75, 0.5]
     assert numbers["confusion_matrix"]["MAE pre-trained"] == [[2, 0], [1, 1]]
     assert set(numbers["trustworthiness"]) == {"MAE before fine-tuning", "untrained", "from scratch, trained"}
@@ -72,7 +72,7 @@ def test_json_says_null_where_a_target_was_not_reached(tmp_path, monkeypatch):
     report = write.write_report(compare_runs([slow], [scratch]), tmp_path / "out")
     text = (report.parent / "comparison.json").read_text()
     numbers = json.loads(text)
-    assert numbers["results"]["pretrained"]["epochs_to_target"]["values"] == [None]
+    assert numbers["results"]["arms"]["MAE pre-trained"]["epochs_to_target"]["values"] == [None]
     assert [run["epochs_to_scratch_best"] for run in numbers["runs"]] == [None, 2]
     assert "Infinity" not in text and "NaN" not in text
 

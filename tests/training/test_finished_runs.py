@@ -6,13 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from run_folders import write_run
+from run_folders import write_probes, write_run
 
 from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.errors import ConfigError
-from mae_hf.training.finished_runs import read_run
+from mae_hf.training.finished_runs import read_run, read_runs
 
 THREE = (True, True, True, False)
 
@@ -176,3 +176,41 @@ def test_settings_of_the_machine_are_no_part_of_a_recipe(folder):
     assert not keys & MACHINE_SETTINGS and "train.layer_decay" in keys
     known = {key for config in (FinetuneConfig, PretrainConfig) for key, _ in parse.flatten(config())}
     assert known >= MACHINE_SETTINGS, "a setting that was renamed"
+
+
+@pytest.fixture
+def probes(tmp_path: Path) -> Path:
+    """Two probes of an encoder, each on two poolings."""
+    return write_probes(tmp_path / "probes", "encoder", {"knn": (THREE, 0.6), "linear": (THREE, 0.7)})
+
+
+def test_every_probe_of_a_folder_is_a_run(probes, folder):
+    runs = read_runs(probes)
+    assert [run.probe for run in runs] == ["knn-cls", "knn-mean", "linear-cls", "linear-mean"]
+    assert [run.best_validation_accuracy for run in runs] == [0.6, 0.59, 0.7, 0.69]
+    assert {(run.init, run.seed, run.from_scratch) for run in runs} == {("encoder", None, False)}
+    assert runs[0].shape["hidden_size"] == 8 and runs[0].name == f"{probes} knn-cls"
+    assert [run.path for run in read_runs(folder)] == [folder]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.yaml", None, "without config.yaml, which this version writes: run scripts/evaluate.py again"),
+        ("run.json", {"class_names": None}, "lacks class_names, or the encoder_shape of an encoder"),
+        ("run.json", {"encoder_shape": {"image_size": 4}}, "lacks class_names, or the encoder_shape"),
+        ("run.json", {"class_names": ["cat", "d\x1bog"]}, "has a class name of 4 characters"),
+        ("metrics.json", {"linear/mean/accuracy": 0.5}, "linear/mean/accuracy 0.5, its predictions have 0.750000"),
+        ("metrics.json", {"linear/cls/validation_accuracy": "x"}, "from different evaluations: run scripts/evaluate"),
+        ("validation_predictions/knn-cls.parquet", None, "knn-cls.parquet is missing"),
+    ],
+)
+def test_probes_whose_files_are_missing_or_mixed_are_refused(probes, file, change, message):
+    path = probes / file
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConfigError) as error:
+        read_runs(probes)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,101 @@
+"""Recipes: the runs of an arm that differ in their seeds alone, and which runs can be compared at all."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mae_hf.errors import require
+from mae_hf.evaluation.metrics import classification_metrics
+from mae_hf.training.finished_runs import TOLERANCE, Run
+
+Recipe = Sequence[Run]
+# Settings of the data that decide which images a run has.
+_SPLIT = (
+    *("source", "revision", "validation_fraction", "test_fraction", "split_seed"),
+    *("fold", "label_fraction", "label_seed"),
+)
+
+
+def sort_recipes(runs: Sequence[Run]) -> tuple[Recipe, ...]:
+    """Sort recipes by their mean best validation accuracy, and the runs of a recipe by theirs."""
+    recipes: dict[Any, dict[Any, Run]] = {}
+    for run in sorted(runs, key=lambda run: -run.best_validation_accuracy):
+        other = recipes.setdefault(run.recipe, {}).setdefault((run.seed, run.encoder), run)
+        seed = "" if run.seed is None else f" with the same train.seed {run.seed}"
+        problem = f"{other.name} and {run.name} are the same recipe{seed}, and would count as two seeds"
+        require(other is run, f"{problem}: name one of them")
+    return tuple(sorted((tuple(recipe.values()) for recipe in recipes.values()), key=lambda runs: -mean_best(runs)))
+
+
+def mean_best(runs: Recipe) -> float:
+    """Return the mean of the runs' best validation accuracies, which decides between recipes."""
+    return float(np.mean([run.best_validation_accuracy for run in runs]))
+
+
+def check_comparable(first: Run, other: Run, *, same_network: bool) -> None:
+    """Refuse two runs that do not answer the same question.
+
+    Images of different sizes have different fingerprints: such runs must agree in source, splits and labels.
+    """
+    both, paths = (first, other), f"{first.path} and {other.path}"
+    classes = [", ".join(run.class_names) for run in both]
+    message = f"{first.path} has the classes {classes[0]}, {other.path} {classes[1]}: compare runs on the same classes"
+    require(first.class_names == other.class_names, message)
+    sizes = [f"model.{key}" for key, value in first.shape.items() if other.shape[key] != value]
+    fix = "compare different networks with --arm NAME=RUN for each"
+    require(not sizes or not same_network, f"{paths} are different networks: they differ in {', '.join(sizes)}: {fix}")
+    has_one_size = "model.image_size" not in sizes
+    parts = [{key: getattr(run.config.data, key) for key in _SPLIT} for run in both]
+    differing = [f"data.{key}" for key in _SPLIT if parts[0][key] != parts[1][key]]
+    for what, key, are_same in (
+        ("trained", "data_fingerprint", True),
+        ("validated", "validation_fingerprint", first.validation.are_of_the_same_images(other.validation)),
+        ("tested", "test_fingerprint", first.test.are_of_the_same_images(other.test)),
+    ):
+        known = [getattr(run.record, key) for run in both]
+        difference = (
+            f"{key} {known[0]} and {known[1]} in run.json" if has_one_size else ", ".join(differing) or "labels"
+        )
+        require(
+            are_same and (known[0] == known[1] if has_one_size else not differing),
+            f"{paths} were {what} on different images or labels ({difference}): compare runs on the same data and "
+            "splits",
+        )
+
+
+def recipe_name(runs: Recipe, recipes: Sequence[Recipe]) -> str:
+    """Return `key value` of the settings in which the recipes of an arm differ, as these runs have them."""
+    probe = runs[0].probe
+    others = [dict(other[0].recipe) for other in recipes if bool(other[0].probe) == bool(probe)]
+    differing = [(key, value) for key, value in runs[0].recipe if any(other.get(key) != value for other in others)]
+    alone = f"probe {probe}" if probe else "the only one" if len(others) == len(recipes) else "fine-tuned"
+    return ", ".join(f"{key} {value}" for key, value in differing) or alone
+
+
+@functools.cache
+def scores_on_test(run: Run) -> dict[str, Any]:
+    """Return what `classification_metrics` computes from a run's predictions of test images."""
+    return classification_metrics(run.test.probabilities, run.test.labels, run.class_names)
+
+
+def epochs_to(run: Run, accuracy: float) -> float:
+    """Return the first epoch at which validation accuracy is at least `accuracy`; `inf` if it never is."""
+    return next((epoch for epoch, value in zip(*run.curve, strict=True) if value >= accuracy - TOLERANCE), math.inf)
+
+
+def f1_of_classes(runs: Recipe) -> dict[str, float]:
+    """Return F1 of each class, the mean over runs; NaN for a class without test images."""
+    scores = [scores_on_test(run)["f1_per_class"] for run in runs]
+    return {name: float(np.mean([of_run.get(name, math.nan) for of_run in scores])) for name in runs[0].class_names}
+
+
+def means_of_units(runs: Recipe, value: Callable[[Run], Any]) -> list[Any]:
+    """The mean number or array of each independent unit: of an encoder's runs; with at most one encoder, of a run."""
+    by_encoder: dict[str | None, list[Run]] = {}
+    for run in runs:
+        by_encoder.setdefault(run.encoder, []).append(run)
+    units = list(by_encoder.values()) if len(by_encoder) > 1 else [[run] for run in runs]
+    return [np.mean([value(run) for run in unit], axis=0) for unit in units]
