@@ -4,7 +4,7 @@
 flag of a wrong setting. RunError says how to resume. RunStopped, which is a KeyboardInterrupt, means that Ctrl-C
 stopped the command after it had saved its state. The same call resumes, and returns a finished run at once.
 
-`data` is a source as `data.source` names it, images in memory (`mae_hf.data.in_memory`), or None for that of the config.
+`data` is a source as `data.source` names it, images in memory (`mae_hf.data.in_memory`), or None for the config's.
 `config` is a YAML file, the name of a preset such as `stl10_tiny`, or a config. `precision` replaces the launcher's.
 """
 
@@ -185,19 +185,29 @@ def probe(
 
 
 def compare(
-    pretrained: ModelName | Sequence[ModelName],
-    scratch: ModelName | Sequence[ModelName],
+    pretrained: ModelName | Sequence[ModelName] | Mapping[str, ModelName | Sequence[ModelName]],
+    scratch: ModelName | Sequence[ModelName] | None = None,
     *,
     output_dir: str | Path | None = None,
 ) -> CommandResult:
-    """Compare fine-tuning with the same training from scratch; the folder holds index.html.
+    """Compare fine-tuning with the same training from scratch, or any number of arms; the folder holds index.html.
 
-    Each arm is a result of `finetune`, a run folder, or several. The folder is by default runs/compare/NAME of a run.
+    Each arm is a result of `finetune`, a run folder, or several. For any number of arms, the first argument is a dict
+    of arms by their names, which may also be results of `probe`. The folder is by default runs/compare/NAME of a run.
     """
-    arms = [[_name_of(run) for run in ([arm] if isinstance(arm, ModelName) else arm)] for arm in (pretrained, scratch)]
-    names = {"pretrained": arms[0], "scratch": arms[1], "output_dir": output_dir or _default("compare", arms[0][0])}
+    has_names = isinstance(pretrained, Mapping)
+    arms = pretrained if isinstance(pretrained, Mapping) else {"pretrained": pretrained, "scratch": scratch or ()}
+    folders = {
+        name: [str(run.folder if isinstance(run, CommandResult) else run) for run in runs]
+        for name, arm in arms.items()
+        for runs in [[arm] if isinstance(arm, ModelName) else arm]
+    }
+    require(len(arms) > 1 and all(folders.values()), "compare needs the runs of two or more arms")
+    first = next(iter(folders.values()))[0]
+    names: dict[str, Any] = {"output_dir": output_dir or _default("compare", first)}
+    names |= {"arm": [f"{name}={','.join(runs)}" for name, runs in folders.items()]} if has_names else folders
     run = _run("compare", CompareConfig, names)
-    return _result(run.output_dir, picture="curves.png", file="comparison.json")
+    return _result(run.output_dir, picture="intervals.png", file="comparison.json")
 
 
 def reconstruct(

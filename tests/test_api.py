@@ -130,6 +130,8 @@ def test_probe_compare_and_reconstruct(runs: dict[str, Any], tmp_path: Path, mon
     probed = mae_hf.probe(runs["pretrain"], SPLITS, labels=LABELS, probes="knn", settings={"batch_size": 7})
     assert probed.folder == Path("runs/probe/pretrain") and 0 <= probed.metrics["knn/cls/accuracy"] <= 1
     assert type(probed.model.model) is MaskedAutoencoder
+    arms = {"tuned": runs["tuned"], "probe": [probed], "scratch": runs["scratch"].folder}
+    assert "best of 3 arms" in mae_hf.compare(arms, output_dir="arms").metrics["answer"]
     compared = mae_hf.compare(runs["tuned"], [runs["scratch"].folder])
     assert (compared.folder / "index.html").is_file() and "points" in repr(compared) and compared.picture.is_file()
     with pytest.raises(ConfigError, match="holds no model"):
