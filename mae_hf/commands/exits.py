@@ -22,6 +22,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 # `torchrun` checks every 0.1 s whether a rank has ended, and then ends the others
 _SECONDS_APART = 3.0
 # A failed collective operation raises a DistError of torch, or an error with a message of gloo or torch's store.
+_LACK_OF_MEMORY = "can't allocate memory"  # of torch's allocator on a CPU; that of a GPU has an error of its own
 _LOST_PROCESS = r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer"
 
 
@@ -54,8 +55,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         if error.errno not in _DISK_ERRORS:
             raise
         _end(f"error: {error}: once that is fixed, the same command resumes", 1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"OutOfMemoryError", "MemoryError"} or _LACK_OF_MEMORY in str(error):
+            cause = " ".join(str(error).split())[:200] or "MemoryError"
+            _end(f"error: no memory is left ({cause}): choose a smaller batch (--help), or end other programs", 1)
         if "DistError" not in kinds and not re.search(_LOST_PROCESS, str(error)):
             raise
         if _LOCAL_RANK == 0:  # one rank of each machine: the others may be cut off

@@ -119,7 +119,7 @@ def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, dataset
     found = {}
     for role, name in names_by_role(source, files).items():
         options: dict[str, Any] = {"data_files": {"train": files[name]}, "fragment_scan_options": scan}
-        found[role] = _load(f"{name} of {source}", datasets.load_dataset, "parquet", split="train", **options)
+        found[role] = _load_local(f"{name} of {source}", "parquet", **options)
     return found
 
 
@@ -140,7 +140,7 @@ def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]
     for role, name in (names_by_role(source, splits) if splits else {"train": ""}).items():
         options: dict[str, Any] = {"data_dir": str(folder / name), "data_files": {"train": "**"}}
         options["drop_labels"] = True if role == "unlabeled" else None
-        found[role] = _load(f"{role} of {source}", datasets.load_dataset, "imagefolder", split="train", **options)
+        found[role] = _load_local(f"{role} of {source}", "imagefolder", **options)
     return found
 
 
@@ -177,6 +177,17 @@ def _ask_hub(source: str, revision: str | None, is_downloaded: bool = False) -> 
             f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the name "
             "and the network; without a network try --config configs/pretrain/digits.yaml (--data.source)"
         ) from error
+
+
+def _load_local(source: str, *args: Any, **options: Any) -> datasets.Dataset:
+    """Load a split of local files, without the library's bars, which call that a download."""
+    were_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        return _load(source, datasets.load_dataset, *args, split="train", **options)
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
 
 
 def _load(source: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -206,11 +206,8 @@ def explained_lack(micro_batch_size: int) -> Iterator[None]:
         is_lack = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
         if not is_lack:
             raise
-        fix = (
-            f"type --train.per_device_batch_size {micro_batch_size // 2}"
-            if micro_batch_size > 1
-            else "end other programs"
-        )
+        smaller = max((size for size in range(1, micro_batch_size) if micro_batch_size % size == 0), default=0)
+        fix = f"type --train.per_device_batch_size {smaller}" if smaller else "end other programs"
         cause = " ".join(str(error).split())[:200] or "MemoryError"
         raise RunError(f"{micro_batch_size} images at a time do not fit into memory ({cause}): {fix}") from None
 

@@ -41,9 +41,13 @@ def steps_that_fit(
     model.eval()
     costs = []
     for evaluation in evaluations:
-        before = time.perf_counter()
-        evaluation.run(0)
-        costs.append((evaluation.every_steps, time.perf_counter() - before))
+        for _ in range(2):  # the first one imports libraries
+            before = time.perf_counter()
+            evaluation.run(0)
+            cost = time.perf_counter() - before
+            if cost > 60 * SHARE_TIMED * config.minutes:
+                break
+        costs.append((evaluation.every_steps, cost))
 
     def seconds(num_steps: int) -> float:
         return num_steps * step_seconds + sum(cost * -(-num_steps // every) for every, cost in costs)

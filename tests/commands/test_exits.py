@@ -25,6 +25,7 @@ from mae_hf.commands import exits
 from mae_hf.errors import ConfigError, RunError, RunStopped
 ends = {"done": None, "failed": RunError("step 7"), "wrong": ConfigError("patch_size 10"), "bug": KeyError("a bug")}
 ends |= {"told": RunStopped("saved", 15), "Ctrl-C": KeyboardInterrupt()}
+ends |= {"memory": MemoryError(), "allocator": RuntimeError("DefaultCPUAllocator: can't allocate memory")}
 ends |= {"unread": BrokenPipeError(32, "Broken pipe")}
 ends |= {"full": OSError(28, "No space left on device", "run.json"), "lost": OSError(110, "Connection timed out")}
 def main():
@@ -42,6 +43,7 @@ def script(tmp_path: Path) -> str:
     return str(tmp_path / "script.py")
 
 
+LACK = "choose a smaller batch (--help), or end other programs"
 RESUMES = "once that is fixed, the same command resumes"
 
 
@@ -53,6 +55,8 @@ RESUMES = "once that is fixed, the same command resumes"
         ("failed", "1", 1, "process 1: error: step 7\n"),
         ("wrong", "0", 2, "error: patch_size 10\n"),
         ("wrong", "1", 2, "process 1: error: patch_size 10\n"),
+        ("memory", "0", 1, f"error: no memory is left (MemoryError): {LACK}\n"),
+        ("allocator", "0", 1, f"error: no memory is left (DefaultCPUAllocator: can't allocate memory): {LACK}\n"),
         ("told", "0", 143, "stopped: saved; to resume, type: python SCRIPT told\n"),
         ("told", "1", 143, ""),
         ("15", "0", 143, "stopped: SIGTERM; to resume, type: python SCRIPT 15\n"),

@@ -38,6 +38,17 @@ def test_the_split_is_read_from_the_name_of_the_file_or_of_its_folder(tmp_path, 
     assert {name: reds(split) for name, split in found.items()} == {"train": [0], "test": [1], "unlabeled": [2]}
 
 
+def test_a_local_source_is_no_download(tmp_path, capfd):
+    write_parquet(tmp_path / "train.parquet", [1])
+    capfd.readouterr()
+    read_datasets(str(tmp_path), None)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "train.parquet").unlink()
+    read_datasets(str(tmp_path), None)
+    assert capfd.readouterr() == ("", "")
+    assert not datasets.are_progress_bars_disabled(), "downloads from the Hub are shown"
+
+
 def test_the_parts_of_a_split_are_joined_in_order(tmp_path):
     for part in range(3):
         write_parquet(tmp_path / f"train-0000{part}-of-00003.parquet", [2 * part, 2 * part + 1])
