@@ -32,7 +32,7 @@ def sync(path: Path) -> None:
             _fsync(entry)
 
 
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Fill a folder beside `path` with `write(folder)` and rename it. If that fails, `path` is unchanged: RunError."""
     beside = beside_of(path)
     shutil.rmtree(beside, ignore_errors=True)

@@ -1,5 +1,7 @@
 """Every command of the contract, typed as a user types it, on the embedded digits with few steps."""
 
+import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -14,13 +16,16 @@ import torch
 from forks import ROOT, run, succeed
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import ViTConfig, ViTModel
 
 from mae_hf.__main__ import COMMANDS
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.model import EncoderConfig
 from mae_hf.data.dataset import load_pretraining_images
 from mae_hf.models.io import open_encoder, weights_digest
+from mae_hf.models.origin import keep_start
 
 LAUNCH = ("accelerate", "launch", "--quiet")
 SMALL = ("--train.warmup_ratio", "0", "--train.epochs", "2", "--train.eval_every_epochs", "1")
@@ -165,6 +170,45 @@ def test_fine_tuning_starts_from_the_pretrained_weights_and_moves_them(runs: Pat
     key = "embeddings.patch_embeddings.projection.weight"
     moved, unrelated = ((before[key] - other[f"vit.{key}"]).abs().mean() for other in (after, scratch))
     assert 0 < moved < 0.1 * unrelated
+
+
+def test_a_run_from_published_weights_resumes_and_ends_without_them(tmp_path: Path):
+    published, run_folder = tmp_path / "published", tmp_path / "run"
+    shape = {"image_size": 32, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
+    ViTModel(ViTConfig(patch_size=8, num_hidden_layers=2, **shape)).save_pretrained(published)
+    processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    (published / "preprocessor_config.json").write_text(json.dumps(processor))
+    null = [f"--data.image_{name}" for name in ("mean", "std")]
+    null += [f"--model.{field.name}" for field in dataclasses.fields(EncoderConfig)]
+    command = (
+        "scripts/pretrain.py",
+        "--config",
+        "configs/pretrain/digits.yaml",
+        *SMALL,
+        "--train.save_every_epochs",
+        1,
+    )
+    command += (*itertools.chain.from_iterable((flag, "null") for flag in null), "--model.image_size", 24)
+    command += ("--model.init", published, "--output_dir", run_folder)
+    assert f"from {published} with a new decoder, 2 of 9 patches visible" in succeed(*command)
+    config = parse.read_file(PretrainConfig, run_folder / "config.yaml")
+    assert (config.model.image_size, config.model.patch_size, config.data.image_mean) == (24, 8, (0.5, 0.4, 0.3))
+    record, weights = (run_folder / "run.json").read_text(), load_file(run_folder / "model" / "model.safetensors")
+    assert json.loads(record)["init_digest"] == weights_digest(open_encoder(str(published), "sdpa"))
+    assert "starting from the encoder published" in (run_folder / "model" / "README.md").read_text()
+
+    # as a run that was stopped after its first epoch, and whose checkpoint was removed since
+    keep_start(config.model, run_folder)
+    for path in (published, run_folder / "model", max((run_folder / "checkpoints").iterdir())):
+        shutil.rmtree(path)
+    (run_folder / "metrics.json").unlink()
+    assert "from step 19" in succeed(*command)
+    again = load_file(run_folder / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    for key in ("init", "init_digest", "init_has_decoder"):
+        assert json.loads((run_folder / "run.json").read_text())[key] == json.loads(record)[key]
+    assert not (run_folder / "init").exists()
+    assert "is finished" in succeed(*command)
 
 
 def test_a_finished_run_is_left_alone(runs: Path):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
 from mae_hf.models.classifier import build_classifier, set_head
-from mae_hf.models.origin import resolve, start_facts
+from mae_hf.models.locate import KEPT
+from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
@@ -44,8 +46,9 @@ def finetune(config: FinetuneConfig) -> None:
 
     # ---- data, after checking the memory; and the audit of the encoder's pre-training ----
     run.fit_memory(config)
-    is_pretrained = not config.model.is_new
-    audit = read_model_audit(config.model.init, config.model.revision) if is_pretrained else NOT_PRETRAINED
+    start = find_start(config.model, folder)
+    is_pretrained = not start.is_new
+    audit = read_model_audit(start.init, start.revision) if is_pretrained else NOT_PRETRAINED
     with accelerator.local_main_process_first():
         images = load_labelled_images(config.data, config.model.image_size)
     train_images = images["train"]
@@ -57,14 +60,15 @@ def finetune(config: FinetuneConfig) -> None:
 
     # ---- model ----
     set_seed(config.train.seed)
-    model = build_classifier(config.model, class_names, attention_for(accelerator), config.train.seed)
+    model = build_classifier(start, class_names, attention_for(accelerator), config.train.seed)
     facts = {
         **{f"num_{role}_images": len(part) for role, part in images.items()},
         "labels": train_images.note or "all labels",
         "data_fingerprint": train_images.fingerprint,
         "validation_fingerprint": images["validation"].fingerprint,
         "test_fingerprint": images["test"].fingerprint,
-        **start_facts(config.model),
+        **start_facts(start),
+        "init": config.model.init,
     }
     probe: dict[str, float] = {}
     if is_pretrained or config.model.head == "probe":
@@ -111,6 +115,8 @@ def finetune(config: FinetuneConfig) -> None:
         "model": f"{len(class_names)} classes, from {config.model.init}",
     }
     log = run.start_log(state.step, plan, model, facts, lines, config.train)
+    if accelerator.is_main_process:
+        keep_start(start, folder)
     state = train(
         accelerator,
         prepared,
@@ -154,6 +160,7 @@ def finetune(config: FinetuneConfig) -> None:
         hub.save_model(folder / "model", complete, config, metrics, audit=audit)
     run.upload()
     log.finish(metrics)
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
     accelerator.print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "
         f"on validation); model is in {folder / 'model'}\n{describe_seen(seen, unseen)}"

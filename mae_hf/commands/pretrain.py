@@ -1,6 +1,7 @@
 """Pre-train a masked autoencoder on unlabelled images."""
 
 import contextlib
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -29,8 +30,9 @@ from mae_hf.files import write_text
 from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_search
 from mae_hf.leakage.record import AUDIT, audit_json, continue_audit, describe_audit, read_model_audit
 from mae_hf.models.initialization import check_positions
+from mae_hf.models.locate import KEPT
 from mae_hf.models.mae import build_mae, export_encoder
-from mae_hf.models.origin import describe_start, resolve, start_facts
+from mae_hf.models.origin import describe_start, find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
@@ -64,13 +66,14 @@ def pretrain(config: PretrainConfig) -> None:
             train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
             probed = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
         train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
-    if not config.model.is_new:
-        audit = continue_audit(audit, read_model_audit(config.model.init, config.model.revision))
+    start = find_start(config.model, folder)
+    if not start.is_new:
+        audit = continue_audit(audit, read_model_audit(start.init, start.revision))
     plan = run.plan(config, len(train_images))
 
     # ---- model ----
     set_seed(config.train.seed)
-    model = build_mae(config.model, attention_for(accelerator))
+    model = build_mae(start, attention_for(accelerator))
     check_positions(model)
     optimizer = build_optimizer(model, config.train)
     prepared, optimizer, whole = prepare(accelerator, model, optimizer)
@@ -135,7 +138,8 @@ def pretrain(config: PretrainConfig) -> None:
         )
         plan = plan.lasting(timed, config.train)
     facts = {
-        **start_facts(config.model),
+        **start_facts(start),
+        "init": config.model.init,
         "num_train_images": len(train_images),
         "num_held_out_images": len(held_out),
         "data_fingerprint": train_images.fingerprint,
@@ -151,6 +155,7 @@ def pretrain(config: PretrainConfig) -> None:
     log = run.start_log(state.step, plan, model, facts, lines, config.train)
     if accelerator.is_main_process:
         write_text(folder / AUDIT, audit_json(audit))
+        keep_start(start, folder)
     with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
         train(
             accelerator,
@@ -184,6 +189,7 @@ def pretrain(config: PretrainConfig) -> None:
         hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
     run.upload()
     log.finish(metrics)
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
     loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"
     accelerator.print(f"held-out loss {loss}; model and encoder are in {folder / 'model'}")
 

@@ -7,7 +7,7 @@ from mae_hf.config.fields import FromInit, Range, Rate, Settings, Share
 
 MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
 
-NO_CHECKPOINT = "comes from a checkpoint, and model.init names none: give a value, or name one (--model.init)"
+NO_CHECKPOINT = "needs a checkpoint to take it from (--model.init), or a value"
 
 Size = Annotated[int, Range(above=0, at_most=MAX_SIZE)]
 

@@ -6,6 +6,7 @@ from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import require
 
 SCRATCH = "scratch"
+KEPT = "init"  # in an unfinished run: a copy of the checkpoint that it started from
 _ANOTHER = "name another encoder (--model.init DIR_OR_HUB_ID), or start from random weights"
 FIX_INIT = {  # by the `model.init` of random weights: of pre-training, and of fine-tuning
     "paper": f"{_ANOTHER} (--model.init paper)",

@@ -1,6 +1,7 @@
 """What a run takes from the checkpoint that it starts from: the settings that its config leaves null, and weights."""
 
 import contextlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.model import MAEConfig, StartConfig
 from mae_hf.errors import ConfigError, require
+from mae_hf.files import write_folder
 from mae_hf.models.initialization import resize_positions
 from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, open_encoder, read_normalization, weights_digest
-from mae_hf.models.locate import FIX_INIT
+from mae_hf.models.locate import FIX_INIT, KEPT
 
+_Start = TypeVar("_Start", bound=StartConfig)
 _Run = TypeVar("_Run", PretrainConfig, FinetuneConfig)
 
 _OF_DECODER = (*(f"decoder_{key}" for key in SHAPE_KEYS[2:]), "loss", "norm_pix_loss")
@@ -82,7 +85,8 @@ def _check_claims(saved: SavedModel, ours: Mapping[str, Any], claims: Mapping[st
         if ours.get(key) is not None and key != "model.image_size" and not _agree(ours[key], theirs)
     }
     problem = f"the config contradicts the checkpoint {saved.name}: {', '.join(wrong.values())}"
-    require(not wrong, f"{problem}: take its values ({' '.join(f'--{key} null' for key in wrong)})")
+    fix = f"take its values ({' '.join(f'--{key} null' for key in wrong)}), or start with the preset published_224"
+    require(not wrong, f"{problem}: {fix} (--config)")
 
 
 def _agree(ours: Any, theirs: Any) -> bool:
@@ -110,6 +114,25 @@ def open_start(config: StartConfig) -> SavedModel:
     fix = "set hidden_dropout_prob and attention_probs_dropout_prob to 0 in its config.json"
     require(not dropout, f"the encoder {saved.name} has dropout {dropout}, which is not supported: {fix}")
     return saved
+
+
+def keep_start(config: StartConfig, run: Path) -> None:
+    """Copy the checkpoint into the folder of an unfinished run, which then resumes where it is missing by now."""
+    if not config.is_new and not (run / KEPT).exists():
+        folder = open_start(config).folder  # of the Hub, it is named after the commit
+        files = [file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")]
+        write_folder(run / KEPT / folder.name, lambda beside: [shutil.copy(file, beside) for file in files])
+
+
+def find_start(config: _Start, run: Path) -> _Start:
+    """Return the config, with the run's own copy as `init` if the checkpoint cannot be opened any more."""
+    kept = next((run / KEPT).glob("[!.]*/config.json"), None)
+    if not config.is_new and kept:
+        try:
+            open_start(config)
+        except ConfigError:
+            return replace(config, init=str(kept.parent), revision=None)
+    return config
 
 
 def load_encoder(config: StartConfig, attn_implementation: str) -> ViTModel:

@@ -325,7 +325,7 @@ def test_weights_in_pickles_other_channels_classifiers_and_missing_folders_are_r
 
 @pytest.mark.parametrize("key", ["image_size", "decoder_hidden_size", "loss", "norm_pix_loss"])
 def test_null_without_a_checkpoint_is_refused_with_what_to_do(key):
-    with pytest.raises(ConfigError, match=rf"model\.{key} null comes from a checkpoint.*\(--model\.{key}\)"):
+    with pytest.raises(ConfigError, match=rf"model\.{key} null needs a checkpoint .*\(--model\.{key}\)"):
         MAEConfig(**{key: None})
 
 
@@ -333,7 +333,10 @@ def test_null_without_a_checkpoint_is_refused_with_what_to_do(key):
     "config", [PretrainConfig, lambda data: FinetuneConfig(data, ClassifierConfig(init="scratch"))]
 )
 def test_a_null_normalisation_without_a_checkpoint_is_refused_with_what_to_do(config):
-    with pytest.raises(ConfigError, match=r"data\.image_std null comes from a checkpoint.*\(--data\.image_std\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.image_std null needs a checkpoint .*\(--data\.image_std\)",
+    ):
         config(data=DataConfig(image_std=None))
 
 
