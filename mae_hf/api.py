@@ -132,9 +132,10 @@ def load(name: ModelName) -> LoadedModel:
     a `ViTForImageClassification`. Everything else is an encoder, a `ViTModel`.
     """
     name = _name_of(name)
-    config = SavedModel(name).config()
+    saved = SavedModel(name)
+    config = saved.config()
     model: Any
-    if config.model_type == "vit_mae":
+    if saved.has_decoder:
         model = MaskedAutoencoder.from_pretrained(name).eval()
     elif "ViTForImageClassification" in (config.architectures or []):
         model = open_classifier(name, "sdpa")
