@@ -57,10 +57,8 @@ def measure(monkeypatch, num_minutes: float, step_seconds: float, evaluation_sec
         (0.1, 60.0, 60.0, 1),  # nothing fits, but a run has a step
     ],
 )
-def test_the_steps_that_fit_leave_time_for_evaluations(
-    monkeypatch, num_minutes, step_seconds, evaluation_seconds, fits
-):
-    assert measure(monkeypatch, num_minutes, step_seconds, evaluation_seconds) == fits
+def test_the_steps_that_fit_leave_time_for_evaluations(monkeypatch, num_minutes, step, evaluation, fits):
+    assert measure(monkeypatch, num_minutes, step, evaluation) == fits
 
 
 def test_a_run_of_some_minutes_equals_a_run_of_as_many_steps_bit_for_bit(tmp_path):
