@@ -24,6 +24,7 @@ from transformers import ViTForImageClassification
 
 from mae_hf.__main__ import check_paths
 from mae_hf.config.commands import CompareConfig, EvaluateConfig, FinetuneConfig, PretrainConfig, ReconstructConfig
+from mae_hf.config.data import DataConfig
 from mae_hf.config.parse import read_settings
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.cache import cache_folder
@@ -33,7 +34,7 @@ from mae_hf.data.in_memory import as_image, store_images
 from mae_hf.errors import require
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.files import read_json
-from mae_hf.models.io import SavedModel, open_classifier, open_encoder, read_normalization
+from mae_hf.models.io import SavedModel, open_classifier, open_encoder, prepared_as
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 from mae_hf.training.isolation import Precision, isolated
 
@@ -47,13 +48,11 @@ class LoadedModel:
 
     Args:
         model: a `MaskedAutoencoder`, a `ViTForImageClassification` or, of an encoder, a `ViTModel`; in eval mode.
-        image_mean: channel means of its image processor.
-        image_std: channel standard deviations of its image processor.
+        data: how its image processor prepares images: `image_mean`, `image_std` and `resize`.
     """
 
     model: Any
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
+    data: DataConfig
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -73,8 +72,8 @@ class LoadedModel:
         files = [str(image) if isinstance(image, Path) else image for image in images]
         values = []
         for start in range(0, len(files), _BATCH_SIZE):
-            batch = load_image_files(files[start : start + _BATCH_SIZE], network.config.image_size)
-            outputs = network(normalize(to_pixels(batch.to(network.device)), self.image_mean, self.image_std))
+            batch = load_image_files(files[start : start + _BATCH_SIZE], network.config.image_size, self.data)
+            outputs = network(normalize(to_pixels(batch.to(network.device)), self.data.image_mean, self.data.image_std))
             if self.class_names:
                 values.append(outputs.logits.softmax(dim=-1))
             else:
@@ -141,7 +140,7 @@ def load(name: ModelName) -> LoadedModel:
         model = open_classifier(name, "sdpa")
     else:
         model = open_encoder(name, "sdpa")
-    return LoadedModel(model, *read_normalization(name))
+    return LoadedModel(model, prepared_as(name, DataConfig()))
 
 
 def pretrain(

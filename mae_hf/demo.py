@@ -8,13 +8,13 @@ import torch
 from PIL.Image import Image
 from transformers import ViTForImageClassification
 
-from mae_hf.config.data import Triple
+from mae_hf.config.data import DataConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.decode import to_rgb_square
 from mae_hf.data.random import Draws
 from mae_hf.errors import require
 from mae_hf.evaluation.reconstruction import hide_and_reconstruct
-from mae_hf.models.io import SavedModel, image_size_of, open_classifier, read_normalization
+from mae_hf.models.io import SavedModel, image_size_of, open_classifier, prepared_as
 from mae_hf.models.locate import FIX_MODEL
 from mae_hf.models.mae import MaskedAutoencoder
 
@@ -32,31 +32,28 @@ _PAGE: dict[str, Any] = {
     "delete_cache": (600, 3600),  # every 600 s, gradio deletes uploads older than an hour; on exit it deletes all
 }
 
-Normalization = tuple[Triple, Triple]  # means and standard deviations of the channels
-
 
 @torch.no_grad()
-def classify(model: ViTForImageClassification, normalization: Normalization, image: Image) -> dict[str, float]:
+def classify(model: ViTForImageClassification, data: DataConfig, image: Image) -> dict[str, float]:
     """Return the probability of each class for an image of any mode and size."""
-    images = torch.from_numpy(to_rgb_square(image, image_size_of(model)))[None]
-    probabilities = model(normalize(to_pixels(images), *normalization)).logits.float().softmax(dim=-1)[0]
+    images = torch.from_numpy(to_rgb_square(image, image_size_of(model), data))[None]
+    pixel_values = normalize(to_pixels(images), data.image_mean, data.image_std)
+    probabilities = model(pixel_values).logits.float().softmax(dim=-1)[0]
     names = (model.config.id2label or {}).values()
     return dict(zip(names, probabilities.tolist(), strict=True))
 
 
-def reconstruct_image(
-    model: MaskedAutoencoder, normalization: Normalization, image: Image, seed: int
-) -> list[np.ndarray]:
+def reconstruct_image(model: MaskedAutoencoder, data: DataConfig, image: Image, seed: int) -> list[np.ndarray]:
     """Mask an image of any mode and size by a seed, and reconstruct the masked patches.
 
     The three pictures are the image, the image with grey masked patches, and with predicted masked patches, each uint8
     (S, S, 3), S the side of the model's images.
     """
     patch_embeddings = model.vit.embeddings.patch_embeddings
-    images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0]))[None]
+    images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0], data))[None]
     draws = Draws(seed, epoch=0, rows=np.zeros(1, np.int64), step=0)
     noise = torch.from_numpy(draws.uniform("demo mask", patch_embeddings.num_patches))
-    return [picture[0] for picture in hide_and_reconstruct(model, images, *normalization, noise)]
+    return [picture[0] for picture in hide_and_reconstruct(model, images, data.image_mean, data.image_std, noise)]
 
 
 def build_page(name: str) -> "gradio.Blocks":
@@ -81,10 +78,10 @@ def build_page(name: str) -> "gradio.Blocks":
 def _classifier_page(name: str) -> "gradio.Blocks":
     import gradio
 
-    model, normalization = open_classifier(name, "sdpa"), read_normalization(name)
+    model, data = open_classifier(name, "sdpa"), prepared_as(name, DataConfig())
 
     def name_classes(image: Image | None) -> dict[str, float]:  # None after the image was removed
-        return {} if image is None else classify(model, normalization, image)
+        return {} if image is None else classify(model, data, image)
 
     label = gradio.Label(label="class probabilities", num_top_classes=10)
     return gradio.Interface(name_classes, gradio.Image(**_UPLOAD), label, title=name, api_name="classify", **_PAGE)
@@ -93,12 +90,12 @@ def _classifier_page(name: str) -> "gradio.Blocks":
 def _autoencoder_page(name: str) -> "gradio.Blocks":
     import gradio
 
-    model, normalization = MaskedAutoencoder.from_pretrained(name).eval(), read_normalization(name)
+    model, data = MaskedAutoencoder.from_pretrained(name).eval(), prepared_as(name, DataConfig())
 
     def fill_in(image: Image | None, seed: int) -> list[np.ndarray | None]:
         if image is None:
             return [None, None, None]
-        pictures = reconstruct_image(model, normalization, image, seed)
+        pictures = reconstruct_image(model, data, image, seed)
         times = max(1, PICTURE_SIZE // len(pictures[0]))
         return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
 

@@ -14,11 +14,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from transformers import PreTrainedModel
 
 from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig
+from mae_hf.data.decode import border_colour
 from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit
-from mae_hf.models.io import quiet_transformers
+from mae_hf.models.io import RESIZE_KEY, quiet_transformers
 
 
 def save_model(
@@ -54,9 +55,14 @@ def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     """Return the `preprocessor_config.json` that prepares images as the run did: resize, centre crop, normalise.
 
     CLIP's processor resizes the shorter side and accepts grey images. ViT's squeezes images into a square and refuses
-    grey ones.
+    grey ones. No processor pads evenly: after `data.resize pad` it leaves the size alone, and the card says what to do.
     """
     size = config.model.image_size
+    square = {"height": size, "width": size}
+    changes: dict[str | None, dict[str, Any]] = {
+        "pad": {"do_resize": False, "do_center_crop": False, RESIZE_KEY: "pad"},
+        "squash": {"size": square, "do_center_crop": False, RESIZE_KEY: "squash"},
+    }
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -64,12 +70,13 @@ def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
         "size": {"shortest_edge": size},
         "resample": 3,  # bicubic
         "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(config.data.image_mean),
         "image_std": list(config.data.image_std),
+        **changes.get(config.data.resize, {}),
     }
 
 
@@ -80,6 +87,7 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
     """
     return _TEMPLATE.render(
         model=config.model,
+        border=_Safe(border_colour(config.data)) if config.data.resize == "pad" else None,
         train=config.train,
         metadata=_Safe(_metadata(config, metrics).to_yaml()),
         title=Path(config.output_dir).resolve().name,

@@ -51,7 +51,7 @@ FINETUNE = FinetuneConfig(
 
 def road(image: Image.Image, config: PretrainConfig | FinetuneConfig) -> torch.Tensor:
     """The pixel_values (1, 3, S, S) that a run makes of an image."""
-    pixels = to_pixels(torch.from_numpy(to_rgb_square(image, config.model.image_size))[None])
+    pixels = to_pixels(torch.from_numpy(to_rgb_square(image, config.model.image_size, config.data))[None])
     return normalize(pixels, config.data.image_mean, config.data.image_std)
 
 
@@ -352,11 +352,11 @@ def drawn(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return image
 
 
-def levels_apart(image: Image.Image, folder: Path) -> float:
+def levels_apart(image: Image.Image, folder: Path, resize: str = "crop") -> float:
     """The greatest difference, in grey levels from 0 to 255, between others' image processor and our road."""
     if NEEDS_TORCHVISION:
         pytest.skip("this transformers has no image processors without torchvision")
-    config = PretrainConfig()
+    config = PretrainConfig(data=DataConfig(resize=resize))
     (folder / "preprocessor_config.json").write_text(json.dumps(sharing.image_processor(config)))
     processor = AutoImageProcessor.from_pretrained(folder)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
@@ -387,6 +387,24 @@ def test_the_image_processor_changes_nothing_in_images_of_the_right_size_and_war
 )
 def test_the_image_processor_resizes_and_crops_as_the_run_did(tmp_path, size):
     assert levels_apart(drawn(*size), tmp_path) <= 2
+
+
+@pytest.mark.parametrize("size", [(192, 192), (96, 145), (640, 480), (50, 60), (20, 300)])
+def test_the_image_processor_squashes_as_the_run_did(tmp_path, size):
+    assert levels_apart(drawn(*size), tmp_path, resize="squash") <= 2
+
+
+@pytest.mark.parametrize("size", [(192, 192), (96, 145), (640, 480)])
+def test_after_padding_as_the_card_says_the_image_processor_changes_nothing(tmp_path, size):
+    config = PretrainConfig(data=DataConfig(resize="pad"))
+    card = sharing.model_card(config, {})
+    code = card.split("First type:")[1].split("```python\n")[1].split("```")[0]
+    drawn(*size).save(tmp_path / "photo.png")
+    names: dict = {}
+    exec(code.replace("photo.png", str(tmp_path / "photo.png")), names)
+    assert levels_apart(names["image"], tmp_path, resize="pad") < 1e-3
+    expected = road(drawn(*size), config)
+    torch.testing.assert_close(road(names["image"], config), expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])

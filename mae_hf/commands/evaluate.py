@@ -22,7 +22,7 @@ from mae_hf.models.io import (
     image_size_of,
     open_classifier,
     open_encoder,
-    read_normalization,
+    prepared_as,
     weights_digest,
 )
 from mae_hf.training.distributed import end_processes, start_accelerator
@@ -36,8 +36,7 @@ def evaluate(config: EvaluateConfig) -> None:
     start = datetime.now(UTC)
     accelerator = start_accelerator(shards=False)
     folder = Path(config.output_dir)
-    mean, std = read_normalization(config.model)
-    data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
+    data = prepared_as(config.model, config.data)
     config = dataclasses.replace(config, data=data)
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
 

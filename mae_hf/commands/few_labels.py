@@ -15,7 +15,7 @@ from mae_hf.evaluation.metrics import describe_seen
 from mae_hf.evaluation.probing import POOLINGS
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import read_model_audit
-from mae_hf.models.io import image_size_of, open_encoder, read_normalization, weights_digest
+from mae_hf.models.io import image_size_of, open_encoder, prepared_as, weights_digest
 from mae_hf.training.distributed import start_accelerator
 from mae_hf.training.hardware import attention_for
 from mae_hf.training.provenance import environment
@@ -30,8 +30,7 @@ def few_labels(config: FewLabelsConfig) -> None:
     require(accelerator.num_processes == 1, "few_labels.py runs as one process: start it with --num_processes 1")
 
     # ---- images: all labelled train images, from which label sets are chosen, and test images ----
-    mean, std = read_normalization(config.model)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_mean=mean, image_std=std))
+    config = dataclasses.replace(config, data=prepared_as(config.model, config.data))
     encoder = open_encoder(config.model, attention_for(accelerator))
     train, test = load_protocol_images(config.data, image_size_of(encoder))
     seen = seen_test_images(read_model_audit(config.model), test)

@@ -5,16 +5,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
-from mae_hf.config.model import ClassifierConfig
 from mae_hf.evaluation.probing import best_probe
-from mae_hf.models.io import SHAPE_KEYS
 
 SURE = 100  # validation images, below which an accuracy has a standard error of 5 points or more
 FEW_LABELS = 5_000  # up to which the recipe of configs/finetune/few_labels.yaml was measured
@@ -34,16 +31,15 @@ def describe_probes(values: Mapping[str, float], num_labels: int, num_validation
 def probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str:
     """Return the command that probes an encoder on the test images of `data`."""
     folder = f"runs/evaluate/{Path(model).name}-probes"
-    words = ["--model", model, *_flags("data", data, DataConfig()), "--probe", "knn,linear", "--output_dir", folder]
+    words = ["--model", model, *_flags(data), "--probe", "knn,linear", "--output_dir", folder]
     return _command(accelerator, "evaluate", words)
 
 
 def finetune_command(accelerator: Accelerator, config: PretrainConfig, source: str, num_labels: int) -> str:
     """Return the command that fine-tunes the encoder of a pre-training run with the labels of `source`."""
-    preset = ["--config", "configs/finetune/few_labels.yaml"] if num_labels <= FEW_LABELS else []
-    model = ClassifierConfig(**{key: getattr(config.model, key) for key in SHAPE_KEYS})
-    words = [*preset, "--model.init", config.output_dir, *_flags("model", model, ClassifierConfig())]
-    words += _flags("data", replace(config.data, source=source, streaming=False), DataConfig())
+    preset = "few_labels" if num_labels <= FEW_LABELS else "published_224"  # both take the shape from the encoder
+    words = ["--config", f"configs/finetune/{preset}.yaml", "--model.init", config.output_dir]
+    words += _flags(replace(config.data, source=source, streaming=False))
     name = f"runs/finetune/{Path(config.output_dir).name}"
     return _command(accelerator, "finetune", [*words, "--output_dir", name])
 
@@ -66,13 +62,12 @@ def compare_with_probe(
     return f"{line}: use the probe{doubt}\n  {probe_command(accelerator, config.model.init, config.data)}"
 
 
-def _flags(section: str, config: Any, default: Any) -> list[str]:
-    """The words that make `config` out of `default`; a path or seed of this machine's cache stays out."""
-    before, words = dict(parse.flatten(default)), list[str]()
-    for key, value in parse.flatten(config):
-        if value != before[key] and key not in ("cache_dir", "init"):
-            text = value if isinstance(value, str) else json.dumps(value)
-            words += [f"--{section}.{key}", text]
+def _flags(data: DataConfig) -> list[str]:
+    """The words for the images, except their preparation, which is that of the model."""
+    before, words = dict(parse.flatten(DataConfig())), list[str]()
+    for key, value in parse.flatten(data):
+        if value != before[key] and key not in ("image_mean", "image_std", "resize"):
+            words += [f"--data.{key}", value if isinstance(value, str) else json.dumps(value)]
     return words
 
 

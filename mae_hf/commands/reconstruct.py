@@ -1,23 +1,21 @@
 """Draw how a masked autoencoder reconstructs masked patches: original, masked, reconstruction."""
 
-import dataclasses
 from pathlib import Path
 
 from mae_hf import figures
 from mae_hf.config.commands import ReconstructConfig
 from mae_hf.data.dataset import load_image_files, load_pretraining_images
 from mae_hf.evaluation.reconstruction import draw_reconstructions
-from mae_hf.models.io import read_normalization
+from mae_hf.models.io import prepared_as
 from mae_hf.models.mae import MaskedAutoencoder
 
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Draw reconstructions into a PNG file."""
     model = MaskedAutoencoder.from_pretrained(config.model).eval()
-    mean, std = read_normalization(config.model)
-    data = dataclasses.replace(config.data, image_mean=mean, image_std=std)
+    data = prepared_as(config.model, config.data)
     if all(Path(source).is_file() and not source.endswith(".parquet") for source in data.sources):
-        images = load_image_files(data.sources, model.config.image_size)
+        images = load_image_files(data.sources, model.config.image_size, data)
     else:  # images that pre-training with this source holds out
         _, held_out = load_pretraining_images(data, model.config.image_size)
         images = held_out.batch(range(min(config.num_images, len(held_out))))

@@ -40,8 +40,8 @@ class HubConfig(Settings):
 
 
 def _check_normalization(data: DataConfig, model: StartConfig) -> None:
-    """Check that the normalisation is only null where a checkpoint answers for it."""
-    for name in ("image_mean", "image_std"):
+    """Check that the preparation of images is only null where a checkpoint answers for it."""
+    for name in ("image_mean", "image_std", "resize"):
         data.check(name, getattr(data, name) is not None or not model.is_new, NO_CHECKPOINT)
 
 

@@ -12,6 +12,7 @@ STL10_MEAN = (0.4467, 0.4398, 0.4066)
 STL10_STD = (0.2603, 0.2566, 0.2713)
 NUM_FOLDS = 10
 Triple = tuple[float, float, float]
+Resize = Literal["crop", "pad", "squash"]
 
 
 def check_class_names(names: tuple[str, ...], where: str) -> None:
@@ -37,6 +38,9 @@ class DataConfig(Settings):
             null uses the names of the source.
         image_mean: channel means that normalise the images, for pixels in [0, 1]. null: those of `model.init`.
         image_std: channel standard deviations, likewise.
+        resize: how an image becomes a square: `crop` keeps its centre, `pad` keeps all of it between borders in the
+            mean colour, `squash` keeps all of it and changes its proportions. null: as for `model.init`, or else
+            `crop`.
         validation_fraction: share of `train`, of each class, that is set aside for validation.
         test_fraction: share of `train` that becomes `test` if the source has no test split.
         split_seed: seed of these two splits.
@@ -63,6 +67,7 @@ class DataConfig(Settings):
     class_names: tuple[str, ...] | None = None
     image_mean: FromInit[Triple] = STL10_MEAN
     image_std: FromInit[tuple[Positive, Positive, Positive]] = STL10_STD
+    resize: FromInit[Resize] = "crop"
     validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.1
     test_fraction: Rate = 0.0
     split_seed: Seed = 0

@@ -21,7 +21,7 @@ import numpy as np
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cores import num_cores
-from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
+from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, border_colour, decode
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, clean, require, warn
 from mae_hf.files import beside_of, write_file, write_json
@@ -73,13 +73,15 @@ def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
 def read_or_decode(split: Split, image_size: int, config: DataConfig) -> Store:
     """Open the store of a split like `open_stores`, without reporting images that cannot be decoded."""
     folder = cache_folder(config)
-    key = hashlib.sha256(f"{FORMAT_VERSION} {image_size} {split.role} {split.fingerprint}".encode()).hexdigest()[:20]
+    made = f"{FORMAT_VERSION} {image_size} {split.role} {split.fingerprint}"
+    made += {"pad": f" pad {border_colour(config)}", "squash": " squash"}.get(config.resize, "")
+    key = hashlib.sha256(made.encode()).hexdigest()[:20]
     array_file = folder / f"{split.role}-{image_size}-{key}.npy"
     store = _read(array_file, split, image_size, was_there=True)
     try:
         _sweep(array_file)
         if store is None:
-            _build(array_file, split, image_size)
+            _build(array_file, split, image_size, config)
             store = _read(array_file, split, image_size, was_there=False)
     except OSError as error:
         require(store is not None, f"{folder} cannot be written ({error}): choose another (--data.cache_dir)")
@@ -107,13 +109,13 @@ def _read(array_file: Path, split: Split, image_size: int, was_there: bool) -> S
         return None
 
 
-def _build(array_file: Path, split: Split, image_size: int) -> None:
+def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) -> None:
     """Decode a split into `array_file`, and write its record last."""
     bad: list[tuple[int, str]] = []
     digest = hashlib.sha256()
 
     def write(path: Path) -> None:
-        with open(path, "wb") as file, contextlib.closing(_decoded(split, image_size)) as decoded:
+        with open(path, "wb") as file, contextlib.closing(_decoded(split, image_size, config)) as decoded:
             _write_header(file, len(split), image_size)
             for row, result in enumerate(decoded):
                 if isinstance(result, np.ndarray):
@@ -164,12 +166,12 @@ def _write_header(file: BinaryIO, num: int, image_size: int) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _decoded(split: Split, image_size: int) -> Generator[np.ndarray | str]:
+def _decoded(split: Split, image_size: int, config: DataConfig) -> Generator[np.ndarray | str]:
     """Decode the images of a split in threads; yield them in order, or the reason for one that cannot be decoded."""
 
     def decode_task(start: int) -> list[np.ndarray | str]:
         encoded = split.encoded(start, min(start + IMAGES_PER_TASK, len(split)))
-        return [decode(image, image_size) for image in encoded]
+        return [decode(image, image_size, config) for image in encoded]
 
     num_threads = num_cores()
     pool = ThreadPoolExecutor(num_threads)

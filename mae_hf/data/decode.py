@@ -3,7 +3,8 @@
 Shapes: S side of the square image.
 
 The EXIF orientation is applied. Grey, palette, CMYK, 1-bit and 16-bit images become RGB; transparency is laid over
-white. The shorter side is resized to S (Pillow's bicubic, only if the size differs) and the centre is kept.
+white. The shorter side is resized to S (Pillow's bicubic, only if the size differs) and the centre is kept, unless
+`data.resize` says otherwise.
 """
 
 import io
@@ -12,21 +13,38 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mae_hf.config.data import DataConfig
 from mae_hf.errors import clean
 
 # The only formats that Pillow may open. It has 40 decoders, and one of them starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26  # 67 million, a square of 8,192: less than 2 GiB while it is decoded
 IMAGES_PER_TASK = 16  # decoded by a thread at a time; Pillow releases the GIL
+_CROPPED = DataConfig()
 FIX_BAD_IMAGE = "replace such files, or leave them out (--data.on_bad_image skip)"
 
 
-def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
+def border_colour(data: DataConfig) -> tuple[int, int, int]:
+    """Return the mean colour of the images as RGB, for the borders of `data.resize pad`."""
+    red, green, blue = (min(255, max(0, round(255 * value))) for value in data.image_mean)
+    return red, green, blue
+
+
+def to_rgb_square(image: Image.Image, image_size: int, data: DataConfig = _CROPPED) -> np.ndarray:
     """Return an image of any mode and size as np.uint8 (S, S, 3), by the rules at the top of this file."""
     image = to_rgb(image)
     if image.size == (image_size, image_size):
         return np.array(image)  # a resize to the same size would cost 3 % of decoding
     (width, height), short = image.size, min(image.size)
+    if data.resize == "squash":
+        return np.array(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    if data.resize == "pad":
+        scale = image_size / max(image.size)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+        square = Image.new("RGB", (image_size, image_size), border_colour(data))
+        corner = (round((image_size - inner[0]) / 2), round((image_size - inner[1]) / 2))
+        square.paste(image.resize(inner, Image.Resampling.BICUBIC), corner)
+        return np.array(square)
     # Fractions of a pixel are cut off, as in the image processor that is saved with the model.
     new_width = max(image_size, int(width * image_size / short))
     new_height = max(image_size, int(height * image_size / short))
@@ -37,26 +55,29 @@ def to_rgb_square(image: Image.Image, image_size: int) -> np.ndarray:
     return np.array(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
 
 
-def decode(encoded: bytes | str | np.ndarray | Image.Image, image_size: int) -> np.ndarray | str:
+def decode(
+    encoded: bytes | str | np.ndarray | Image.Image, image_size: int, data: DataConfig = _CROPPED
+) -> np.ndarray | str:
     """Return an image as np.uint8 (S, S, 3), or the reason why it cannot be decoded.
 
     Args:
         encoded: bytes of an image file, its path, raw pixels, or an open image.
         image_size: side S.
+        data: how an image becomes a square.
     """
     try:
         if isinstance(encoded, np.ndarray):
             if encoded.shape == (image_size, image_size, 3):
                 return np.ascontiguousarray(encoded)
-            return to_rgb_square(Image.fromarray(encoded), image_size)
+            return to_rgb_square(Image.fromarray(encoded), image_size, data)
         if isinstance(encoded, Image.Image):
-            return to_rgb_square(encoded, image_size)
+            return to_rgb_square(encoded, image_size, data)
         if isinstance(encoded, str) and not Path(encoded).is_file():
             return "there is no such file"  # also for a pipe or a device, which could block
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
-            return to_rgb_square(image, image_size)
+            return to_rgb_square(image, image_size, data)
     except UnidentifiedImageError:
         return f"it is no image in one of the formats {', '.join(FORMATS)}"
     except Exception as error:  # Pillow's plugins raise almost anything for broken bytes and decompression bombs

@@ -6,9 +6,10 @@ No code of an untrusted model is executed: weights are read from safetensors onl
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTModel
 from transformers.utils import logging
 
-from mae_hf.config.data import Triple
+from mae_hf.config.data import DataConfig, Resize, Triple
 from mae_hf.config.model import MAX_SIZE, EncoderConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.models.locate import FIX_MODEL, find_model
 
 PROCESSOR = "preprocessor_config.json"
+RESIZE_KEY = "mae_hf_resize"  # in it, for a `data.resize` that the keys of transformers do not tell
 POSITION_TABLES = ("position_embeddings", "decoder_pos_embed")
 SHAPE_KEYS = tuple(field.name for field in fields(EncoderConfig))
 ENCODER_KEYS = (
@@ -232,6 +234,25 @@ def read_normalization(name: str, revision: str | None = None) -> tuple[Triple, 
         processor = json.loads(file.read_text())
         (r, g, b), (std_r, std_g, std_b) = (map(float, processor[f"image_{name}"]) for name in ("mean", "std"))
     return (r, g, b), (std_r, std_g, std_b)
+
+
+def read_resize(name: str, revision: str | None = None) -> Resize | None:
+    """Return `data.resize` of the images that a model was trained on; None if its image processor does not say it."""
+    saved = SavedModel(name, revision=revision)
+    with saved.opening():
+        processor = json.loads((saved.folder / PROCESSOR).read_text())
+        size = processor.get("size")
+        is_cropped = processor.get("do_center_crop") is True and isinstance(size, dict) and "shortest_edge" in size
+        resize = processor.get(RESIZE_KEY, "crop" if is_cropped else None)
+    allowed: tuple[Resize, ...] = typing.get_args(Resize)
+    require(resize in (None, *allowed), f"{name} has {RESIZE_KEY} {str(resize)[:40]} in its {PROCESSOR}: {FIX_MODEL}")
+    return next((each for each in allowed if each == resize), None)
+
+
+def prepared_as(name: str, data: DataConfig) -> DataConfig:
+    """Return the config of images with the normalisation and `data.resize` of a model, as far as it says them."""
+    mean, std = read_normalization(name)
+    return replace(data, image_mean=mean, image_std=std, resize=read_resize(name) or data.resize)
 
 
 @contextmanager

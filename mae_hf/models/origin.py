@@ -13,11 +13,20 @@ from transformers import ViTModel
 
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig, StartConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.files import write_folder
 from mae_hf.models.initialization import resize_positions
-from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, open_encoder, read_normalization, weights_digest
+from mae_hf.models.io import (
+    PROCESSOR,
+    SHAPE_KEYS,
+    SavedModel,
+    open_encoder,
+    read_normalization,
+    read_resize,
+    weights_digest,
+)
 from mae_hf.models.locate import FIX_INIT, KEPT
 
 _Start = TypeVar("_Start", bound=StartConfig)
@@ -25,7 +34,8 @@ _Run = TypeVar("_Run", PretrainConfig, FinetuneConfig)
 
 _OF_DECODER = (*(f"decoder_{key}" for key in SHAPE_KEYS[2:]), "loss", "norm_pix_loss")
 _BRACKETS = str.maketrans("()", "[]")  # lists are written as on the command line
-_FROM_INIT = (*(f"model.{key}" for key in (*SHAPE_KEYS, *_OF_DECODER)), "data.image_mean", "data.image_std")
+_OF_IMAGES = ("data.image_mean", "data.image_std", "data.resize")
+_FROM_INIT = (*(f"model.{key}" for key in (*SHAPE_KEYS, *_OF_DECODER)), *_OF_IMAGES)
 
 
 # ---- settings ----
@@ -51,8 +61,10 @@ def resolve(config: _Run) -> _Run:
     claims = _claims(saved)
     if (saved.folder / PROCESSOR).is_file():  # otherwise it makes no claim
         claims["data.image_mean"], claims["data.image_std"] = read_normalization(saved.name, saved.revision)
+        claims |= {"data.resize": resize} if (resize := read_resize(saved.name, saved.revision)) else {}
     _check_claims(saved, dict(parse.flatten(config)), claims)
-    config = _fill(config, {f"model.{key}": getattr(MAEConfig, key) for key in _OF_DECODER} | claims)
+    defaults = {f"model.{key}": getattr(MAEConfig, key) for key in _OF_DECODER} | {"data.resize": DataConfig.resize}
+    config = _fill(config, defaults | claims)
     for key, value in parse.flatten(config):
         problem = f"{key} is null, and {saved.name} has no {PROCESSOR} that says it: give a value (--{key})"
         require(value is not None or key not in _FROM_INIT, problem)

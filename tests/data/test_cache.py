@@ -1,5 +1,6 @@
 """The store on disk is whole or made anew; images that cannot be decoded are all named."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -89,6 +90,16 @@ def test_another_size_or_another_file_makes_another_store(image_folder):
     second = open_store(load_splits(CONFIG, str(image_folder))["train"], 12, CONFIG)
     assert (second.images[0] == (255, 0, 0)).all()
     assert second.digest != first.digest
+
+
+def test_another_resize_or_border_makes_another_store_and_the_name_of_a_cropped_one_stays(image_folder):
+    split = load_splits(CONFIG, str(image_folder))["train"]
+    key = hashlib.sha256(f"2 10 train {split.fingerprint}".encode()).hexdigest()[:20]
+    assert open_store(split, 10, CONFIG).path.name == f"train-10-{key}.npy"
+    ways = [("squash", 0.1), ("squash", 0.2), ("pad", 0.1), ("pad", 0.2), ("crop", 0.1)]
+    configs = [dataclasses.replace(CONFIG, resize=resize, image_mean=(mean,) * 3) for resize, mean in ways]
+    names = [open_store(split, 10, config).path.name for config in configs]
+    assert names[0] == names[1] and len(set(names)) == 4 and names[4] == f"train-10-{key}.npy"
 
 
 def test_a_replaced_file_makes_another_store_for_every_kind_of_source(tmp_path):

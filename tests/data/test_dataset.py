@@ -259,12 +259,12 @@ def test_one_message_names_the_bad_images_of_all_splits(image_folder, tmp_path, 
 def test_image_files_are_decoded_like_the_images_of_a_source(tmp_path):
     Image.new("RGB", (30, 40), (7, 14, 100)).save(tmp_path / "seven.png")
     Image.new("L", (12, 12), 9).save(tmp_path / "grey.png")
-    images = load_image_files([str(tmp_path / "seven.png"), str(tmp_path / "grey.png")], 12)
+    images = load_image_files([str(tmp_path / "seven.png"), str(tmp_path / "grey.png")], 12, DataConfig())
     assert images.shape == (2, 12, 12, 3)
     assert (images[0] == torch.tensor([7, 14, 100])).all()
     (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(ConfigError, match=r"broken.png cannot be decoded.*--data.source"):
-        load_image_files([str(tmp_path / "broken.png")], 12)
+        load_image_files([str(tmp_path / "broken.png")], 12, DataConfig())
 
 
 def test_batches_on_a_cpu_are_read_from_the_cache(image_folder: Path):

@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from mae_hf.config.data import DataConfig
 from mae_hf.data.decode import to_rgb_square
 
 RANDOM = np.random.default_rng(0)
@@ -99,3 +100,26 @@ def test_a_long_thin_image_is_cropped_before_it_is_enlarged():
     result = to_rgb_square(Image.new("RGB", (60_000, 1), (1, 2, 3)), 96)  # as a whole it would be 5,760,000 x 96
     assert (result == (1, 2, 3)).all()
     assert time.thread_time() - start < 0.5
+
+
+@pytest.mark.parametrize("size", [(130, 97), (97, 130), (40, 200), (224, 224), (64, 64), (96, 151), (3, 2)])
+def test_padding_keeps_the_whole_image_between_borders_in_the_mean_colour(size):
+    image = Image.fromarray(pixels(size[1], size[0], 3))
+    data = DataConfig(resize="pad", image_mean=(0.2, 0.5, 1.0))
+    expected = ImageOps.pad(image, (96, 96), Image.Resampling.BICUBIC, color=(51, 128, 255))
+    np.testing.assert_array_equal(to_rgb_square(image, 96, data), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(130, 97), (97, 130), (40, 200), (96, 151), (3, 2)])
+def test_squashing_keeps_the_whole_image_and_changes_its_proportions(size):
+    image = Image.fromarray(pixels(size[1], size[0], 3))
+    expected = image.resize((96, 96), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(to_rgb_square(image, 96, DataConfig(resize="squash")), np.asarray(expected))
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash"])
+def test_a_long_thin_image_keeps_a_row_of_pixels(resize):
+    result = to_rgb_square(Image.new("RGB", (60_000, 1), (1, 2, 3)), 96, DataConfig(resize=resize))
+    assert (result == (1, 2, 3)).all(axis=-1).any()
+    same = pixels(96, 96, 3)
+    np.testing.assert_array_equal(to_rgb_square(Image.fromarray(same), 96, DataConfig(resize=resize)), same)

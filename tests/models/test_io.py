@@ -1,5 +1,7 @@
 """Finished models open for evaluation from any folder that holds one; the message about other folders names the fix."""
 
+import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from huggingface_hub import constants
 from transformers import ViTConfig, ViTForImageClassification
 
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
@@ -17,7 +20,9 @@ from mae_hf.models.io import (
     SavedModel,
     open_classifier,
     open_encoder,
+    prepared_as,
     read_normalization,
+    read_resize,
     weights_digest,
 )
 from mae_hf.models.mae import build_mae, export_encoder
@@ -65,6 +70,21 @@ def test_the_normalisation_is_read_from_the_model(tmp_path: Path):
     mae = build_mae(CONFIG, "sdpa")
     save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {})
     assert read_normalization(str(tmp_path)) == ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_images_are_prepared_as_the_model_says_or_as_the_config_does(tmp_path: Path, resize: str):
+    data = DataConfig(resize=resize, image_mean=(0.1, 0.2, 0.3))
+    save_model(tmp_path / "model", build_mae(CONFIG, "sdpa"), PretrainConfig(model=CONFIG, data=data), {})
+    other = DataConfig(source="photos", resize="squash" if resize == "pad" else "pad")
+    assert prepared_as(str(tmp_path), other) == dataclasses.replace(data, source="photos")
+    file = tmp_path / "model" / "preprocessor_config.json"
+    stock = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1], "size": {"height": 224, "width": 224}}
+    file.write_text(json.dumps(stock))
+    assert prepared_as(str(tmp_path), other).resize == other.resize, "it makes no claim"
+    file.write_text(json.dumps({**stock, "mae_hf_resize": ["x"]}))
+    with pytest.raises(ConfigError, match=r"has mae_hf_resize \['x'\] in its preprocessor_config.json"):
+        read_resize(str(tmp_path))
 
 
 def test_the_message_about_another_kind_of_model_says_what_to_type(tmp_path: Path):

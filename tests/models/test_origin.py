@@ -266,6 +266,17 @@ def test_another_normalisation_than_that_of_the_checkpoint_is_named_beside_it(fo
     refused(asked(folder), "data.image_mean is null", "no preprocessor_config.json", "(--data.image_mean)")
 
 
+def test_the_preparation_of_images_is_that_of_the_checkpoint_and_another_one_is_refused(folder):
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mae_hf_resize": "pad"}))
+    config = asked(folder)
+    null = dataclasses.replace(config, data=dataclasses.replace(config.data, resize=None))
+    assert resolve(null).data.resize == "pad"
+    refused(config, "data.resize is pad there and crop here", "--data.resize null")
+    file.write_text(json.dumps({"image_mean": MEAN, "image_std": [1, 1, 1]}))
+    assert resolve(null).data.resize == "crop" and resolve(config).data.resize == "crop", "it makes no claim"
+
+
 @pytest.mark.parametrize("mean", ["[0.5, 0.5]", '"grey"', "[0.5, NaN, 0.5]", '[0.5, "x", 0.5]', "null", "[[1], 2, 3]"])
 def test_a_malformed_image_processor_is_refused_in_one_line(folder, mean):
     (folder / "preprocessor_config.json").write_text(f'{{"image_mean": {mean}, "image_std": [1, 1, 1]}}')

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import load_image_files
 from mae_hf.data.decode import MAX_PIXELS, decode
 from mae_hf.errors import ConfigError
@@ -117,7 +118,7 @@ def test_other_formats_are_refused_by_name_and_start_no_program(name: str, tmp_p
     assert "no image in one of the formats JPEG" in str(decode(OTHERS[name], SIZE))
     (tmp_path / "x.png").write_bytes(OTHERS[name])  # a file's ending says nothing
     with pytest.raises(ConfigError, match="no image in one of the formats JPEG"):
-        load_image_files([str(tmp_path / "x.png")], SIZE)
+        load_image_files([str(tmp_path / "x.png")], SIZE, DataConfig())
     assert not (tmp_path / "ran").exists()
 
 

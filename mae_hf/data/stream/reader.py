@@ -177,7 +177,7 @@ class StreamedImages:
         """The image at a position of a window, or the next one that can be used."""
         for index in np.roll(window.order, -position):
             row = int(window.rows[index])
-            image = decode(encoded[index], self._config.model.image_size)
+            image = decode(encoded[index], self._config.model.image_size, self._config.data)
             if isinstance(image, str):
                 if self._config.data.on_bad_image == "raise":
                     which = f"{self._stream.where(row)} cannot be decoded ({image})"
