@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from mae_hf.commands import exits
 from mae_hf.config import commands as configs
 from mae_hf.config.parse import read_command, read_file
-from mae_hf.data.locations import check_source
+from mae_hf.data.locations import check_images, check_source
 from mae_hf.errors import require
 from mae_hf.models.locate import FIX_INIT, FIX_MODEL, KEPT, find_model
 
@@ -28,6 +28,8 @@ COMMANDS: dict[str, type] = {
     "compare": configs.CompareConfig,
     "reconstruct": configs.ReconstructConfig,
     "prepare_data": configs.PrepareConfig,
+    "embed": configs.EmbedConfig,
+    "predict": configs.PredictConfig,
     "demo": configs.DemoConfig,
 }
 
@@ -58,7 +60,9 @@ def check_paths(config: Any) -> None:
         return  # the data and the encoder of a finished run need not exist any more
     if isinstance(getattr(config, "model", None), str):
         find_model(config.model, FIX_MODEL)
-    if hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
+    if isinstance(config, configs.EmbedConfig | configs.PredictConfig):
+        check_images(config.data.sources, config.output)
+    elif hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
     if isinstance(config, configs.PretrainConfig):

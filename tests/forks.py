@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = [
     "sklearn.datasets",
     "sklearn.model_selection",
-    *(f"mae_hf.commands.{name}" for name in ("pretrain", "finetune", "evaluate", "few_labels", "reconstruct")),
+    *(
+        f"mae_hf.commands.{name}"
+        for name in ("pretrain", "finetune", "evaluate", "few_labels", "reconstruct", "embed", "predict")
+    ),
 ]
 
 

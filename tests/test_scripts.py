@@ -397,6 +397,46 @@ def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_pa
             assert image.width > 100
 
 
+def test_features_are_written_once_and_drawn(runs: Path, tmp_path: Path):
+    words = ("--data.source", "digits", "--split", "test", "--output", tmp_path / "digits.parquet")
+    script = ("scripts/embed.py", "--model", runs / "pretrain", *words)
+    printed = succeed(*script)
+    assert printed == f"497 images in {tmp_path / 'digits.parquet'}\n"
+    table = pq.read_table(tmp_path / "digits.parquet")
+    assert len(table) == 497 and set(table["split"].to_pylist()) == {"test"}
+    before = (tmp_path / "digits.parquet").stat()
+    assert succeed(*script, "--neighbours", "2", "--map", "--pooling", "mean").startswith(printed)
+    assert (tmp_path / "digits.parquet").stat() == before
+    for name in ("digits-neighbours.png", "digits-map.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 500
+    refused = run("scripts/embed.py", "--model", runs / "finetune", *words)
+    assert refused.returncode == 2 and "holds something else than the features" in refused.stderr
+
+
+def test_predictions_of_a_folder_need_no_labels_and_equal_those_of_the_run(runs: Path, tmp_path: Path):
+    script = ("scripts/predict.py", "--model", runs / "finetune", "--data.source")
+    printed = succeed(*script, "digits", "--output", tmp_path / "digits.parquet")
+    table = pq.read_table(tmp_path / "digits.parquet").to_pylist()
+    test = [row for row in table if row["split"] == "test"]
+    expected = pq.read_table(runs / "finetune" / "predictions.parquet").to_pylist()
+    assert [row["prediction"] for row in test] == [str(row["prediction"]) for row in expected]
+    for ours, theirs in zip(test, expected, strict=True):
+        ours_by_class = [ours[f"probability_{digit}"] for digit in range(10)]
+        np.testing.assert_allclose(ours_by_class, theirs["probabilities"], atol=1e-5)
+    assert printed.splitlines()[-1] == f"1797 images in {tmp_path / 'digits.parquet'}; 0 could not be decoded"
+    labelled = [row for row in table if row["label"] is not None]
+    correct = sum(row["label"] == row["prediction"] for row in labelled)
+    assert printed.startswith(f"{correct} of {len(labelled)} images whose label is a class of the model")
+
+    Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "grey.png")
+    (tmp_path / "bad.png").write_text("no image")
+    printed = succeed(*script, tmp_path / "grey.png", tmp_path / "bad.png", "--output", tmp_path / "out.csv")
+    assert printed == f"2 images in {tmp_path / 'out.csv'}; 1 could not be decoded, see the column error\n"
+    refused = run("scripts/predict.py", "--model", runs / "pretrain", "--data.source", "digits", "--output", "x.csv")
+    assert refused.returncode == 2 and "not a classifier" in refused.stderr
+
+
 def test_prepare_data_prints_path_and_size_and_whether_images_were_decoded_before(tmp_path: Path):
     data = ("--data.source", "digits", "--data.cache_dir", tmp_path / "cache", "--image_size", "32")
     first, second = (succeed("scripts/prepare_data.py", *data) for _ in range(2))
@@ -456,6 +496,9 @@ def test_every_script_answers_help_and_errors_before_slow_imports(script: str, w
         ("few_labels", ("--model", "no_such_model", "--data.source", "digits", "--output_dir", "no_such_run")),
         ("few_labels", ("--model", "user/name", "--data.source", "no_such_folder", "--output_dir", "no_such_run")),
         ("reconstruct", ("--model", "no_such_model", "--output", "picture.png")),
+        ("embed", ("--model", "no_such_model", "--data.source", "digits", "--output", "features.parquet")),
+        ("embed", ("--model", "user/name", "--data.source", "no_such_folder", "--output", "features.parquet")),
+        ("predict", ("--model", "user/name", "--data.source", "README.md", "no_such_file", "--output", "classes.csv")),
         ("demo", ("--model", "no_such_model")),
     ],
 )

@@ -54,10 +54,12 @@ NO_MIRROR |= {
     for name in (
         "compare",
         "demo",
+        "embed",
         "evaluate",
         "few_labels",
         "finetune",
         "prepare_data",
+        "predict",
         "pretrain",
         "reconstruct",
     )

@@ -1,10 +1,9 @@
 """Draw how a masked autoencoder reconstructs masked patches: original, masked, reconstruction."""
 
-from pathlib import Path
-
 from mae_hf import figures
 from mae_hf.config.commands import ReconstructConfig
 from mae_hf.data.dataset import load_image_files, load_pretraining_images
+from mae_hf.data.locations import are_files
 from mae_hf.evaluation.reconstruction import draw_reconstructions
 from mae_hf.models.io import prepared_as
 from mae_hf.models.mae import MaskedAutoencoder
@@ -14,7 +13,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Draw reconstructions into a PNG file."""
     model = MaskedAutoencoder.from_pretrained(config.model).eval()
     data = prepared_as(config.model, config.data)
-    if all(Path(source).is_file() and not source.endswith(".parquet") for source in data.sources):
+    if are_files(data.sources):
         images = load_image_files(data.sources, model.config.image_size, data)
     else:  # images that pre-training with this source holds out
         _, held_out = load_pretraining_images(data, model.config.image_size)

@@ -257,6 +257,50 @@ class ReconstructConfig(_StoredImages):
 
 
 @dataclass(frozen=True)
+class EmbedConfig(_StoredImages):
+    """Compute the features of images, and draw their nearest neighbours and a map.
+
+    `data.source` may also name image files: `[first.jpg, second.png]`. Images that cannot be decoded are left out.
+
+    Args:
+        model: run folder, model folder or Hub id of a masked autoencoder, an encoder or a classifier.
+        output: the parquet file to write; the same command resumes. Pictures are written beside it.
+        split: take only the images of this split; null takes all.
+        neighbours: draw this number of nearest neighbours for each of eight images.
+        map: draw a t-SNE map of up to 1,000 images.
+        pooling: the features of both pictures: `cls`, the CLS token, or `mean`, the mean of the patch tokens.
+        batch_size: images per forward pass.
+    """
+
+    several_sources = True
+    model: str
+    output: Annotated[str, ending(".parquet")]
+    split: Literal["unlabeled", "train", "validation", "test"] | None = None
+    neighbours: Annotated[int, Range(at_least=1, at_most=16)] | None = None
+    map: bool = False
+    pooling: Literal["cls", "mean"] = "cls"
+    batch_size: Count = 256
+
+
+@dataclass(frozen=True)
+class PredictConfig(_StoredImages):
+    """Predict the classes of images: any folder of them, image files or a source, with or without labels.
+
+    `data.source` may also name image files: `[first.jpg, second.png]`. Images are not stored.
+
+    Args:
+        model: run folder, model folder or Hub id of a classifier.
+        output: the csv or parquet file to write, a row for each image. It is replaced if it exists.
+        batch_size: images per forward pass.
+    """
+
+    several_sources = True
+    model: str
+    output: Annotated[str, ending(".csv", ".parquet")]
+    batch_size: Count = 256
+
+
+@dataclass(frozen=True)
 class DemoConfig(Settings):
     """Try a classifier or a masked autoencoder on a web page that only this machine can open.
 

@@ -48,9 +48,9 @@ def words(*allowed: str) -> Text:
     return Text(f"({word})(,({word}))*", f"one or more of {','.join(allowed)}")
 
 
-def ending(suffix: str) -> Text:
+def ending(*suffixes: str) -> Text:
     """Return the range of a file name."""
-    return Text(f".*{re.escape(suffix)}", f"a file name that ends in {suffix}")
+    return Text(f".*({'|'.join(map(re.escape, suffixes))})", f"a file name that ends in {' or '.join(suffixes)}")
 
 
 Switch = Literal["auto", "always", "never"]

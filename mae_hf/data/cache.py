@@ -115,7 +115,7 @@ def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) 
     digest = hashlib.sha256()
 
     def write(path: Path) -> None:
-        with open(path, "wb") as file, contextlib.closing(_decoded(split, image_size, config)) as decoded:
+        with open(path, "wb") as file, contextlib.closing(decoded_images(split, image_size, config)) as decoded:
             _write_header(file, len(split), image_size)
             for row, result in enumerate(decoded):
                 if isinstance(result, np.ndarray):
@@ -166,7 +166,9 @@ def _write_header(file: BinaryIO, num: int, image_size: int) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _decoded(split: Split, image_size: int, config: DataConfig) -> Generator[np.ndarray | str]:
+def decoded_images(
+    split: Split, image_size: int, config: DataConfig, task: str = "decoding"
+) -> Generator[np.ndarray | str]:
     """Decode the images of a split in threads; yield them in order, or the reason for one that cannot be decoded."""
 
     def decode_task(start: int) -> list[np.ndarray | str]:
@@ -175,7 +177,7 @@ def _decoded(split: Split, image_size: int, config: DataConfig) -> Generator[np.
 
     num_threads = num_cores()
     pool = ThreadPoolExecutor(num_threads)
-    description = f"decoding {split.role} of {split.source}"
+    description = f"{task} {split.role} of {split.source}"
     try:
         with Progress(total=len(split), desc=description, unit="image") as progress:
             starts = iter(range(0, len(split), IMAGES_PER_TASK))

@@ -1,6 +1,8 @@
 """Check the name of a source, without any library: a wrong one is reported before the imports that take seconds."""
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mae_hf.errors import require
@@ -27,6 +29,29 @@ def check_source(source: str, streaming: bool = False) -> None:
         f"{source} is neither a folder nor a parquet file that exists. Name `digits`, a Hub id user/name, or a folder "
         "of parquet files, images or STL-10 binaries (--data.source)",
     )
+
+
+def are_files(sources: Sequence[str]) -> bool:
+    """Return whether the sources are files, such as images, and not one of parquet."""
+    return all(Path(source).expanduser().is_file() and not source.endswith(".parquet") for source in sources)
+
+
+def check_images(sources: Sequence[str], output: str) -> None:
+    """Raise ConfigError unless these are image files or one source, and the output is a new file outside of it."""
+    if not are_files(sources):
+        missing = [source for source in sources if not Path(source).expanduser().is_file()]
+        problem = f"{', '.join(missing[:3])} is not a file: name image files, or one folder or source alone"
+        require(len(sources) == 1, f"{problem} (--data.source)")
+        check_source(sources[0])
+    path = Path(output).expanduser().absolute()
+    require(not path.is_dir(), f"{output} is a folder: name a file in it (--output)")
+    for source in sources:
+        place = Path(source).expanduser().absolute()
+        is_part = place.exists() and place in (path, *path.parents)
+        require(not is_part, f"{output} would be written into the source {source}: choose a file elsewhere (--output)")
+    existing = next(parent for parent in path.parents if parent.exists())
+    problem = "cannot be written: choose a file in another folder (--output)"
+    require(existing.is_dir() and os.access(existing, os.W_OK), f"{output} {problem}")
 
 
 def is_hub_id(name: str) -> bool:

@@ -84,11 +84,16 @@ def extract_features(
     """
 
     def features(rows: NDArray[np.int64]) -> Tensor:
-        tokens = encoder(pixel_values_of(images, rows, data, accelerator.device)).last_hidden_state.float()
-        return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+        return pooled_features(encoder, pixel_values_of(images, rows, data, accelerator.device))
 
     cls, mean = _every_image(accelerator, len(images), batch_size, features, alone).transpose(1, 0, 2)
     return {"cls": cls, "mean": mean}
+
+
+def pooled_features(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Return the CLS token and the mean patch token of a batch, float32 (B, 2, D)."""
+    tokens = encoder(pixel_values).last_hidden_state.float()
+    return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
 
 
 def _every_image(

@@ -5,6 +5,7 @@ differs in colour also differs in line style, marker, hatch or lightness.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,7 +18,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as a PNG, which is whole or missing, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: figure.savefig(file, format="png", dpi=130, facecolor="white"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in a script without letters here
+        write_file(path, lambda file: figure.savefig(file, format="png", dpi=130, facecolor="white"))
     return path
 
 

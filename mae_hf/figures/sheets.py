@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
+
+from mae_hf.figures import label_of
 
 Images = NDArray[np.uint8]  # (n, H, W, 3)
 _GREY = 127
 _ACROSS = 3  # mistakes beside each other
+_COLOURS = (*(f"C{number}" for number in range(7)), "black", "C8", "C9")  # of classes; C7 is grey, as no class is
+_THUMBNAIL = 0.04  # side of a small picture, as a share of the map's
 
 
 def hide_patches(images: Any, mask: Any, patch_size: int) -> Images:
@@ -71,6 +76,60 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
         for panel in panels[len(images) :]:
             panel.set_axis_off()
         block.suptitle(arm if len(images) else f"{arm}: no mistakes", fontsize=11)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def neighbours_figure(images: NDArray[np.uint8], texts: Sequence[Sequence[str]], title: str) -> Figure:
+    """Return a row for each of Q queries: the query in a frame, then its K neighbours, with a text below each image.
+
+    The images are uint8 (Q, 1 + K, H, W, 3).
+    """
+    num_rows, num_columns = images.shape[:2]
+    size = (max(4.5, 1.35 * num_columns + 0.5), 1.65 * num_rows + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False)
+    for row, (panel_row, row_texts) in enumerate(zip(panels, texts, strict=True)):
+        for column, (panel, text) in enumerate(zip(panel_row, row_texts, strict=True)):
+            _show(panel, images[row, column])
+            panel.set_xlabel(text, fontsize=7, linespacing=1.15)
+        panel_row[0].spines[:].set(visible=True, color="#D55E00", linewidth=3)
+    panels[0, 0].set_title("query", fontsize=9)
+    if num_columns > 1:
+        panels[0, 1].set_title("nearest first", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def thumbnails_figure(
+    points: NDArray[Any], images: Images, labels: NDArray[np.int64], class_names: Sequence[str], title: str
+) -> Figure:
+    """Return a map, (n, 2), with pictures of those images that find room; the others are dots.
+
+    Up to ten classes have colours; a label of -1 has none.
+    """
+    points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
+    shown = list[int]()
+    for index, point in enumerate(points):
+        if not shown or np.abs(points[shown] - point).max(axis=1).min() > 1.08 * _THUMBNAIL:
+            shown.append(index)
+    has_colours = 0 < len(class_names) <= len(_COLOURS)
+    colours = [_COLOURS[label] if has_colours and label >= 0 else "0.7" for label in labels]
+    figure = Figure(figsize=(10, 10.4), layout="constrained")
+    panel = figure.subplots()
+    panel.scatter(points[:, 0], points[:, 1], c=colours, s=10, linewidths=0)
+    for index in shown:
+        (left, right), (low, high) = ((value - _THUMBNAIL / 2, value + _THUMBNAIL / 2) for value in points[index])
+        panel.imshow(images[index], extent=(left, right, low, high), interpolation="antialiased", zorder=2)
+        frame = Rectangle((left, low), _THUMBNAIL, _THUMBNAIL, fill=False, edgecolor=colours[index], linewidth=1.8)
+        panel.add_patch(frame).set_zorder(3)
+    panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], aspect="equal")
+    panel.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+    if has_colours:
+        handles = [
+            Patch(color=colour, label=label_of(name)) for colour, name in zip(_COLOURS, class_names, strict=False)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
     return figure
 

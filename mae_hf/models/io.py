@@ -186,7 +186,7 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
     require(
         "ViTForImageClassification" in architectures,
         f"{name} is a {', '.join(architectures) or 'model without a class'}, not a classifier: probe its features "
-        "instead (--probe knn,linear), or name a fine-tuned model (--model)",
+        "instead (evaluate --probe knn,linear), or name a fine-tuned model (--model)",
     )
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     model: ViTForImageClassification = saved.load(ViTForImageClassification.from_pretrained, **options)

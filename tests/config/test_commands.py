@@ -8,10 +8,12 @@ from mae_hf.config import parse
 from mae_hf.config.commands import (
     CompareConfig,
     DemoConfig,
+    EmbedConfig,
     EvaluateConfig,
     FewLabelsConfig,
     FinetuneConfig,
     HubConfig,
+    PredictConfig,
     PrepareConfig,
     PretrainConfig,
     ReconstructConfig,
@@ -26,6 +28,8 @@ NOT_STREAMED = {
     EvaluateConfig: FEW,
     FewLabelsConfig: FEW,
     ReconstructConfig: {"model": "m", "output": "o.png"},
+    EmbedConfig: {"model": "m", "output": "o.parquet"},
+    PredictConfig: {"model": "m", "output": "o.csv"},
 }
 WRONG = [
     (PretrainConfig, {"data": DataConfig(fold=1)}, "does not use: .. scripts/finetune.py .. --data.fold null"),
@@ -45,6 +49,13 @@ WRONG = [
     (FewLabelsConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
     (EvaluateConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
     (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png (--output)"),
+    (EmbedConfig, {"model": "m", "output": "o.csv"}, "output is o.csv but .. ends in .parquet (--output)"),
+    (
+        EmbedConfig,
+        {"model": "m", "output": "o.parquet", "neighbours": 17},
+        "neighbours is 17 but .. at most 16",
+    ),
+    (PredictConfig, {"model": "m", "output": "o.xlsx"}, "output is o.xlsx but .. ends in .csv or .parquet (--output)"),
     (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
     (HubConfig, {"repo_id": "name"}, "hub.repo_id is name but must be of the form user/name (--hub.repo_id)"),
     (CompareConfig, {"output_dir": "o"}, "runs of two arms are missing: give --pretrained RUN --scratch RUN, or --arm"),

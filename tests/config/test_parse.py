@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae_hf.config import parse as parsing
-from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReconstructConfig
+from mae_hf.config.commands import (
+    EmbedConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PredictConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ReconstructConfig,
+)
 from mae_hf.config.data import DataConfig
 from mae_hf.errors import ConfigError
 
@@ -314,6 +322,8 @@ SCRIPTS = {
     "evaluate": EvaluateConfig,
     "reconstruct": ReconstructConfig,
     "prepare_data": PrepareConfig,
+    "embed": EmbedConfig,
+    "predict": PredictConfig,
 }
 
 

@@ -47,6 +47,11 @@ def test_what_a_killed_run_left_of_a_figure_is_written_over(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_without_letters_in_the_font_is_drawn_without_a_warning(tmp_path, recwarn):
+    figures.save(charts.bars_figure({"MAE": {"\u732b": 0.5}}, "t"), tmp_path / "bars.png")
+    assert not recwarn.list
+
+
 def test_importing_figures_starts_no_pyplot_and_changes_no_setting():
     # Reading rcParams["backend"] would itself import pyplot.
     code = """if True:

@@ -86,3 +86,37 @@ def _texts_are_inside(figure: Figure) -> bool:
     texts = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
     return all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_neighbours_stand_in_the_row_of_their_query_which_has_a_frame():
+    images = pixels(6, 8, 8).reshape(2, 3, 8, 8, 3)
+    texts = [[f"{row} {column}" for column in range(3)] for row in range(2)]
+    figure = sheets.neighbours_figure(images, texts, "t")
+    for number, panel in enumerate(figure.axes):
+        row, column = divmod(number, 3)
+        assert np.array_equal(panel.images[0].get_array(), images[row, column])
+        assert panel.get_xlabel() == texts[row][column]
+        assert panel.spines["left"].get_visible() == (column == 0)
+    assert _texts_are_inside(figure)
+
+
+def test_small_pictures_of_a_map_are_at_their_points_and_do_not_overlap():
+    points, labels = RNG.normal(size=(300, 2)) * [1, 9], RNG.integers(-1, 3, 300)
+    figure = sheets.thumbnails_figure(points, pixels(300, 8, 8), labels, ("a", "b", "$c"), "t")
+    (panel,) = figure.axes
+    (dots,) = panel.collections
+    places = np.asarray(dots.get_offsets())
+    np.testing.assert_allclose(np.corrcoef(places[:, 1], points[:, 1])[0, 1], 1)
+    assert places.min() == 0 and places.max() == 1
+    centres = np.array([np.reshape(image.get_extent(), (2, 2)).mean(axis=1) for image in panel.images])
+    assert 50 < len(centres) < 300 and all(np.abs(places - centre).max(axis=1).min() < 1e-9 for centre in centres)
+    gaps = np.abs(centres[:, None] - centres[None]).max(axis=2) + np.eye(len(centres))
+    sides = [np.ptp(image.get_extent()[:2]) for image in panel.images]
+    assert gaps.min() > max(sides)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "\\$c"]
+
+
+def test_a_map_without_classes_or_with_many_has_no_legend():
+    for names in ((), tuple(map(str, range(11)))):
+        figure = sheets.thumbnails_figure(RNG.normal(size=(5, 2)), pixels(5), np.full(5, -1), names, "t")
+        assert not figure.legends

@@ -1,0 +1,154 @@
+"""The features of images in a parquet file: written in parts, so that a stopped command resumes, and drawn.
+
+n images, D features, Q queries, K neighbours.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import nn
+
+from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import ImageSet
+from mae_hf.data.listing import NAMED, name_images
+from mae_hf.errors import require
+from mae_hf.evaluation import projection
+from mae_hf.evaluation.inference import pixel_values_of, pooled_features
+from mae_hf.figures import file_label, sheets
+from mae_hf.files import write_file
+from mae_hf.models.io import weights_digest
+from mae_hf.progress import Progress
+
+PER_PART = 2048  # images in a part of the file; a resumed command repeats one part at most
+NUM_QUERIES = 8
+MOST_ON_MAP = 1000
+_COLUMNS = [*NAMED, pa.field("cls", pa.list_(pa.float32())), pa.field("mean", pa.list_(pa.float32()))]
+
+
+@torch.no_grad()
+def write_features(
+    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int, output: Path
+) -> None:
+    """Write a row for each image: names (`NAMED`), the CLS token `cls` and the `mean` patch token, float32 (D,).
+
+    The encoder is a prepared `ViTModel` in eval mode. Parts are kept in `OUTPUT.parts` until all are written. A file or
+    a part from other weights, images or precision is a ConfigError.
+    """
+    names = pa.concat_tables([name_images(store.split).take(store.rows[indices]) for store, indices in images.parts])
+    digest = hashlib.sha256()
+    for batch in names.to_batches(PER_PART):
+        digest.update(repr(batch.to_pydict()).encode())
+    inputs = {
+        "weights": weights_digest(accelerator.unwrap_model(encoder)),
+        "images": images.fingerprint,
+        "names": digest.hexdigest()[:16],
+        "preparation": [data.image_mean, data.image_std, data.resize],
+        "precision": accelerator.mixed_precision,
+    }
+    schema = pa.schema(_COLUMNS, {"inputs": json.dumps(inputs)})
+    if _is_written(output, schema):
+        return
+    folder = output.with_name(f"{output.name}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {start: folder / f"{start:012}.parquet" for start in range(0, len(images), PER_PART)}
+    with Progress(total=len(images), desc="embedding", unit="image") as progress:
+        for start, path in parts.items():
+            rows = np.arange(start, min(start + PER_PART, len(images)))
+            if _is_written(path, schema):
+                progress.update(len(rows))
+                continue
+            values = []
+            for batch in np.split(rows, range(batch_size, len(rows), batch_size)):
+                pixel_values = pixel_values_of(images, batch, data, accelerator.device)
+                values.append(pooled_features(encoder, pixel_values).cpu().numpy())
+                progress.update(len(batch))
+            cls, mean = np.concatenate(values).transpose(1, 0, 2)
+            bad = int((~np.isfinite(cls) | ~np.isfinite(mean)).sum())
+            require(bad == 0, f"{bad} features are not finite: the weights are broken, choose another model (--model)")
+            columns = [*names.slice(start, len(rows)).columns, pa.array(list(cls)), pa.array(list(mean))]
+            table = pa.table(columns, schema)
+            write_file(path, partial(pq.write_table, table))
+
+    def join(file: Path) -> None:
+        with pq.ParquetWriter(file, schema) as writer:
+            for path in parts.values():
+                writer.write_table(pq.read_table(path))
+
+    write_file(output, join)
+    shutil.rmtree(folder)
+
+
+def _is_written(path: Path, schema: pa.Schema) -> bool:
+    """Whether a file exists and has this schema, with the same inputs in its metadata."""
+    if not path.exists():
+        return False
+    try:
+        found = pq.read_schema(path)
+        is_same = found.equals(schema) and (found.metadata or {}).get(b"inputs") == schema.metadata[b"inputs"]
+    except (pa.ArrowException, OSError):
+        is_same = False
+    fix = "remove it, or write to another file (--output)"
+    where = path.parent if path.parent.suffix == ".parts" else path
+    require(is_same, f"{where} holds something else than the features of these images by this model: {fix}")
+    return True
+
+
+def draw_neighbours(output: Path, images: ImageSet, pooling: str, num_neighbours: int, title: str) -> Figure:
+    """Return a sheet of images, evenly chosen from the file, each with its nearest neighbours by cosine similarity."""
+    queries = np.unique(np.linspace(0, len(images) - 1, NUM_QUERIES).round().astype(int))
+    _, features = _read_rows(output, pooling, queries)
+    similarities = np.concatenate([_unit(features) @ _unit(batch).T for _, batch in _batches(output, pooling)], axis=1)
+    similarities[np.arange(len(queries)), queries] = -np.inf  # an image is not its own neighbour
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, : min(num_neighbours, len(images) - 1)]
+    shown, places = np.unique(np.concatenate([queries[:, None], order], axis=1), return_inverse=True)
+    rows, _ = _read_rows(output, pooling, shown)
+    names = [file_label(row["file"] or f"{row['split']} {row['row']}", 18) for row in rows]
+    pixels, places = images.batch(shown).numpy(), places.reshape(len(queries), -1)
+    texts = [[names[place] for place in row] for row in places]
+    for row, neighbours in enumerate(order):
+        for column, image in enumerate(neighbours, 1):
+            texts[row][column] += f"\n{similarities[row, image]:.3f}"
+    return sheets.neighbours_figure(pixels[places], texts, title)
+
+
+def draw_map(output: Path, images: ImageSet, pooling: str, title: str) -> Figure:
+    """Return a t-SNE map of up to 1,000 images, drawn at random, with small pictures of them."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(images))[:MOST_ON_MAP])
+    names, features = _read_rows(output, pooling, rows)
+    projection.check_mappable(features)
+    points = projection.tsne(features, seed=0)
+    classes = sorted({row["label"] for row in names} - {None})
+    labels = np.array([-1 if row["label"] is None else classes.index(row["label"]) for row in names])
+    return sheets.thumbnails_figure(points, images.batch(rows).numpy(), labels, classes, title)
+
+
+def _batches(output: Path, pooling: str) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
+    """Yield the names and the features, float32 (B, D), of the file in batches."""
+    for batch in pq.ParquetFile(output).iter_batches(PER_PART, columns=[*NAMED.names, pooling]):
+        yield batch, batch[pooling].flatten().to_numpy().reshape(len(batch), -1)
+
+
+def _read_rows(output: Path, pooling: str, rows: NDArray[np.int64]) -> tuple[list[dict], NDArray[np.float32]]:
+    """Return the names and the features of some rows of the file, in ascending order."""
+    names, features, start = list[dict](), [], 0
+    for batch, values in _batches(output, pooling):
+        here = rows[(rows >= start) & (rows < start + len(batch))] - start
+        names += batch.select(NAMED.names).take(pa.array(here)).to_pylist()
+        features.append(values[here])
+        start += len(batch)
+    return names, np.concatenate(features)
+
+
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)

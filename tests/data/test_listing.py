@@ -1,0 +1,103 @@
+"""Every image of any folder is listed with its name and label; a folder that suits training is read as for training."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mae_hf.config.data import DataConfig
+from mae_hf.data.listing import list_images, name_images
+from mae_hf.data.locations import check_images
+from mae_hf.data.sources import load_splits
+from mae_hf.errors import ConfigError
+
+FILES = {  # file -> split and label
+    "a.png": (None, None),
+    "Cats/b.JPG": (None, "Cats"),
+    "Cats/old/c.png": (None, "old"),
+    "Test/d.png": ("test", None),
+    "Test/Dogs/e.png": ("test", "Dogs"),
+}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder that training refuses: images beside and in split folders and class folders, and other files."""
+    folder = tmp_path / "mixed"
+    for number, name in enumerate((*FILES, ".hidden/f.png", "__MACOSX/g.png", "Cats/.h.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / name, format="PNG")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def listed(*sources: object, like_training: bool = False) -> list[dict]:
+    splits = list_images(DataConfig(source=[str(source) for source in sources]), like_training=like_training)
+    return [row for split in splits for row in name_images(split).to_pylist()]
+
+
+@pytest.mark.parametrize("like_training", [False, True])
+def test_every_image_of_a_folder_in_any_layout_is_listed(mixed: Path, like_training: bool):
+    found = {row["file"]: (row["split"], row["label"]) for row in listed(mixed, like_training=like_training)}
+    assert found == FILES
+
+
+def test_image_files_have_the_names_that_were_typed(mixed: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(mixed)
+    rows = listed("Cats/b.JPG", mixed / "a.png", "notes.txt")
+    assert [row["file"] for row in rows] == ["Cats/b.JPG", str(mixed / "a.png"), "notes.txt"]
+    assert {(row["split"], row["label"]) for row in rows} == {(None, None)}
+
+
+def test_a_folder_as_for_training_is_read_as_training_reads_it(image_folder: Path):
+    config = DataConfig(source=str(image_folder))
+    expected = {role: split.fingerprint for role, split in load_splits(config, config.sources[0]).items()}
+    assert {split.role: split.fingerprint for split in list_images(config, like_training=True)} == expected
+    walked, trained = listed(image_folder), listed(image_folder, like_training=True)
+    for rows in (walked, trained):
+        rows.sort(key=lambda row: row["file"])
+    unlabelled = [row | {"label": None} if row["split"] == "unlabeled" else row for row in walked]
+    assert unlabelled == trained
+
+
+def test_a_source_without_files_is_named_by_split_and_row():
+    rows = listed("digits")
+    assert len(rows) == 1797 and {row["file"] for row in rows} == {None}
+    assert rows[1000] == {"file": None, "split": "train", "row": 0, "label": rows[1000]["label"]}
+    assert {row["label"] for row in rows[:1000]} == {None}
+    assert {row["label"] for row in rows[1000:]} == set("0123456789")
+
+
+def test_a_replaced_file_changes_the_fingerprint(mixed: Path):
+    config = DataConfig(source=str(mixed))
+    before = [split.fingerprint for split in list_images(config, like_training=True)]
+    assert [split.fingerprint for split in list_images(config, like_training=True)] == before
+    os.utime(mixed / "a.png", (1, 1))
+    after = [split.fingerprint for split in list_images(config, like_training=True)]
+    assert after[0] != before[0] and after[1:] == before[1:]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ConfigError, match=r"holds no images, parquet files or STL-10 binaries"):
+        listed(tmp_path)
+
+
+def test_sources_and_output_that_cannot_be_right_are_refused(mixed: Path, tmp_path: Path):
+    check_images([str(mixed)], str(tmp_path / "new" / "out.csv"))
+    for sources, output, message in (
+        ([mixed / "a.png", mixed / "x.png"], "out.csv", r"x\.png is not a file: name image files, or one folder"),
+        ([mixed, "digits"], "out.csv", r"mixed, digits is not a file"),
+        ([mixed / "x.png"], "out.csv", r"x\.png is neither a folder nor a parquet file that exists"),
+        ([mixed], mixed / "out.csv", r"out\.csv would be written into the source .*mixed: choose a file elsewhere"),
+        ([mixed / "a.png"], mixed / "a.png", r"would be written into the source"),
+        ([mixed], tmp_path, r"is a folder: name a file in it \(--output\)"),
+        (
+            ["digits"],
+            mixed / "a.png" / "out.csv",
+            r"a\.png/out\.csv cannot be written: choose a file in another folder",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_images([str(source) for source in sources], str(output))
