@@ -37,6 +37,7 @@ from mae_hf.files import read_json
 from mae_hf.models.io import SavedModel, open_classifier, open_encoder, prepared_as
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 from mae_hf.training.isolation import Precision, isolated
+from mae_hf.training.provenance import find_provenance
 
 Options = Mapping[str, Any] | None
 _BATCH_SIZE = 64
@@ -110,7 +111,8 @@ class CommandResult:
         return f"<{self.folder}: {', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''}>"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(key)}</td><td>{text}</td></tr>" for key, text in self._numbers())
+        numbers = [(html.escape(key), html.escape(text)) for key, text in self._numbers()]
+        rows = "".join(f"<tr><td>{key}</td><td>{text}</td></tr>" for key, text in numbers)
         shown = f"<p>{html.escape(str(self.folder))}</p><table>{rows}</table>"
         if self.picture and self.picture.is_file():
             content = base64.b64encode(self.picture.read_bytes()).decode()
@@ -118,7 +120,8 @@ class CommandResult:
         return shown
 
     def _numbers(self) -> list[tuple[str, str]]:
-        return [(key, f"{value:.4g}") for key, value in self.metrics.items() if isinstance(value, int | float)]
+        numbers = [(key, f"{value:.4g}") for key, value in self.metrics.items() if isinstance(value, int | float)]
+        return [("answer", str(self.metrics["answer"])), *numbers] if "answer" in self.metrics else numbers
 
 
 ModelName = str | Path | CommandResult
@@ -144,15 +147,18 @@ def load(name: ModelName) -> LoadedModel:
 
 
 def pretrain(
-    data: Any = None, *, labels: Any = None, config: str | Path | PretrainConfig | None = None,
-    output_dir: str | Path | None = None, precision: Precision | None = None, settings: Options = None
+    data: Any = None, init: ModelName | None = None, *, labels: Any = None,
+    config: str | Path | PretrainConfig | None = None, output_dir: str | Path | None = None,
+    precision: Precision | None = None, settings: Options = None
 ) -> CommandResult:  # fmt: skip
     """Pre-train a masked autoencoder; the other arguments are described at the top of this file.
 
-    `output_dir` is the run folder; by default, that of the config. `labels` are only for probes on the way: class names
-    or numbers of a list of images, None where an image has none; or a dict of such lists.
+    `init` is what to continue from: a Hub id such as facebook/vit-mae-base, a folder or a result; by default, that of
+    the config. `output_dir` is the run folder; by default, that of the config, too. `labels` are class names or numbers
+    of a list of images, None where an image has none, or a dict of such lists; pre-training only probes with them.
     """
-    run = _run("pretrain", PretrainConfig, {"output_dir": output_dir}, data, labels, config, precision, settings)
+    names = {"model.init": init and _name_of(init), "output_dir": output_dir}
+    run = _run("pretrain", PretrainConfig, names, data, labels, config, precision, settings)
     return _result(run.output_dir, picture=f"figures/{OVER_TIME}", name=run.output_dir)
 
 
@@ -172,13 +178,17 @@ def finetune(
 
 
 def probe(
-    model: ModelName, data: Any, *, labels: Any = None, probes: str = "knn,linear",
+    model: ModelName, data: Any = None, *, labels: Any = None, probes: str = "knn,linear",
     output_dir: str | Path | None = None, precision: Precision | None = None, settings: Options = None
 ) -> CommandResult:  # fmt: skip
     """Probe the frozen features of an encoder; metrics are by `PROBE/POOLING/NAME`, such as `linear/cls/accuracy`.
 
-    `probes` is as for `evaluate --probe`. The folder is by default runs/probe/NAME of the model.
+    `probes` is as for `evaluate --probe`. The folder is by default runs/probe/NAME of the model. The settings of `data`
+    are by default those of the encoder's pre-training, so that fine-tuning has the same training images.
     """
+    origin = find_provenance(_name_of(model)).config
+    own = {f"data.{key}": value for key, value in dataclasses.asdict(origin.data).items()} if origin else {}
+    settings = own | {"data.streaming": False} | dict(settings or {})
     names = {"model": _name_of(model), "probe": probes, "output_dir": output_dir or _default("probe", model)}
     run = _run("evaluate", EvaluateConfig, names, data, labels, None, precision, settings)
     return _result(run.output_dir, name=run.model)
