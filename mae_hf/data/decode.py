@@ -79,6 +79,10 @@ def decode(
                 return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
             return to_rgb_square(image, image_size, data)
     except UnidentifiedImageError:
+        with io.BytesIO(encoded) if isinstance(encoded, bytes) else open(str(encoded), "rb") as file:
+            is_tiff = file.read(4) in (b"II*\0", b"MM\0*")
+        if is_tiff:
+            return "it is a TIFF with channels or bits that Pillow cannot read: save it as RGB or grey"
         return f"it is no image in one of the formats {', '.join(FORMATS)}"
     except Exception as error:  # Pillow's plugins raise almost anything for broken bytes and decompression bombs
         return clean((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -1,6 +1,7 @@
 """Images of every mode and size become the pixels that the rules promise."""
 
 import io
+import struct
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.decode import to_rgb_square
+from mae_hf.data.decode import decode, to_rgb_square
 
 RANDOM = np.random.default_rng(0)
 
@@ -123,3 +124,17 @@ def test_a_long_thin_image_keeps_a_row_of_pixels(resize):
     assert (result == (1, 2, 3)).all(axis=-1).any()
     same = pixels(96, 96, 3)
     np.testing.assert_array_equal(to_rgb_square(Image.fromarray(same), 96, DataConfig(resize=resize)), same)
+
+
+@pytest.mark.parametrize("num_channels", [2, 5, 7])
+def test_a_tiff_of_many_channels_is_named_as_such(tmp_path, num_channels):
+    """Samples beside each other without a colour space, as satellites and microscopes write them."""
+    samples = pixels(12, 12, num_channels).tobytes()
+    bits = struct.pack(f"<{num_channels}H", *[8] * num_channels)
+    tags = [(256, 4, 1, 12), (257, 4, 1, 12), (258, 3, num_channels, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, 1, 8 + len(bits)), (277, 3, 1, num_channels), (278, 4, 1, 12), (279, 4, 1, len(samples))]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    content = b"II*\0" + struct.pack("<I", 8 + len(bits) + len(samples)) + bits + samples + directory
+    (tmp_path / "bands.tif").write_bytes(content)
+    for encoded in (content, str(tmp_path / "bands.tif")):
+        assert "TIFF with channels or bits that Pillow cannot read" in decode(encoded, 12)

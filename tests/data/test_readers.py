@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mae_hf.config.data import DataConfig
 from mae_hf.data.locations import check_source
 from mae_hf.data.readers import expand_address, read_datasets
+from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError
 from mae_hf.models.locate import find_model
 
@@ -186,6 +189,26 @@ def test_split_folders_beside_other_folders_or_files_with_images_are_refused_and
     (image_folder / "notes" / "a.txt").write_text("no image")
     with pytest.raises(ConfigError, match=r"images in bird, loose.png beside the split folders test, train, unlabeled"):
         read_datasets(str(image_folder), None)
+
+
+def test_folders_below_a_split_may_be_nested_and_the_last_one_is_the_class(image_folder):
+    source = image_folder.parent / "nested"
+    for year in ("2024", "2025"):
+        shutil.copytree(image_folder / "train", source / "train" / year)
+    train = read_datasets(str(source), None)["train"]
+    assert train.features["label"].names == ["cat", "dog"] and len(train) == 40
+    shutil.copytree(image_folder / "train" / "cat", source / "train" / "cat")  # at another depth
+    assert read_datasets(str(source), None)["train"].column_names == ["image"]
+
+
+def test_labels_may_be_numbers_in_a_table_beside_the_images_but_not_words(image_folder):
+    images = sorted((image_folder / "train" / "cat").iterdir())
+    for labels, problem in (("01", None), ("ab", "not class numbers: save it as ClassLabel")):
+        lines = [f"{file.name},{labels[row % 2]}" for row, file in enumerate(images)]
+        (image_folder / "train" / "cat" / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+        with nullcontext() if problem is None else pytest.raises(ConfigError, match=problem):
+            split = load_splits(DataConfig(class_names=None), str(image_folder / "train" / "cat"))["train"]
+            assert split.labels.tolist() == [row % 2 for row in range(len(images))]
 
 
 def test_a_flat_folder_has_no_labels(image_folder):
