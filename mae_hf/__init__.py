@@ -1,16 +1,17 @@
 """mae_hf: pre-train a Vision Transformer as a masked autoencoder, transfer it, and measure the gain.
 
-`pretrain`, `finetune`, `probe`, `compare`, `reconstruct` and `load` are the commands as functions (docs/python.md).
+The functions are the commands (docs/python.md): `pretrain`, `finetune`, `probe`, `embed`, `predict`, `compare` and
+`reconstruct`; `load` opens a model.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["compare", "finetune", "load", "pretrain", "probe", "reconstruct"]
+__all__ = ["compare", "embed", "finetune", "load", "predict", "pretrain", "probe", "reconstruct"]
 
 if TYPE_CHECKING:
-    from mae_hf.api import compare, finetune, load, pretrain, probe, reconstruct
+    from mae_hf.api import compare, embed, finetune, load, predict, pretrain, probe, reconstruct
 
 
 def __getattr__(name: str) -> Any:

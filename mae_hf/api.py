@@ -18,69 +18,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import ViTForImageClassification
+import pandas
 
 from mae_hf.__main__ import check_paths
-from mae_hf.config.commands import CompareConfig, EvaluateConfig, FinetuneConfig, PretrainConfig, ReconstructConfig
-from mae_hf.config.data import DataConfig
+from mae_hf.config.commands import (
+    CompareConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PredictConfig,
+    PretrainConfig,
+    ReconstructConfig,
+)
 from mae_hf.config.parse import read_settings
-from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.cache import cache_folder
-from mae_hf.data.dataset import load_image_files
 from mae_hf.data.decode import to_rgb
 from mae_hf.data.in_memory import as_image, store_images
 from mae_hf.errors import require
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.files import read_json
-from mae_hf.models.io import SavedModel, open_classifier, open_encoder, prepared_as
-from mae_hf.models.mae import MaskedAutoencoder, export_encoder
+from mae_hf.models.loaded import LoadedModel, open_any
 from mae_hf.training.isolation import Precision, isolated
 from mae_hf.training.provenance import find_provenance
 
 Options = Mapping[str, Any] | None
-_BATCH_SIZE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """An opened model, which is called with images.
-
-    Args:
-        model: a `MaskedAutoencoder`, a `ViTForImageClassification` or, of an encoder, a `ViTModel`; in eval mode.
-        data: how its image processor prepares images: `image_mean`, `image_std` and `resize`.
-    """
-
-    model: Any
-    data: DataConfig
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of a classifier's classes, in the order of its probabilities; empty for other models."""
-        is_classifier = isinstance(self.model, ViTForImageClassification)
-        return tuple((self.model.config.id2label or {}).values()) if is_classifier else ()
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Any], pooling: str = "cls") -> np.ndarray:
-        """Return a classifier's probabilities, float32 (n, C), or an encoder's features, float32 (n, D).
-
-        Images are PIL images, arrays or image files, in any mode and size. Features are the CLS token, or with
-        `pooling="mean"` the mean of the patch tokens. ConfigError if an image cannot be decoded.
-        """
-        require(pooling in ("cls", "mean"), f"pooling is {pooling} but must be cls or mean")
-        network: Any = export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
-        files = [str(image) if isinstance(image, Path) else image for image in images]
-        values = []
-        for start in range(0, len(files), _BATCH_SIZE):
-            batch = load_image_files(files[start : start + _BATCH_SIZE], network.config.image_size, self.data)
-            outputs = network(normalize(to_pixels(batch.to(network.device)), self.data.image_mean, self.data.image_std))
-            if self.class_names:
-                values.append(outputs.logits.softmax(dim=-1))
-            else:
-                tokens = outputs.last_hidden_state
-                values.append(tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1))
-        return torch.cat(values).cpu().numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +53,21 @@ class CommandResult:
         metrics: its numbers by name.
         picture: its most telling figure, a PNG; None if it draws none.
         name: the model, as `load` takes it; None if there is none.
+        file: the parquet, csv or PNG file that the command has written, if it is only one.
     """
 
     folder: Path
     metrics: dict[str, Any]
     picture: Path | None = None
     name: str | None = None
+    file: Path | None = None
+
+    @cached_property
+    def table(self) -> pandas.DataFrame:
+        """The rows that `embed` or `predict` has written."""
+        file = str(self.file)
+        require(file.endswith((".parquet", ".csv")), f"{self.folder} has no table: call mae_hf.embed or mae_hf.predict")
+        return pandas.read_csv(file) if file.endswith(".csv") else pandas.read_parquet(file)
 
     @cached_property
     def model(self) -> LoadedModel:
@@ -108,12 +78,12 @@ class CommandResult:
     def __repr__(self) -> str:
         """The folder and the first numbers in one line."""
         shown = [f"{key} {text}" for key, text in self._numbers()]
-        return f"<{self.folder}: {', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''}>"
+        return f"<{self.file or self.folder}: {', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''}>"
 
     def _repr_html_(self) -> str:
         numbers = [(html.escape(key), html.escape(text)) for key, text in self._numbers()]
         rows = "".join(f"<tr><td>{key}</td><td>{text}</td></tr>" for key, text in numbers)
-        shown = f"<p>{html.escape(str(self.folder))}</p><table>{rows}</table>"
+        shown = f"<p>{html.escape(str(self.file or self.folder))}</p><table>{rows}</table>"
         if self.picture and self.picture.is_file():
             content = base64.b64encode(self.picture.read_bytes()).decode()
             shown += f'<img style="max-width: 100%" src="data:image/png;base64,{content}">'
@@ -128,22 +98,12 @@ ModelName = str | Path | CommandResult
 
 
 def load(name: ModelName) -> LoadedModel:
-    """Return the model of a run folder, a model folder or a Hub id.
+    """Return the model of a result, a run folder, a model folder or a Hub id, which is called with images.
 
     A masked autoencoder with its decoder, such as a pre-training run's, is a `MaskedAutoencoder`. A fine-tuned model is
     a `ViTForImageClassification`. Everything else is an encoder, a `ViTModel`.
     """
-    name = _name_of(name)
-    saved = SavedModel(name)
-    config = saved.config()
-    model: Any
-    if saved.has_decoder:
-        model = MaskedAutoencoder.from_pretrained(name).eval()
-    elif "ViTForImageClassification" in (config.architectures or []):
-        model = open_classifier(name, "sdpa")
-    else:
-        model = open_encoder(name, "sdpa")
-    return LoadedModel(model, prepared_as(name, DataConfig()))
+    return open_any(_name_of(name))
 
 
 def pretrain(
@@ -194,12 +154,39 @@ def probe(
     return _result(run.output_dir, name=run.model)
 
 
+def embed(
+    model: ModelName, data: Any, *, output: str | Path | None = None, neighbours: int | None = 5,
+    precision: Precision | None = None, settings: Options = None
+) -> CommandResult:  # fmt: skip
+    """Compute the features of images; the `table` of the result has a row for each, with `cls` and `mean`.
+
+    `output` is the parquet file to write, by default runs/embed/NAME.parquet. The picture shows nearest neighbours.
+    """
+    file = Path(output or f"{_default('embed', model)}.parquet")
+    names = {"model": _name_of(model), "output": file, "neighbours": neighbours}
+    run = _run("embed", EmbedConfig, names, data, None, None, precision, settings)
+    picture = file.with_name(f"{file.stem}-neighbours.png") if neighbours else None
+    return CommandResult(file.parent, {}, picture, run.model, file)
+
+
+def predict(
+    model: ModelName, data: Any, *, output: str | Path | None = None, precision: Precision | None = None,
+    settings: Options = None
+) -> CommandResult:  # fmt: skip
+    """Predict the classes of images; the `table` of the result has a row for each, with all probabilities.
+
+    `output` is the csv or parquet file to write, by default runs/predict/NAME.parquet.
+    """
+    file = Path(output or f"{_default('predict', model)}.parquet")
+    names = {"model": _name_of(model), "output": file}
+    run = _run("predict", PredictConfig, names, data, None, None, precision, settings)
+    return CommandResult(file.parent, {}, None, run.model, file)
+
+
 def compare(
     pretrained: ModelName | Sequence[ModelName] | Mapping[str, ModelName | Sequence[ModelName]],
-    scratch: ModelName | Sequence[ModelName] | None = None,
-    *,
-    output_dir: str | Path | None = None,
-) -> CommandResult:
+    scratch: ModelName | Sequence[ModelName] | None = None, *, output_dir: str | Path | None = None
+) -> CommandResult:  # fmt: skip
     """Compare fine-tuning with the same training from scratch, or any number of arms; the folder holds index.html.
 
     Each arm is a result of `finetune`, a run folder, or several. For any number of arms, the first argument is a dict
@@ -234,7 +221,8 @@ def reconstruct(
             names["data.source"] = [_as_file(image, file) for image, file in zip(data, files, strict=True)]
             data = None
         run = _run("reconstruct", ReconstructConfig, names, data, settings=settings)
-    return CommandResult(Path(run.output).parent, {}, Path(run.output), run.model)
+    picture = Path(run.output)
+    return CommandResult(picture.parent, {}, picture, run.model, picture)
 
 
 def _run(
@@ -253,8 +241,12 @@ def _run(
     run = read_settings(kind, {**(settings or {}), **given}, config)
     is_source = isinstance(data, str | Path)
     require(labels is None or not (data is None or is_source), "labels are for images in memory: a source has its own")
+    are_names = isinstance(data, list | tuple) and all(isinstance(item, str | Path) for item in data)
     if data is not None:
-        source = str(data if is_source else store_images(data, labels, cache_folder(run.data)))
+        source: Any = str(data) if is_source else None
+        if are_names and command in ("embed", "predict"):  # which read image files where they are
+            source = [str(file) for file in data]
+        source = source or str(store_images(data, labels, cache_folder(run.data)))
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, source=source))
     check_paths(run)
     recipe = getattr(importlib.import_module(f"mae_hf.commands.{command}"), command)

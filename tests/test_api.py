@@ -59,7 +59,9 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 def test_importing_the_package_loads_no_library_and_shows_the_functions():
     code = "import mae_hf, sys; print(*dir(mae_hf)); assert not {'torch', 'numpy', 'mae_hf.api'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {"pretrain", "finetune", "probe", "compare", "reconstruct", "load"} <= set(done.stdout.split())
+    assert {"pretrain", "finetune", "probe", "embed", "predict", "compare", "reconstruct", "load"} <= set(
+        done.stdout.split()
+    )
     assert all(callable(getattr(mae_hf, name)) and getattr(mae_hf, name).__doc__ for name in mae_hf.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'train'"):
         _ = mae_hf.train
@@ -140,6 +142,24 @@ def test_probe_compare_and_reconstruct(runs: dict[str, Any], tmp_path: Path, mon
     IMAGES[1].save("image.png")
     drawn = mae_hf.reconstruct(runs["pretrain"], [IMAGES[0], "image.png"], output="drawn.png")
     assert drawn.picture == Path("drawn.png") and Image.open("drawn.png").width > 100
+
+
+def test_embed_and_predict_take_images_and_image_files(runs: dict[str, Any], tmp_path: Path):
+    test = IMAGES[30:40]
+    files = [tmp_path / f"{number}.png" for number in range(10)]
+    for image, file in zip(test, files, strict=True):
+        image.save(file)
+    for data, names in ((test, []), (files, [str(file) for file in files])):
+        output = tmp_path / f"{len(names)}-named.parquet"
+        embedded = mae_hf.embed(runs["pretrain"], data, output=output, neighbours=2)
+        assert np.allclose(np.stack(embedded.table["cls"]), runs["pretrain"].model(test), atol=1e-5)
+        assert embedded.table["file"].dropna().tolist() == names
+        assert embedded.picture == output.with_name(f"{output.stem}-neighbours.png") and embedded.picture.is_file()
+        predicted = mae_hf.predict(runs["tuned"], data, output=output.with_suffix(".csv")).table
+        probabilities = predicted[["probability_cat", "probability_dog"]].to_numpy()
+        assert np.allclose(probabilities, runs["tuned"].model(test), atol=1e-5)
+    with pytest.raises(ConfigError, match="has no table: call mae_hf"):
+        _ = runs["tuned"].table
 
 
 def test_precision_differs_between_calls_and_a_thread_works(runs: dict[str, Any], tmp_path: Path):
