@@ -222,9 +222,9 @@ def _evaluate(
     free_unused()  # what an evaluation allocates has other sizes than in training
     values: dict[str, float] = {}
     for evaluation in evaluations:
-        progress.set_description(evaluation.name)
+        progress.set_description_str(evaluation.name)
         values |= evaluation.run(step)
-    progress.set_description("training")
+    progress.set_description_str("training")
     free_unused()
     return values
 

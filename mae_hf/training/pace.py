@@ -58,8 +58,8 @@ class RunProgress(Progress):
             self._trained_before = self._trained
         elif not self.disable and self.n < self.total:
             seconds = (self._trained - self._trained_before) / 8 * (self.total - self.n)
-            end = datetime.now() + timedelta(seconds=seconds)
-            clock = "%H:%M" if end.date() == datetime.now().date() else "%a %d %b %H:%M"
+            end = datetime.now() + timedelta(seconds=min(seconds, 1e10))  # a year has four digits
+            clock = "%H:%M" if end.date() == datetime.now().date() else "%d %b %Y %H:%M"
             text = f"time            about {in_words(seconds)}, until {end.strftime(clock)}, plus evaluations"
             with contextlib.suppress(OSError):
                 self.write(f"{text}: {self._machine}" if seconds > SECONDS_A_DAY else text)

@@ -44,9 +44,15 @@ def print_end(monkeypatch, capsys, *, step_seconds: float, total: int, start: in
     [
         (60, 140, 0, "time            about 2 h 10 min, until 14:10, plus evaluations\n"),
         (60, 140, 100, "time            about 30 min, until 12:30, plus evaluations\n"),
-        (600, 138, 0, "time            about 21 h 20 min, until Sun 29 Nov 09:20, plus evaluations\n"),
-        (3600, 898, 0, f"time            about 37 days, until Mon 04 Jan 12:00, plus evaluations: {SLOW}\n"),
+        (600, 138, 0, "time            about 21 h 20 min, until 29 Nov 2026 09:20, plus evaluations\n"),
+        (3600, 898, 0, f"time            about 37 days, until 04 Jan 2027 12:00, plus evaluations: {SLOW}\n"),
         (60, 10, 0, ""),
+        (
+            3.6e9,
+            10**6,
+            0,
+            f"time            about 41666250000 days, until 19 Oct 2343 05:46, plus evaluations: {SLOW}\n",
+        ),
     ],
 )
 def test_after_ten_steps_a_run_says_when_it_ends(monkeypatch, capsys, step_seconds, total, start, line):
