@@ -193,6 +193,7 @@ def reliability_figure(
         # 0.5 below, so that a bin with a single image shows on a logarithmic axis
         lower.set(xlabel="confidence (probability of the predicted class)", yscale="log", ylim=(0.5, 2 * most))
         lower.set_ylabel("images" if number % across == 0 else "")
+        lower.tick_params(labelbottom=True)  # the last panel of a column has them, and may be missing
         lower.yaxis.set_major_formatter("{x:,.0f}")
     for number in range(len(bins_by_name), down * across):
         for panel in panels[-2:, number % across]:

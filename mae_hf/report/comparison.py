@@ -66,7 +66,8 @@ class Comparison(ComparedArms):
         """Return what supports the answer: runs, tests and choices."""
         units, pair = [arm.describe_units() for arm in self.results.arms.values()], self.results.pairs[0]
         is_single = set(units) == {"1 run"}
-        of_arms = [f"{unit} ({name})" for unit, name in zip(units, self._names, strict=True)]
+        shown = zip(units, self._names, strict=True)
+        of_arms = [f"{unit} ({name})" for unit, name in shown if unit != "1 run" or not self.chooses_arm]
         sentences = [f"± is the standard deviation over {listed(of_arms)}."]
         if is_single:
             sentences = ["Each arm has one run, so the spread over seeds is unknown."]
@@ -163,7 +164,7 @@ class Comparison(ComparedArms):
         notes: dict[str | None, object] = {
             self.leak(): True,
             self.few_validation_images(): True,
-            f"Depending on the recipe, the gain is {range_of_gains}: see the table of recipes.": self.has_choice,
+            f"Depending on the recipe, the gain is {range_of_gains}: see the table of recipes.": len(gains) > 2,
             f"The chosen recipes differ in more than their first weights: {', '.join(also)}.": also
             and not self.chooses_arm,
             f"Longer training may change the difference: the last epoch is the best one of {growing}.": growing,

@@ -65,7 +65,7 @@ def _runs_of_arms(comparison: Comparison) -> dict[str, list[str]]:
     """What the runs of each arm's chosen recipe are, by heading."""
     best = list(comparison.best.values())
     numbers = [sorted({run.seed for run in runs if run.seed is not None}) for runs in comparison.chosen.values()]
-    form = "{num_hidden_layers} layers of {hidden_size}, patches of {patch_size}, images of {image_size}"
+    form = "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}"
     return {
         "kinds": [f"probe {run.probe}" if run.probe else "fine-tuning" for run in best],
         "shapes": [form.format(**run.shape) for run in best],

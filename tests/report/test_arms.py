@@ -99,7 +99,7 @@ def test_the_page_has_all_arms_and_pairs_and_escapes_their_names(comparison):
     assert arms["test accuracy (%)"] == ["86.7", "66.7", "41.7", "+20.0 points"]
     assert arms["trained by"] == ["probe linear-cls", "fine-tuning", "fine-tuning", ""]
     assert arms["parameters"] == ["1,000", "1,234", "1,234", ""]
-    assert arms["network"][0] == "1 layers of 8, patches of 6, images of 12"
+    assert arms["network"][0] == "1 x 8, patches of 6, images of 12"
     assert len(parsed.table("Every pair of arms")) == 1 + 2  # two pairs begin with the probes
     settings = parsed.table("Settings of each arm's chosen recipe")
     assert settings["probe"] == ["linear-cls", "–", "–"] and settings["train.layer_decay"] == ["–", "0.65", "0.65"]
@@ -200,3 +200,13 @@ def test_several_seeds_are_tested_by_welch_and_corrected(tmp_path):
     values = [statistics.welch(*([n / 60 for n in counts[name]] for name in pair.arms)).p_value for pair in pairs]
     assert [pair.p_value for pair in pairs] == pytest.approx(values)
     assert [pair.corrected_p_value for pair in pairs] == pytest.approx(statistics.holm(values))
+
+
+def test_details_and_notes_are_about_what_the_arms_have(folders, tmp_path):
+    """An arm without a spread is not listed, and a choice in a third arm does not change the gain."""
+    more = [write_run(tmp_path / f"more{i}", "scratch", right(20), labels=LABELS, curve=(0.3,), seed=i) for i in (1, 2)]
+    again = write_run(tmp_path / "flat", "scratch", right(20), labels=LABELS, curve=(0.2,), layer_decay=1.0)
+    own = write_run(tmp_path / "o", "other", right(42), labels=LABELS, curve=(0.65,))
+    comparison = compare_arms({"own": folders["own <b>"], "o": [own], "scratch": [*folders["scratch"], *more, again]})
+    assert comparison.details().startswith("± is the standard deviation over 3 seeds (scratch). The two best arms: p =")
+    assert not any(note.startswith("Depending on the recipe") for note in comparison.notes())
