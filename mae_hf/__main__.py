@@ -17,7 +17,7 @@ from mae_hf.config import commands as configs
 from mae_hf.config.parse import read_command, read_file
 from mae_hf.data.locations import check_images, check_source
 from mae_hf.errors import require
-from mae_hf.models.locate import FIX_INIT, FIX_MODEL, KEPT, find_model
+from mae_hf.models.locate import FIX_INIT, FIX_MODEL, find_model, kept_start
 
 # Each command has its recipe in mae_hf/commands/NAME.py, a function of that name that takes the config.
 COMMANDS: dict[str, type] = {
@@ -69,7 +69,7 @@ def check_paths(config: Any) -> None:
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
     is_run = isinstance(config, configs.PretrainConfig | configs.FinetuneConfig)
-    if is_run and not config.model.is_new and not Path(config.output_dir, KEPT).is_dir():
+    if is_run and not config.model.is_new and not kept_start(Path(config.output_dir)):
         find_model(config.model.init, FIX_INIT[config.model.new])
     if isinstance(config, configs.EvaluateConfig | configs.FewLabelsConfig):
         problem = "is a run folder, whose files would be overwritten"

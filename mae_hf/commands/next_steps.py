@@ -35,10 +35,16 @@ def probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str
     return _command(accelerator, "evaluate", words)
 
 
-def finetune_command(accelerator: Accelerator, config: PretrainConfig, source: str, num_labels: int) -> str:
-    """Return the command that fine-tunes the encoder of a pre-training run with the labels of `source`."""
+def finetune_command(
+    accelerator: Accelerator, config: PretrainConfig, source: str, num_labels: int, has_probe: bool
+) -> str:
+    """Return the command that fine-tunes the encoder of a pre-training run with the labels of `source`.
+
+    Without a linear probe of its classes, the classifier cannot start from one.
+    """
     preset = "few_labels" if num_labels <= FEW_LABELS else "published_224"  # both take the shape from the encoder
     words = ["--config", f"configs/finetune/{preset}.yaml", "--model.init", config.output_dir]
+    words += [] if has_probe else ["--model.head", "zero"]
     words += _flags(replace(config.data, source=source, streaming=False))
     name = f"runs/finetune/{Path(config.output_dir).name}"
     return _command(accelerator, "finetune", [*words, "--output_dir", name])

@@ -14,6 +14,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import Plan, TrainConfig
 from mae_hf.errors import require
+from mae_hf.files import write_text
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
 from mae_hf.training.memory import choose_micro_batch
 from mae_hf.training.provenance import RunRecord
@@ -50,6 +51,11 @@ class OpenRun:
         lost = f"{self.folder / 'run.json'} has lost its total_steps, which train.minutes has set"
         require(step == 0 or not is_unknown, f"{lost}: restore the file, or choose another --output_dir")
         return is_unknown
+
+    def write_config(self) -> None:
+        """Write config.yaml, by which the folder is that of this run."""
+        if self.accelerator.is_main_process:
+            write_text(self.folder / "config.yaml", parse.to_yaml(self.config))
 
     def start_log(
         self,

@@ -126,6 +126,7 @@ def pretrain(config: PretrainConfig) -> None:
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     state = checkpoints.resume()
     if run.must_fit_minutes(state.step):
+        run.write_config()  # the evaluations write into the folder
         timed = steps_that_fit(
             accelerator,
             prepared,
@@ -137,6 +138,8 @@ def pretrain(config: PretrainConfig) -> None:
             streamed.reading if streamed else None,
         )
         plan = plan.lasting(timed, config.train)
+        if accelerator.is_main_process:
+            shutil.rmtree(folder / "figures", ignore_errors=True)  # of step 0
     facts = {
         **start_facts(start),
         "init": config.model.init,
@@ -195,10 +198,10 @@ def pretrain(config: PretrainConfig) -> None:
 
     # ---- what the encoder is worth on validation images, and what to type next ----
     if probed:
-        num_labels, source = len(probed[0]), probed[0].parts[0][0].split.source
+        split, has_probe = probed[0].parts[0][0].split, any(key.startswith("probe/linear") for key in metrics)
         accelerator.print(
-            f"{describe_probes(metrics, num_labels, len(probed[1]), probe_seconds)}\n"
+            f"{describe_probes(metrics, len(probed[0]), len(probed[1]), probe_seconds)}\n"
             f"next, probe it on test images, or fine-tune it:\n"
-            f"  {probe_command(accelerator, config.output_dir, replace(config.data, source=source))}\n"
-            f"  {finetune_command(accelerator, config, source, num_labels)}"
+            f"  {probe_command(accelerator, config.output_dir, replace(config.data, source=split.source))}\n"
+            f"  {finetune_command(accelerator, config, split.source, len(split), has_probe)}"
         )

@@ -34,3 +34,8 @@ def find_model(name: str, fix: str) -> Path | None:
     require(not folder.exists(), f"{name} holds no model (no config.json): {fix}")
     require(is_hub_id(name), f"{name} does not exist: {fix}")
     return None
+
+
+def kept_start(run: Path) -> Path | None:
+    """Return the copy of the checkpoint that an unfinished run keeps; None if it has no whole copy."""
+    return next((file.parent for file in (run / KEPT).glob("[!.]*/config.json")), None)

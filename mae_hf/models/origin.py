@@ -27,7 +27,7 @@ from mae_hf.models.io import (
     read_resize,
     weights_digest,
 )
-from mae_hf.models.locate import FIX_INIT, KEPT
+from mae_hf.models.locate import FIX_INIT, KEPT, kept_start
 
 _Start = TypeVar("_Start", bound=StartConfig)
 _Run = TypeVar("_Run", PretrainConfig, FinetuneConfig)
@@ -129,22 +129,22 @@ def open_start(config: StartConfig) -> SavedModel:
 
 
 def keep_start(config: StartConfig, run: Path) -> None:
-    """Copy the checkpoint into the folder of an unfinished run, which then resumes where it is missing by now."""
-    if not config.is_new and not (run / KEPT).exists():
+    """Copy the checkpoint into the folder of an unfinished run, which resumes from the copy."""
+    if not config.is_new and not kept_start(run):
         folder = open_start(config).folder  # of the Hub, it is named after the commit
         files = [file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")]
         write_folder(run / KEPT / folder.name, lambda beside: [shutil.copy(file, beside) for file in files])
 
 
 def find_start(config: _Start, run: Path) -> _Start:
-    """Return the config, with the run's own copy as `init` if the checkpoint cannot be opened any more."""
-    kept = next((run / KEPT).glob("[!.]*/config.json"), None)
-    if not config.is_new and kept:
-        try:
-            open_start(config)
-        except ConfigError:
-            return replace(config, init=str(kept.parent), revision=None)
-    return config
+    """Return the config, with the run's own copy of the checkpoint as `init` where there is one with weights.
+
+    The original may be missing by now, or may have been trained further.
+    """
+    kept = kept_start(run)
+    if config.is_new or kept is None or not any(kept.glob("*.safetensors")):
+        return config
+    return replace(config, init=str(kept), revision=None)
 
 
 def load_encoder(config: StartConfig, attn_implementation: str) -> ViTModel:

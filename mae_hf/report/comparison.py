@@ -29,13 +29,16 @@ class Comparison(ComparedArms):
 
     def answer(self) -> str:
         """Return the result in one sentence with its interval, however it turned out."""
-        results, interval, seeds_test = self.results, self.results.gain_interval, self.results.pairs[0].seeds_test
+        results, interval, pair = self.results, self.results.gain_interval, self.results.pairs[0]
         num_labels = self.runs[0].record.num_train_images  # the same in all runs, as their data are
         labels = f"{num_labels:,} labels" if num_labels else "the same labels"
+        p_value = pair.seeds_test.p_value if pair.seeds_test else 0.0
+        if self.chooses_arm:  # of several pairs, the first is one that looks good
+            p_value = pair.corrected_p_value
         verdict = f"{100 * results.gain:+.1f} points"
         if round(100 * results.gain, 1) == 0:
             verdict = "less than 0.1 points apart"
-        elif (interval and interval.low <= 0 <= interval.high) or (seeds_test and seeds_test.p_value > 0.05):
+        elif (interval and interval.low <= 0 <= interval.high) or p_value > 0.05:
             verdict += ", which may be chance"
         elif results.gain < 0:
             problem = "validation did not choose the better one" if self.chooses_arm else "pre-training did not help"

@@ -18,7 +18,7 @@ from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.initialization import check_positions, resize_positions
 from mae_hf.models.mae import SAVED_NAMES, MaskedAutoencoder, build_mae, export_encoder
-from mae_hf.models.origin import describe_start, resolve, start_facts
+from mae_hf.models.origin import describe_start, find_start, keep_start, resolve, start_facts
 
 ROOT = Path(__file__).parents[2]
 SHAPE = {"image_size": 32, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -390,3 +390,16 @@ def test_the_presets_start_from_a_checkpoint_of_the_published_shape(tmp_path):
         else:
             features = build_classifier(config.model, ("a", "b"), "sdpa", 0).eval().vit(images).last_hidden_state
             torch.testing.assert_close(features, export_encoder(stock)(images).last_hidden_state)
+
+
+def test_a_run_resumes_from_its_copy_of_a_checkpoint_that_was_trained_further(tmp_path):
+    save(tmp_path / "vit", "vit")
+    config, run = ClassifierConfig(**SHAPE, init=str(tmp_path / "vit")), tmp_path / "run"
+    assert find_start(config, run) == config
+    (run / "init" / ".vit.partial").mkdir(parents=True)  # a kill has left it
+    keep_start(config, run)
+    before = start_facts(config)["init_digest"]
+    weights = load_file(tmp_path / "vit" / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, tmp_path / "vit" / "model.safetensors")
+    assert start_facts(config)["init_digest"] != before
+    assert start_facts(find_start(config, run))["init_digest"] == before

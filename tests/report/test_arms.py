@@ -81,6 +81,18 @@ def test_every_pair_of_arms_is_tested_with_holms_correction(comparison):
     assert f"The two best arms: p = {expected[0]:.2g} (exact McNemar test, with Holm's" in comparison.details()
 
 
+def test_a_gain_whose_corrected_p_value_is_large_may_be_chance(tmp_path):
+    counts = {"a": (35, 0.8), "b": (30, 0.6), "c": (10, 0.4)}
+    arms = {
+        name: [write_run(tmp_path / name, name, right(count), labels=LABELS, curve=(best,))]
+        for name, (count, best) in counts.items()
+    }
+    comparison = compare_arms(arms)
+    assert comparison.results.gain_interval.low > 0
+    assert comparison.results.pairs[0].corrected_p_value == pytest.approx(2 / 2**5)
+    assert "+8.3 points, which may be chance" in comparison.answer()
+
+
 def test_the_interval_contains_the_choice_of_the_arm(tmp_path):
     """Two arms that validation cannot tell apart change places in half of the resamples."""
     first = write_run(tmp_path / "a", "encoder", right(50), labels=LABELS, validation=(True, False) * 10, curve=(0.5,))
