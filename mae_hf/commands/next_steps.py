@@ -14,7 +14,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.evaluation.probing import best_probe
 
 SURE = 100  # validation images, below which an accuracy has a standard error of 5 points or more
-FEW_LABELS = 5_000  # up to which the recipe of configs/finetune/few_labels.yaml was measured
+FEW_LABELS = 5_000  # up to which configs/finetune/few_labels.yaml is proposed
 
 
 def describe_probes(values: Mapping[str, float], num_labels: int, num_validation: int, seconds: float | None) -> str:

@@ -49,7 +49,7 @@ def test_the_commands_after_pre_training_use_its_encoder_and_images():
     assert finetune.model.init == "runs/pretrain/digits" and finetune.model.head == "probe"
     assert (finetune.data.source, finetune.data.validation_fraction) == ("my photos", 0.2)
     many = parsed(finetune_command(HALF, config, "digits", 50_000, True), FinetuneConfig)
-    assert many.model.head == "zero", "the recipe for few labels was measured up to 5,000"
+    assert many.model.head == "zero", "the recipe for few labels is meant for up to 5,000"
     unprobed = parsed(finetune_command(HALF, config, "digits", 270, False), FinetuneConfig)
     assert unprobed.model.head == "zero", "without a linear probe, the classifier cannot start from one"
     for asked in (finetune, many, unprobed):  # null: as in the encoder
