@@ -90,8 +90,9 @@ class CommandResult:
         return shown
 
     def _numbers(self) -> list[tuple[str, str]]:
-        numbers = [(key, f"{value:.4g}") for key, value in self.metrics.items() if isinstance(value, int | float)]
-        return [("answer", str(self.metrics["answer"])), *numbers] if "answer" in self.metrics else numbers
+        if "answer" in self.metrics:
+            return [("answer", str(self.metrics["answer"]))]
+        return [(key, f"{value:.4g}") for key, value in self.metrics.items() if isinstance(value, int | float)]
 
 
 ModelName = str | Path | CommandResult
