@@ -550,7 +550,8 @@ def test_an_encoder_with_different_normalisation_is_refused_with_the_flags(runs:
     other = ("--data.image_mean", "[0.5, 0.5, 0.5]", "--model.init", runs / "pretrain")
     done = run(*script, *other, "--output_dir", tmp_path / "run")
     assert done.returncode == 2
-    assert "--data.image_mean '[0.309, 0.309, 0.309]'" in done.stderr
+    assert "data.image_mean is [0.309, 0.309, 0.309] there and [0.5, 0.5, 0.5] here" in done.stderr
+    assert "--data.image_mean null" in done.stderr
 
 
 def test_evaluation_does_not_write_into_a_run_folder(runs: Path):

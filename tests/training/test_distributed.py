@@ -222,7 +222,8 @@ def test_two_processes_train_and_share_the_model_of_one(runs, kind, stage):
     metrics = [json.loads((path / "metrics.json").read_text()) for path in (folder, alone)]
     for key, value in metrics[1].items():
         if key.endswith(("accuracy", "f1", "loss")):
-            assert metrics[0][key] == pytest.approx(value, abs=1e-5), key
+            # weights differ by rounding, so a probe may decide differently on one of the 60 validation images
+            assert metrics[0][key] == pytest.approx(value, abs=0.03 if key.startswith("probe/") else 1e-5), key
     if stage == "finetune":
         assert pq.read_table(folder / "predictions.parquet")["index"].to_pylist() == list(range(497))
     else:
