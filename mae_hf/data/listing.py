@@ -17,8 +17,8 @@ from mae_hf.data.splits import Split, role_of
 from mae_hf.errors import ConfigError, warn
 
 _HIDDEN = (".", "__")
-# How an image is named in tables: its file in the source, if it has one, its split with its row there, and its class.
 NO_SPLIT = "files"  # the role of images without a split
+# How an image is named in tables: its file in the source, if it has one, its split with its row there, and its class.
 NAMED = pa.schema({"file": pa.string(), "split": pa.string(), "row": pa.int64(), "label": pa.string()})
 
 
@@ -59,7 +59,7 @@ def _walk(source: str, folder: Path) -> list[Split]:
         names = [name for name in sorted(files) if os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS]
         parts = Path(parent).relative_to(folder).parts
         role = (role_of(parts[0]) if parts else None) or NO_SPLIT
-        label = parts[-1] if len(parts) > (role != NO_SPLIT) else ""
+        label = os.fsencode(parts[-1]).decode(errors="replace") if len(parts) > (role != NO_SPLIT) else ""
         paths = [(os.path.abspath(os.path.join(parent, name)), label) for name in names]
         found.setdefault(role, []).extend(pair for pair in paths if not os.path.basename(pair[0]).startswith(_HIDDEN))
     return [_split(source, role, paths) for role, paths in found.items() if paths]
@@ -74,7 +74,7 @@ def _split(source: str, role: str, files: Sequence[tuple[str, str]]) -> Split:
     for path, label in files:
         with contextlib.suppress(OSError):  # decoding reports a file that is missing
             status = os.stat(path)
-            digest.update(f"{status.st_size} {status.st_mtime_ns} {label} ".encode(errors="surrogateescape"))
+            digest.update(f"{status.st_size} {status.st_mtime_ns} {label} ".encode())
         digest.update(os.fsencode(path))
     paths = np.array([path for path, _ in files], object)
     return Split(source, role, paths, labels if names else None, tuple(names) or None, digest.hexdigest()[:16])

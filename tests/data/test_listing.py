@@ -43,6 +43,14 @@ def test_every_image_of_a_folder_in_any_layout_is_listed(mixed: Path, like_train
     assert found == FILES
 
 
+def test_names_that_are_not_utf8_are_listed_with_replacements(tmp_path: Path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / os.fsdecode(b"\xfe.png"), format="PNG")
+    (row,) = listed(tmp_path)
+    assert (row["file"], row["label"]) == ("\ufffd/\ufffd.png", "\ufffd")
+
+
 def test_image_files_have_the_names_that_were_typed(mixed: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(mixed)
     rows = listed("Cats/b.JPG", mixed / "a.png", "notes.txt")

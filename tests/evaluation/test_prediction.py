@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, ViTConfig, ViTForImageClassifica
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.listing import list_images
-from mae_hf.evaluation.prediction import predict_split, prediction_schema, write_tables
+from mae_hf.evaluation.prediction import write_classes
 
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLASSES = ("Cats", 'dog, or "wolf"', "horse")
@@ -45,8 +45,8 @@ def model() -> ViTForImageClassification:
 def rows(folder: Path, output: Path, batch_size: int) -> list[dict]:
     data = DataConfig(source=str(folder), image_mean=MEAN, image_std=STD)
     (split,) = list_images(data, like_training=False)
-    tables = predict_split(Accelerator(cpu=True), model(), split, 16, CLASSES, data, batch_size)
-    write_tables(output, prediction_schema(CLASSES), tables)
+    counts = write_classes(Accelerator(cpu=True), model(), [split], CLASSES, data, 16, batch_size, output)
+    assert counts == (7, 3)
     if output.suffix == ".parquet":
         return pq.read_table(output).to_pylist()
     with output.open(newline="") as file:
@@ -99,14 +99,17 @@ def test_a_csv_file_has_the_same_rows_whatever_is_in_the_names(folder: Path, tmp
                 assert ours[key] == ("" if value is None else str(value))
 
 
-def test_a_file_that_is_being_written_is_not_found_under_its_name(tmp_path: Path):
-    output = tmp_path / "out.csv"
+def test_a_file_that_was_not_finished_does_not_replace_an_older_one(folder: Path, tmp_path: Path):
+    class Stopped(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> None:
+            assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".a.csv.partial", "a.csv"]
+            raise KeyboardInterrupt
+
+    output = tmp_path / "out" / "a.csv"
+    output.parent.mkdir()
     output.write_text("older")
-
-    def tables():
-        yield prediction_schema(CLASSES).empty_table()
-        raise KeyboardInterrupt
-
+    data = DataConfig(source=str(folder), image_mean=MEAN, image_std=STD)
+    splits = list_images(data, like_training=False)
     with pytest.raises(KeyboardInterrupt):
-        write_tables(output, prediction_schema(CLASSES), tables())
-    assert output.read_text() == "older" and list(tmp_path.iterdir()) == [output]
+        write_classes(Accelerator(cpu=True), Stopped(), splits, CLASSES, data, 16, 4, output)
+    assert output.read_text() == "older" and list(output.parent.iterdir()) == [output]
