@@ -155,16 +155,8 @@ def _train(
         return loss_of(draws)
 
     turns.begin()
-    loop.train(
-        accelerator,
-        model,
-        optimizer,
-        config=train,
-        plan=plan,
-        state=TrainState(),
-        sampler=BatchSampler(plan, train.seed, accelerator.process_index),
-        loss_of=loss_in_turn,
-        evaluations=[],
-        log=RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {}),
-        checkpoints=Checkpoints(accelerator, Path(folder), train.keep_checkpoints),
-    )
+    sampler = BatchSampler(plan, train.seed, accelerator.process_index)
+    log = RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {})
+    checkpoints = Checkpoints(accelerator, Path(folder), train.keep_checkpoints)
+    training = loop.Training(accelerator, model, optimizer, train, sampler, loss_in_turn)
+    loop.train(training, plan, TrainState(), log, checkpoints)

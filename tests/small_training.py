@@ -3,6 +3,7 @@
 test_two_processes.py starts `small_training.py FOLDER` on several processes.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.training.checkpoint import Checkpoints, TrainState
-from mae_hf.training.loop import Evaluation, train
+from mae_hf.training.loop import Evaluation, Training, train
 from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import WeightAverage
 from mae_hf.training.run_folder import RunLog
@@ -93,25 +94,12 @@ def run(
 
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("evaluation", plan.steps(config.train.eval_every_epochs), evaluate)]
+    training = Training(accelerator, model, optimizer, config.train, sampler, loss_of, evaluations)
     if config.train.minutes and not state.step:
         timed = [Evaluation("evaluation", evaluations[0].every_steps, lambda step: {})]  # `evaluate` divides by it
-        fits = steps_that_fit(accelerator, model, optimizer, config.train, sampler, loss_of, timed)
-        plan = plan.lasting(fits, config.train)
+        plan = plan.lasting(steps_that_fit(dataclasses.replace(training, evaluations=timed)), config.train)
     try:
-        state = train(
-            accelerator,
-            model,
-            optimizer,
-            config=config.train,
-            plan=plan,
-            state=state,
-            sampler=sampler,
-            loss_of=loss_of,
-            evaluations=evaluations,
-            log=log,
-            checkpoints=checkpoints,
-            best_key=best_key,
-        )
+        state = train(training, plan, state, log, checkpoints, best_key)
     except RunError as error:
         error.model = accelerator.unwrap_model(model)  # for tests that look at the weights it left
         raise

@@ -29,7 +29,7 @@ from mae_hf.models.initialization import PositionError, check_positions
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.hardware import attention_for, use_cpu_well
-from mae_hf.training.loop import Evaluation, train
+from mae_hf.training.loop import Evaluation, Training, train
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer
 from mae_hf.training.run_folder import RunLog, read_metrics
@@ -74,19 +74,12 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     def evaluate(step: int) -> dict[str, float]:
         return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches, 256)}
 
-    train(
-        accelerator,
-        prepared,
-        optimizer,
-        config=config.train,
-        plan=plan,
-        state=TrainState(),
-        sampler=BatchSampler(plan, config.train.seed, accelerator.process_index),
-        loss_of=pretraining_loss(prepared, DeviceImages(images, accelerator.device, config.data.on_device), config),
-        evaluations=[Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), evaluate)],
-        log=RunLog(accelerator, config, 0, {}),
-        checkpoints=Checkpoints(accelerator, folder / "checkpoints", 1),
-    )
+    sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
+    loss_of = pretraining_loss(prepared, DeviceImages(images, accelerator.device, config.data.on_device), config)
+    evaluations = [Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), evaluate)]
+    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
+    log, checkpoints = RunLog(accelerator, config, 0, {}), Checkpoints(accelerator, folder / "checkpoints", 1)
+    train(training, plan, TrainState(), log, checkpoints)
     lines = read_metrics(folder)
     result: dict[str, object] = {"variant": variant, "steps": plan.total_steps, "held_out_loss": lines[-1]["eval/loss"]}
     result["images_per_second"] = float(np.median([line["train/images_per_second"] for line in lines]))

@@ -15,7 +15,7 @@ from mae_hf.config.commands import PretrainConfig
 from mae_hf.data.dataset import DeviceImages, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.models.mae import build_mae
-from mae_hf.training.loop import gradients, update
+from mae_hf.training.loop import Training, gradients, update
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from mae_hf.training.signals import StopSignals
@@ -37,11 +37,12 @@ def losses(per_device_batch_size: int, dtype: torch.dtype) -> torch.Tensor:
     optimizer = build_optimizer(model, config.train)
     device_images = DeviceImages(images, accelerator.device, config.data.on_device)
     loss_of = pretraining_loss(model, device_images, config)
+    training = Training(accelerator, model, optimizer, config.train, sampler, loss_of)
     torch.set_default_dtype(dtype)  # the dtype of sums
     found = []
     for step in range(plan.total_steps):
         set_learning_rate(optimizer, learning_rate_at(step, plan, config.train.learning_rate))
-        loss, _ = gradients(accelerator, model, sampler, loss_of, step, config.train, StopSignals(False))
+        loss, _ = gradients(training, step, StopSignals(False))
         update(optimizer, torch.zeros((), dtype=torch.float32))
         found.append(loss)
     torch.set_default_dtype(torch.float32)

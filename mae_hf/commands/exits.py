@@ -22,7 +22,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 # `torchrun` checks every 0.1 s whether a rank has ended, and then ends the others
 _SECONDS_APART = 3.0
 # A failed collective operation raises a DistError of torch, or an error with a message of gloo or torch's store.
-_LACK_OF_MEMORY = "can't allocate memory"  # of torch's allocator on a CPU; that of a GPU has an error of its own
+_LACK_OF_MEMORY = "can't allocate memory"  # of torch's allocator on a CPU; on a GPU, it raises OutOfMemoryError
 _LOST_PROCESS = r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer"
 
 

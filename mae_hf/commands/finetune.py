@@ -1,12 +1,11 @@
 """Fine-tune a classifier from a pre-trained encoder, or train the same network from scratch."""
 
-import copy
 import dataclasses
 import shutil
 from typing import Any
 
 import numpy as np
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
 from mae_hf import figures, hub
@@ -14,12 +13,12 @@ from mae_hf.commands.next_steps import compare_with_probe
 from mae_hf.commands.open_run import open_run
 from mae_hf.config.commands import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
-from mae_hf.data.dataset import DeviceImages, load_labelled_images, thin_out
+from mae_hf.data.dataset import DeviceImages, load_labelled_images
 from mae_hf.data.sampler import BatchSampler
-from mae_hf.errors import require
+from mae_hf.errors import ConfigError
 from mae_hf.evaluation.inference import predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
-from mae_hf.evaluation.probing import ONLINE_IMAGES, encoder_probe
+from mae_hf.evaluation.probing import start_probe
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
@@ -29,7 +28,7 @@ from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
-from mae_hf.training.loop import Evaluation, train
+from mae_hf.training.loop import Evaluation, Training, train
 from mae_hf.training.losses import finetuning_loss
 from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import WeightAverage, build_optimizer
@@ -72,14 +71,11 @@ def finetune(config: FinetuneConfig) -> None:
     }
     probe: dict[str, float] = {}
     if is_pretrained or config.model.head == "probe":
-        encoder = copy.deepcopy(model.vit).to(accelerator.device).eval()
-        labelled, held_out = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
-        size = plan.eval_batch_size
-        found = encoder_probe(accelerator, encoder, labelled, held_out, config.data, size, ["linear"])
-        probe, head = broadcast_object_list([found])[0]  # equal on all processes to the last bit
+        probe, head = start_probe(accelerator, model.vit, images, config.data, plan.eval_batch_size)
         if config.model.head == "probe":
-            fix = "use weights that are almost zero (--model.head zero)"
-            require(head is not None, f"model.head probe: this encoder has no linear probe of its classes: {fix}")
+            if head is None:
+                fix = "use weights that are almost zero (--model.head zero)"
+                raise ConfigError(f"model.head probe: this encoder has no linear probe of its classes: {fix}")
             set_head(model, *head)
     optimizer = build_optimizer(model, config.train)
     average = WeightAverage(model, config.train.ema_decay, accelerator.device) if config.train.ema_decay else None
@@ -106,9 +102,9 @@ def finetune(config: FinetuneConfig) -> None:
     state = checkpoints.resume()
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)]
+    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
     if run.must_fit_minutes(state.step):
-        timed = steps_that_fit(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
-        plan = plan.lasting(timed, config.train)
+        plan = plan.lasting(steps_that_fit(training), config.train)
     lines = {
         "images": ", ".join(f"{len(part)} {role}" for role, part in images.items())
         + (f": {train_images.note}" if train_images.note else ""),
@@ -117,20 +113,7 @@ def finetune(config: FinetuneConfig) -> None:
     log = run.start_log(state.step, plan, model, facts, lines, config.train)
     if accelerator.is_main_process:
         keep_start(start, folder)
-    state = train(
-        accelerator,
-        prepared,
-        optimizer,
-        config=config.train,
-        plan=plan,
-        state=state,
-        sampler=sampler,
-        loss_of=loss_of,
-        evaluations=evaluations,
-        log=log,
-        checkpoints=checkpoints,
-        best_key="eval/accuracy",
-    )
+    state = train(training, plan, state, log, checkpoints, best_key="eval/accuracy")
 
     # ---- the best checkpoint on validation images, once on test images ----
     assert state.best_step is not None

@@ -11,10 +11,29 @@ from accelerate import Accelerator
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import ImageSet
 from mae_hf.evaluation.probing import best_probe
 
 SURE = 100  # validation images, below which an accuracy has a standard error of 5 points or more
 FEW_LABELS = 5_000  # up to which configs/finetune/few_labels.yaml is proposed
+
+
+def describe_next(
+    accelerator: Accelerator,
+    config: PretrainConfig,
+    probed: tuple[ImageSet, ImageSet],
+    values: Mapping[str, float],
+    seconds: float | None,
+) -> str:
+    """Return the last lines of a pre-training run: `describe_probes`, and the commands that probe and fine-tune it."""
+    labelled, validation = probed
+    split, has_probe = labelled.parts[0][0].split, any(key.startswith("probe/linear") for key in values)
+    return (
+        f"{describe_probes(values, len(labelled), len(validation), seconds)}\n"
+        f"next, probe it on test images, or fine-tune it:\n"
+        f"  {probe_command(accelerator, config.output_dir, replace(config.data, source=split.source))}\n"
+        f"  {finetune_command(accelerator, config, split.source, len(split), has_probe)}"
+    )
 
 
 def describe_probes(values: Mapping[str, float], num_labels: int, num_validation: int, seconds: float | None) -> str:
@@ -65,11 +84,14 @@ def compare_with_probe(
     if accuracy >= probe[0]:
         return line
     doubt = f" ({num_validation} images are too few to be sure)" if num_validation < SURE else ""
-    return f"{line}: use the probe{doubt}\n  {probe_command(accelerator, config.model.init, config.data)}"
+    advice = f"{line}: use the probe{doubt}"
+    if config.model.revision:  # evaluate opens the main branch
+        return advice
+    return f"{advice}\n  {probe_command(accelerator, config.model.init, config.data)}"
 
 
 def _flags(data: DataConfig) -> list[str]:
-    """The words for the images, except their preparation, which is that of the model."""
+    """The words for the images, without their preparation, which the model says."""
     before, words = dict(parse.flatten(DataConfig())), list[str]()
     for key, value in parse.flatten(data):
         if value != before[key] and key not in ("image_mean", "image_std", "resize"):

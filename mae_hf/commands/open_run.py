@@ -53,7 +53,7 @@ class OpenRun:
         return is_unknown
 
     def write_config(self) -> None:
-        """Write config.yaml, by which the folder is that of this run."""
+        """Write config.yaml, which marks the folder as this run's."""
         if self.accelerator.is_main_process:
             write_text(self.folder / "config.yaml", parse.to_yaml(self.config))
 

@@ -4,12 +4,11 @@ import contextlib
 import shutil
 import sys
 import time
-from dataclasses import replace
 
 from accelerate.utils import set_seed
 
 from mae_hf import hub
-from mae_hf.commands.next_steps import describe_probes, finetune_command, probe_command
+from mae_hf.commands.next_steps import describe_next
 from mae_hf.commands.open_run import open_run
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.data.dataset import (
@@ -36,7 +35,7 @@ from mae_hf.models.origin import describe_start, find_start, keep_start, resolve
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
-from mae_hf.training.loop import Evaluation, train
+from mae_hf.training.loop import Evaluation, Training, train
 from mae_hf.training.losses import pretraining_loss
 from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import build_optimizer
@@ -125,19 +124,10 @@ def pretrain(config: PretrainConfig) -> None:
     # ---- train, from where an unfinished run stopped ----
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     state = checkpoints.resume()
+    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
     if run.must_fit_minutes(state.step):
         run.write_config()  # the evaluations write into the folder
-        timed = steps_that_fit(
-            accelerator,
-            prepared,
-            optimizer,
-            config.train,
-            sampler,
-            loss_of,
-            evaluations,
-            streamed.reading if streamed else None,
-        )
-        plan = plan.lasting(timed, config.train)
+        plan = plan.lasting(steps_that_fit(training, streamed.reading if streamed else None), config.train)
         if accelerator.is_main_process:
             shutil.rmtree(folder / "figures", ignore_errors=True)  # of step 0
     facts = {
@@ -160,19 +150,7 @@ def pretrain(config: PretrainConfig) -> None:
         write_text(folder / AUDIT, audit_json(audit))
         keep_start(start, folder)
     with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
-        train(
-            accelerator,
-            prepared,
-            optimizer,
-            config=config.train,
-            plan=plan,
-            state=state,
-            sampler=sampler,
-            loss_of=loss_of,
-            evaluations=evaluations,
-            log=log,
-            checkpoints=checkpoints,
-        )
+        train(training, plan, state, log, checkpoints)
 
     # ---- which streamed images were duplicates, or could not be decoded ----
     if streamed:
@@ -198,10 +176,4 @@ def pretrain(config: PretrainConfig) -> None:
 
     # ---- what the encoder is worth on validation images, and what to type next ----
     if probed:
-        split, has_probe = probed[0].parts[0][0].split, any(key.startswith("probe/linear") for key in metrics)
-        accelerator.print(
-            f"{describe_probes(metrics, len(probed[0]), len(probed[1]), probe_seconds)}\n"
-            f"next, probe it on test images, or fine-tune it:\n"
-            f"  {probe_command(accelerator, config.output_dir, replace(config.data, source=split.source))}\n"
-            f"  {finetune_command(accelerator, config, split.source, len(split), has_probe)}"
-        )
+        accelerator.print(describe_next(accelerator, config, probed, metrics, probe_seconds))

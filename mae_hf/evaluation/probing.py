@@ -5,15 +5,17 @@
 Shapes: n images, D features, C classes.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from transformers import ViTModel
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.dataset import ImageSet
+from mae_hf.data.dataset import ImageSet, thin_out
 from mae_hf.errors import ConfigError, warn
 from mae_hf.evaluation.inference import extract_features
 from mae_hf.evaluation.metrics import classification_metrics
@@ -143,6 +145,20 @@ def online_probe(
         encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
         values, _ = encoder_probe(accelerator, encoder, train, validation, data, batch_size, probes, alone=alone)
     return dict(broadcast_object_list([values])[0]) if alone else values
+
+
+def start_probe(
+    accelerator: Accelerator, encoder: ViTModel, images: Mapping[str, ImageSet], data: DataConfig, batch_size: int
+) -> tuple[dict[str, float], Head | None]:
+    """Return `encoder_probe` with `linear` of the encoder that fine-tuning starts from, the same on every process.
+
+    `images` are by role; up to 5,000 of `train` and of `validation` are used. The encoder does not change.
+    """
+    copied = copy.deepcopy(encoder).to(accelerator.device).eval()
+    train, validation = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
+    found = encoder_probe(accelerator, copied, train, validation, data, batch_size, ["linear"])
+    values, head = broadcast_object_list([found])[0]  # equal to the last bit
+    return values, head
 
 
 def encoder_probe(

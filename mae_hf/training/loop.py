@@ -26,8 +26,6 @@ from mae_hf.training.pace import RunProgress, describe_machine
 from mae_hf.training.run_folder import RunLog
 from mae_hf.training.signals import StopSignals
 
-Sampler = BatchSampler | StreamSampler
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -38,22 +36,28 @@ class Evaluation:
     run: Callable[[int], dict[str, float]]  # from the number of steps done to the values for the log
 
 
+@dataclass(frozen=True)
+class Training:
+    """What makes a step, and what is measured between steps."""
+
+    accelerator: Accelerator
+    model: nn.Module  # prepared, as the optimizer
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    sampler: BatchSampler | StreamSampler
+    loss_of: LossOf
+    evaluations: Sequence[Evaluation] = ()
+
+
 def train(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: TrainConfig,
+    training: Training,
     plan: Plan,
     state: TrainState,
-    sampler: Sampler,
-    loss_of: LossOf,
-    evaluations: Sequence[Evaluation],
     log: RunLog,
     checkpoints: Checkpoints,
     best_key: str | None = None,
 ) -> TrainState:
-    """Train the prepared model from `state.step` to `plan.total_steps`, and return the state after the last step.
+    """Train from `state.step` to `plan.total_steps`, and return the state after the last step.
 
     The last checkpoint holds that state. The greatest value of `best_key` in an evaluation marks the best checkpoint.
 
@@ -62,34 +66,32 @@ def train(
             the resumed run repeats. Several processes finish their step, and on GPUs up to 20 steps.
         RunError: a loss or gradient is not finite, and the weights are those before that step; or no memory is left.
     """
-    progress = RunProgress(accelerator, plan, state, describe_machine(accelerator, model, config))
+    accelerator, config = training.accelerator, training.config
+    progress = RunProgress(accelerator, plan, state, describe_machine(accelerator, training.model, config))
     save_every_steps = plan.steps(config.save_every_epochs)
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
-        log.metrics(
-            state.step,
-            state.step / plan.steps_per_epoch,
-            _evaluate(model, evaluations, state.step, progress),
-        )
+        values = _evaluate(training.model, training.evaluations, state.step, progress)
+        log.metrics(state.step, state.step / plan.steps_per_epoch, values)
     lack = explained_lack(plan.micro_batch_size)
     with StopSignals(accelerator.is_main_process) as signals, contextlib.closing(progress), lack:
         try:
             while state.step < plan.total_steps:
                 # ---- step ----
                 learning_rate = learning_rate_at(state.step, plan, config.learning_rate)
-                set_learning_rate(optimizer, learning_rate)
-                loss, grad_norm = gradients(accelerator, model, sampler, loss_of, state.step, config, signals)
+                set_learning_rate(training.optimizer, learning_rate)
+                loss, grad_norm = gradients(training, state.step, signals)
                 loss, told_to_stop = over_processes(accelerator, loss, signals)
                 failure = first_failure(failure, loss, grad_norm, state.step)
-                update(optimizer, failure[0])
+                update(training.optimizer, failure[0])
                 if checkpoints.average is not None:
                     checkpoints.average.update(state.step)
                 state.step += 1
                 progress.add(loss, config.batch_size)
 
                 last = state.step == plan.total_steps
-                due = [evaluation for evaluation in evaluations if last or state.step % evaluation.every_steps == 0]
+                due = [item for item in training.evaluations if last or state.step % item.every_steps == 0]
                 log_due = last or state.step % config.log_every_steps == 0
                 save_due = last or state.step % save_every_steps == 0
                 if not (due or log_due or save_due or _may_check(accelerator, signals, state.step)):
@@ -101,7 +103,7 @@ def train(
                 values = {}
                 if due:
                     log.check_folder()  # a figure would create a folder that was moved away
-                    values = _evaluate(model, due, state.step, progress)
+                    values = _evaluate(training.model, due, state.step, progress)
                 if best_key in values and (state.best_value is None or values[best_key] > state.best_value):
                     state.best_step, state.best_value, save_due = state.step, values[best_key], True
 
@@ -126,35 +128,29 @@ def train(
     return state
 
 
-def gradients(
-    accelerator: Accelerator,
-    model: nn.Module,
-    sampler: Sampler,
-    loss_of: LossOf,
-    step: int,
-    config: TrainConfig,
-    signals: StopSignals,
-) -> tuple[Tensor, Tensor]:
+def gradients(training: Training, step: int, signals: StopSignals) -> tuple[Tensor, Tensor]:
     """Compute the gradients of a global batch; return the mean loss of this rank's share, and the norm before clipping.
 
     A single process stops here as soon as a signal arrives: nothing has changed yet that a checkpoint holds.
     """
-    model.train()
+    accelerator, config = training.accelerator, training.config
+    training.model.train()
     # A network's dropout draws from torch's generator: seeded by the step, a resumed run draws the same numbers.
     torch.manual_seed(integer_seed(config.seed, step, f"process {accelerator.process_index}"))
-    micro_batches = sampler.micro_batches(step)
+    micro_batches = training.sampler.micro_batches(step)
     total = torch.zeros((), device=accelerator.device)
     signals.interrupts = accelerator.num_processes == 1
     for index, rows in enumerate(micro_batches):
         signals.raise_if_received()
         last = index == len(micro_batches) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = loss_of(Draws(config.seed, sampler.epoch(step), rows, step)) / len(micro_batches)
+        with contextlib.nullcontext() if last else accelerator.no_sync(training.model):
+            draws = Draws(config.seed, training.sampler.epoch(step), rows, step)
+            loss = training.loss_of(draws) / len(micro_batches)
             # A loss that is not finite can have finite gradients. Make them NaN: the scaler of fp16 checks only these.
             accelerator.backward(loss * torch.ones_like(loss).masked_fill(~loss.isfinite(), math.nan))
         total += loss.detach()
     signals.interrupts = False
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    grad_norm = accelerator.clip_grad_norm_(training.model.parameters(), config.max_grad_norm)
     assert grad_norm is not None
     if isinstance(grad_norm, DTensor):  # of sharded weights
         grad_norm = grad_norm.full_tensor()

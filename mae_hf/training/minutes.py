@@ -3,16 +3,12 @@
 import bisect
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
-from mae_hf.config.train import TrainConfig
-from mae_hf.training.loop import Evaluation, Sampler, gradients, update
-from mae_hf.training.losses import LossOf
+from mae_hf.training.loop import Training, gradients, update
 from mae_hf.training.signals import StopSignals
 
 NUM_TIMED = 5  # steps, after one that warms up
@@ -20,60 +16,46 @@ SHARE_TIMED = 0.05  # of the minutes, after which no further step is timed
 
 
 def steps_that_fit(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    sampler: Sampler,
-    loss_of: LossOf,
-    evaluations: Sequence[Evaluation],
-    reading: Callable[[int, int], contextlib.AbstractContextManager[None]] | None = None,
+    training: Training, reading: Callable[[int, int], contextlib.AbstractContextManager[None]] | None = None
 ) -> int:
-    """Return how many steps, with their evaluations, fit into `config.minutes`; the same number on every process.
+    """Return how many steps, with their evaluations, fit into `train.minutes`; the same number on every process.
 
     The time of this measurement counts, too. Weights, moments, the loss scale and the order of the images stay as they
     were, and the loop seeds every step. `reading` is the context in which a stream of images can be read.
     """
-    assert config.minutes is not None
-    started = time.perf_counter()
+    assert training.config.minutes is not None
+    started, limit = time.perf_counter(), 60 * training.config.minutes
     with reading(0, 1 + NUM_TIMED) if reading else contextlib.nullcontext():
-        step_seconds = _time_steps(accelerator, model, optimizer, config, sampler, loss_of)
-    model.eval()
+        step_seconds = _time_steps(training, SHARE_TIMED * limit)
+    training.model.eval()
     costs = []
-    for evaluation in evaluations:
+    for evaluation in training.evaluations:
         for _ in range(2):  # the first one imports libraries
             before = time.perf_counter()
             evaluation.run(0)
             cost = time.perf_counter() - before
-            is_long = cost > 60 * SHARE_TIMED * config.minutes
-            if broadcast_object_list([is_long])[0]:  # the processes evaluate together
+            if broadcast_object_list([cost > SHARE_TIMED * limit])[0]:  # the processes evaluate together
                 break
         costs.append((evaluation.every_steps, cost))
 
     def seconds(num_steps: int) -> float:
         return num_steps * step_seconds + sum(cost * -(-num_steps // every) for every, cost in costs)
 
-    left = 60 * config.minutes - (time.perf_counter() - started)
+    left = limit - (time.perf_counter() - started)
     found = bisect.bisect_right(range(1, int(max(0, left) / step_seconds) + 2), left, key=seconds)
     return int(broadcast_object_list([max(1, found)])[0])
 
 
-def _time_steps(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    sampler: Sampler,
-    loss_of: LossOf,
-) -> float:
+def _time_steps(training: Training, most_seconds: float) -> float:
     """Return the seconds of a step without its effect: the optimizer treats its gradients as not finite."""
-    assert config.minutes is not None
+    accelerator, optimizer = training.accelerator, training.optimizer
     scaler = accelerator.scaler
     scale = scaler.state_dict() if scaler is not None else None
+    signals = StopSignals(accelerator.is_main_process)  # not entered: nothing is to be saved, so a signal ends the run
     times = [time.perf_counter()]
-    with StopSignals(accelerator.is_main_process) as signals, torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         for step in range(1 + NUM_TIMED):
-            loss, _ = gradients(accelerator, model, sampler, loss_of, step, config, signals)
+            loss, _ = gradients(training, step, signals)
             if scaler is None:
                 update(optimizer, torch.ones((), device=accelerator.device))
             else:  # it would make the step, since it found no infinite gradient
@@ -81,7 +63,7 @@ def _time_steps(
                 optimizer.zero_grad()
             loss.item()  # wait for the device
             times.append(time.perf_counter())
-            is_enough = step > 0 and times[-1] - times[0] > 60 * SHARE_TIMED * config.minutes
+            is_enough = step > 0 and times[-1] - times[0] > most_seconds
             if broadcast_object_list([is_enough])[0]:
                 break
     if scaler is not None:

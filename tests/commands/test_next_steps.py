@@ -1,5 +1,6 @@
 """The last lines of a run: probes in words, commands that parse, and when to use the probe."""
 
+import dataclasses
 import shlex
 from types import SimpleNamespace
 
@@ -64,5 +65,7 @@ def test_the_probe_is_advised_where_fine_tuning_is_worse_on_validation(accuracy:
     assert ("use the probe" in said) == advises
     if advises:
         assert parsed(said.splitlines()[1], EvaluateConfig).model == config.model.init
+    elsewhere = dataclasses.replace(config, model=dataclasses.replace(config.model, init="me/model", revision="v1"))
+    assert "\n" not in compare_with_probe(HALF, elsewhere, VALUES, accuracy, 500), "evaluate opens the main branch"
     assert ("too few to be sure" in compare_with_probe(HALF, config, VALUES, accuracy, 60)) == advises
     assert compare_with_probe(HALF, config, {}, accuracy, 500) == ""

@@ -343,7 +343,8 @@ def test_fp16_makes_no_update_from_a_non_finite_loss_with_finite_gradients():
             return nn.functional.mse_loss(model(inputs), targets) + spoilt
 
         signals = StopSignals(is_main_process=True)
-        loss, grad_norm = loop.gradients(accelerator, model, sampler, loss_of, 0, config, signals)
+        training = loop.Training(accelerator, model, optimizer, config, sampler, loss_of)
+        loss, grad_norm = loop.gradients(training, 0, signals)
         loop.update(optimizer, loop.first_failure(torch.zeros(4), loss, grad_norm, 0)[0])
         assert not loss.isfinite()
         assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
@@ -401,12 +402,13 @@ def test_steps_on_a_gpu_never_make_the_host_wait(on_device, precision):
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.train))
     loss_of = pretraining_loss(prepared, DeviceImages(images, accelerator.device, on_device), config)
     sampler = BatchSampler(config.train.plan(len(images), 1), config.train.seed)
+    training = loop.Training(accelerator, prepared, optimizer, config.train, sampler, loss_of)
     failure = torch.zeros(4, device=accelerator.device)
     signals = StopSignals(is_main_process=True)
     try:
         for step in range(5):
             torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # the first steps may set things up
-            loss, grad_norm = loop.gradients(accelerator, prepared, sampler, loss_of, step, config.train, signals)
+            loss, grad_norm = loop.gradients(training, step, signals)
             loss, _ = loop.over_processes(accelerator, loss, signals)
             failure = loop.first_failure(failure, loss, grad_norm, step)
             loop.update(optimizer, failure[0])

@@ -1,4 +1,4 @@
-"""What a run needs, compared with real models; what a machine has free; and the largest micro-batch that fits."""
+"""The memory that a run needs, the memory that is free, and the largest micro-batch that fits."""
 
 import dataclasses
 from pathlib import Path

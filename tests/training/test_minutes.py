@@ -1,6 +1,8 @@
 """`train.minutes`: the steps that fit, and that measuring them changes nothing."""
 
 import copy
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +13,11 @@ from test_loop import assert_equal_runs
 
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.sampler import BatchSampler
+from mae_hf.errors import RunStopped
 from mae_hf.training import minutes
-from mae_hf.training.loop import Evaluation
+from mae_hf.training.loop import Evaluation, Training
 from mae_hf.training.minutes import steps_that_fit
+from mae_hf.training.signals import handling
 
 
 def measure(monkeypatch, num_minutes: float, step_seconds: float, evaluation_seconds: float):
@@ -39,7 +43,7 @@ def measure(monkeypatch, num_minutes: float, step_seconds: float, evaluation_sec
 
     before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     evaluations = [Evaluation("evaluation", 4, evaluate)]
-    found = steps_that_fit(accelerator, model, optimizer, config, sampler, loss_of, evaluations)
+    found = steps_that_fit(Training(accelerator, model, optimizer, config, sampler, loss_of, evaluations))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -59,6 +63,21 @@ def measure(monkeypatch, num_minutes: float, step_seconds: float, evaluation_sec
 )
 def test_the_steps_that_fit_leave_time_for_evaluations(monkeypatch, num_minutes, step, evaluation, fits):
     assert measure(monkeypatch, num_minutes, step, evaluation) == fits
+
+
+def test_a_signal_while_speed_is_measured_ends_the_run_at_once(monkeypatch):
+    """Nothing is to be saved yet, so the handler of the command line acts and not the loop's."""
+
+    def signalled(training, step, signals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the step went on")
+
+    def outer(number, frame):
+        raise RunStopped("SIGTERM", number)
+
+    monkeypatch.setattr(minutes, "gradients", signalled)
+    with handling(outer, [signal.SIGTERM]), pytest.raises(RunStopped, match="SIGTERM"):
+        measure(monkeypatch, 1, 1.0, 0.0)
 
 
 def test_a_run_of_some_minutes_equals_a_run_of_as_many_steps_bit_for_bit(tmp_path):
