@@ -114,8 +114,8 @@ def pretrain(
 ) -> CommandResult:  # fmt: skip
     """Pre-train a masked autoencoder; the other arguments are described at the top of this file.
 
-    `init` is what to continue from: a Hub id such as facebook/vit-mae-base, a folder or a result; by default, that of
-    the config. `output_dir` is the run folder; by default, that of the config, too. `labels` are class names or numbers
+    `init` is what to continue from: a Hub id such as facebook/vit-mae-base, a folder or a result; `output_dir` is the
+    run folder. By default, the config says both. `labels` are class names or numbers
     of a list of images, None where an image has none, or a dict of such lists; pre-training only probes with them.
     """
     names = {"model.init": init and _name_of(init), "output_dir": output_dir}
@@ -130,7 +130,7 @@ def finetune(
 ) -> CommandResult:  # fmt: skip
     """Fine-tune a classifier from an encoder, or train the same network from random weights with `init="scratch"`.
 
-    `init` is a result of `pretrain`, a folder or a Hub id; by default, that of the config. The rest is as for
+    `init` is a result of `pretrain`, a folder or a Hub id; by default, the config says it. The rest is as for
     `pretrain`.
     """
     names = {"model.init": init and _name_of(init), "output_dir": output_dir}
@@ -144,8 +144,8 @@ def probe(
 ) -> CommandResult:  # fmt: skip
     """Probe the frozen features of an encoder; metrics are by `PROBE/POOLING/NAME`, such as `linear/cls/accuracy`.
 
-    `probes` is as for `evaluate --probe`. The folder is by default runs/probe/NAME of the model. The settings of `data`
-    are by default those of the encoder's pre-training, so that fine-tuning has the same training images.
+    `probes` is as for `evaluate --probe`. The folder is by default runs/probe/NAME of the model. By default, the
+    settings of `data` come from the encoder's pre-training, so that fine-tuning has the same training images.
     """
     origin = find_provenance(_name_of(model)).config
     own = {f"data.{key}": value for key, value in dataclasses.asdict(origin.data).items()} if origin else {}
@@ -201,6 +201,8 @@ def compare(
         for runs in [[arm] if isinstance(arm, ModelName) else arm]
     }
     require(len(arms) > 1 and all(folders.values()), "compare needs the runs of two or more arms")
+    unclear = [text for name, runs in folders.items() for text in (name, *runs) if "," in text or "=" in name]
+    require(not unclear, f"{', '.join(unclear[:1])} contains a comma or =, which separate arms and runs: rename it")
     first = next(iter(folders.values()))[0]
     names: dict[str, Any] = {"output_dir": output_dir or _default("compare", first)}
     names |= {"arm": [f"{name}={','.join(runs)}" for name, runs in folders.items()]} if has_names else folders
@@ -232,6 +234,7 @@ def _run(
 ) -> Any:  # fmt: skip
     """Run a command and return its config. Images in memory are stored in the cache, as a source that it can name."""
     if isinstance(data, kind):
+        require(config is None, "two configs are given: leave out `config`, or give the images as `data`")
         data, config = None, data
     if isinstance(config, str) and not config.endswith((".yaml", ".yml")):
         folder = Path(__file__).parents[1] / "configs" / command

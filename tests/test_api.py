@@ -123,6 +123,9 @@ def test_models_are_opened_by_their_kind_and_called_with_images(runs: dict[str, 
     mixed = [tmp_path / "image.png", np.asarray(IMAGES[0]), IMAGES[0].convert("RGBA")]
     assert np.allclose(encoder(mixed), encoder(IMAGES[:1]), atol=1e-6)
     assert classifier.class_names == ("cat", "dog") and encoder.class_names == ()
+    for wrong in ([], "image.png", IMAGES[0]):
+        with pytest.raises(ConfigError, match=r"write model\(\[image\]\)"):
+            encoder(wrong)
     predicted = datasets.Dataset.from_parquet(str(runs["tuned"].folder / "predictions.parquet"))["probabilities"]
     assert np.allclose(classifier(IMAGES[30:40]), predicted[:], atol=1e-6)
 
@@ -184,6 +187,10 @@ def test_a_config_can_be_an_object_a_file_or_a_preset(runs: dict[str, Any], tmp_
         mae_hf.pretrain(config="tiny")
     with pytest.raises(ConfigError, match="PretrainConfig is the config of a different command: give a FinetuneConfig"):
         mae_hf.finetune(config=config)
+    with pytest.raises(ConfigError, match="two configs are given"):
+        mae_hf.pretrain(config, config="digits")
+    with pytest.raises(ConfigError, match="contains a comma or ="):
+        mae_hf.compare({"a": "runs/x,y", "b": "runs/z"}, output_dir=tmp_path)
     with pytest.raises(ConfigError, match=r"train\.epochs is -1\.0 but must be above 0"):
         mae_hf.pretrain(config="digits", settings={"train.epochs": -1}, output_dir=tmp_path)
 

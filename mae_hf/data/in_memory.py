@@ -111,7 +111,10 @@ def _encode(image: Any) -> dict[str, Any]:
 
 def as_image(image: Any) -> Image.Image:
     """Return an image in memory as a PIL image; ConfigError if it is none."""
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    if isinstance(image, np.ndarray):
+        problem = f"data holds an array of {image.dtype} {image.shape}: give uint8 (H, W) or (H, W, 3)"
+        require(image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] in ((3,), (4,))), problem)
+        image = Image.fromarray(image)
     require(isinstance(image, Image.Image), f"data holds a {type(image).__name__}: give {_KINDS}")
     return image
 

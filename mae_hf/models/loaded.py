@@ -48,6 +48,8 @@ class LoadedModel:
         `pooling="mean"` the mean of the patch tokens. ConfigError if an image cannot be decoded.
         """
         require(pooling in ("cls", "mean"), f"pooling is {pooling} but must be cls or mean")
+        is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str) and len(images) > 0
+        require(is_list, "a model is called with a list of one or more images: write model([image])")
         network: Any = export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
         files = [str(image) if isinstance(image, Path) else image for image in images]
         values = []

@@ -89,6 +89,8 @@ def test_a_dataset_keeps_its_rows_labels_and_classes_in_any_format(tmp_path: Pat
         (7, None, "data is a int: give a folder or other source, a datasets.Dataset, a list"),
         ([], None, "train of the data has no images"),
         ([7], None, "data holds a int: give"),
+        ([np.zeros((8, 8, 3))], None, r"data holds an array of float64 \(8, 8, 3\): give uint8"),
+        ([np.zeros((8, 8, 1), np.uint8)], None, "data holds an array of uint8"),
         (["missing.png"], None, "missing.png is not an image file that exists"),
         ([RGB], [1, 2], "train has 1 images, but 2 labels"),
         ([RGB, RGB], ["a", 1], "labels are neither all class names nor all whole numbers"),
