@@ -36,7 +36,7 @@ class DataConfig(Settings):
         revision: branch, tag or commit of a Hub dataset, so that a run can be repeated on the same rows.
         class_names: the class names that the labelled splits must have, in order, or names for plain integer labels;
             null uses the names of the source.
-        image_mean: channel means that normalise the images, for pixels in [0, 1]. null: those of `model.init`.
+        image_mean: channel means that normalise the images, for pixels in [0, 1]. null takes them from `model.init`.
         image_std: channel standard deviations, likewise.
         resize: how an image becomes a square: `crop` keeps its centre, `pad` keeps all of it between borders in the
             mean colour, `squash` keeps all of it and changes its proportions. null: as for `model.init`, or else

@@ -85,7 +85,7 @@ def read_settings(
 ) -> Config:
     """Return the config of Python values by dotted key, such as `{"train.epochs": 8}`; raises as `read_command` does.
 
-    The other settings are those of `base`, a YAML file or a config, or the defaults.
+    The other settings come from `base`, a YAML file or a config, or are the defaults.
     """
     types = dict(_types(config_class))
     _check_keys(list(settings), types, "settings")

@@ -234,7 +234,7 @@ def thin_out(images: ImageSet, max_images: int) -> ImageSet:
 
 
 def load_image_files(files: Sequence[str | Image | np.ndarray], image_size: int, config: DataConfig) -> torch.Tensor:
-    """Image files by name, or images in memory, decoded like those of a source: torch.uint8 (n, S, S, 3)."""
+    """Image files by name, or images in memory, decoded like a source: torch.uint8 (n, S, S, 3)."""
     images = []
     for file in files:
         image = decode(file, image_size, config)

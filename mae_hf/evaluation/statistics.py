@@ -84,7 +84,7 @@ def resample_arms(arms: Sequence[Candidates]) -> list[Resampled]:
 def best_over_next(arms: Sequence[Resampled]) -> tuple[Floats, Floats]:
     """Choose an arm in each resample, too, by validation.
 
-    Return its test accuracy minus that of the arm that validation puts second, (B,), and the share of resamples in
+    Return how far its test accuracy is above the arm that validation puts second, (B,), and the share of resamples in
     which each arm is chosen, (A,).
     """
     order = np.argsort([-arm.validation for arm in arms], axis=0)

@@ -81,7 +81,7 @@ class SavedModel:
 
     @property
     def has_decoder(self) -> bool:
-        """Whether its weights include those of a decoder; assumed of weights that only the Hub has in safetensors."""
+        """Whether it has weights of a decoder; assumed of weights that only the Hub has in safetensors."""
         files, names = sorted(self.folder.glob("*.safetensors")), set[str]()
         self._require(bool(files or self.commit), f"cannot be opened ({_NO_SAFETENSORS})")
         with self.opening():

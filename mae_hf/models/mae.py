@@ -164,7 +164,7 @@ def mae_config(config: MAEConfig) -> ViTMAEConfig:
 def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
     """Return the masked autoencoder that pre-training starts from; `attn_implementation` reaches the decoder too.
 
-    Its weights are new, from the global random state, or those of the checkpoint that `config.init` names. Position
+    Its weights are new, from the global random state, or come from the checkpoint that `config.init` names. Position
     tables are resized to `config.image_size`, and stay frozen, also learned ones of a ViT. A checkpoint without a
     decoder gets a new one. ConfigError as `load_encoder` raises it.
     """

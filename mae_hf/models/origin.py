@@ -90,7 +90,7 @@ def _claims(saved: SavedModel) -> dict[str, Any]:
 
 
 def _check_claims(saved: SavedModel, ours: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
-    """Check that our settings, by dotted key, are null or those of the checkpoint. The image size may differ."""
+    """Check that our settings, by dotted key, are null or equal the checkpoint's. The image size may differ."""
     wrong = {
         key: f"{key} is {theirs} there and {ours[key]} here".translate(_BRACKETS)
         for key, theirs in claims.items()
@@ -165,7 +165,7 @@ def resized_weights(module: nn.Module, table: str, config: StartConfig) -> dict[
 
 
 def start_facts(config: StartConfig) -> dict[str, Any]:
-    """Return what run.json says about the weights that a run starts from: those of the checkpoint, before a resize."""
+    """Return what run.json says about the checkpoint that a run starts from, before its position tables are resized."""
     if config.is_new:
         return {"init": config.init, "init_digest": None, "init_revision": None, "init_has_decoder": False}
     saved, encoder = open_start(config), load_encoder(config, "eager")

@@ -11,7 +11,7 @@ from mae_hf.training.provenance import Provenance, find_provenance
 
 @dataclass(frozen=True, eq=False)
 class ComparedArms:
-    """Two or more arms, those of the answer first: pre-trained before scratch, or the best on validation."""
+    """Two or more arms. The answer is about the first two: pre-trained and scratch, or the two best on validation."""
 
     recipes: dict[str, tuple[Recipe, ...]]  # of each arm, the chosen one first; its runs, the best on validation first
     chooses_arm: bool = False  # whether validation chooses the best arm; otherwise pre-training is against scratch
@@ -38,7 +38,7 @@ class ComparedArms:
 
     @property
     def differing_settings(self) -> list[str]:
-        """The settings in which the chosen recipes of the arms differ, of those that all of them have."""
+        """The settings that all chosen recipes have, and in which they differ."""
         first, *others = (dict(recipe[0].settings) for recipe in self.chosen.values())
         return [key for key, value in first.items() if any(other.get(key, value) != value for other in others)]
 

@@ -109,7 +109,7 @@ class Results:
     num_test_images: int
     num_validation_images: int
     num_seen_test_images: int | None  # by a pre-training of these runs; None if unknown
-    unknown_arms: tuple[str, ...]  # of which it is unknown whether pre-training has seen test images
+    unknown_arms: tuple[str, ...]  # whose pre-training may have seen test images: it is unknown
     unseen: Unseen | None  # None where the unseen images are unknown, all or none
     gain: float  # of test accuracy, in 0..1; negative where the first arm lost
     gain_interval: Interval | None  # resamples validation images, makes the choices, and resamples test images

@@ -16,7 +16,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 @contextlib.contextmanager
 def isolated(precision: Precision | None) -> Iterator[None]:
-    """Run the body as in a new process with this mixed precision; None takes that of `accelerate launch`, or `no`.
+    """Run the body as in a new process with this mixed precision; by default, the launcher's, or `no`.
 
     Accelerate's global state, the global random generators, the environment variables and torch's threads are
     afterwards as before. Only glibc keeps the settings of `use_cpu_well`.

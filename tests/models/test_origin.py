@@ -131,7 +131,7 @@ def test_pre_training_continues_from_every_layout_with_the_same_features_and_pre
         noise = torch.rand(3, 16)
         ours, theirs = model(images, noise=noise), whole(images, noise=noise)
         torch.testing.assert_close(ours.logits, theirs.logits)
-        torch.testing.assert_close(ours.loss, theirs.loss)  # norm_pix_loss and MSE are those of the checkpoint
+        torch.testing.assert_close(ours.loss, theirs.loss)  # with the checkpoint's norm_pix_loss and MSE
     facts = start_facts(config.model)
     assert facts["init_has_decoder"] == (whole is not None)
     assert describe_start(facts) == f"from {folder}" + ("" if whole else " with a new decoder")
@@ -153,7 +153,7 @@ def test_null_settings_are_those_of_the_checkpoint_and_a_missing_decoder_has_the
 
 
 def resized(kind: str, encoder: ViTModel, image_size: int) -> torch.Tensor:
-    """The position table for an image size: of the paper, and for learned tables that of `ViTModel`'s interpolation."""
+    """The position table for an image size by the paper's formula; a learned one by `ViTModel`'s interpolation."""
     grid = image_size // 8
     if kind != "vit":
         return torch.from_numpy(sincos_table(48, grid)).float()

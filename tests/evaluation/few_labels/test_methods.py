@@ -110,7 +110,7 @@ def test_a_label_set_has_its_own_data_and_seed_and_the_larger_minimum_of_steps()
     assert config.train.trackers == () and not config.hub.push
     patient = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, min_steps=300))
     assert adapt_recipe(patient, BUDGET, 200).train.min_steps == 300
-    assert config.train.fit(20).epochs == 200, "a batch of 20, so that 40 epochs would have 40 steps"
+    assert config.train.fit(20).epochs == 200, "batches of 20 give 40 steps in 40 epochs, so 200 steps take 200"
 
 
 def test_recipes_differ_if_and_only_if_they_change_results():
