@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mae_hf.errors import ConfigError, PlainWarning, RunError, RunStopped, redact
+from mae_hf.errors import ConfigError, PlainWarning, RunError, RunStopped, lacks_memory, redact
 from mae_hf.training.signals import TERMINATING, discard, handling, ignore_terminating, stop
 
 _RANK, _LOCAL_RANK = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
@@ -22,7 +22,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 # `torchrun` checks every 0.1 s whether a rank has ended, and then ends the others
 _SECONDS_APART = 3.0
 # A failed collective operation raises a DistError of torch, or an error with a message of gloo or torch's store.
-_LACK_OF_MEMORY = "can't allocate memory"  # of torch's allocator on a CPU; on a GPU, it raises OutOfMemoryError
 _LOST_PROCESS = r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer"
 
 
@@ -56,10 +55,10 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         _end(f"error: {error}: once that is fixed, the same command resumes", 1)
     except (RuntimeError, MemoryError) as error:
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if kinds & {"OutOfMemoryError", "MemoryError"} or _LACK_OF_MEMORY in str(error):
+        if lacks_memory(error):
             cause = " ".join(str(error).split())[:200] or "MemoryError"
             _end(f"error: no memory is left ({cause}): choose a smaller batch (--help), or end other programs", 1)
+        kinds = [kind.__name__ for kind in type(error).__mro__]
         if "DistError" not in kinds and not re.search(_LOST_PROCESS, str(error)):
             raise
         if _LOCAL_RANK == 0:  # one rank of each machine: the others may be cut off

@@ -43,8 +43,7 @@ def finetune(config: FinetuneConfig) -> None:
         return
     accelerator, folder = run.accelerator, run.folder
 
-    # ---- data, after checking the memory; and the audit of the encoder's pre-training ----
-    run.fit_memory(config)
+    # ---- data, and the audit of the encoder's pre-training ----
     start = find_start(config.model, folder)
     is_pretrained = not start.is_new
     audit = read_model_audit(start.init, start.revision) if is_pretrained else NOT_PRETRAINED

@@ -30,18 +30,12 @@ class OpenRun:
     folder: Path
     lock: RunLock | None = None
     record: RunRecord = field(default_factory=RunRecord)  # run.json of an earlier start
-    micro_batch_size: int | None = None
     memory: str = ""  # what the run needs and what is free, in words
 
-    def fit_memory(self, config: PretrainConfig | FinetuneConfig) -> None:
-        """Choose the micro-batch of `train.per_device_batch_size auto`; ConfigError if not even the smallest fits."""
-        self.micro_batch_size, self.memory = choose_micro_batch(config, self.accelerator, self.record.micro_batch_size)
-
     def plan(self, config: PretrainConfig | FinetuneConfig, num_images: int) -> Plan:
-        """Return the run in optimizer steps; few labels have changed the batch of `config`."""
-        if config.train != self.config.train:
-            self.fit_memory(config)
-        plan = config.train.plan(num_images, self.accelerator.num_processes, self.micro_batch_size)
+        """Return the run in optimizer steps, with the micro-batches that fit into memory; ConfigError if none fits."""
+        size, self.memory = choose_micro_batch(config, self.accelerator, self.record.micro_batch_size)
+        plan = config.train.plan(num_images, self.accelerator.num_processes, size)
         steps = self.record.total_steps if config.train.minutes else None
         return plan.lasting(steps, config.train) if steps else plan
 

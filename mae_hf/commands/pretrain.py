@@ -50,9 +50,6 @@ def pretrain(config: PretrainConfig) -> None:
         return
     accelerator, folder = run.accelerator, run.folder
 
-    # ---- memory: images on a device at once ----
-    run.fit_memory(config)
-
     # ---- data: images to train on, held-out images, labelled images for a probe, and which are duplicates of test ----
     train_images: ImageSet | Stream
     probed = None  # labelled train images that vote, and validation images to classify

@@ -5,21 +5,25 @@ P parameters, B images of a micro-batch, T tokens, D width. docs/scaling.md comp
 
 import contextlib
 import dataclasses
-import math
+import functools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
+from torch import nn
+from transformers import ViTConfig, ViTModel
 
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.model import EncoderConfig, MAEConfig
 from mae_hf.config.train import Plan
 from mae_hf.data.cores import control_groups
-from mae_hf.errors import RunError, require, warn
+from mae_hf.errors import RunError, lacks_memory, require, warn
+from mae_hf.models.io import SHAPE_KEYS
+from mae_hf.models.mae import MaskedAutoencoder, mae_config
 
 _FP32 = 4  # bytes
 _HALF = 2
@@ -30,25 +34,19 @@ _FRAGMENTED = 1.5  # how much more the activations take than is kept: work space
 # ---- what a run needs ----
 
 
+@functools.cache
 def num_parameters(model: EncoderConfig) -> tuple[int, int]:
     """Return the number of trained parameters of a network without its classifier, and of all its parameters.
 
     The position tables of a masked autoencoder are not trained.
     """
-    values, width, positions = 3 * model.patch_size**2, model.hidden_size, model.num_patches + 1
-    layers = model.num_hidden_layers * _layer_parameters(width, model.intermediate_size)
-    encoder = (values + 1) * width + width + layers + 2 * width
-    if not isinstance(model, MAEConfig):
-        return encoder + positions * width, encoder + positions * width
-    decoder = model.decoder_hidden_size
-    decoder_layers = model.decoder_num_hidden_layers * _layer_parameters(decoder, model.decoder_intermediate_size)
-    trained = encoder + (width + 1) * decoder + decoder + decoder_layers + 2 * decoder + (decoder + 1) * values
-    return trained, trained + positions * (width + decoder)
-
-
-def _layer_parameters(width: int, mlp_width: int) -> int:
-    """Four projections, two MLP layers and two norms, each with its bias."""
-    return 4 * (width + 1) * width + (width + 1) * mlp_width + (mlp_width + 1) * width + 4 * width
+    with torch.device("meta"):  # parameters without memory
+        if isinstance(model, MAEConfig):
+            network: nn.Module = MaskedAutoencoder(mae_config(model))
+        else:
+            network = ViTModel(ViTConfig(**{key: getattr(model, key) for key in SHAPE_KEYS}), add_pooling_layer=False)
+    parameters = list(network.parameters())
+    return sum(each.numel() for each in parameters if each.requires_grad), sum(each.numel() for each in parameters)
 
 
 def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bool) -> int:
@@ -104,31 +102,24 @@ def _layer_bytes(
 def free_memory(device: torch.device, root: Path = Path("/")) -> float:
     """Return the bytes that this process may still take: of its GPU, or its share of the machine and control groups.
 
-    Memory that files occupy counts as free, since the kernel drops them. Infinite where the system does not say.
+    Memory that files occupy counts as free, since the kernel drops them.
 
     Args:
         device: of this process.
-        root: the file system to read the limits from; tests give their own.
+        root: the file system to read the limits of control groups from; tests give their own.
     """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = [math.inf]
-    with contextlib.suppress(OSError):  # not Linux
-        free.append(1024 * _number("MemAvailable:", root / "proc/meminfo"))
+    if device.type == "cuda":  # what this process has freed stays in its cache, which counts as used
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    free = [psutil.virtual_memory().available]
     for group, is_v1 in control_groups("memory", root):
         limit, usage = ("limit_in_bytes", "usage_in_bytes") if is_v1 else ("max", "current")
-        kinds = ("total_inactive_file", "total_active_file") if is_v1 else ("inactive_file", "active_file")
+        prefix = "total_" if is_v1 else ""
         with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
-            of_files = sum(_number(kind, group / "memory.stat") for kind in kinds)
-            used = int((group / f"memory.{usage}").read_text()) - of_files
-            free.append(int((group / f"memory.{limit}").read_text()) - used)
+            rest = int((group / f"memory.{limit}").read_text()) - int((group / f"memory.{usage}").read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            free.append(rest + sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active")))
     return max(0, min(free)) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _number(name: str, file: Path) -> int:
-    """The number after a name in a file of the kernel."""
-    found = re.search(rf"^{name}\s+(\d+)", file.read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
 
 
 # ---- what fits ----
@@ -203,8 +194,7 @@ def explained_lack(micro_batch_size: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        is_lack = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not is_lack:
+        if not lacks_memory(error):
             raise
         smaller = max((size for size in range(1, micro_batch_size) if micro_batch_size % size == 0), default=0)
         fix = f"type --train.per_device_batch_size {smaller}" if smaller else "end other programs"

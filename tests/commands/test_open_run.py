@@ -12,9 +12,7 @@ from mae_hf.training.provenance import RunRecord
 
 def opened(tmp_path, record: RunRecord, **train: float) -> OpenRun:
     config = PretrainConfig(output_dir=str(tmp_path), train=PretrainTrainConfig(batch_size=64, **train))
-    run = OpenRun(config, Accelerator(cpu=True), tmp_path, record=record)
-    run.fit_memory(config)
-    return run
+    return OpenRun(config, Accelerator(cpu=True), tmp_path, record=record)
 
 
 def test_micro_batch_and_steps_come_from_run_json(tmp_path):

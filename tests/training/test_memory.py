@@ -1,9 +1,11 @@
 """The memory that a run needs, the memory that is free, and the largest micro-batch that fits."""
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -87,10 +89,8 @@ def test_activations_are_what_autograd_keeps_of_an_image_to_five_per_cent(model,
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
-    """A file system with 8,000 kB available, this /proc/self/cgroup and these files in /sys/fs/cgroup."""
-    meminfo = "MemTotal:  16000 kB\nMemFree:  1000 kB\nMemAvailable:  8000 kB\n"
-    paths = {"proc/meminfo": meminfo, "proc/self/cgroup": cgroup}
-    for path, text in {**paths, **{f"sys/fs/cgroup/{name}": files[name] for name in files}}.items():
+    """A file system with this /proc/self/cgroup and these files in /sys/fs/cgroup."""
+    for path, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": files[name] for name in files}}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     return root
@@ -132,13 +132,25 @@ STAT_V1 = "inactive_file 7\ntotal_inactive_file 1000\ntotal_active_file 200\n"
 )
 def test_free_memory_is_the_smallest_rest_of_the_machine_and_its_groups(tmp_path, cgroup, files, expected, monkeypatch):
     root = machine(tmp_path, cgroup, files)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8_192_000))
     assert free_memory(CPU, root) == expected
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert free_memory(CPU, root) == expected / 2, "two processes share it"
 
 
-def test_a_system_that_does_not_say_has_no_limit(tmp_path):
-    assert free_memory(CPU, tmp_path) == float("inf")
+def test_without_groups_the_free_memory_is_what_the_kernel_says(tmp_path):
+    file = Path("/proc/meminfo")
+    if not file.exists():
+        pytest.skip("this is not Linux")
+    available = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", file.read_text())[1])
+    assert free_memory(CPU, tmp_path) == pytest.approx(available, rel=0.2), "other processes take memory meanwhile"
+
+
+def test_memory_that_an_earlier_call_has_freed_on_a_gpu_is_free(monkeypatch):
+    """torch keeps it in its cache, and the driver counts it as used."""
+    for name, value in {"mem_get_info": (1000, 9000), "memory_reserved": 700, "memory_allocated": 200}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(torch.device("cuda")) == 1500
 
 
 # ---- what fits ----
