@@ -85,14 +85,15 @@ class Life:
     Args:
         words: the command.
         log: the file for its output.
+        folder: where it runs.
     """
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], log: Path, folder: Path = ROOT) -> None:
         self.log = log
         self.code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            become(words, log, log, dict(os.environ))
+            become(words, log, log, dict(os.environ), folder)
 
     def running(self) -> bool:
         """Return whether it has not ended yet."""

@@ -29,17 +29,21 @@ LIBRARIES = [
 ]
 
 
-def run(*words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """`python WORDS` in the project's folder, of which the first is a script; or that, as `torchrun` starts it."""
+def run(*words: object, processes: int = 1, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in this folder, of which the first is a script; or that, as `torchrun` starts it.
+
+    `$RANK` in the folder's name and in the words is the number of the process.
+    """
     context = multiprocessing.get_context("forkserver")  # it has computed nothing, unlike this process
     context.set_forkserver_preload(LIBRARIES)
     command = [str(word) for word in words]
-    with tempfile.TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        started = [
-            context.Process(target=become, args=(command, output, errors, os.environ | place))
-            for place in places(processes)
-        ]
+    with tempfile.TemporaryDirectory() as scratch:
+        output, errors = Path(scratch, "output"), Path(scratch, "errors")
+        started = []
+        for place in places(processes):
+            own = [word.replace("$RANK", place.get("RANK", "")) for word in (str(folder), *command)]
+            given = (own[1:], output, errors, os.environ | place, Path(own[0]))
+            started.append(context.Process(target=become, args=given))
         for process in started:
             process.start()
         for process in started:
@@ -67,15 +71,17 @@ def free_port() -> int:
         return port
 
 
-def succeed(*words: object) -> str:
+def succeed(*words: object, folder: Path = ROOT) -> str:
     """As `run`, of a command that must succeed; what it has printed."""
-    done = run(*words)
+    done = run(*words, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def become(words: Sequence[str], output: Path, errors: Path, environment: dict[str, str]) -> NoReturn:
-    """Turns this process into `python WORDS` in the project's folder, with its output in files; ends it."""
+def become(
+    words: Sequence[str], output: Path, errors: Path, environment: dict[str, str], folder: Path = ROOT
+) -> NoReturn:
+    """Turns this process into `python WORDS` in this folder, with its output in files; ends it."""
     code = 70
     try:
         for number, file in ((1, output), (2, errors)):
@@ -84,7 +90,7 @@ def become(words: Sequence[str], output: Path, errors: Path, environment: dict[s
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.clear()
         os.environ.update(environment)
-        os.chdir(ROOT)
+        os.chdir(folder)
         sys.argv[:] = words
         sys.orig_argv[:] = ["python", *words]
         runpy.run_path(words[0], run_name="__main__")

@@ -1,14 +1,11 @@
-"""Two processes on a CPU, through `accelerate launch`: the same losses as one, and every image once."""
+"""Two processes on a CPU, as `torchrun` starts them: the same losses as one, and every image once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import small_training
-from forks import free_port
+from forks import run
 from safetensors.torch import load_file
 
 from mae_hf.training.run_folder import read_metrics
@@ -22,11 +19,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     with pytest.raises(small_training.Interrupted):
         small_training.run(folder / "begun on one", stop_at=12)
-    # `--cpu --num_processes 2` starts one process; this is what starts two without a GPU
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", str(free_port()), small_training.__file__, str(folder)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = run(small_training.__file__, folder, processes=2)
     assert done.returncode == 0, done.stderr[-4000:]
     small_training.run(folder / "begun on two")  # one process resumes where two were stopped
     return folder

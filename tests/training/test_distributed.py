@@ -169,17 +169,17 @@ FINETUNE += " --train.per_device_batch_size 12"
 
 
 def launch(kind: str, stage: str, folder: Path) -> str:
-    """Run scripts/STAGE.py on one process, or on two (`ddp` or `shards`), and return its output."""
+    """Run scripts/STAGE.py on one process, or on two (`launched`, `ddp` or `shards`), and return its output."""
     words = [f"scripts/{stage}.py", *{"pretrain": PRETRAIN, "finetune": FINETUNE}[stage].split()]
     words += ["--output_dir", str(folder)]
-    if kind == "ddp":
+    if kind == "launched":
         start = [*LAUNCH, "--config_file", "configs/accelerate/two_cpus.yaml", "--main_process_port", str(free_port())]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
         done = subprocess.run([*start, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     elif kind == "shards":
         done = run("tests/sharded_script.py", *words, processes=2)
     else:
-        done = run(*words)
+        done = run(*words, processes=2 if kind == "ddp" else 1)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -204,8 +204,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-@pytest.mark.parametrize("kind", ["ddp", "shards"])
+@pytest.mark.parametrize(
+    ("kind", "stage"), [("launched", "pretrain"), ("ddp", "finetune"), ("shards", "pretrain"), ("shards", "finetune")]
+)
 def test_two_processes_train_and_share_the_model_of_one(runs, kind, stage):
     folder, alone = runs(kind, stage), runs("one", stage)
     for key, tolerance in {"step": 0, "train/loss": 1e-5, "train/grad_norm": 1e-4}.items():
@@ -231,14 +232,14 @@ def test_two_processes_train_and_share_the_model_of_one(runs, kind, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "shards"])
-def test_a_run_on_two_processes_resumes_from_its_checkpoint(runs, kind, tmp_path):
-    whole, folder = runs(kind, "pretrain"), tmp_path / "run"
+@pytest.mark.parametrize(("first", "second"), [("launched", "ddp"), ("shards", "shards")])
+def test_a_run_on_two_processes_resumes_from_its_checkpoint(runs, first, second, tmp_path):
+    whole, folder = runs(first, "pretrain"), tmp_path / "run"
     shutil.copytree(whole, folder)
     for path in (folder / "model", folder / "checkpoints" / "step-00000006"):
         shutil.rmtree(path)
     (folder / "metrics.json").unlink()
-    assert "from step 3" in launch(kind, "pretrain", folder)
+    assert "from step 3" in launch(second, "pretrain", folder)
     assert [line["train/loss"] for line in read_metrics(folder)] == pytest.approx(
         [line["train/loss"] for line in read_metrics(whole)], abs=1e-7
     )
@@ -267,13 +268,9 @@ def test_processes_with_different_settings_or_images_are_refused(words, message,
         image = tmp_path / str(rank) / "images" / "unlabeled" / f"{number}.png"
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[rank, number]).save(image)
-    script = f"cd $RANK && exec {sys.executable} {ROOT}/scripts/pretrain.py {PRETRAIN} {words}"
-    script = script.replace("configs/", f"{ROOT}/configs/") + " --train.probe_every_epochs 0"
-    script += f" --output_dir {tmp_path}/run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(free_port())]
-    command += ["--nproc_per_node", "2", "--no-python", "bash", "-c", script]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    command = f"{ROOT}/scripts/pretrain.py {PRETRAIN} {words} --train.probe_every_epochs 0 --output_dir {tmp_path}/run"
+    command = command.replace("configs/", f"{ROOT}/configs/")
+    done = run(*command.split(), processes=2, folder=tmp_path / "$RANK")
     assert done.returncode != 0
     assert len(re.findall(rf"^error: the processes .* the same {message}", done.stderr, re.MULTILINE)) == 1, done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
