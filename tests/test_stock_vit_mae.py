@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import transformers
 
 PAGE = (Path(__file__).parents[1] / "docs" / "stock_vit_mae.md").read_text(encoding="utf-8")
@@ -12,6 +13,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "stock_vit_mae.md").read_text(encod
 [PRINTED] = re.findall(r"It prints:\n\n```\n(.*?)```", PAGE, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_reproduction_prints_what_the_page_says():
     """If this fails with a new version, transformers may be mended: then say so on the page."""
     assert "mae_hf" not in CODE

@@ -81,6 +81,7 @@ def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_freed_memory_stays_with_the_process():
     code = """if True:
@@ -98,6 +99,7 @@ def test_freed_memory_stays_with_the_process():
     assert int(done.stdout) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_a_large_tensor_requests_its_memory_from_the_kernel_once():
     """Counts page faults: 64 MiB are 16,384 pages, which every new tensor faults again without `use_cpu_well`."""

@@ -95,6 +95,7 @@ exits.run(lambda: small_training.run(Path(sys.argv[1]), change=change))
 """
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_saves_and_ends_with_129(tmp_path):
     child, terminal = pty.fork()
     if child == 0:
