@@ -22,12 +22,19 @@ def coloured(number: int, size: int = 12) -> Image.Image:
     return Image.fromarray(np.full((size, size, 3), (number, 2 * number, 100), np.uint8))
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Gives each of the processes that share the tests a core of its own: threads that wait for a core cost seconds."""
+    config.option.loadscopereorder = False  # keep the order below; by default, files of many tests are first
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first, so that the other processes have work until the last of them ends."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture
