@@ -12,7 +12,6 @@ import base64
 import dataclasses
 import html
 import importlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +31,7 @@ from mae_hf.config.commands import (
 )
 from mae_hf.config.parse import read_settings
 from mae_hf.data.cache import cache_folder
-from mae_hf.data.decode import to_rgb
-from mae_hf.data.in_memory import as_image, store_images
+from mae_hf.data.in_memory import store_images
 from mae_hf.errors import require
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.files import read_json
@@ -218,29 +216,23 @@ def reconstruct(
     The drawing is the `picture` of the result, by default runs/reconstruct/NAME.png.
     """
     names: dict[str, Any] = {"model": _name_of(model), "output": output or f"{_default('reconstruct', model)}.png"}
-    with tempfile.TemporaryDirectory() as folder:
-        if isinstance(data, list | tuple):
-            files = [Path(folder, f"{number}.png") for number in range(len(data))]
-            names["data.source"] = [_as_file(image, file) for image, file in zip(data, files, strict=True)]
-            data = None
-        run = _run("reconstruct", ReconstructConfig, names, data, settings=settings)
+    images = data if isinstance(data, list | tuple) else ()
+    run = _run("reconstruct", ReconstructConfig, names, data if not images else None, settings=settings, images=images)
     picture = Path(run.output)
     return CommandResult(picture.parent, {}, picture, run.model, picture)
 
 
 def _run(
     command: str, kind: Any, names: Mapping[str, Any], data: Any = None, labels: Any = None, config: Any = None,
-    precision: Precision | None = None, settings: Options = None
+    precision: Precision | None = None, settings: Options = None, images: Sequence[Any] = ()
 ) -> Any:  # fmt: skip
-    """Run a command and return its config. Images in memory are stored in the cache, as a source that it can name."""
+    """Run a command and return its config.
+
+    Images of `data` are stored in the cache, as a source that the config can name; `images` go to the command itself.
+    """
     if isinstance(data, kind):
         require(config is None, "two configs are given: leave out `config`, or give the images as `data`")
         data, config = None, data
-    if isinstance(config, str) and not config.endswith((".yaml", ".yml")):
-        folder = Path(__file__).parents[1] / "configs" / command
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "not part of the installed package"
-        name, config = config, folder / f"{config}.yaml"
-        require(config.is_file(), f"config {name} is neither a YAML file nor a preset: presets are {known} (config)")
     given = {key: str(value) if isinstance(value, Path) else value for key, value in names.items() if value is not None}
     run = read_settings(kind, {**(settings or {}), **given}, config)
     is_source = isinstance(data, str | Path)
@@ -255,7 +247,7 @@ def _run(
     check_paths(run)
     recipe = getattr(importlib.import_module(f"mae_hf.commands.{command}"), command)
     with isolated(precision):
-        recipe(run)
+        recipe(run, images) if images else recipe(run)
     return run
 
 
@@ -270,11 +262,3 @@ def _name_of(model: ModelName) -> str:
 
 def _default(command: str, model: ModelName) -> str:
     return str(Path("runs", command, Path(_name_of(model)).name))
-
-
-def _as_file(image: Any, file: Path) -> str:
-    """Return the name of an image file; an image in memory is saved as `file` first."""
-    if isinstance(image, str | Path):
-        return str(image)
-    to_rgb(as_image(image)).save(file)
-    return str(file)

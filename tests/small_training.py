@@ -62,6 +62,7 @@ def run(
     change: Change = lambda step, loss: loss,
     evaluate: Callable[[int], dict[str, float]] = lambda step: {"eval/loss": 1 / step},
     best_key: str | None = None,
+    starts_trained: bool = False,
     **settings: object,
 ) -> tuple[nn.Module, TrainState]:
     """Start the run in this folder, or resume it, as the recipes do.
@@ -73,6 +74,7 @@ def run(
         change: changes the loss of a micro-batch, given its step.
         evaluate: the values of an evaluation after a step.
         best_key: as `train` takes it.
+        starts_trained: as `Training` takes it.
         settings: fields of `TrainConfig` that differ from DEFAULTS.
     """
     config = PretrainConfig(output_dir=str(folder), train=PretrainTrainConfig(**(DEFAULTS | settings)))
@@ -94,7 +96,7 @@ def run(
 
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("evaluation", plan.steps(config.train.eval_every_epochs), evaluate)]
-    training = Training(accelerator, model, optimizer, config.train, sampler, loss_of, evaluations)
+    training = Training(accelerator, model, optimizer, config.train, sampler, loss_of, evaluations, starts_trained)
     if config.train.minutes and not state.step:
         timed = [Evaluation("evaluation", evaluations[0].every_steps, lambda step: {})]  # `evaluate` divides by it
         plan = plan.lasting(steps_that_fit(dataclasses.replace(training, evaluations=timed)), config.train)

@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import ViTForImageClassification, ViTModel
 
 import mae_hf
+from mae_hf.commands import finetune, pretrain
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.errors import ConfigError, RunStopped
@@ -102,6 +103,56 @@ def test_ctrl_c_saves_the_state_and_the_same_call_resumes(
     assert isinstance(stopped.value, RunStopped) and "SIGINT: saved as" in str(stopped.value)
     resumed = mae_hf.pretrain(SPLITS, **call)
     assert log_of(resumed.folder)[-1]["eval/loss"] == log_of(runs["pretrain"].folder)[-1]["eval/loss"]
+
+
+def test_a_classifier_that_starts_from_a_probe_is_fitted_once_and_is_never_worse_on_validation(
+    runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(step: int, *rest: Any) -> float:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learning_rate_at(step, *rest)
+
+    def counted(*arguments: Any) -> Any:
+        fits.append(arguments)
+        return start_probe(*arguments)
+
+    fits: list[Any] = []
+    learning_rate_at, start_probe = loop.learning_rate_at, finetune.start_probe
+    settings = SMALL | {"model.head": "probe", "train.base_lr": 1.0}  # which spoils the encoder
+    call: dict[str, Any] = {"labels": LABELS, "settings": settings, "init": runs["pretrain"]}
+    whole = mae_hf.finetune(SPLITS, output_dir=tmp_path / "whole", **call)
+    assert whole.metrics["eval/accuracy"] >= whole.metrics["probe/linear_cls_accuracy"]
+    assert log_of(whole.folder)[0]["step"] == 0 and "train/loss" not in log_of(whole.folder)[0]
+    monkeypatch.setattr(finetune, "start_probe", counted)
+    monkeypatch.setattr(loop, "learning_rate_at", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mae_hf.finetune(SPLITS, output_dir=tmp_path / "run", **call)
+    monkeypatch.setattr(loop, "learning_rate_at", learning_rate_at)
+    resumed = mae_hf.finetune(SPLITS, output_dir=tmp_path / "run", **call)
+    assert len(fits) == 1 and resumed.metrics == whole.metrics and log_of(resumed.folder) == log_of(whole.folder)
+
+
+def test_the_minutes_of_a_run_include_the_linear_probe_after_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def noted(*arguments: Any, linear: bool = False) -> dict[str, float]:
+        probes.append(linear)
+        return online_probe(*arguments, linear=linear)
+
+    def measured(*arguments: Any) -> int:
+        steps = steps_that_fit(*arguments)
+        assert set(probes) == {False, True}, "kNN while it trains, and the linear probe"
+        probes.clear()
+        return min(steps, 8)
+
+    probes: list[bool] = []
+    online_probe, steps_that_fit = pretrain.online_probe, pretrain.steps_that_fit
+    monkeypatch.setattr(pretrain, "online_probe", noted)
+    monkeypatch.setattr(pretrain, "steps_that_fit", measured)
+    settings = SMALL | DECODER | {"train.minutes": 0.2}
+    found = mae_hf.pretrain(SPLITS, labels=LABELS, output_dir=tmp_path, settings=settings)
+    assert probes.count(True) == 1 and {"probe/knn_cls_f1", "probe/linear_mean_f1"} <= found.metrics.keys()
 
 
 def test_results_show_their_numbers_and_their_picture(runs: dict[str, Any]):

@@ -335,14 +335,15 @@ def test_few_labels_resume_and_report_that_random_folds_are_unofficial(runs: Pat
 @pytest.mark.slow
 def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text((ROOT / "configs/finetune/digits.yaml").read_text().replace("epochs: 40", "epochs: 2"))
+    digits = (ROOT / "configs/finetune/digits.yaml").read_text()
+    recipe.write_text(digits.replace("epochs: 40", "epochs: 2\n  min_steps: 4"))
     ends = tmp_path / "ends.py"  # the smallest budget and the largest: each fine-tuning is a process of ten seconds
     ends.write_text(
         "import runpy\nfrom mae_hf.evaluation.few_labels import protocol\nprotocol.BUDGETS = (0.01, 1.0)\n"
         "runpy.run_path('scripts/few_labels.py', run_name='__main__')\n"
     )
     script = (ends, "--model", runs / "pretrain", "--data.source", "digits")
-    script = (*script, "--protocol", "budgets", "--draws", "1", "--method", "finetune", "--min_steps", "4")
+    script = (*script, "--protocol", "budgets", "--draws", "1", "--method", "finetune")
     folder = tmp_path / "few"
     succeed(*script, "--finetune_config", recipe, "--output_dir", folder)
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
@@ -363,10 +364,10 @@ def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
         )
         assert table == own
     inputs = json.loads((folder / "inputs.json").read_text())
-    assert inputs["recipe.train.epochs"] == "2.0" and inputs["min_steps"] == "4"
+    assert inputs["recipe.train.epochs"] == "2.0" and inputs["recipe.train.min_steps"] == "4"
     (folder / "results.jsonl").unlink()
-    changed = ("--finetune_config", recipe, "--min_steps", "5", "--output_dir", folder)
-    done = run(*script, *changed)
+    recipe.write_text(recipe.read_text().replace("min_steps: 4", "min_steps: 5"))
+    done = run(*script, "--finetune_config", recipe, "--output_dir", folder)
     assert done.returncode == 2 and "runs/budget-0.01-draw-0-model holds a run with a different config" in done.stderr
     assert not (folder / "results.jsonl").exists()
 

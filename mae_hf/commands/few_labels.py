@@ -52,7 +52,7 @@ def few_labels(config: FewLabelsConfig) -> None:
         "seen": describe_seen(seen),
     }
     if recipe:
-        inputs |= methods.describe_recipe(recipe, config.min_steps)
+        inputs |= methods.describe_recipe(recipe)
     runs = methods.plan_finetunings(protocol, recipe, encoders) if recipe and "finetune" in config.methods else {}
     check_inputs(folder / "inputs.json", inputs)
     results = Measurements(folder, test.labels, test.class_names, seen)

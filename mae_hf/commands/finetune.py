@@ -58,6 +58,7 @@ def finetune(config: FinetuneConfig) -> None:
 
     # ---- model ----
     set_seed(config.train.seed)
+    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     model = build_classifier(start, class_names, attention_for(accelerator), config.train.seed)
     facts = {
         **{f"num_{role}_images": len(part) for role, part in images.items()},
@@ -68,8 +69,8 @@ def finetune(config: FinetuneConfig) -> None:
         **start_facts(start),
         "init": config.model.init,
     }
-    probe: dict[str, float] = {}
-    if is_pretrained or config.model.head == "probe":
+    probe = run.record.start_probe  # a resumed run has the head in its checkpoint
+    if checkpoints.newest is None and (is_pretrained or config.model.head == "probe"):
         probe, head = start_probe(accelerator, model.vit, images, config.data, plan.eval_batch_size)
         if config.model.head == "probe":
             if head is None:
@@ -77,7 +78,10 @@ def finetune(config: FinetuneConfig) -> None:
                 raise ConfigError(f"model.head probe: this encoder has no linear probe of its classes: {fix}")
             set_head(model, *head)
     optimizer = build_optimizer(model, config.train)
-    average = WeightAverage(model, config.train.ema_decay, accelerator.device) if config.train.ema_decay else None
+    facts["start_probe"] = probe
+    if config.train.ema_decay:
+        checkpoints.average = WeightAverage(model, config.train.ema_decay, accelerator.device)
+    average = checkpoints.average
     prepared, optimizer, whole = prepare(accelerator, model, optimizer, averaged=average is not None)
     facts["is_compiled"] = compile_layers(accelerator, prepared, config.train.compile)
 
@@ -97,11 +101,11 @@ def finetune(config: FinetuneConfig) -> None:
         return {f"eval/{key}": scores[key] for key in ("loss", "accuracy", "f1")}
 
     # ---- train, from where an unfinished run stopped ----
-    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints, average)
     state = checkpoints.resume()
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)]
-    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
+    has_head = config.model.head == "probe"
+    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations, has_head)
     if run.must_fit_minutes(state.step):
         plan = plan.lasting(steps_that_fit(training), config.train)
     lines = {

@@ -1,6 +1,5 @@
 """The last lines of a run: what a probe of the frozen encoder gives, and the commands to type next."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ from mae_hf.data.dataset import ImageSet
 from mae_hf.evaluation.probing import best_probe
 
 SURE = 100  # validation images, below which an accuracy has a standard error of 5 points or more
+_PREPARATION = ("data.image_mean", "data.image_std", "data.resize")  # which the model says
 FEW_LABELS = 5_000  # up to which configs/finetune/few_labels.yaml is proposed
 
 
@@ -50,7 +50,7 @@ def describe_probes(values: Mapping[str, float], num_labels: int, num_validation
 def probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str:
     """Return the command that probes an encoder on the test images of `data`."""
     folder = f"runs/evaluate/{Path(model).name}-probes"
-    words = ["--model", model, *_flags(data), "--probe", "knn,linear", "--output_dir", folder]
+    words = ["--model", model, *parse.to_flags(data, _PREPARATION), "--probe", "knn,linear", "--output_dir", folder]
     return _command(accelerator, "evaluate", words)
 
 
@@ -64,7 +64,7 @@ def finetune_command(
     preset = "few_labels" if num_labels <= FEW_LABELS else "published_224"  # both take the shape from the encoder
     words = ["--config", f"configs/finetune/{preset}.yaml", "--model.init", config.output_dir]
     words += [] if has_probe else ["--model.head", "zero"]
-    words += _flags(replace(config.data, source=source, streaming=False))
+    words += parse.to_flags(replace(config.data, source=source, streaming=False), _PREPARATION)
     name = f"runs/finetune/{Path(config.output_dir).name}"
     return _command(accelerator, "finetune", [*words, "--output_dir", name])
 
@@ -88,15 +88,6 @@ def compare_with_probe(
     if config.model.revision:  # evaluate opens the main branch
         return advice
     return f"{advice}\n  {probe_command(accelerator, config.model.init, config.data)}"
-
-
-def _flags(data: DataConfig) -> list[str]:
-    """The words for the images, without their preparation, which the model says."""
-    before, words = dict(parse.flatten(DataConfig())), list[str]()
-    for key, value in parse.flatten(data):
-        if value != before[key] and key not in ("image_mean", "image_std", "resize"):
-            words += [f"--data.{key}", value if isinstance(value, str) else json.dumps(value)]
-    return words
 
 
 def _command(accelerator: Accelerator, name: str, words: list[str]) -> str:

@@ -100,13 +100,18 @@ def pretrain(config: PretrainConfig) -> None:
             save_reconstructions(complete, pictured, config.data, folder / "figures", step)
         return {}
 
+    def probe(step: int) -> dict[str, float]:
+        assert probed is not None
+        is_last = step == plan.total_steps  # where `last_probe` has kNN, too
+        return {} if is_last else online_probe(accelerator, whole(), *probed, config.data, batch_size)
+
     probe_seconds = None
 
-    def probe(step: int) -> dict[str, float]:
+    def last_probe(step: int) -> dict[str, float]:
         nonlocal probe_seconds
         assert probed is not None
-        started, is_last = time.perf_counter(), step == plan.total_steps
-        values = online_probe(accelerator, whole(), *probed, config.data, batch_size, linear=is_last)
+        started = time.perf_counter()
+        values = online_probe(accelerator, whole(), *probed, config.data, batch_size, linear=True)
         probe_seconds = time.perf_counter() - started
         return values
 
@@ -116,7 +121,8 @@ def pretrain(config: PretrainConfig) -> None:
     ]
     if probed:
         every = config.train.probe_every_epochs
-        evaluations.append(Evaluation("probe", plan.steps(every) if every else sys.maxsize, probe))
+        evaluations += [Evaluation("probe", plan.steps(every), probe)] if every else []
+        evaluations.append(Evaluation("last probe", sys.maxsize, last_probe))
 
     # ---- train, from where an unfinished run stopped ----
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)

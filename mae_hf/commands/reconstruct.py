@@ -1,5 +1,8 @@
 """Draw how a masked autoencoder reconstructs masked patches: original, masked, reconstruction."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from mae_hf import figures
 from mae_hf.config.commands import ReconstructConfig
 from mae_hf.data.dataset import load_image_files, load_pretraining_images
@@ -9,15 +12,15 @@ from mae_hf.models.io import prepared_as
 from mae_hf.models.mae import MaskedAutoencoder
 
 
-def reconstruct(config: ReconstructConfig) -> None:
-    """Draw reconstructions into a PNG file."""
+def reconstruct(config: ReconstructConfig, images: Sequence[Any] = ()) -> None:
+    """Draw reconstructions into a PNG file: of these images, or of those that the config names."""
     model = MaskedAutoencoder.from_pretrained(config.model).eval()
     data = prepared_as(config.model, config.data)
-    if are_files(data.sources):
-        images = load_image_files(data.sources, model.config.image_size, data)
+    if len(images) or are_files(data.sources):
+        batch = load_image_files(images or data.sources, model.config.image_size, data)
     else:  # images that pre-training with this source holds out
         _, held_out = load_pretraining_images(data, model.config.image_size)
-        images = held_out.batch(range(min(config.num_images, len(held_out))))
-    figure = draw_reconstructions(model, images, data, title=config.model)
+        batch = held_out.batch(range(min(config.num_images, len(held_out))))
+    figure = draw_reconstructions(model, batch, data, title=config.model)
     figures.save(figure, config.output)
-    print(f"{len(images)} images in {config.output}")
+    print(f"{len(batch)} images in {config.output}")

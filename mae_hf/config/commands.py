@@ -69,6 +69,7 @@ class PretrainConfig(Settings):
         output_dir: the run folder; the same command resumes an unfinished run.
     """
 
+    presets = "pretrain"  # the folder in configs/
     data: DataConfig = field(default_factory=DataConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     model: MAEConfig = field(default_factory=MAEConfig)
@@ -98,6 +99,7 @@ class FinetuneConfig(_StoredImages):
         output_dir: the run folder; the same command resumes an unfinished run.
     """
 
+    presets = "finetune"
     data: DataConfig = field(default_factory=DataConfig)
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -162,8 +164,8 @@ class FewLabelsConfig(_StoredImages):
         method: how labels are used; several as `knn,linear`: `knn` and `linear` on frozen features, and `finetune`.
         scratch: also measure the same network with random weights.
         draws: random label sets per budget.
-        finetune_config: YAML of a fine-tuning run, for its recipe; required by `finetune`.
-        min_steps: `train.min_steps` of every fine-tuning, unless the recipe has more.
+        finetune_config: YAML or preset of a fine-tuning run, for its recipe; required by `finetune`. If its
+            `train.min_steps` is 0, every fine-tuning has at least 200 steps.
         batch_size: images per device and forward pass when features are computed.
     """
 
@@ -174,7 +176,6 @@ class FewLabelsConfig(_StoredImages):
     scratch: bool = False
     draws: Count = 3
     finetune_config: str | None = None
-    min_steps: Count = 200
     batch_size: Count = 256
 
     def __post_init__(self) -> None:

@@ -5,10 +5,11 @@ Precedence: dataclass default < YAML (`--config`) < flags. `--print_config` show
 
 import argparse
 import dataclasses
+import json
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +21,7 @@ from mae_hf.errors import ConfigError, require
 
 Config = TypeVar("Config")
 
+_PRESETS = Path(__file__).parents[2] / "configs"
 _MAX_BYTES, _MAX_DEPTH = 2**19, 8  # of a config file; 21,000 class names fit in
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
 
@@ -67,12 +69,13 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
     parser = _parser(config_class, types, prog)
     try:
         found, flags = files_only.parse_known_args(argv)
-        for file in found.config:
+        files = [_find_preset(config_class, file) for file in found.config]
+        for file in files:
             _check_keys([key for key, _ in _items(_read_yaml(Path(file)))], types, file)
         names = [word[2:].split("=")[0].removesuffix("+") for word in flags if word.startswith("--")]
         _check_keys([name for name in names if name not in ("help", "print_config")], types, "the command line")
         # Files first: for jsonargparse the later word wins, and a flag must win wherever --config stands.
-        values = parser.parse_args([*(f"--config={file}" for file in found.config), *flags])
+        values = parser.parse_args([*(f"--config={file}" for file in files), *flags])
     except (argparse.ArgumentError, ConfigError) as error:
         raise ConfigError(_in_short(str(error), types)) from None
     except OverflowError:  # jsonargparse converts whole numbers to float
@@ -85,7 +88,7 @@ def read_settings(
 ) -> Config:
     """Return the config of Python values by dotted key, such as `{"train.epochs": 8}`; raises as `read_command` does.
 
-    The other settings come from `base`, a YAML file or a config, or are the defaults.
+    The other settings come from `base`, a YAML file, the name of a preset or a config, or are the defaults.
     """
     types = dict(_types(config_class))
     _check_keys(list(settings), types, "settings")
@@ -109,7 +112,10 @@ def _instantiate(config_class: type[Config], parser: ArgumentParser, values: Any
 
 
 def read_file(config_class: type[Config], path: str | Path) -> Config:
-    """Return the config in a YAML file, such as a run folder's `config.yaml`; raises as `read_command` does."""
+    """Return the config in a YAML file, such as a run folder's `config.yaml`, or of a preset's name.
+
+    Raises as `read_command` does.
+    """
     return read_command(config_class, ["--config", str(path)], prog="mae_hf")
 
 
@@ -121,6 +127,16 @@ def to_yaml(config: Any) -> str:
 def flatten(config: Any) -> list[tuple[str, Any]]:
     """Return `(dotted key, value)` for every field of a config."""
     return list(_items(dataclasses.asdict(config)))
+
+
+def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
+    """Return the words that give the settings of a config or section which are not the defaults."""
+    before, words = dict(flatten(type(config)())), list[str]()
+    for name, value in flatten(config):
+        key = f"{config.section}.{name}".strip(".")
+        if value != before[name] and key not in leave_out:
+            words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
 
 
 def differences(old: Any, new: Any) -> list[str]:
@@ -139,7 +155,7 @@ def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:
     usage = "%(prog)s [--config FILE.yaml] [--section.key value ...]"
     about = (config_class.__doc__ or "").split("\n")[0]
     parser = _Parser(prog=prog, usage=usage, description=about, formatter_class=_Formatter)
-    parser.add_argument("--config", action="config", help="YAML file; flags take precedence over it")
+    parser.add_argument("--config", action="config", help="YAML file or preset; flags take precedence over it")
     parser.add_class_arguments(config_class)
     for action in parser._actions:
         if dataclasses.is_dataclass(types.get(action.dest)):
@@ -185,6 +201,17 @@ def _words(hint: Any) -> tuple[str, ...]:
     """Return the words that a type such as `tuple[Literal["a", "b"], ...] | None` allows; empty for any other type."""
     parts = typing.get_args(hint)
     return parts if typing.get_origin(hint) is typing.Literal else sum(map(_words, parts), ())
+
+
+def _find_preset(config_class: type, name: str) -> str:
+    """Return the YAML file that `--config` means: a path, or the name of a preset of this command."""
+    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+        return name
+    folder = _PRESETS / getattr(config_class, "presets", "none")
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    listed = ", ".join(known) or "not part of the installed package, or this command has none"
+    require(name in known, f"config {name} is neither a YAML file nor a preset: presets are {listed} (--config)")
+    return str(folder / f"{name}.yaml")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -233,11 +234,13 @@ def thin_out(images: ImageSet, max_images: int) -> ImageSet:
     return ImageSet([(store, indices[stratified_draw(images.labels, max_images, seed=0)])])
 
 
-def load_image_files(files: Sequence[str | Image | np.ndarray], image_size: int, config: DataConfig) -> torch.Tensor:
+def load_image_files(
+    files: Sequence[str | Path | Image | np.ndarray], image_size: int, config: DataConfig
+) -> torch.Tensor:
     """Image files by name, or images in memory, decoded like a source: torch.uint8 (n, S, S, 3)."""
     images = []
     for file in files:
-        image = decode(file, image_size, config)
+        image = decode(str(file) if isinstance(file, Path) else file, image_size, config)
         if isinstance(image, str):
             raise ConfigError(f"{file} cannot be decoded ({image}): name another file (--data.source)")
         images.append(image)

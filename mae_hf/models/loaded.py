@@ -5,7 +5,6 @@ Shapes: n images, C classes, D features.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,10 +50,9 @@ class LoadedModel:
         is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str) and len(images) > 0
         require(is_list, "a model is called with a list of one or more images: write model([image])")
         network: Any = export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
-        files = [str(image) if isinstance(image, Path) else image for image in images]
         values = []
-        for start in range(0, len(files), _BATCH_SIZE):
-            batch = load_image_files(files[start : start + _BATCH_SIZE], network.config.image_size, self.data)
+        for start in range(0, len(images), _BATCH_SIZE):
+            batch = load_image_files(images[start : start + _BATCH_SIZE], network.config.image_size, self.data)
             outputs = network(normalize(to_pixels(batch.to(network.device)), self.data.image_mean, self.data.image_std))
             if self.class_names:
                 values.append(outputs.logits.softmax(dim=-1))

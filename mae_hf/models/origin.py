@@ -1,6 +1,7 @@
 """What a run takes from the checkpoint that it starts from: the settings that its config leaves null, and weights."""
 
 import contextlib
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -62,7 +63,10 @@ def resolve(config: _Run) -> _Run:
     if (saved.folder / PROCESSOR).is_file():  # otherwise it makes no claim
         claims["data.image_mean"], claims["data.image_std"] = read_normalization(saved.name, saved.revision)
         claims |= {"data.resize": resize} if (resize := read_resize(saved.name, saved.revision)) else {}
-    _check_claims(saved, dict(parse.flatten(config)), claims)
+    launch = "accelerate launch --quiet --config_file configs/accelerate/one_process.yaml"
+    own = shlex.join(parse.to_flags(config, leave_out=_FROM_INIT))
+    command = f"{launch} scripts/{config.presets}.py --config published_224 {own}"
+    _check_claims(saved, dict(parse.flatten(config)), claims, f", or type {command}")
     defaults = {f"model.{key}": getattr(MAEConfig, key) for key in _OF_DECODER} | {"data.resize": DataConfig.resize}
     config = _fill(config, defaults | claims)
     for key, value in parse.flatten(config):
@@ -89,7 +93,7 @@ def _claims(saved: SavedModel) -> dict[str, Any]:
     return {f"model.{key}": values.get(key, getattr(theirs, key, None)) for key in keys}
 
 
-def _check_claims(saved: SavedModel, ours: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+def _check_claims(saved: SavedModel, ours: Mapping[str, Any], claims: Mapping[str, Any], fix: str = "") -> None:
     """Check that our settings, by dotted key, are null or equal the checkpoint's. The image size may differ."""
     wrong = {
         key: f"{key} is {theirs} there and {ours[key]} here".translate(_BRACKETS)
@@ -97,8 +101,7 @@ def _check_claims(saved: SavedModel, ours: Mapping[str, Any], claims: Mapping[st
         if ours.get(key) is not None and key != "model.image_size" and not _agree(ours[key], theirs)
     }
     problem = f"the config contradicts the checkpoint {saved.name}: {', '.join(wrong.values())}"
-    fix = f"take its values ({' '.join(f'--{key} null' for key in wrong)}), or start with the preset published_224"
-    require(not wrong, f"{problem}: {fix} (--config)")
+    require(not wrong, f"{problem}: take its values ({' '.join(f'--{key} null' for key in wrong)}){fix}")
 
 
 def _agree(ours: Any, theirs: Any) -> bool:

@@ -11,6 +11,7 @@ it, and the run resumes from the checkpoint before.
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -103,10 +104,16 @@ class Checkpoints:
             raise RunError(f"{path} is damaged ({damage}): the same command resumes from an earlier checkpoint")
         return self._read(path)
 
+    @functools.cached_property
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint when the run starts, or None. Damaged ones are renamed, with a warning."""
+        found = [self._newest_whole() if self.accelerator.is_main_process else None]
+        path: Path | None = broadcast_object_list(found)[0]
+        return path
+
     def resume(self) -> TrainState:
-        """Read the newest whole checkpoint, if there is one, like `load`. Damaged ones are renamed, with a warning."""
-        path = broadcast_object_list([self._newest_whole() if self.accelerator.is_main_process else None])[0]
-        return self._read(path) if path else TrainState()
+        """Read the newest whole checkpoint, if there is one, like `load`."""
+        return self._read(self.newest) if self.newest else TrainState()
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint, or None."""
@@ -150,7 +157,7 @@ class Checkpoints:
     def _best(self, path: Path) -> Path:
         """The best checkpoint that this one names, or itself."""
         state: TrainState = read_json(path / STATE, TrainState)
-        return self.path(state.best_step or state.step)
+        return self.path(state.step if state.best_step is None else state.best_step)
 
     def _rotate(self) -> None:
         kept = set(self._all()[-self.keep :])

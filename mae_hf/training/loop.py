@@ -47,6 +47,7 @@ class Training:
     sampler: BatchSampler | StreamSampler
     loss_of: LossOf
     evaluations: Sequence[Evaluation] = ()
+    starts_trained: bool = False  # whether the weights before the first step may be the best ones
 
 
 def train(
@@ -74,6 +75,11 @@ def train(
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
         values = _evaluate(training.model, training.evaluations, state.step, progress)
         log.metrics(state.step, state.step / plan.steps_per_epoch, values)
+    if training.starts_trained and state.best_step is None:
+        values = _evaluate(training.model, training.evaluations, 0, progress)
+        log.metrics(0, 0.0, values)
+        state.best_step, state.best_value, saved_step = 0, values[str(best_key)], 0
+        _save(progress, log, checkpoints, state)
     lack = explained_lack(plan.micro_batch_size)
     with StopSignals(accelerator.is_main_process) as signals, contextlib.closing(progress), lack:
         try:

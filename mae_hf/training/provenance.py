@@ -45,6 +45,7 @@ class RunRecord:
     validation_fingerprint: str | None = None  # of the validation images and labels
     test_fingerprint: str | None = None  # of the test images and labels
     init_digest: str | None = None  # of the encoder's weights that fine-tuning started from, or that were probed
+    start_probe: dict[str, float] = field(default_factory=dict)  # of the encoder, before fine-tuning
     class_names: tuple[str, ...] | None = None  # of a probe's images
     encoder_shape: dict[str, int] | None = None  # of a probed encoder, by the fields of `EncoderConfig`
     start: str | None = None  # of the first process of the run, ISO 8601

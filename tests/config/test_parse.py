@@ -226,6 +226,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         assert error_of("--config", str(path)) == f"{path} is not a file that exists (--config)"
 
 
+def test_a_preset_is_found_by_its_name():
+    for config_class, stage in ((PretrainConfig, "pretrain"), (FinetuneConfig, "finetune")):
+        file = ROOT / "configs" / stage / "stl10_tiny.yaml"
+        assert parse("--config", "stl10_tiny", config_class=config_class) == parsing.read_file(config_class, file)
+    assert parse("--config=digits", "--train.epochs", "3").train.epochs == 3
+    with pytest.raises(ConfigError, match=r"config stl10 is neither .*: presets are digits, .*, stl10_tiny \(--config\)"):
+        parse("--config", "stl10")
+    with pytest.raises(ConfigError, match="this command has none"):
+        parse("--config", "stl10_tiny", config_class=EvaluateConfig)
+
+
 @pytest.mark.parametrize("word", ["digits", "-x"])
 def test_words_that_fit_nowhere_are_refused(word):
     assert error_of(word) == f"{word} belongs to no setting: write --NAME VALUE (see --help)"

@@ -156,8 +156,7 @@ def test_the_message_about_another_architecture_names_every_flag_to_add(run):
     assert str(error.value) == (
         f"the config contradicts the checkpoint {run}: model.patch_size is 8 there and 16 here, "
         "model.hidden_size is 48 there and 96 here, model.num_hidden_layers is 3 there and 4 here: take its values "
-        "(--model.patch_size null --model.hidden_size null --model.num_hidden_layers null), or start with the preset "
-        "published_224 (--config)"
+        "(--model.patch_size null --model.hidden_size null --model.num_hidden_layers null)"
     )
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -256,6 +258,19 @@ def folder(tmp_path):
 )
 def test_a_value_that_contradicts_the_checkpoint_is_named_beside_its_value(folder, changes, parts):
     refused(asked(folder, **changes), *parts)
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(PretrainConfig, "pretrain"), (FinetuneConfig, "finetune")])
+def test_the_message_about_a_bare_command_has_the_whole_command_to_type(folder, tmp_path, kind, stage):
+    words = [f"--model.init={folder}", "--data.source=my photos", f"--output_dir={tmp_path}", "--train.epochs=3"]
+    with pytest.raises(ConfigError, match="contradicts the checkpoint") as error:
+        resolve(parse.read_command(kind, words, stage))
+    command = str(error.value).partition(", or type ")[2]
+    launcher, script, *typed = re.split(r" (?=scripts/)| (?=--config published)", command)
+    assert launcher.startswith("accelerate launch") and script == f"scripts/{stage}.py"
+    config = resolve(parse.read_command(kind, shlex.split(typed[0]), stage))
+    assert (config.model.init, config.data.source) == (str(folder), "my photos")
+    assert (config.model.hidden_size, config.train.epochs, config.output_dir) == (48, 3, str(tmp_path))
 
 
 def test_another_normalisation_than_that_of_the_checkpoint_is_named_beside_it(folder):

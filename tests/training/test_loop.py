@@ -269,6 +269,24 @@ def test_an_interrupted_run_remembers_its_best(tmp_path):
     assert (tmp_path / "checkpoints" / "step-00000006").is_dir()
 
 
+def test_weights_that_were_trained_before_the_run_may_stay_the_best_ones(tmp_path):
+    accuracy = {0: 0.9, 6: 0.5, 12: 0.9, 18: 0.6, 20: 0.7}
+    settings = {"evaluate": lambda step: {"eval/accuracy": accuracy[step]}, "best_key": "eval/accuracy"}
+    settings |= {"starts_trained": True, "ema_decay": 0.9}
+    model = network()
+    _, state = run(tmp_path / "whole", **settings)
+    assert (state.best_step, state.best_value) == (0, 0.9)
+    lines = read_metrics(tmp_path / "whole")
+    assert (lines[0], lines[1]["step"]) == ({"step": 0, "epoch": 0.0, "eval/accuracy": 0.9}, 3)
+    best = load_file(tmp_path / "whole" / "checkpoints" / "step-00000000" / "model.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+    for stop_at in (0, 9):
+        with pytest.raises(Interrupted):
+            run(tmp_path / "resumed", stop_at=stop_at, **settings)
+    run(tmp_path / "resumed", **settings)
+    assert_equal_runs(tmp_path / "resumed", tmp_path / "whole")
+
+
 BAD = {
     "a loss that is not a number": lambda loss: loss * float("nan"),
     "an infinite loss": lambda loss: loss * float("inf"),

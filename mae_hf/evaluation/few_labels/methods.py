@@ -37,6 +37,7 @@ from mae_hf.training.finished_runs import read_run
 from mae_hf.training.run_folder import inspect_run
 from mae_hf.training.signals import TERMINATING
 
+MIN_STEPS = 200  # of a fine-tuning whose recipe does not say a minimum
 Measured = tuple[dict[str, Any], NDArray[np.floating]]  # of a line, and probabilities (n, C)
 
 
@@ -96,26 +97,25 @@ def measure_probe(
 # ---- fine-tuning ----
 
 
-def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet, min_steps: int) -> FinetuneConfig:
-    """Return the recipe for one label set: its data, and at least `min_steps` steps.
+def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet) -> FinetuneConfig:
+    """Return the recipe for one label set: its data, and at least 200 steps if it does not say a minimum.
 
     The seed is the recipe's plus the number of the draw.
     """
     train = dataclasses.replace(
         recipe.train,
-        min_steps=max(min_steps, recipe.train.min_steps),
+        min_steps=recipe.train.min_steps or MIN_STEPS,
         seed=recipe.train.seed + label_set.draw,
         trackers=(),
     )
     return dataclasses.replace(recipe, data=label_set.data, train=train, hub=HubConfig())
 
 
-def describe_recipe(recipe: FinetuneConfig, min_steps: int) -> dict[str, str]:
+def describe_recipe(recipe: FinetuneConfig) -> dict[str, str]:
     """Return the settings that all fine-tunings of a folder share, by name, except data and architecture."""
     shared = ("augment.", "train.", "model.drop_path", "model.head")
     settings = {key: str(value) for key, value in parse.flatten(recipe) if key.startswith(shared)}
-    described = {f"recipe.{key}": value for key, value in settings.items() if key not in MACHINE_SETTINGS}
-    return described | {"min_steps": str(min_steps)}
+    return {f"recipe.{key}": value for key, value in settings.items() if key not in MACHINE_SETTINGS}
 
 
 def plan_finetunings(
@@ -128,7 +128,7 @@ def plan_finetunings(
     """
     runs = {}
     for label_set in protocol.label_sets("finetune"):
-        adapted = adapt_recipe(recipe, label_set, protocol.config.min_steps)
+        adapted = adapt_recipe(recipe, label_set)
         for arm, encoder in encoders.items():
             init = SCRATCH if arm == "scratch" else protocol.config.model
             model, name = dataclasses.replace(recipe.model, init=init, **shape_of(encoder)), f"{label_set.name}-{arm}"
