@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTModel
 from transformers.utils import logging
 
-from mae_hf.config.data import DataConfig, Resize, Triple
+from mae_hf.config.data import DataConfig, Resize
 from mae_hf.config.model import MAX_SIZE, EncoderConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.models.locate import FIX_MODEL, find_model
@@ -225,34 +225,27 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_normalization(name: str, revision: str | None = None) -> tuple[Triple, Triple]:
-    """Return the channel means and standard deviations of the model's image processor."""
+def read_preparation(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Return `image_mean`, `image_std` and, if the model's image processor says it, `resize` of `DataConfig`."""
     saved = SavedModel(name, revision=revision)
     file = saved.folder / PROCESSOR
     require(file.is_file(), f"{name} has no {PROCESSOR}, which says how to normalise images: {FIX_MODEL}")
     with saved.opening():
         processor = json.loads(file.read_text())
-        (r, g, b), (std_r, std_g, std_b) = (map(float, processor[f"image_{name}"]) for name in ("mean", "std"))
-    return (r, g, b), (std_r, std_g, std_b)
-
-
-def read_resize(name: str, revision: str | None = None) -> Resize | None:
-    """Return `data.resize` of the images that a model was trained on; None if its image processor does not say it."""
-    saved = SavedModel(name, revision=revision)
-    with saved.opening():
-        processor = json.loads((saved.folder / PROCESSOR).read_text())
+        means, stds = (tuple(map(float, processor[key])) for key in ("image_mean", "image_std"))
+        if not len(means) == len(stds) == 3:
+            raise ValueError(f"{PROCESSOR} does not have three channels")
         size = processor.get("size")
-        is_cropped = processor.get("do_center_crop") is True and isinstance(size, dict) and "shortest_edge" in size
-        resize = processor.get(RESIZE_KEY, "crop" if is_cropped else None)
-    allowed: tuple[Resize, ...] = typing.get_args(Resize)
-    require(resize in (None, *allowed), f"{name} has {RESIZE_KEY} {str(resize)[:40]} in its {PROCESSOR}: {FIX_MODEL}")
-    return next((each for each in allowed if each == resize), None)
+    is_cropped = processor.get("do_center_crop") is True and isinstance(size, dict) and "shortest_edge" in size
+    resize = processor.get(RESIZE_KEY, "crop" if is_cropped else None)
+    problem = f"has {RESIZE_KEY} {str(resize)[:40]} in its {PROCESSOR}"
+    require(resize in (None, *typing.get_args(Resize)), f"{name} {problem}: {FIX_MODEL}")
+    return {"image_mean": means, "image_std": stds} | ({"resize": resize} if resize else {})
 
 
 def prepared_as(name: str, data: DataConfig) -> DataConfig:
     """Return the config of images with the normalisation and `data.resize` of a model, as far as it says them."""
-    mean, std = read_normalization(name)
-    return replace(data, image_mean=mean, image_std=std, resize=read_resize(name) or data.resize)
+    return replace(data, **read_preparation(name))
 
 
 @contextmanager

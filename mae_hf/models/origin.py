@@ -19,15 +19,7 @@ from mae_hf.config.model import MAEConfig, StartConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.files import write_folder
 from mae_hf.models.initialization import resize_positions
-from mae_hf.models.io import (
-    PROCESSOR,
-    SHAPE_KEYS,
-    SavedModel,
-    open_encoder,
-    read_normalization,
-    read_resize,
-    weights_digest,
-)
+from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, open_encoder, read_preparation, weights_digest
 from mae_hf.models.locate import FIX_INIT, KEPT, kept_start
 
 _Start = TypeVar("_Start", bound=StartConfig)
@@ -61,8 +53,7 @@ def resolve(config: _Run) -> _Run:
     saved = open_start(config.model)
     claims = _claims(saved)
     if (saved.folder / PROCESSOR).is_file():  # otherwise it makes no claim
-        claims["data.image_mean"], claims["data.image_std"] = read_normalization(saved.name, saved.revision)
-        claims |= {"data.resize": resize} if (resize := read_resize(saved.name, saved.revision)) else {}
+        claims |= {f"data.{key}": value for key, value in read_preparation(saved.name, saved.revision).items()}
     launch = "accelerate launch --quiet --config_file configs/accelerate/one_process.yaml"
     own = shlex.join(parse.to_flags(config, leave_out=_FROM_INIT))
     command = f"{launch} scripts/{config.presets}.py --config published_224 {own}"

@@ -13,7 +13,7 @@ from mae_hf.errors import require
 from mae_hf.evaluation.statistics import Interval, Spread
 from mae_hf.report.arms import ComparedArms
 from mae_hf.report.recipes import check_comparable, epochs_to, mean_best, recipe_name, scores_on_test, sort_recipes
-from mae_hf.training.finished_runs import TOLERANCE, Run, read_run, read_runs
+from mae_hf.training.finished_runs import Run, read_run, read_runs
 
 PRETRAINED_ARM, SCRATCH_ARM = "MAE pre-trained", "from scratch"  # in pictures and tables
 MIN_VALIDATION_IMAGES = 100  # below, one image is more than a point
@@ -196,7 +196,7 @@ class Comparison(ComparedArms):
                 "seed": run.seed,
                 **{f"test_{key}": scores_on_test(run)[key] for key in ("accuracy", "f1", "loss")},
                 "best_validation_accuracy": run.best_validation_accuracy,
-                "best_epoch": run.metrics.get("best_epoch"),
+                "best_epoch": run.best_epoch,
                 "epochs_to_scratch_best": None if run.probe or target is None else epochs_to(run, target),
                 "num_parameters": run.record.num_parameters,
                 **run.shape,
@@ -208,7 +208,7 @@ class Comparison(ComparedArms):
 
 
 def _is_best_at_its_end(run: Run) -> bool:
-    return bool(run.metrics["best_epoch"] >= run.curve[0][-1] - TOLERANCE)
+    return run.best_epoch == run.curve[0][-1]
 
 
 def listed(texts: Sequence[str]) -> str:

@@ -39,7 +39,6 @@ class Run:
     config: FinetuneConfig | EvaluateConfig  # its resolved config; of a probe the latter
     record: RunRecord  # run.json
     history: list[dict[str, float]]  # lines of metrics.jsonl, without values that are not finite; empty for a probe
-    metrics: dict[str, Any]  # metrics.json
     class_names: tuple[str, ...]  # the C classes of its model
     test: Predictions  # its predictions of test images
     validation: Predictions  # its predictions of validation images
@@ -84,6 +83,12 @@ class Run:
         """Epochs and validation accuracies of its E evaluations."""
         lines = [line for line in self.history if "eval/accuracy" in line]
         return [line["epoch"] for line in lines], [line["eval/accuracy"] for line in lines]
+
+    @property
+    def best_epoch(self) -> float | None:
+        """The epoch of the kept weights, the first with the greatest validation accuracy; None for a probe."""
+        epochs, accuracies = self.curve
+        return epochs[int(np.argmax(accuracies))] if accuracies else None
 
     @property
     def best_validation_accuracy(self) -> float:
@@ -150,7 +155,7 @@ def _read_probes(path: Path) -> list[Run]:
             read_predictions(path / folder / f"{probe}.parquet", len(names))
             for folder in ("predictions", "validation_predictions")
         )
-        runs.append(Run(path, config, record, [], metrics, names, of_test, of_validation, probe))
+        runs.append(Run(path, config, record, [], names, of_test, of_validation, probe))
         for key, of_role in (("accuracy", of_test), ("validation_accuracy", of_validation)):
             key = f"{probe.replace('-', '/')}/{key}"
             value = metrics.get(key)
@@ -172,29 +177,20 @@ def read_run(path: str | Path) -> Run:
     ):
         require((path / name).is_file(), f"{path} has no {name}: {message}")
     class_names = _read_class_names(path / "model" / "config.json")
-    metrics = read_json(path / "metrics.json", dict[str, object])
-    for key in ("test/accuracy", "eval/accuracy", "best_epoch"):
-        problem = f"{path}/metrics.json: {key} is {metrics.get(key)!r:.40}, not a finite number"
-        require(_is_finite(metrics.get(key)), f"{problem}. The run has failed or is of an older version: {AGAIN}")
     run = Run(
         path=path,
         config=parse.read_file(FinetuneConfig, path / "config.yaml"),
         record=read_json(path / "run.json", RunRecord),
         history=_read_history(path / "metrics.jsonl"),
-        metrics=metrics,
         class_names=class_names,
         test=read_predictions(path / "predictions.parquet", len(class_names)),
         validation=read_predictions(path / "validation_predictions.parquet", len(class_names)),
     )
-    for key, file, value, tolerance in (
-        ("test/accuracy", "predictions.parquet", run.test.correct.mean(), TOLERANCE),
-        ("eval/accuracy", "validation_predictions.parquet", run.validation.correct.mean(), TOLERANCE),
-        # batches of different sizes round differently: in half precision, an image may change its class
-        ("eval/accuracy", "metrics.jsonl", max(run.curve[1], default=np.nan), 0.01),
-    ):
-        problem = f"metrics.json has {key} {run.metrics[key]:.6f}, {file} has {value:.6f}"
-        is_same = abs(value - run.metrics[key]) <= tolerance
-        require(is_same, f"{path}: {problem}. The files are from different runs: {AGAIN}")
+    logged, predicted = max(run.curve[1], default=np.nan), run.validation.correct.mean()
+    problem = f"metrics.jsonl has eval/accuracy {logged:.6f}, validation_predictions.parquet has {predicted:.6f}"
+    # batches of different sizes round differently: in half precision, an image may change its class
+    is_same = abs(logged - predicted) <= 0.01
+    require(is_same, f"{path}: {problem}. The files are from different runs, or the run has failed: {AGAIN}")
     return run
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from mae_hf.models.io import SHAPE_KEYS, weights_digest
 from mae_hf.models.locate import SCRATCH
 from mae_hf.training.finished_runs import read_run
 from mae_hf.training.run_folder import inspect_run
-from mae_hf.training.signals import TERMINATING
+from mae_hf.training.signals import TERMINATING, handling
 
 MIN_STEPS = 200  # of a fine-tuning whose recipe does not say a minimum
 Measured = tuple[dict[str, Any], NDArray[np.floating]]  # of a line, and probabilities (n, C)
@@ -155,17 +156,23 @@ def measure_finetuning(config: FinetuneConfig) -> Measured:
         file, log = (folder.with_name(f"{folder.name}.{kind}") for kind in ("yaml", "log"))
         folder.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(parse.to_yaml(config))
-        command, received = [sys.executable, "-m", "mae_hf", "finetune", "--config", str(file)], 0
-        with log.open("a") as output, subprocess.Popen(command, stdout=output, stderr=output) as child:
-            try:
-                child.wait()
-            except RunStopped as error:
-                received = error.signal_number
-                child.send_signal(received)
-            except KeyboardInterrupt:
-                received = signal.SIGINT  # a terminal has sent it to both
+        command = [sys.executable, "-m", "mae_hf", "finetune", "--config", str(file)]
+        received: list[int] = []
+        children: list[subprocess.Popen[bytes]] = []
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            for child in children:
+                child.send_signal(number)
+
+        with log.open("a") as output, handling(forward):
+            child = subprocess.Popen(command, stdout=output, stderr=output)
+            children.append(child)
+            for number in received:  # which have arrived before the child was known
+                child.send_signal(number)
+            child.wait()
         # below 0: a signal has ended it, while Python was still starting
-        number = child.returncode - 128 if child.returncode > 0 else received
+        number = child.returncode - 128 if child.returncode > 0 else next(iter(received), 0)
         if number in (*TERMINATING, signal.SIGINT):
             raise RunStopped(f"{signal.Signals(number).name}: the fine-tuning {folder} is saved", number)
         if child.returncode != 0:
@@ -177,7 +184,7 @@ def measure_finetuning(config: FinetuneConfig) -> Measured:
     line = {
         "num_labels": (run.record.num_train_images or 0) + num_validation,
         "num_validation_labels": num_validation,
-        "validation_accuracy": run.metrics["eval/accuracy"],
-        "settings": {"best_epoch": run.metrics["best_epoch"], "epochs": config.train.epochs, "seed": config.train.seed},
+        "validation_accuracy": float(run.validation.correct.mean()),
+        "settings": {"best_epoch": run.best_epoch, "epochs": config.train.epochs, "seed": config.train.seed},
     }
     return line, run.test.probabilities

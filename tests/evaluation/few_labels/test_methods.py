@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,6 +221,24 @@ def test_a_signal_waits_for_the_fine_tuning_to_save(
         for each, handler in before.items():
             signal.signal(each, handler)
     assert stopped.value.signal_number == number and saved.exists()
+
+
+def test_a_signal_while_the_fine_tuning_is_being_started_reaches_it(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    children: list[subprocess.Popen[bytes]] = []
+
+    def started(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        children.append(popen(*arguments, **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return children[0]
+
+    popen = subprocess.Popen
+    replace_python("time.sleep(60)", tmp_path, monkeypatch)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with pytest.raises(RunStopped, match="SIGTERM"), handling(stop, [signal.SIGTERM]):
+        measure_finetuning(config)
+    assert children[0].wait(timeout=10) == -signal.SIGTERM
 
 
 def test_a_signal_that_ends_the_fine_tuning_before_its_first_step_still_stops_the_command(
