@@ -29,7 +29,7 @@ from mae_hf.config.commands import FinetuneConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images, thin_out
 from mae_hf.evaluation.inference import extract_features, predict_probabilities
 from mae_hf.evaluation.probes import Labelled, linear_probe
-from mae_hf.models.io import SHAPE_KEYS, image_size_of, open_classifier, open_encoder, read_normalization
+from mae_hf.models.io import SHAPE_KEYS, image_size_of, open_classifier, open_encoder, prepared_as
 from mae_hf.training.hardware import use_cpu_well
 
 
@@ -58,9 +58,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return the accuracies of a recipe, or of the linear probe if the recipe is empty, on one draw of labels."""
     model = open_encoder(name, "sdpa")
-    mean, std = read_normalization(name)
     every = parse.read_command(FinetuneConfig, [f"--data.source={source}", "--data.label_fraction=1"], prog="measure")
-    every = replace(every, data=replace(every.data, image_mean=mean, image_std=std))
+    every = replace(every, data=prepared_as(name, every.data))
     images = load_labelled_images(every.data, image_size_of(model))
     whole = ImageSet([*images["train"].parts, *images["validation"].parts])
     data = replace(every.data, label_fraction=num_labels / len(whole), label_seed=draw)
@@ -87,7 +86,8 @@ def measure(
         words = [f"--model.{key}={getattr(model.config, key)}" for key in SHAPE_KEYS]
         words += [f"--data.source={source}", f"--data.label_fraction={data.label_fraction}", f"--model.init={name}"]
         words += [f"--data.label_seed={draw}", f"--train.seed={draw}", f"--output_dir={folder}/run"]
-        words += [f"--data.image_mean={list(mean)}", f"--data.image_std={list(std)}"]
+        words += [f"--data.image_mean={list(data.image_mean)}"]
+        words += [f"--data.image_std={list(data.image_std)}"]
         subprocess.run([sys.executable, "-m", "mae_hf", "finetune", *recipe, *words], check=True, capture_output=True)
         metrics = json.loads(Path(folder, "run", "metrics.json").read_text())
         found = {"num_labels": len(used), "epoch": metrics["best_epoch"]}
