@@ -70,7 +70,7 @@ def finetune(config: FinetuneConfig) -> None:
         "init": config.model.init,
     }
     probe = run.record.start_probe  # a resumed run has the head in its checkpoint
-    if checkpoints.newest is None and (is_pretrained or config.model.head == "probe"):
+    if checkpoints.newest() is None and (is_pretrained or config.model.head == "probe"):
         probe, head = start_probe(accelerator, model.vit, images, config.data, plan.eval_batch_size)
         if config.model.head == "probe":
             if head is None:

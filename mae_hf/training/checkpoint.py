@@ -11,7 +11,6 @@ it, and the run resumes from the checkpoint before.
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import io
 import json
@@ -104,16 +103,16 @@ class Checkpoints:
             raise RunError(f"{path} is damaged ({damage}): the same command resumes from an earlier checkpoint")
         return self._read(path)
 
-    @functools.cached_property
     def newest(self) -> Path | None:
-        """The newest whole checkpoint when the run starts, or None. Damaged ones are renamed, with a warning."""
+        """Return the newest whole checkpoint, or None. Damaged ones are renamed, with a warning."""
         found = [self._newest_whole() if self.accelerator.is_main_process else None]
         path: Path | None = broadcast_object_list(found)[0]
         return path
 
     def resume(self) -> TrainState:
         """Read the newest whole checkpoint, if there is one, like `load`."""
-        return self._read(self.newest) if self.newest else TrainState()
+        path = self.newest()
+        return self._read(path) if path else TrainState()
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint, or None."""
