@@ -205,7 +205,7 @@ def _words(hint: Any) -> tuple[str, ...]:
 
 def _find_preset(config_class: type, name: str) -> str:
     """Return the YAML file that `--config` means: a path, or the name of a preset of this command."""
-    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+    if name.endswith((".yaml", ".yml")) or "/" in name or Path(name).is_file():
         return name
     folder = _PRESETS / getattr(config_class, "presets", "none")
     known = sorted(file.stem for file in folder.glob("*.yaml"))
