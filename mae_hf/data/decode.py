@@ -18,6 +18,9 @@ from mae_hf.errors import clean
 
 # The only formats that Pillow may open. It has 40 decoders, and one of them starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# all endings of these formats, in lower case
+ENDINGS: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib")
+ENDINGS += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm")
 MAX_PIXELS = 2**26  # 67 million, a square of 8,192: less than 2 GiB while it is decoded
 IMAGES_PER_TASK = 16  # decoded by a thread at a time; Pillow releases the GIL
 _CROPPED = DataConfig()
@@ -80,8 +83,12 @@ def decode(
             return to_rgb_square(image, image_size, data)
     except UnidentifiedImageError:
         with io.BytesIO(encoded) if isinstance(encoded, bytes) else open(str(encoded), "rb") as file:
-            is_tiff = file.read(4) in (b"II*\0", b"MM\0*")
-        if is_tiff:
+            start = file.read(12)
+        if not start:
+            return "it is empty"
+        if start[4:8] == b"ftyp":
+            return "it is a HEIC, AVIF or video file, whatever its name says: convert it to JPEG"
+        if start[:4] in (b"II*\0", b"MM\0*"):
             return "it is a TIFF with channels or bits that Pillow cannot read: save it as RGB or grey"
         return f"it is no image in one of the formats {', '.join(FORMATS)}"
     except Exception as error:  # Pillow's plugins raise almost anything for broken bytes and decompression bombs

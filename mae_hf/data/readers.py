@@ -1,4 +1,4 @@
-"""The splits of parquet files, folders of images and Hub datasets by role, and the shards that can be streamed."""
+"""The splits of parquet files, tables of images and Hub datasets by role, and the shards that can be streamed."""
 
 import glob
 import re
@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import datasets
 import pyarrow.dataset
 from datasets.data_files import sanitize_patterns
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi, metadata_load
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -20,7 +19,7 @@ from mae_hf.errors import ConfigError, require
 
 
 def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
-    """The splits by role of a parquet file, a folder of parquet files or of images, or a Hub dataset.
+    """The splits by role of a parquet file, a folder of them or of images with tables of labels, or a Hub dataset.
 
     Raises:
         ConfigError: the source does not exist or cannot be read, or the names of its splits are not clear.
@@ -31,7 +30,7 @@ def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Datas
     if path.is_dir() and any(path.rglob("*.parquet")):
         return _read_parquet(source, _files_by_card(path) or _files_by_split(sorted(path.rglob("*.parquet")), path))
     if path.is_dir():
-        return _read_image_folder(source, path)
+        return _read_tables(source, path)
     return _read_hub(source, revision)
 
 
@@ -123,18 +122,9 @@ def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, dataset
     return found
 
 
-def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]:
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "__"))]
-    splits = {entry.name: entry for entry in entries if entry.is_dir() and role_of(entry.name)}
-    others = [entry.name for entry in entries if entry.name not in splits and _has_images(entry)]
-    if not others and not any(map(_has_images, splits.values())):
-        fix = "name the folder that does (--data.source)"
-        raise ConfigError(f"{source} holds no images, parquet files or STL-10 binaries: {fix}")
-    if splits and others:
-        images = f"{source} has images in {', '.join(others[:10])}{' ...' if others[10:] else ''}"
-        example = f"{next(iter(splits))}/{others[0]}"
-        fix = f"move them into a split folder, in their class ({example}), or out of the source (--data.source)"
-        raise ConfigError(f"{images} beside the split folders {', '.join(splits)}: {fix}")
+def _read_tables(source: str, folder: Path) -> dict[str, datasets.Dataset]:
+    """A folder of images with tables of their labels (`metadata.csv`), as the datasets library reads it."""
+    splits = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and role_of(entry.name)]
     # One call per split, because the datasets library takes class folders such as test_tube for splits.
     found = {}
     for role, name in (names_by_role(source, splits) if splits else {"train": ""}).items():
@@ -142,12 +132,6 @@ def _read_image_folder(source: str, folder: Path) -> dict[str, datasets.Dataset]
         options["drop_labels"] = True if role == "unlabeled" else None
         found[role] = _load_local(f"{role} of {source}", "imagefolder", **options)
     return found
-
-
-def _has_images(path: Path) -> bool:
-    """Whether a path is an image file or a folder that holds one, by the endings of names."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in files)
 
 
 def _read_hub(source: str, revision: str | None) -> dict[str, datasets.Dataset]:

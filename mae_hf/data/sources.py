@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 
 from mae_hf.config.data import STL10_CLASSES, DataConfig, check_class_names
+from mae_hf.data.folders import read_image_folder
 from mae_hf.data.locations import check_source
 from mae_hf.data.readers import read_datasets
 from mae_hf.data.splits import Split, stratified_draw
@@ -36,8 +37,10 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     path = Path(source).expanduser()
     if source == "digits":
         found = _digits()
-    elif path.is_dir() and any((path / f"{name}_X.bin").is_file() for name in ("unlabeled", "train", "test")):
+    elif _has_binaries(path):
         found = _stl10_binaries(source, path)
+    elif is_image_folder(path) and not any(path.rglob("metadata.csv")) and not any(path.rglob("metadata.jsonl")):
+        found = read_image_folder(source, path)
     else:
         found = [from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
     splits = {split.role: split for split in found}
@@ -50,6 +53,15 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
         fix = "the download is incomplete or the dataset has changed, pin a revision (--data.revision)"
         require(len(split) == expected, f"{differs}: {fix}")
     return _name_classes(source, splits, config.class_names)
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether a folder can only be one of image files."""
+    return path.is_dir() and not _has_binaries(path) and not any(path.rglob("*.parquet"))
+
+
+def _has_binaries(path: Path) -> bool:
+    return any((path / f"{name}_X.bin").is_file() for name in ("unlabeled", "train", "test"))
 
 
 def _digits() -> list[Split]:

@@ -67,7 +67,7 @@ class Split:
             batches = (images[start : start + 1000]["image"] for start in range(0, len(self), 1000))
             paths = [path for batch in batches for path in pc.struct_field(batch, "path").to_pylist()]
         folder = os.path.abspath(os.path.expanduser(self.source)) + os.sep
-        return [_printable(path.removeprefix(folder)) if path else None for path in paths]
+        return [printable(path.removeprefix(folder)) if path else None for path in paths]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,8 @@ class Part:
         return np.zeros(len(self.rows), np.int64) if self.split.labels is None else self.split.labels[self.rows]
 
 
-def _printable(name: str) -> str:
-    """A file name whose bytes are not UTF-8 with a replacement character for each of them."""
+def printable(name: str) -> str:
+    """A name of a file or folder, with a replacement character for each byte that is not UTF-8."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 

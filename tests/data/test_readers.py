@@ -1,7 +1,6 @@
-"""Parquet files, image folders and Hub names become splits by name, whatever the layout."""
+"""Parquet files, tables of images and Hub names become splits by name, whatever the layout."""
 
 import re
-import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -44,9 +43,6 @@ def test_the_split_is_read_from_the_name_of_the_file_or_of_its_folder(tmp_path, 
 def test_a_local_source_is_no_download(tmp_path, capfd):
     write_parquet(tmp_path / "train.parquet", [1])
     capfd.readouterr()
-    read_datasets(str(tmp_path), None)
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "train.parquet").unlink()
     read_datasets(str(tmp_path), None)
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled(), "downloads from the Hub are shown"
@@ -153,54 +149,6 @@ def test_a_folder_with_several_configs_is_refused(tmp_path):
         read_datasets(str(tmp_path), None)
 
 
-def test_an_image_folder_gives_its_splits_and_its_class_folders(image_folder):
-    found = read_datasets(str(image_folder), None)
-    assert {name: len(split) for name, split in found.items()} == {"test": 4, "train": 20, "unlabeled": 6}
-    assert found["train"].features["label"].names == ["cat", "dog"]
-    assert found["train"]["label"] == [0] * 10 + [1] * 10
-    assert found["unlabeled"].column_names == ["image"]
-
-
-def test_class_folders_alone_are_train_and_a_class_may_be_called_test_tube(image_folder):
-    shutil.move(image_folder / "train" / "dog", image_folder / "train" / "test_tube")
-    found = read_datasets(str(image_folder / "train"), None)
-    assert {name: len(split) for name, split in found.items()} == {"train": 20}
-    assert found["train"].features["label"].names == ["cat", "test_tube"]
-
-
-@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "eval")])
-def test_split_folders_may_have_any_name_that_the_datasets_library_takes(image_folder, names):
-    for old, new in zip(("train", "test", "unlabeled"), (*names, "Unlabelled"), strict=True):
-        (image_folder / old).rename(image_folder / f"{new} ").rename(image_folder / new)
-    found = read_datasets(str(image_folder), None)
-    assert {role: len(split) for role, split in found.items()} == {"test": 4, "train": 20, "unlabeled": 6}
-
-
-def test_two_folders_for_one_split_are_refused_and_named(image_folder):
-    shutil.copytree(image_folder / "test", image_folder / "Testing")
-    with pytest.raises(ConfigError, match=r"has both Testing and test, and both mean the split test: rename or remove"):
-        read_datasets(str(image_folder), None)
-
-
-def test_split_folders_beside_other_folders_or_files_with_images_are_refused_and_named(image_folder):
-    shutil.copytree(image_folder / "train" / "cat", image_folder / "bird")
-    shutil.copy(image_folder / "train" / "cat" / "00.png", image_folder / "loose.png")
-    (image_folder / "notes").mkdir()
-    (image_folder / "notes" / "a.txt").write_text("no image")
-    with pytest.raises(ConfigError, match=r"images in bird, loose.png beside the split folders test, train, unlabeled"):
-        read_datasets(str(image_folder), None)
-
-
-def test_folders_below_a_split_may_be_nested_and_the_last_one_is_the_class(image_folder):
-    source = image_folder.parent / "nested"
-    for year in ("2024", "2025"):
-        shutil.copytree(image_folder / "train", source / "train" / year)
-    train = read_datasets(str(source), None)["train"]
-    assert train.features["label"].names == ["cat", "dog"] and len(train) == 40
-    shutil.copytree(image_folder / "train" / "cat", source / "train" / "cat")  # at another depth
-    assert read_datasets(str(source), None)["train"].column_names == ["image"]
-
-
 def test_labels_may_be_numbers_in_a_table_beside_the_images_but_not_words(image_folder):
     images = sorted((image_folder / "train" / "cat").iterdir())
     for labels, problem in (("01", None), ("ab", "not class numbers: save it as ClassLabel")):
@@ -209,11 +157,6 @@ def test_labels_may_be_numbers_in_a_table_beside_the_images_but_not_words(image_
         with nullcontext() if problem is None else pytest.raises(ConfigError, match=problem):
             split = load_splits(DataConfig(class_names=None), str(image_folder / "train" / "cat"))["train"]
             assert split.labels.tolist() == [row % 2 for row in range(len(images))]
-
-
-def test_a_flat_folder_has_no_labels(image_folder):
-    found = read_datasets(str(image_folder / "unlabeled"), None)
-    assert {name: split.column_names for name, split in found.items()} == {"train": ["image"]}
 
 
 def test_a_hub_id_may_begin_with_the_name_of_a_local_folder(tmp_path, monkeypatch):
@@ -242,12 +185,6 @@ def test_braces_in_an_address_stand_for_numbers_with_their_zeros():
     both = expand_address("https://host/{0..1}/b{0..2}.tar?x={y}")
     assert both == [f"https://host/{a}/b{b}.tar?x={{y}}" for a in (0, 1) for b in (0, 1, 2)]
     assert expand_address("https://host/a.tar") == ["https://host/a.tar"]
-
-
-def test_a_folder_without_images_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ConfigError, match=r"holds no images, parquet files or STL-10 binaries"):
-        read_datasets(str(tmp_path), None)
 
 
 def test_a_broken_parquet_file_is_one_line(tmp_path):
