@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from mae_hf.errors import ConfigError, RunError
 
 PARTIAL = ".*.partial"  # names of files that are being written
+SHARED_PARTIAL = f".*.{'[0-9a-f]' * 16}.partial"  # of those that several processes may write
 _RESTORE = "restore it, or repeat the command that wrote it"
 
 
@@ -51,8 +52,8 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
 def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
     """Write a file beside `path` with `write(file)` and rename it. If that fails, `path` is unchanged.
 
-    Several processes may write a `shared` file at the same time: each writes `.NAME.RANDOM.partial`, which nothing
-    overwrites after a kill.
+    Several processes may write a `shared` file at the same time: each writes `.NAME.RANDOM.partial`. After a kill
+    nothing overwrites it; in the cache, the next command removes it (`mae_hf/data/cache.py`).
     """
     beside = beside_of(path.with_name(f"{path.name}.{secrets.token_hex(8)}") if shared else path)
     try:

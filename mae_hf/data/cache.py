@@ -24,12 +24,12 @@ from mae_hf.data.cores import num_cores
 from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, border_colour, decode
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, clean, require, warn
-from mae_hf.files import beside_of, write_file, write_json
+from mae_hf.files import SHARED_PARTIAL, write_file, write_json
 from mae_hf.progress import Progress
 
 FORMAT_VERSION = 2  # increase it when an image would be decoded to other pixels
 TASKS_AHEAD = 16  # enough to decode on while the disk is slow
-ABANDONED = 600.0  # seconds without a new image after which the process that writes an array is taken for dead
+ABANDONED = 600.0  # seconds without a new byte after which the process that writes a file is taken for dead
 _SHOWN = 10  # bad images in a message
 
 
@@ -79,7 +79,7 @@ def read_or_decode(split: Split, image_size: int, config: DataConfig) -> Store:
     array_file = folder / f"{split.role}-{image_size}-{key}.npy"
     store = _read(array_file, split, image_size, was_there=True)
     try:
-        _sweep(array_file)
+        _sweep(folder)
         if store is None:
             _build(array_file, split, image_size, config)
             store = _read(array_file, split, image_size, was_there=False)
@@ -148,12 +148,12 @@ def _describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
     return " and ".join(which), f"{'; '.join(some)}; all are listed in {' and '.join(lists)}"
 
 
-def _sweep(array_file: Path) -> None:
-    """Remove what killed processes left of an array, or of its record; it may be as large as the array."""
-    left = list(array_file.parent.glob(beside_of(array_file.with_name(f"{array_file.stem}.*")).name))
+def _sweep(folder: Path) -> None:
+    """Remove the files that killed processes left half written; they may be as large as arrays."""
+    left = [file for file in folder.glob(SHARED_PARTIAL) if file.is_file()]
     if not left:
         return
-    with tempfile.TemporaryFile(dir=array_file.parent) as probe:
+    with tempfile.TemporaryFile(dir=folder) as probe:
         now = os.fstat(probe.fileno()).st_mtime  # by the disk's clock
     for file in left:
         with contextlib.suppress(FileNotFoundError):  # another process may sweep, too

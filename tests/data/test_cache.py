@@ -368,11 +368,11 @@ def test_leftovers_of_killed_processes_are_swept_and_files_in_use_are_not(tmp_pa
     array = open_store(split, 8, config).path
     if not is_complete:
         array.unlink()
-    names = (f".{array.name}.00ff.partial", f".{array.name}.11ee.partial", ".mine.partial")
-    left, in_use, others = (tmp_path / name for name in names)
-    for file in (left, in_use, others):
+    left = [tmp_path / f".{name}.{'0f' * 8}.partial" for name in (array.name, "duplicates-a.npz", "stream-a.json")]
+    in_use, others = tmp_path / f".{array.name}.{'1e' * 8}.partial", tmp_path / ".mine.partial"
+    for file in (*left, in_use, others):
         file.write_bytes(b"half")
-    for file in (left, others):
+    for file in (*left, others):
         os.utime(file, (0, file.stat().st_mtime - 700))
     assert open_store(split, 8, config).was_there == is_complete
     assert sorted(tmp_path.iterdir()) == sorted([array, array.with_suffix(".json"), in_use, others])
