@@ -28,7 +28,7 @@ from mae_hf.config.commands import FinetuneConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.data.sources import load_splits
-from mae_hf.data.stream.shards import open_shards
+from mae_hf.data.stream.shards import open_shards, read_images
 from mae_hf.errors import ConfigError, RunError
 
 
@@ -49,7 +49,7 @@ def member(tar: tarfile.TarFile, name: str, content: bytes = b"", **fields: obje
 def read_all(folder: Path) -> list[bytes]:
     """Every image that is streamed from a folder's tars or parquet files."""
     shards = open_shards(DataConfig(source=str(folder), streaming=True, cache_dir=str(folder.parent / "cache")))
-    return [image for opener in shards.openers for image in opener(0)]
+    return [image for file in shards.files for image in read_images(file)]
 
 
 def files_of(folder: Path) -> set[str]:
@@ -299,7 +299,7 @@ def test_the_password_of_a_server_is_taken_from_netrc(kind: str, tmp_path: Path,
     try:
         source = f"http://127.0.0.1:{server.server_port}/0.{kind}"
         shards = open_shards(DataConfig(source=source, streaming=True, cache_dir=str(tmp_path / "cache")))
-        assert list(shards.openers[0](0)) == [png(7)]
+        assert list(read_images(shards.files[0])) == [png(7)]
     finally:
         server.shutdown()
         server.server_close()

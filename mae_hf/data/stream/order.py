@@ -11,7 +11,7 @@ K shards, n images of a window.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,6 @@ class Stream:
     lengths: NDArray[np.int64]  # (K,), images of each
     num_held_out: int  # images that are held out, the first of the stream
     fingerprint: str  # of the names, sizes and lengths of the files, not of their paths, and of `num_held_out`
-    openers: tuple[Callable[[int], Iterator[Encoded]], ...]  # each reads the images of a file from a given one on
 
     def __len__(self) -> int:
         return int(self.lengths.sum()) - self.num_held_out

@@ -1,44 +1,36 @@
 """The shards of streamed images: parquet files or webdataset tars on this machine, on a server or on the Hub.
 
-The datasets library streams them. If a server fails, the library retries 20 times, every 5 seconds. After that we open
-the shard again and skip to the same image, because a tar cannot be read on after its connection broke.
+If a server fails, the shard is opened again, and read on from the same image.
 """
 
-import functools
 import hashlib
-import io
 import itertools
 import json
-import os
+import re
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import datasets
 import fsspec
 import numpy as np
-import pyarrow.dataset
 import pyarrow.parquet
-from datasets.data_files import DataFilesDict, DataFilesList
-from datasets.packaged_modules.parquet.parquet import Parquet
-from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
-from datasets.utils.file_utils import xopen
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import cache_folder
+from mae_hf.data.decode import ENDINGS
 from mae_hf.data.locations import is_address
 from mae_hf.data.readers import find_shards
 from mae_hf.data.stream.order import Encoded, Stream
-from mae_hf.errors import ConfigError, RunError, require
+from mae_hf.errors import ConfigError, RunError
 from mae_hf.files import write_json
 from mae_hf.progress import Progress
 
-PAUSES = (1.0, 5.0, 20.0, 60.0)  # seconds between retries of a shard; they start over after each image
+PAUSES = (1.0, 5.0, 20.0, 60.0, 60.0)  # seconds between retries of a shard; they start over after each image
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
 REFUSALS = (401, 403, 404, 410)  # statuses for which a retry is useless
 COUNTED_AT_ONCE = 16
@@ -46,26 +38,6 @@ MAX_BYTES = 2**26  # of an encoded image
 ROWS_AT_ONCE = 64  # of a parquet file in memory
 
 Result = TypeVar("Result")
-
-
-class _Tars(WebDataset):
-    """Webdataset tars of which only images are read, up to MAX_BYTES each.
-
-    The library would decompress and decode other members by their endings; here they are empty.
-    """
-
-    DECODERS: ClassVar[dict[str, Any]] = {}
-
-    @classmethod
-    def _get_pipeline_from_tar(cls, tar_path: str, tar_iterator: Any) -> Any:
-        images = {f".{ending}" for ending in cls.IMAGE_EXTENSIONS}
-        members = (
-            (name, io.BytesIO(file.read(MAX_BYTES))) if Path(name).suffix.lower() in images
-            # with another ending, because the library decompresses by it
-            else (f"{name}_", io.BytesIO())
-            for name, file in tar_iterator
-        )  # fmt: skip
-        return super()._get_pipeline_from_tar(tar_path, members)
 
 
 class ShardReader:
@@ -88,7 +60,7 @@ class ShardReader:
     def _read_one(self, shard: int, at: int) -> Encoded:
         def read() -> Encoded:
             if self._position != (shard, at):
-                self._images = self._stream.openers[shard](at)
+                self._images = read_images(self._stream.files[shard], at)
             self._position = (-1, 0)  # until the image is read
             image = next(self._images)
             self._position = (shard, at + 1)
@@ -112,56 +84,53 @@ def open_shards(config: DataConfig) -> Stream:
     Raises:
         ConfigError: a source does not exist, has other files, or cannot be counted.
     """
-    groups = [find_shards(source, config.revision) for source in config.sources]
-    files = [file for group in groups for file in group]
+    files = [file for source in config.sources for file in find_shards(source, config.revision)]
     counted = _count_all(files, cache_folder(config))
     names = [[Path(urlsplit(file).path).name, *counted[file]] for file in files]
     fingerprint = f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}-{config.stream_held_out}"
     lengths = np.array([counted[file][1] for file in files], np.int64)
-    openers = [opener for group in groups for opener in _openers(group)]
-    return Stream(tuple(files), lengths, config.stream_held_out, fingerprint, tuple(openers))
+    return Stream(tuple(files), lengths, config.stream_held_out, fingerprint)
 
 
-def _openers(files: Sequence[str]) -> list[Callable[[int], Iterator[Encoded]]]:
-    """For each file, the function that reads its images from a number on."""
-    from aiohttp import ClientTimeout  # it takes time to import
-
-    # aiohttp's own limit of five minutes per file would cut off a tar that is read at the speed of training.
-    patience = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE)}}
-    options: dict[str, Any] = {"storage_options": {"http": patience, "https": patience}}
-    options["data_files"] = DataFilesDict(train=DataFilesList(list(files), [("",)] * len(files)))
-
-    def open_tars() -> tuple[Any, list[str]]:
-        # The library would retry on the broken connection; ShardReader opens a new one.
-        datasets.config.STREAMING_READ_MAX_RETRIES = 1
-        dataset = _Tars(**options).as_streaming_dataset("train")
-        return dataset, [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-
-    def open_parquet() -> tuple[Any, list[str]]:
-        with xopen(files[0], "rb") as file:
-            names = pyarrow.parquet.read_schema(file).names
-        columns = [name for name in ("image", "img") if name in names][:1]
+def read_images(file: str, start: int = 0) -> Iterator[Encoded]:
+    """The images of a shard from number `start` on, still encoded; no bytes where a row has none."""
+    if _is_tar(file):
+        for image in itertools.islice(_tar_images(file), start, None):
+            yield image.read(MAX_BYTES)
+        return
+    with _open(file) as stream:
         # Without this, pyarrow keeps all that it has read of a file in memory.
-        scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
-        read = {"columns": columns, "batch_size": ROWS_AT_ONCE, "fragment_scan_options": scan}
-        return Parquet(**options, **read).as_streaming_dataset("train") if columns else None, columns
-
-    try:
-        dataset, columns = _ask(files[0], open_tars if _is_tar(files[0]) else open_parquet)
-    except Exception as error:
-        raise ConfigError(f"{files[0]} cannot be read as a shard: {_cause(error)} (--data.source)") from error
-    needed = "a parquet file has them in a column `image`, a tar as files with the ending of an image (--data.source)"
-    require(len(columns) > 0, f"{files[0]} holds no images: {needed}")
-    images = dataset.decode(False).select_columns(columns)
-    assert images.num_shards == len(files)
-    return [functools.partial(_read, images, columns, index) for index in range(len(files))]
+        table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
+        column = _image_column(table)
+        for group in range(table.num_row_groups):
+            num = table.metadata.row_group(group).num_rows
+            if start < num:
+                batches = table.iter_batches(ROWS_AT_ONCE, [group], [column])
+                rows = itertools.chain.from_iterable(batch[0].to_pylist() for batch in batches)
+                for image in itertools.islice(rows, start, None):
+                    yield (image["bytes"] or image["path"] or b"") if isinstance(image, dict) else image or b""
+            start = max(0, start - num)
 
 
-def _read(images: datasets.IterableDataset, columns: Sequence[str], index: int, start: int) -> Iterator[Encoded]:
-    """The images of a file from number `start` on; no bytes where a row has none."""
-    for example in images.shard(images.num_shards, index).skip(start):
-        image = next((example[column] for column in columns if example[column] is not None), b"")
-        yield image["bytes"] or image["path"] or b"" if isinstance(image, dict) else image
+def _tar_images(file: str) -> Iterator[IO[bytes]]:
+    """The images of a webdataset tar: the first of each sample, open until the next one is asked for."""
+
+    def images(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # else it would keep all of them
+            if member.issparse():  # a few bytes that claim to be gigabytes
+                raise ValueError(f"its member {member.name} is sparse: pack the images anew, without --sparse")
+            name = PurePosixPath(member.name)
+            if member.isreg() and name.name.lower().endswith(ENDINGS) and not name.name.startswith((".", "__")):
+                yield member
+
+    # A server sends a tar from its first to its last byte; on a disk, all that is left out is skipped.
+    mode: Literal["r|", "r:"] = "r|" if "://" in file else "r:"
+    with _open(file) as stream, tarfile.open(fileobj=stream, mode=mode) as tar:
+        for _, sample in itertools.groupby(images(tar), key=lambda member: re.sub(r"\.[^/]*$", "", member.name)):
+            opened = tar.extractfile(next(sample))
+            assert opened is not None  # a regular file
+            yield opened
 
 
 def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]:
@@ -195,27 +164,46 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
 
 def _state(file: str) -> list[Any]:
     """What changes with a file: its size first, then its time or tag."""
-    # As in the datasets library: with the password of ~/.netrc and the proxy of the environment.
-    options = {"client_kwargs": {"trust_env": True}} if is_address(file) else {}
-    filesystem, path = fsspec.core.url_to_fs(file, **options)
+    filesystem, path = _filesystem(file)
     info = filesystem.info(path)
     return [info["size"], *(str(info.get(key, "")) for key in ("mtime", "ETag", "Last-Modified", "blob_id"))]
 
 
 def _count(file: str) -> int:
     """Images of a shard: a parquet file says it in its footer, a tar is read to its end."""
-    with xopen(file, "rb") as stream:
-        if not _is_tar(file):
-            return int(pyarrow.parquet.read_metadata(stream).num_rows)
-        keys = []
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                if member.issparse():  # a few bytes that claim to be gigabytes
-                    raise ValueError(f"its member {member.name} is sparse: pack the images anew, without --sparse")
-                # As in the datasets library: only files count, except hidden ones, and neighbours with one key are one.
-                if member.isreg() and not os.path.basename(member.name).startswith((".", "__")):
-                    keys.append(base_plus_ext(member.name)[0])
-        return len(list(itertools.groupby(key for key in keys if key is not None)))
+    if not _is_tar(file):
+        with _open(file) as stream:
+            table = pyarrow.parquet.ParquetFile(stream)
+            _image_column(table)
+            return int(table.metadata.num_rows)
+    num = sum(1 for _ in _tar_images(file))
+    if num == 0:
+        raise ValueError("it holds no images, which are files with the ending of an image")
+    return num
+
+
+def _image_column(table: pyarrow.parquet.ParquetFile) -> str:
+    for name in ("image", "img"):
+        if name in table.schema_arrow.names:
+            return name
+    raise ValueError("it holds no images, which are in a column `image`")
+
+
+def _open(file: str) -> Any:
+    """An open file, on this machine, on a server or on the Hub. A tar of a server is one answer of it."""
+    filesystem, path = _filesystem(file)
+    return filesystem.open(path, block_size=0) if _is_tar(file) and "://" in file else filesystem.open(path)
+
+
+def _filesystem(file: str) -> tuple[Any, str]:
+    if not is_address(file):
+        return fsspec.core.url_to_fs(file)
+    from aiohttp import ClientTimeout  # it takes time to import
+
+    # aiohttp's own limit of five minutes per file would cut off a tar that is read at the speed of training.
+    timeout = ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE)
+    # `trust_env` takes the password of ~/.netrc and the proxy of the environment
+    return fsspec.core.url_to_fs(file, client_kwargs={"trust_env": True, "timeout": timeout})
 
 
 def _ask(file: str, action: Callable[[], Result]) -> Result:
@@ -244,6 +232,6 @@ def _is_tar(file: str) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """The cause of an error as one line; the datasets library hides it behind its own `Server Disconnected`."""
+    """The cause of an error as one line."""
     error = error.__cause__ or error
     return " ".join(f"{type(error).__name__}: {error}".split())

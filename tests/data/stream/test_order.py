@@ -20,7 +20,7 @@ def sampler_of(
         data=DataConfig(streaming=True, stream_readers=num_readers, stream_buffer=buffer_size),
         train=PretrainTrainConfig(batch_size=batch_size, seed=seed, per_device_batch_size=micro_batch_size),
     )
-    stream = Stream((), np.array(LENGTHS), first, "", ())
+    stream = Stream((), np.array(LENGTHS), first, "")
     return StreamSampler(stream, config, config.train.plan(len(stream), num_processes), process_index)
 
 
