@@ -81,15 +81,18 @@ def resample_arms(arms: Sequence[Candidates]) -> list[Resampled]:
     return results
 
 
-def best_over_next(arms: Sequence[Resampled]) -> tuple[Floats, Floats]:
-    """Choose an arm in each resample, too, by validation.
+def first_over_second(arms: Sequence[Resampled], chooses_arm: bool) -> tuple[Floats, list[float]]:
+    """Return how far the test accuracy of the first arm is above the second's in each resample, (B,).
 
-    Return how far its test accuracy is above the arm that validation puts second, (B,), and the share of resamples in
-    which each arm is chosen, (A,).
+    With `chooses_arm`, validation sorts the arms in each resample, too. The other result is the share of resamples in
+    which validation puts each of the A arms first.
     """
     order = np.argsort([-arm.validation for arm in arms], axis=0)
-    accuracy = np.take_along_axis(np.stack([arm.accuracy for arm in arms]), order, axis=0)
-    return accuracy[0] - accuracy[1], np.bincount(order[0], minlength=len(arms)) / order.shape[1]
+    shares = np.bincount(order[0], minlength=len(arms)) / order.shape[1]
+    accuracy = np.stack([arm.accuracy for arm in arms])
+    if chooses_arm:
+        accuracy = np.take_along_axis(accuracy, order, axis=0)
+    return accuracy[0] - accuracy[1], shares.tolist()
 
 
 def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:

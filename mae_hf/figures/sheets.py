@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
@@ -134,24 +136,26 @@ def thumbnails_figure(
     return figure
 
 
-def attention_figure(rows: Sequence[tuple[str, Images]], maps: Mapping[str, NDArray[Any]], title: str) -> Figure:
-    """Return rows with an image, uint8 (H, W, 3), beside heat maps of its patches, all on one scale.
+def attention_figure(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns: Sequence[str], title: str) -> Figure:
+    """Return rows of images, uint8 (H, W, 3), and heat maps of their patches, float (H / P, W / P), all on one scale.
 
-    A column has a map for each row, float (len(rows), H / P, W / P): attention in multiples of an even spread.
+    The heat maps are attention in multiples of an even spread. A row may have fewer panels than there are columns.
     """
-    side = 1.5 if len(maps) <= 6 else 1.0  # inches
-    figure = Figure(figsize=(side * (1 + len(maps)) + 0.4, side * len(rows) + 1.6), layout="compressed")
-    panels = figure.subplots(len(rows), 1 + len(maps), squeeze=False)
+    side = 1.5 if len(columns) <= 7 else 1.0  # inches
+    figure = Figure(figsize=(side * len(columns) + 0.4, side * len(rows) + 1.6), layout="compressed")
+    panels = figure.subplots(len(rows), len(columns), squeeze=False)
+    values = np.concatenate([shown.ravel() for _, row in rows for shown in row if shown.ndim == 2])
     # without a percentile, a few patches with most of the attention would leave the others black
-    most = max(1.0, float(np.percentile(np.stack(list(maps.values())), 99)))
-    for row, (name, image) in enumerate(rows):
-        _show(panels[row, 0], image)
-        panels[row, 0].set_ylabel(name, fontsize=8)
-        for panel, heat in zip(panels[row, 1:], maps.values(), strict=True):
-            shading = panel.imshow(heat[row], cmap="inferno", vmin=0, vmax=most, interpolation="nearest")
-            panel.set(xticks=[], yticks=[])
-    for panel, column in zip(panels[0], ("image", *maps), strict=True):
+    most = max(1.0, float(np.percentile(values, 99)))
+    for row_panels, (name, row) in zip(panels, rows, strict=True):
+        row_panels[0].set_ylabel(name, fontsize=8)
+        for panel, shown in zip(row_panels, row, strict=False):
+            _show(panel, shown, cmap="inferno", vmin=0, vmax=most)
+        for panel in row_panels[len(row) :]:
+            panel.set_axis_off()
+    for panel, column in zip(panels[0], columns, strict=True):
         panel.set_title(column, fontsize=8)
+    shading = ScalarMappable(Normalize(0, most), "inferno")
     bar = figure.colorbar(shading, ax=panels, location="bottom", extend="max", fraction=0.05, aspect=40)
     bar.set_label("attention of the CLS token (1 = spread evenly)")
     figure.suptitle(title, fontsize=11)
@@ -165,7 +169,7 @@ def _strip(images: Images) -> Images:
     return np.concatenate(list(padded), axis=1)[:, :-gap]
 
 
-def _show(panel: Axes, image: Images) -> None:
-    panel.imshow(image, interpolation="nearest")
+def _show(panel: Axes, image: NDArray[Any], **shading: Any) -> None:
+    panel.imshow(image, interpolation="nearest", **shading)
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set_visible(False)

@@ -1,70 +1,58 @@
-"""The arms of a comparison: their recipes and runs, and which of them represent an arm."""
+"""The arms of a comparison, read from their run folders and checked against each other.
 
-from dataclasses import dataclass
-from functools import cached_property
+Runs that do not answer the same question (different test images or classes) are refused. Runs of an arm that differ in
+their seeds alone are one recipe; validation chooses the recipe that represents the arm, with all its runs.
+"""
 
-from mae_hf.report.recipes import Recipe, mean_best
-from mae_hf.report.results import Results, measure
-from mae_hf.training.finished_runs import Run
-from mae_hf.training.provenance import Provenance, find_provenance
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from mae_hf.errors import require
+from mae_hf.report.comparison import Comparison
+from mae_hf.report.recipes import Recipe, check_comparable, mean_best, sort_recipes
+from mae_hf.training.finished_runs import Run, read_run, read_runs
+
+PRETRAINED_ARM, SCRATCH_ARM = "MAE pre-trained", "from scratch"  # of `compare_runs`
 
 
-@dataclass(frozen=True, eq=False)
-class ComparedArms:
-    """Two or more arms. The answer is about the first two: pre-trained and scratch, or the two best on validation."""
+def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
+    """Read the run folders of fine-tuning and of the same training from scratch, and check that they can be compared.
 
-    recipes: dict[str, tuple[Recipe, ...]]  # of each arm, the chosen one first; its runs, the best on validation first
-    chooses_arm: bool = False  # whether validation chooses the best arm; otherwise pre-training is against scratch
+    Raises:
+        ConfigError: a run is unfinished, in the wrong arm or given twice, or differs in images, classes or network.
+    """
+    arms = {PRETRAINED_ARM: [read_run(path) for path in pretrained], SCRATCH_ARM: [read_run(path) for path in scratch]}
+    for arm, runs in arms.items():
+        for run in runs:
+            option = "--scratch" if run.from_scratch else "--pretrained"
+            message = f"{run.path} has model.init {run.init}: name it after {option}"
+            require(run.from_scratch == (arm == SCRATCH_ARM), message)
+    return Comparison(_sorted_recipes(arms, same_network=True))
 
-    @property
-    def arms(self) -> dict[str, tuple[Run, ...]]:
-        """All runs of each arm."""
-        return {name: tuple(run for recipe in recipes for run in recipe) for name, recipes in self.recipes.items()}
 
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """All runs, the pre-trained ones first."""
-        return tuple(run for arm in self.arms.values() for run in arm)
+def compare_arms(arms: Mapping[str, Sequence[str | Path]]) -> Comparison:
+    """Read the folders of two or more arms by name, fine-tuning runs and probes, and check that they can be compared.
 
-    @property
-    def chosen(self) -> dict[str, Recipe]:
-        """The runs that the answer is about: all runs of each arm's chosen recipe."""
-        return {name: recipes[0] for name, recipes in self.recipes.items()}
+    The arms are sorted by validation, the best first.
 
-    @property
-    def best(self) -> dict[str, Run]:
-        """The run of each arm that pictures of a single run show."""
-        return {name: runs[0] for name, runs in self.chosen.items()}
+    Raises:
+        ConfigError: there is one arm, a run is unfinished or given twice, or it differs in images or classes.
+    """
+    require(len(arms) > 1, f"{len(arms)} arm: name two or more (--arm NAME=RUN --arm NAME=RUN)")
+    paths = Counter(Path(path).expanduser().resolve() for of_arm in arms.values() for path in of_arm)
+    twice = [str(path) for path, count in paths.items() if count > 1]
+    require(not twice, f"{', '.join(twice[:1])} is named twice: name each run once, in one arm (--arm)")
+    runs = {name: [run for path in of_arm for run in read_runs(path)] for name, of_arm in arms.items()}
+    recipes = _sorted_recipes(runs, same_network=False)
+    ranked = sorted(recipes.items(), key=lambda arm: -mean_best(arm[1][0]))
+    return Comparison(dict(ranked), chooses_arm=True)
 
-    @property
-    def differing_settings(self) -> list[str]:
-        """The settings that all chosen recipes have, and in which they differ."""
-        first, *others = (dict(recipe[0].settings) for recipe in self.chosen.values())
-        return [key for key, value in first.items() if any(other.get(key, value) != value for other in others)]
 
-    @cached_property
-    def better_probes(self) -> list[tuple[str, Run]]:
-        """The arms whose chosen recipe fine-tunes an encoder that a probe beats on validation, and the best probe."""
-        probes = [run for run in sorted(self.runs, key=lambda run: -run.best_validation_accuracy) if run.probe]
-        found = []
-        for name, runs in self.chosen.items():
-            of_encoder = [probe for probe in probes if {probe.encoder, probe.init} & {runs[0].encoder, runs[0].init}]
-            if not runs[0].probe and of_encoder and of_encoder[0].best_validation_accuracy > mean_best(runs):
-                found.append((name, of_encoder[0]))
-        return found
-
-    @cached_property
-    def origins(self) -> list[Provenance]:
-        """Where the encoders of the arms come from, each once."""
-        inits = dict.fromkeys(run.init for run in self.runs if not run.from_scratch)
-        return [find_provenance(init) for init in inits]
-
-    @property
-    def has_choice(self) -> bool:
-        """Whether validation has chosen between recipes."""
-        return any(len(recipes) > 1 for recipes in self.recipes.values())
-
-    @cached_property
-    def results(self) -> Results:
-        """The numbers of the comparison."""
-        return measure(self.recipes, chooses_arm=self.chooses_arm)
+def _sorted_recipes(arms: Mapping[str, Sequence[Run]], *, same_network: bool) -> dict[str, tuple[Recipe, ...]]:
+    """The recipes of each arm, after checks that all runs can be compared."""
+    first, *others = chain(*arms.values())
+    for run in others:
+        check_comparable(first, run, same_network=same_network)
+    return {name: sort_recipes(runs) for name, runs in arms.items()}

@@ -1,40 +1,75 @@
-"""A comparison: the runs of two or more arms, checked against each other, and the answer they give.
+"""A comparison: the runs of two or more arms, and the answer that they give."""
 
-Runs that do not answer the same question (different test images or classes) are refused. Runs of an arm that differ in
-their seeds alone are one recipe; validation chooses the recipe that represents the arm, with all its runs.
-"""
-
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
-from mae_hf.errors import require
 from mae_hf.evaluation.statistics import Interval, Spread
-from mae_hf.report.arms import ComparedArms
-from mae_hf.report.recipes import check_comparable, epochs_to, mean_best, recipe_name, scores_on_test, sort_recipes
-from mae_hf.training.finished_runs import Run, read_run, read_runs
+from mae_hf.report.recipes import Recipe, epochs_to, mean_best, preparation_of, recipe_name, scores_on_test
+from mae_hf.report.results import Results, measure
+from mae_hf.training.finished_runs import Run
+from mae_hf.training.provenance import Provenance, find_provenance
 
-PRETRAINED_ARM, SCRATCH_ARM = "MAE pre-trained", "from scratch"  # in pictures and tables
 MIN_VALIDATION_IMAGES = 100  # below, one image is more than a point
 
 
-class Comparison(ComparedArms):
-    """The same arms, and what they say."""
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two or more arms. The answer is about the first two: pre-trained and scratch, or the two best on validation."""
+
+    recipes: dict[str, tuple[Recipe, ...]]  # of each arm, the chosen one first; its runs, the best on validation first
+    chooses_arm: bool = False  # whether validation chooses the best arm; otherwise pre-training is against scratch
 
     @property
-    def _names(self) -> list[str]:
-        """The arms as sentences name them, in their order."""
-        return list(self.recipes) if self.chooses_arm else ["pre-trained", "from scratch"]
+    def arms(self) -> dict[str, tuple[Run, ...]]:
+        """All runs of each arm."""
+        return {name: tuple(chain(*recipes)) for name, recipes in self.recipes.items()}
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs, those of the first arm first."""
+        return tuple(chain(*self.arms.values()))
+
+    @property
+    def chosen(self) -> dict[str, Recipe]:
+        """The runs that the answer is about: all runs of each arm's chosen recipe."""
+        return {name: recipes[0] for name, recipes in self.recipes.items()}
+
+    @property
+    def best(self) -> dict[str, Run]:
+        """The run of each arm that pictures of a single run show."""
+        return {name: runs[0] for name, runs in self.chosen.items()}
+
+    @property
+    def differing_settings(self) -> list[str]:
+        """The settings that all chosen recipes have, and in which they differ."""
+        first, *others = (dict(run.settings) for run in self.best.values())
+        return [key for key, value in first.items() if any(other.get(key, value) != value for other in others)]
+
+    @cached_property
+    def origins(self) -> list[Provenance]:
+        """Where the encoders of the arms come from, each once."""
+        return [find_provenance(init) for init in dict.fromkeys(run.init for run in self.runs if not run.from_scratch)]
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether validation has chosen between recipes."""
+        return any(len(recipes) > 1 for recipes in self.recipes.values())
+
+    @cached_property
+    def results(self) -> Results:
+        """The numbers of the comparison."""
+        return measure(self.recipes, chooses_arm=self.chooses_arm)
 
     def answer(self) -> str:
         """Return the result in one sentence with its interval, however it turned out."""
         results, interval, pair = self.results, self.results.gain_interval, self.results.pairs[0]
         num_labels = self.runs[0].record.num_train_images  # the same in all runs, as their data are
         labels = f"{num_labels:,} labels" if num_labels else "the same labels"
-        p_value = pair.seeds_test.p_value if pair.seeds_test else 0.0
-        if self.chooses_arm:  # of several pairs, the first is one that looks good
-            p_value = pair.corrected_p_value
+        # of several pairs, the first is one that looks good
+        p_value = pair.corrected_p_value if pair.seeds_test or len(results.pairs) > 1 else 0.0
         verdict = f"{100 * results.gain:+.1f} points"
         if round(100 * results.gain, 1) == 0:
             verdict = "less than 0.1 points apart"
@@ -47,9 +82,8 @@ class Comparison(ComparedArms):
         ends = f", over {images}"
         if interval is None:
             ends = f", as the difference is the same for each of the {images}"
-        elif self.has_choice or self.chooses_arm:
-            chosen = ["arm"] * self.chooses_arm + ["recipe"] * self.has_choice
-            ends += f" and the choice of {listed(chosen)} on {results.num_validation_images:,} validation images"
+        elif choices := ["arm"] * self.chooses_arm + ["recipe"] * self.has_choice:
+            ends += f" and the choice of {listed(choices)} on {results.num_validation_images:,} validation images"
         worth = f"{verdict} ({_interval_text(interval)}{ends})"
         ours, baseline = (spread_text(arm.accuracy) for arm in results.leading)
         if not self.chooses_arm:
@@ -57,8 +91,8 @@ class Comparison(ComparedArms):
                 f"With {labels}, the MAE-pre-trained ViT reaches {ours} % test accuracy, the same network from scratch "
                 f"{baseline} %: {worth}."
             )
-        probe = next(iter(self.best.values())).probe
-        best, following = self._names[:2]
+        best, following, *_ = self.recipes
+        probe = self.best[best].probe
         return (
             f"With {labels}, {best} is the best of {len(self.recipes)} arms on validation images"
             f"{f' (use the probe {probe})' if probe else ''} and reaches {ours} % test accuracy, the next best, "
@@ -67,28 +101,24 @@ class Comparison(ComparedArms):
 
     def details(self) -> str:
         """Return what supports the answer: runs, tests and choices."""
-        units, pair = [arm.describe_units() for arm in self.results.arms.values()], self.results.pairs[0]
-        is_single = set(units) == {"1 run"}
-        shown = zip(units, self._names, strict=True)
-        of_arms = [f"{unit} ({name})" for unit, name in shown if unit != "1 run" or not self.chooses_arm]
-        sentences = [f"± is the standard deviation over {listed(of_arms)}."]
-        if is_single:
-            sentences = ["Each arm has one run, so the spread over seeds is unknown."]
-        if self.chooses_arm:
+        results, pair = self.results, self.results.pairs[0]
+        units = [f"{arm.describe_units()} ({name})" for name, arm in results.arms.items() if arm.num_units > 1]
+        sentences = ["Each arm has one run, so the spread over seeds is unknown."]
+        if units:
+            sentences = [f"± is the standard deviation over {listed(units)}."]
+        if len(results.pairs) > 1:
             test = "Welch's t-test" if pair.seeds_test else "exact McNemar test"
-            sentences.append(
-                f"The two best arms: p = {pair.corrected_p_value:.2g} ({test}, with Holm's correction for "
-                f"{len(self.results.pairs)} pairs of arms)."
-            )
+            correction = f"with Holm's correction for {len(results.pairs)} pairs of arms"
+            sentences.append(f"The two best arms: p = {pair.corrected_p_value:.2g} ({test}, {correction}).")
         else:
             if pair.seeds_test:
                 sentences.append(f"Welch's t-test over them: p = {pair.seeds_test.p_value:.2g}.")
-            elif not is_single and self.results.leading[0].is_of_one_encoder:
+            elif units and results.leading[0].is_of_one_encoder:
                 sentences.append("One encoder gives no p-value for pre-training as a whole.")
             sentences.append(self._mcnemar())
-        several = zip(self._names, map(len, self.recipes.values()), strict=True)
         among = [f"{len(self.recipes)} arms"] * self.chooses_arm
-        among += [f"{count} recipes {'of ' * self.chooses_arm}{name}" for name, count in several if count > 1]
+        for name, recipes in self.recipes.items():
+            among += [f"{len(recipes)} recipes {'of ' * self.chooses_arm}{name}"] * (len(recipes) > 1)
         if among:
             sentences.append(
                 f"Validation chose among {listed(among)}. The interval includes that choice, p-values do not."
@@ -97,14 +127,20 @@ class Comparison(ComparedArms):
 
     def advice(self) -> list[str]:
         """Return a sentence for each arm that fine-tunes an encoder whose probe is better on validation images."""
-        return [
-            f"Use the probe instead of {name}: {probe.name} reaches {100 * probe.best_validation_accuracy:.1f} % on "
-            f"validation images, fine-tuning the same encoder {100 * mean_best(self.chosen[name]):.1f} %."
-            for name, probe in self.better_probes
-        ]
+        probes = sorted((run for run in self.runs if run.probe), key=lambda run: -run.best_validation_accuracy)
+        sentences = []
+        for name, runs in self.chosen.items():
+            of_encoder = [probe for probe in probes if {probe.encoder, probe.init} & {runs[0].encoder, runs[0].init}]
+            if not runs[0].probe and of_encoder and of_encoder[0].best_validation_accuracy > mean_best(runs):
+                probe, best = of_encoder[0].name, of_encoder[0].best_validation_accuracy
+                sentences.append(
+                    f"Use the probe instead of {name}: {probe} reaches {100 * best:.1f} % on validation images, "
+                    f"fine-tuning the same encoder {100 * mean_best(runs):.1f} %."
+                )
+        return sentences
 
     def _mcnemar(self) -> str:
-        """The tests of single runs of the first two arms."""
+        """The tests of single runs of the two arms."""
         tests = self.results.pairs[0].tests
         values = sorted(paired.test.p_value for paired in tests)
         which, p = "", f"{values[0]:.2g}"
@@ -118,11 +154,9 @@ class Comparison(ComparedArms):
         """Return how test images that pre-training has seen affect the result; None where it has seen none."""
         results, sentences = self.results, list[str]()
         if results.unknown_arms:
-            whose, their = f" of {listed(results.unknown_arms)}", "their"
-            whose, their = (whose, their) if self.chooses_arm else ("", "the pre-trained arm's")
             sentences.append(
-                f"It is unknown whether pre-training{whose} has seen these test images, or near-duplicates of them. If "
-                f"it has, {their} numbers may be too high."
+                "It is unknown whether pre-training has seen these test images, or near-duplicates of them "
+                f"({listed(results.unknown_arms)}). If it has, these numbers may be too high."
             )
         if results.num_seen_test_images:
             sentences.append(
@@ -130,8 +164,8 @@ class Comparison(ComparedArms):
                 "images, or near-duplicates, without labels."
             )
             unseen = results.unseen
-            two = zip(unseen.accuracy.values() if unseen else (), self._names[:2], strict=False)
-            accuracies = " and ".join(f"{spread_text(value)} % {name}" for value, name in two)
+            two = list(unseen.accuracy.items())[:2] if unseen else []
+            accuracies = " and ".join(f"{spread_text(value)} % {name}" for name, value in two)
             sentences.append(
                 f"On the other {unseen.num_images:,}, the accuracy is {accuracies}: {100 * unseen.gain:+.1f} points "
                 f"({_interval_text(unseen.gain_interval)})."
@@ -162,8 +196,7 @@ class Comparison(ComparedArms):
         range_of_gains = f"{min(gains):+.1f} to {max(gains):+.1f} points"
         arms = self.results.arms.items()
         of_one_encoder = [name for name, arm in arms if arm.is_of_one_encoder and arm.num_units > 1]
-        whose = f"The spread of {listed(of_one_encoder)}" if self.chooses_arm else "The pre-trained arm's spread"
-        sizes = {run.shape["image_size"] for run in runs}
+        preparations = {preparation_of(run) for run in runs}
         notes: dict[str | None, object] = {
             self.leak(): True,
             self.few_validation_images(): True,
@@ -171,13 +204,13 @@ class Comparison(ComparedArms):
             f"The chosen recipes differ in more than their first weights: {', '.join(also)}.": also
             and not self.chooses_arm,
             f"Longer training may change the difference: the last epoch is the best one of {growing}.": growing,
-            f"{whose} is over fine-tuning seeds of one encoder. Other pre-training seeds may vary "
-            "more.": of_one_encoder,
+            f"The spread of {listed(of_one_encoder)} is over fine-tuning seeds of one encoder. Other pre-training "
+            "seeds may vary more.": of_one_encoder,
             "Curves and F1 show all runs; the other pictures show the best run of each arm on validation: "
             f"{listed([run.name for run in self.best.values()])}.": len(runs) > len(self.recipes),
             f"The runs differ in precision ({', '.join(precisions)}).": len(precisions) > 1,
-            "The networks take images of different sizes. That the images are the same was checked by source, splits "
-            "and labels, not by their pixels.": len(sizes) > 1,
+            "The networks take images of different sizes, or prepare them differently (data.resize). That the images "
+            "are the same was checked by source, splits and labels, not by their pixels.": len(preparations) > 1,
             f"No test image belongs to {', '.join(empty)}. Such classes have no F1, and macro-F1 is the mean over the "
             "other classes.": empty,
         }
@@ -224,39 +257,3 @@ def spread_text(value: Spread, factor: float = 100, digits: int = 1) -> str:
 
 def _interval_text(gain: Interval | None) -> str:
     return f"95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}" if gain else "no interval"
-
-
-def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
-    """Read the run folders of fine-tuning and of the same training from scratch, and check that they can be compared.
-
-    Raises:
-        ConfigError: a run is unfinished, in the wrong arm or given twice, or differs in images, classes or network.
-    """
-    ours, baseline = [read_run(path) for path in pretrained], [read_run(path) for path in scratch]
-    for run in ours + baseline:
-        option = "--scratch" if run.from_scratch else "--pretrained"
-        message = f"{run.path} has model.init {run.init}: name it after {option}"
-        require(run.from_scratch == (run in baseline), message)
-        check_comparable(ours[0], run, same_network=True)
-    return Comparison({PRETRAINED_ARM: sort_recipes(ours), SCRATCH_ARM: sort_recipes(baseline)})
-
-
-def compare_arms(arms: Mapping[str, Sequence[str | Path]]) -> Comparison:
-    """Read the folders of two or more arms by name, fine-tuning runs and probes, and check that they can be compared.
-
-    The arms are sorted by validation, the best first.
-
-    Raises:
-        ConfigError: there is one arm, a run is unfinished or given twice, or it differs in images or classes.
-    """
-    require(len(arms) > 1, f"{len(arms)} arm: name two or more (--arm NAME=RUN --arm NAME=RUN)")
-    paths = Counter(Path(path).expanduser().resolve() for of_arm in arms.values() for path in of_arm)
-    twice = [str(path) for path, count in paths.items() if count > 1]
-    require(not twice, f"{', '.join(twice[:1])} is named twice: name each run once, in one arm (--arm)")
-    runs = {name: [run for path in of_arm for run in read_runs(path)] for name, of_arm in arms.items()}
-    first = next(iter(runs.values()))[0]
-    for run in (run for of_arm in runs.values() for run in of_arm):
-        check_comparable(first, run, same_network=False)
-    recipes = {name: sort_recipes(of_arm) for name, of_arm in runs.items()}
-    ranked = sorted(recipes, key=lambda name: -mean_best(recipes[name][0]))
-    return Comparison({name: recipes[name] for name in ranked}, chooses_arm=True)

@@ -5,7 +5,7 @@ Shapes: n images, S side of an image, D width of the encoder, H heads, G² patch
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from mae_hf.config.commands import EvaluateConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images
 from mae_hf.errors import ConfigError, require
-from mae_hf.evaluation.inference import pixel_values_of
+from mae_hf.evaluation.inference import pixel_values_of, pooled_features
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.io import open_classifier, open_encoder, weights_digest
 from mae_hf.report.comparison import Comparison
@@ -31,24 +31,25 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """An encoder of a comparison, and how its images are normalised."""
+    """An encoder of a comparison, and the test images as it takes them."""
 
     encoder: ViTModel  # in eval mode, with attention whose weights can be read
+    images: ImageSet  # the n test images, of its size and by its `data.resize`
     data: DataConfig  # the mean and standard deviation that normalise its images
 
     @torch.no_grad()
-    def features(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the CLS features of these rows, (n, D)."""
         batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
-        features = [self.encoder(self._pixel_values(images, batch)).last_hidden_state[:, 0] for batch in batches]
-        return torch.cat(features).float().cpu().numpy()
+        features = [pooled_features(self.encoder, self._pixel_values(batch))[:, 0] for batch in batches]
+        return torch.cat(features).cpu().numpy()
 
-    def attention(self, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def attention(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return `cls_attention` of these rows, (n, H, G, G)."""
-        return cls_attention(self.encoder, self._pixel_values(images, rows)).cpu().numpy()
+        return cls_attention(self.encoder, self._pixel_values(rows)).cpu().numpy()
 
-    def _pixel_values(self, images: ImageSet, rows: NDArray[np.int64]) -> Tensor:
-        return pixel_values_of(images, rows, self.data, self.encoder.device)
+    def _pixel_values(self, rows: NDArray[np.int64]) -> Tensor:
+        return pixel_values_of(self.images, rows, self.data, self.encoder.device)
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def cls_attention(encoder: ViTModel, pixel_values: Tensor) -> Tensor:
 
 
 def open_test_images(run: Run) -> ImageSet:
-    """Return the images that a run was tested on.
+    """Return the images that a run was tested on, prepared as its network takes them.
 
     Raises:
         ConfigError: the data are missing, or have changed since the run.
@@ -86,24 +87,23 @@ def open_test_images(run: Run) -> ImageSet:
     return images
 
 
-def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str, str]]:
-    """Return the networks to draw, and why missing ones cannot be opened.
+def open_networks(comparison: Comparison, images: Mapping[str, ImageSet]) -> tuple[dict[str, Network], dict[str, str]]:
+    """Return the networks to draw, and why missing ones cannot be opened; `images` are `open_test_images` by arm.
 
-    With two arms these are the networks of both before and after fine-tuning. Before: the encoder that `model.init`
-    names, and the random weights that the scratch run began with. After: the models of each arm's best run. Where
-    validation chooses the arm, it is the network of each arm's best run, fine-tuned or frozen.
+    With pre-training against scratch these are the networks of both before and after fine-tuning. Before: the encoder
+    that `model.init` names, and the random weights that the scratch run began with. After: the models of each arm's
+    best run. Where validation chooses the arm, it is the network of each arm's best run, fine-tuned or frozen.
     """
-    wanted = [(arm, run, True) for arm, run in comparison.best.items()]
+    wanted = [(arm, arm, True) for arm in comparison.best]
     if not comparison.chooses_arm:
-        ours, baseline = comparison.best.values()
+        ours, baseline = comparison.best
         wanted = [(PRETRAINED_ENCODER, ours, False), (RANDOM_ENCODER, baseline, False)]
         wanted += [(FINETUNED_ENCODER, ours, True), (SUPERVISED_ENCODER, baseline, True)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks, missing = {}, {}
-    for name, run, is_trained in wanted:
+    for name, arm, is_trained in wanted:
+        run = comparison.best[arm]
         try:
-            side, drawn = (of_run.shape["image_size"] for of_run in (run, wanted[0][1]))
-            require(side == drawn, f"it takes images of {side} pixels, the others of {drawn}")
             if isinstance(run.config, EvaluateConfig):
                 encoder = open_encoder(run.init, "eager")
             elif is_trained:
@@ -113,7 +113,7 @@ def open_networks(comparison: Comparison) -> tuple[dict[str, Network], dict[str,
         except ConfigError as error:
             missing[name] = str(error)
         else:
-            networks[name] = Network(encoder.eval().to(device), run.config.data)
+            networks[name] = Network(encoder.eval().to(device), images[arm], run.config.data)
     return networks, missing
 
 

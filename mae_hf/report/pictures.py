@@ -4,7 +4,7 @@ Shapes: n test images, H heads, G² patches in G rows.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from mae_hf import figures
 from mae_hf.data.dataset import ImageSet
@@ -71,15 +72,15 @@ def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
     draw_scores(comparison, drawn)
     draw_reliability(comparison, drawn)
     try:
-        images = networks.open_test_images(comparison.runs[0])
+        images = {arm: networks.open_test_images(run) for arm, run in comparison.best.items()}
     except ConfigError as error:
         drawn.notes.append(f"No t-SNE map, no mistakes and no attention: {error}")
     else:
         draw_mistakes(comparison, images, drawn)
-        opened, missing = networks.open_networks(comparison)
+        opened, missing = networks.open_networks(comparison, images)
         drawn.notes.extend(f"{name} is not drawn: {reason}" for name, reason in missing.items())
-        draw_maps(opened, images, drawn)
-        draw_attention(opened, images, drawn)
+        draw_maps(opened, drawn)
+        draw_attention(opened, drawn)
     copy_reconstruction([run.init for run in comparison.best.values() if not run.from_scratch], drawn)
     for note in drawn.notes:
         print(f"warning: {note}", file=sys.stderr)
@@ -123,8 +124,8 @@ def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
     drawn.add("reliability", charts.reliability_figure(panels, title), num_bins=NUM_BINS)
 
 
-def draw_mistakes(comparison: Comparison, images: ImageSet, drawn: Pictures) -> None:
-    """Draw the most confident mistakes of each arm."""
+def draw_mistakes(comparison: Comparison, images: Mapping[str, ImageSet], drawn: Pictures) -> None:
+    """Draw the most confident mistakes of each arm, on its own test images."""
     names = [label_of(name, 18) for name in comparison.runs[0].class_names]
     mistakes = {}
     for arm, run in comparison.best.items():
@@ -136,16 +137,19 @@ def draw_mistakes(comparison: Comparison, images: ImageSet, drawn: Pictures) -> 
             + (f"\n{file_label(file, 18)}" if (file := run.test.files[row]) else "")
             for row, guess in zip(rows, values[rows].argmax(axis=1), strict=True)
         ]
-        mistakes[_panel_title(arm, run)] = images.batch(rows).numpy(), texts
+        mistakes[_panel_title(arm, run)] = images[arm].batch(rows).numpy(), texts
     drawn.add("mistakes", sheets.mistakes_figure(mistakes, "The most confident mistakes"), most=MAX_MISTAKES)
 
 
-def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> None:
+def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
     """Draw maps of the features by t-SNE, and by UMAP if it is installed; note t-SNE's trustworthiness."""
-    rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
     features = {}
-    for name in [name for name in opened if name != networks.FINETUNED_ENCODER]:
-        found = opened[name].features(images, rows)
+    for name, network in opened.items():
+        if name == networks.FINETUNED_ENCODER:
+            continue
+        images = network.images  # of all networks the same, each prepared in its way
+        rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
+        found = network.features(rows)
         try:
             projection.check_mappable(found)
         except ValueError as error:
@@ -169,27 +173,39 @@ def draw_maps(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> 
         drawn.add(file, figure, method=method)
 
 
-def draw_attention(opened: dict[str, Network], images: ImageSet, drawn: Pictures) -> None:
-    """Draw the attention of CLS: the mean over heads for an image of each class, and every head for the first one."""
-    order = np.random.default_rng(SEED).permutation(len(images))
-    rows = order[np.unique(images.labels[order], return_index=True)[1]][:MAX_ATTENTION]
-    maps = {}
-    for name in [name for name in opened if name != networks.RANDOM_ENCODER]:
+def draw_attention(opened: Mapping[str, Network], drawn: Pictures) -> None:
+    """Draw the attention of CLS: the mean over heads for an image of each class, and every head for the first one.
+
+    A network that prepares its images in another way than the one to its left has them beside its attention.
+    """
+    columns: list[tuple[str, Iterable[NDArray[Any]]]] = []
+    every_head: list[tuple[str, Sequence[NDArray[Any]]]] = []
+    labels, before = list[str](), np.empty(0, np.uint8)
+    for name, network in opened.items():
+        if name == networks.RANDOM_ENCODER:
+            continue
+        images = network.images
+        order = np.random.default_rng(SEED).permutation(len(images))
+        rows = order[np.unique(images.labels[order], return_index=True)[1]][:MAX_ATTENTION]
         try:
-            maps[name] = opened[name].attention(images, rows)
+            heads = network.attention(rows)
         except ValueError as error:
             drawn.notes.append(f"No attention of {name}: {error}")
-    if not maps:
+            continue
+        pixels = images.batch(rows).numpy()
+        columns += [] if np.array_equal(before, pixels) else [("image", pixels)]
+        columns.append((fill(name, 14), heads.mean(axis=1)))
+        every_head.append((fill(name, 14), [pixels[0], *heads[0]]))
+        labels, before = [label_of(images.class_names[label], 14) for label in images.labels[rows]], pixels
+    if not columns:
         return
-    pixels = images.batch(rows).numpy()
-    labels = [label_of(images.class_names[label], 14) for label in images.labels[rows]]
-    means = {fill(name, 14): heads.mean(axis=1) for name, heads in maps.items()}
     title = "Attention of CLS over the patches: last layer, mean of heads"
-    drawn.add("attention", sheets.attention_figure(list(zip(labels, pixels, strict=True)), means, title))
-    first = np.stack([heads[0] for heads in maps.values()])  # (networks, H, G, G)
-    heads = {f"head {head + 1}": first[:, head] for head in range(first.shape[1])}
+    names, of_columns = zip(*columns, strict=True)
+    rows_of_panels = list(zip(labels, zip(*of_columns, strict=True), strict=True))
+    drawn.add("attention", sheets.attention_figure(rows_of_panels, names, title))
+    titles = ["image", *(f"head {number}" for number in range(1, max(len(panels) for _, panels in every_head)))]
     title = "Each head separately, for the first image"
-    drawn.add("attention_heads", sheets.attention_figure([(name, pixels[0]) for name in means], heads, title))
+    drawn.add("attention_heads", sheets.attention_figure(every_head, titles, title))
 
 
 def copy_reconstruction(inits: Sequence[str], drawn: Pictures) -> None:

@@ -38,7 +38,8 @@ def mean_best(runs: Recipe) -> float:
 def check_comparable(first: Run, other: Run, *, same_network: bool) -> None:
     """Refuse two runs that do not answer the same question.
 
-    Images of different sizes have different fingerprints: such runs must agree in source, splits and labels.
+    Images that are prepared in different ways have different fingerprints: such runs must agree in source, splits and
+    labels.
     """
     both, paths = (first, other), f"{first.path} and {other.path}"
     classes = [", ".join(run.class_names) for run in both]
@@ -47,7 +48,7 @@ def check_comparable(first: Run, other: Run, *, same_network: bool) -> None:
     sizes = [f"model.{key}" for key, value in first.shape.items() if other.shape[key] != value]
     fix = "compare different networks with --arm NAME=RUN for each"
     require(not sizes or not same_network, f"{paths} are different networks: they differ in {', '.join(sizes)}: {fix}")
-    has_one_size = "model.image_size" not in sizes
+    has_one_preparation = preparation_of(first) == preparation_of(other)
     parts = [{key: getattr(run.config.data, key) for key in _SPLIT} for run in both]
     differing = [f"data.{key}" for key in _SPLIT if parts[0][key] != parts[1][key]]
     for what, key, are_same in (
@@ -57,13 +58,19 @@ def check_comparable(first: Run, other: Run, *, same_network: bool) -> None:
     ):
         known = [getattr(run.record, key) for run in both]
         difference = (
-            f"{key} {known[0]} and {known[1]} in run.json" if has_one_size else ", ".join(differing) or "labels"
+            f"{key} {known[0]} and {known[1]} in run.json" if has_one_preparation else ", ".join(differing) or "labels"
         )
         require(
-            are_same and (known[0] == known[1] if has_one_size else not differing),
+            are_same and (known[0] == known[1] if has_one_preparation else not differing),
             f"{paths} were {what} on different images or labels ({difference}): compare runs on the same data and "
             "splits",
         )
+
+
+def preparation_of(run: Run) -> tuple[Any, ...]:
+    """Return the settings that decide an image's pixels: its size, and how it becomes a square."""
+    resize = run.config.data.resize
+    return run.shape["image_size"], resize, run.config.data.image_mean if resize == "pad" else None
 
 
 def recipe_name(runs: Recipe, recipes: Sequence[Recipe]) -> str:

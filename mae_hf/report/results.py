@@ -37,7 +37,7 @@ class Arm:
     loss: Spread
     best_validation_accuracy: Spread
     accuracy_interval: Interval | None  # bootstrap over images of the mean accuracy, choosing the recipe anew each time
-    best_in: float | None  # share of resamples in which validation puts the arm first; None if it is not asked
+    best_in: float  # share of resamples in which validation puts the arm first
     mean_validation_accuracy: Spread | None  # mean height of the validation curve over `Results.epochs`
     epochs_to_target: Spread | None  # first epoch of each run at which it reaches `Results.target`; `inf`: never
 
@@ -137,45 +137,36 @@ def measure(arms: Mapping[str, Sequence[Recipe]], *, chooses_arm: bool = False) 
     start, end = max((epochs[0] for epochs in curves), default=0), min((epochs[-1] for epochs in curves), default=0)
     shared = (start, end) if start < end else None
 
-    candidates = [_candidates(recipes) for recipes in arms.values()]
-    resampled = statistics.resample_arms(candidates)
-    gains, shares = _gains(resampled, chooses_arm)
+    candidates = {name: _candidates(recipes) for name, recipes in arms.items()}
+    resampled = dict(zip(arms, statistics.resample_arms(list(candidates.values())), strict=True))
+    gains, shares = statistics.first_over_second(list(resampled.values()), chooses_arm)
     numbers = {
-        name: _arm(recipe, target, shared, of_arm, share)
-        for (name, recipe), of_arm, share in zip(chosen.items(), resampled, shares, strict=True)
+        name: _arm(recipe, target, shared, resampled[name], share)
+        for (name, recipe), share in zip(chosen.items(), shares, strict=True)
     }
-    by_arm = dict(zip(arms, resampled, strict=True))
-    pairs = [_pair(two, chosen, numbers, by_arm) for two in itertools.combinations(arms, 2)]
+    pairs = [_pair(two, chosen, numbers, resampled) for two in itertools.combinations(arms, 2)]
     corrected = statistics.holm([pair.p_value for pair in pairs])
-    first, second, *_ = numbers.values()
 
     pretrained = {name: recipe for name, recipe in chosen.items() if not recipe[0].from_scratch}
     unknown = tuple(name for name, recipe in pretrained.items() if any(run.test.seen is None for run in recipe))
-    seen = np.zeros(candidates[0].test.shape[1], bool)
+    any_run = next(iter(chosen.values()))[0]
+    seen = np.zeros(len(any_run.test), bool)
     for run in (run for name, recipe in pretrained.items() if name not in unknown for run in recipe):
         seen |= run.test.seen
     return Results(
         arms=numbers,
         choices=tuple(_choices(arms, candidates, resampled)),
-        num_test_images=candidates[0].test.shape[1],
-        num_validation_images=candidates[0].validation.shape[1],
+        num_test_images=len(any_run.test),
+        num_validation_images=len(any_run.validation),
         num_seen_test_images=None if unknown and not seen.any() else int(seen.sum()),
         unknown_arms=unknown,
         unseen=_unseen(chosen, candidates, ~seen, chooses_arm) if 0 < seen.sum() < len(seen) else None,
-        gain=first.accuracy.center - second.accuracy.center,
+        gain=pairs[0].gain,
         gain_interval=statistics.percentile_interval(gains),
         pairs=tuple(replace(pair, corrected_p_value=p) for pair, p in zip(pairs, corrected, strict=True)),
         target=target,
         epochs=shared,
     )
-
-
-def _gains(resampled: Sequence[Resampled], chooses_arm: bool) -> tuple[NDArray[np.float64], Sequence[float | None]]:
-    """The gain of the answer in each resample, and how often validation puts each arm first."""
-    if not chooses_arm:
-        return resampled[0].accuracy - resampled[1].accuracy, [None] * len(resampled)
-    gains, shares = statistics.best_over_next(resampled)
-    return gains, shares.tolist()
 
 
 def _spread(runs: Recipe, number: Callable[[Run], float]) -> Spread:
@@ -190,15 +181,15 @@ def _candidates(recipes: Sequence[Recipe]) -> Candidates:
 
 
 def _arm(
-    runs: Recipe,
-    target: float | None,
-    epochs: tuple[float, float] | None,
-    resampled: Resampled,
-    best_in: float | None,
+    runs: Recipe, target: float | None, epochs: tuple[float, float] | None, resampled: Resampled, best_in: float
 ) -> Arm:
     accuracy = _spread(runs, lambda run: run.test.correct.mean())
     has_encoders = len({run.encoder for run in runs}) > 1
-    has_curve = not runs[0].probe
+    height = reached = None
+    if epochs and not runs[0].probe:
+        height = _spread(runs, lambda run: statistics.mean_under_curve(*run.curve, *epochs))
+    if target is not None and not runs[0].probe:
+        reached = statistics.median_spread([epochs_to(run, target) for run in runs])
     return Arm(
         seeds=tuple(run.seed for run in runs if run.seed is not None),
         spread_over="seeds" if runs[0].from_scratch else "encoders" if has_encoders else _ONE_ENCODER,
@@ -209,16 +200,8 @@ def _arm(
         best_validation_accuracy=_spread(runs, lambda run: run.best_validation_accuracy),
         accuracy_interval=statistics.percentile_interval(resampled.accuracy),
         best_in=best_in,
-        mean_validation_accuracy=(
-            _spread(runs, lambda run: statistics.mean_under_curve(*run.curve, *epochs))
-            if epochs and has_curve
-            else None
-        ),
-        epochs_to_target=(
-            statistics.median_spread([epochs_to(run, target) for run in runs])
-            if target is not None and has_curve
-            else None
-        ),
+        mean_validation_accuracy=height,
+        epochs_to_target=reached,
     )
 
 
@@ -236,32 +219,31 @@ def _pair(
 
 
 def _choices(
-    arms: Mapping[str, Sequence[Recipe]], candidates: Sequence[Candidates], resampled: Sequence[Resampled]
+    arms: Mapping[str, Sequence[Recipe]], candidates: Mapping[str, Candidates], resampled: Mapping[str, Resampled]
 ) -> Iterator[Choice]:
     """Every recipe of one arm after the other."""
-    accuracies = [of_arm.test.mean(axis=1) for of_arm in candidates]
-    for number_of_arm, (arm, recipes) in enumerate(arms.items()):
-        for number, runs in enumerate(recipes):
-            accuracy = accuracies[number_of_arm][number]
+    accuracies = {arm: of_arm.test.mean(axis=1) for arm, of_arm in candidates.items()}
+    first, second, *_ = arms
+    for arm, recipes in arms.items():
+        for runs, accuracy, share in zip(recipes, accuracies[arm], resampled[arm].chosen, strict=True):
             yield Choice(
                 arm=arm,
-                is_chosen=number == 0,
+                is_chosen=runs is recipes[0],
                 name=recipe_name(runs, recipes),
                 num_runs=len(runs),
                 validation_accuracy=mean_best(runs),
-                chosen=float(resampled[number_of_arm].chosen[number]),
+                chosen=float(share),
                 accuracy=float(accuracy),
-                gain=float(accuracies[0][0] - accuracy if number_of_arm else accuracy - accuracies[1][0]),
+                gain=float(accuracy - accuracies[second][0] if arm == first else accuracies[first][0] - accuracy),
             )
 
 
 def _unseen(
-    chosen: Mapping[str, Recipe], candidates: Sequence[Candidates], rows: NDArray[np.bool_], chooses_arm: bool
+    chosen: Mapping[str, Recipe], candidates: Mapping[str, Candidates], rows: NDArray[np.bool_], chooses_arm: bool
 ) -> Unseen:
     accuracy = {name: _spread(runs, lambda run: run.test.correct[rows].mean()) for name, runs in chosen.items()}
-    gains, _ = _gains(
-        statistics.resample_arms([replace(arm, test=arm.test[:, rows]) for arm in candidates]), chooses_arm
-    )
+    resampled = statistics.resample_arms([replace(arm, test=arm.test[:, rows]) for arm in candidates.values()])
+    gains, _ = statistics.first_over_second(resampled, chooses_arm)
     first, second, *_ = accuracy.values()
     return Unseen(int(rows.sum()), accuracy, first.center - second.center, statistics.percentile_interval(gains))
 

@@ -6,7 +6,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mae_hf.errors import require
 from mae_hf.files import write_text
 from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import changed_encoders
@@ -20,12 +19,8 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
 
     What cannot be drawn, because images or the pre-training run are missing, is left out; the page and a warning say
     so.
-
-    Raises:
-        ConfigError: `output_dir` is not a folder.
     """
     folder = Path(output_dir)
-    require(not folder.exists() or folder.is_dir(), f"{folder} is not a folder: choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = draw_pictures(comparison, folder)
     changed = changed_encoders(comparison.runs)

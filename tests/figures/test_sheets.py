@@ -64,7 +64,8 @@ def test_mistakes_stand_beside_each_other_by_arm_each_with_its_text():
 def test_attention_is_shown_on_one_scale_beside_its_image():
     images = pixels(2)
     maps = {"MAE": np.full((2, 2, 3), 0.5), "scratch": np.full((2, 2, 3), 4.0)}
-    figure = sheets.attention_figure([("cat", images[0]), ("dog", images[1])], maps, "t")
+    rows = [(name, [images[row], *(heat[row] for heat in maps.values())]) for row, name in enumerate(("cat", "dog"))]
+    figure = sheets.attention_figure(rows, ["image", *maps], "t")
     panels, bar = figure.axes[:6], figure.axes[6]
     assert [panel.get_title() for panel in panels[:3]] == ["image", "MAE", "scratch"]
     assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["cat", "dog"]
@@ -76,8 +77,8 @@ def test_attention_is_shown_on_one_scale_beside_its_image():
 
 @pytest.mark.parametrize("num_heads", [1, 12])
 def test_no_text_of_a_sheet_of_heads_is_cut_off(num_heads):
-    maps = {f"head {head}": np.ones((1, 2, 2)) for head in range(num_heads)}
-    figure = sheets.attention_figure([("a name of 14", pixels(1)[0])], maps, "a title")
+    titles = ["image", *(f"head {head}" for head in range(num_heads))]
+    figure = sheets.attention_figure([("a name of 14", [pixels(1)[0], *np.ones((num_heads, 2, 2))])], titles, "a title")
     assert _texts_are_inside(figure)
 
 

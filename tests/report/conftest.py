@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from run_folders import write_arms
 
-from mae_hf.report.comparison import Comparison, compare_runs
+from mae_hf.report.arms import compare_runs
+from mae_hf.report.comparison import Comparison
 
 
 @pytest.fixture

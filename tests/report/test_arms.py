@@ -10,7 +10,8 @@ from run_folders import PROBED, write_probes, write_run
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation import statistics
 from mae_hf.report import pictures, write
-from mae_hf.report.comparison import Comparison, compare_arms
+from mae_hf.report.arms import compare_arms
+from mae_hf.report.comparison import Comparison
 
 LABELS = tuple(i % 2 for i in range(60))
 
@@ -165,7 +166,7 @@ def test_networks_of_other_sizes_are_compared_by_source_splits_and_labels(folder
     large = PROBED | {"image_size": 24, "hidden_size": 16}
     other = write_probes(tmp_path / "large", "large", probes, labels=LABELS, fingerprint="f", shape=large)
     notes = compare_arms(folders | {"large": [other]}).notes()
-    assert any(note.startswith("The networks take images of different sizes.") for note in notes)
+    assert any(note.startswith("The networks take images of different sizes, or") for note in notes)
     moved = write_probes(tmp_path / "m", "large", probes, source="photos", labels=LABELS, shape=large)
     with pytest.raises(ConfigError, match=r"on different images or labels \(data.source\)"):
         compare_arms(folders | {"moved": [moved]})
@@ -175,7 +176,7 @@ def test_seen_test_images_are_left_out_of_all_arms_and_unknown_arms_are_named(fo
     seen = (True,) * 10 + (False,) * 50
     known = write_run(tmp_path / "known", "known", right(35), labels=LABELS, curve=(0.6,), seen=seen)
     comparison = compare_arms(folders | {"known": [known]})
-    assert comparison.leak().startswith("It is unknown whether pre-training of probes and own <b> has seen these test")
+    assert "near-duplicates of them (probes and own <b>). If it has" in comparison.leak()
     assert "Pre-training has seen 10 of the 60 test images" in comparison.leak()
     unseen = comparison.results.unseen
     assert unseen.num_images == 50 and unseen.accuracy["known"].center == pytest.approx(25 / 50)

@@ -7,7 +7,7 @@ import pytest
 from run_folders import write_run
 
 from mae_hf.errors import ConfigError
-from mae_hf.report.comparison import compare_runs
+from mae_hf.report.arms import compare_runs
 
 ALL, HALF = (True,) * 4, (True, True, False, False)
 THREE = (True, True, True, False)
@@ -94,7 +94,7 @@ def test_a_recipe_counts_with_all_its_seeds_and_is_chosen_by_their_mean(tmp_path
     assert "from scratch 75.0 ± 25.0 %: less than 0.1 points apart" in answer  # 50, 75 and 100 %
     details = comparison.details()
     assert "Exact McNemar test of the pair of equal seed: p = 1." in details
-    assert details.startswith("± is the standard deviation over 1 run (pre-trained) and 3 seeds (from scratch). ")
+    assert details.startswith("± is the standard deviation over 3 seeds (from scratch). ")
     assert any(note.endswith(f"{runs[0]} and {tmp_path / 'steady1'}.") for note in comparison.notes())
 
 
@@ -161,7 +161,7 @@ def test_a_gain_that_is_within_the_spread_of_the_seeds_may_be_chance(tmp_path):
     assert "+37.5 points, which may be chance" in comparison.answer()
     # t = sqrt(2) with 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
     assert comparison.details().startswith(
-        "± is the standard deviation over 2 encoders (pre-trained) and 2 seeds (from scratch). Welch's t-test over "
+        "± is the standard deviation over 2 encoders (MAE pre-trained) and 2 seeds (from scratch). Welch's t-test over "
         "them: p = 0.29. "
     )
 
@@ -173,10 +173,12 @@ def test_fine_tuning_seeds_of_one_encoder_are_called_so(tmp_path):
     )
     comparison = compare_runs(ours, scratch)
     assert comparison.details().startswith(
-        "± is the standard deviation over 2 fine-tuning seeds of one encoder (pre-trained) and 2 seeds (from scratch). "
-        "One encoder gives no p-value for pre-training as a whole. "
+        "± is the standard deviation over 2 fine-tuning seeds of one encoder (MAE pre-trained) and 2 seeds (from "
+        "scratch). One encoder gives no p-value for pre-training as a whole. "
     )
-    assert any(note.startswith("The pre-trained arm's spread is over fine-tuning seeds") for note in comparison.notes())
+    assert any(
+        note.startswith("The spread of MAE pre-trained is over fine-tuning seeds") for note in comparison.notes()
+    )
 
 
 def test_a_choice_on_few_validation_images_is_part_of_the_interval_of_the_headline(tmp_path):

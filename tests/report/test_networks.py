@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import build_classifier
 from mae_hf.report import networks
@@ -26,8 +27,13 @@ def normalised_test_images(comparison: Comparison) -> torch.Tensor:
     return images
 
 
+def images_of(comparison: Comparison) -> dict[str, ImageSet]:
+    """The test images of each arm."""
+    return {arm: open_test_images(run) for arm, run in comparison.best.items()}
+
+
 def test_each_network_gives_the_features_of_the_weights_that_it_is_named_after(runs, comparison):
-    opened, missing = open_networks(comparison)
+    opened, missing = open_networks(comparison, images_of(comparison))
     assert not missing
     scratch = comparison.best["from scratch"]
     seed = scratch.config.train.seed
@@ -41,27 +47,26 @@ def test_each_network_gives_the_features_of_the_weights_that_it_is_named_after(r
     }
     assert opened.keys() == encoders.keys()
     pixel_values, rows = normalised_test_images(comparison), np.array([2, 0, 3])
-    images, seen = open_test_images(comparison.best["from scratch"]), []
+    seen = []
     for name, encoder in encoders.items():
         with torch.no_grad():
             expected = encoder.eval()(pixel_values[rows]).last_hidden_state[:, 0].numpy()
-        found = opened[name].features(images, rows)
+        found = opened[name].features(rows)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         seen.append(found)
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(seen) for b in seen[:i])  # four different networks
 
 
 def test_attention_can_be_read_from_every_network(comparison):
-    opened, _ = open_networks(comparison)
-    images = open_test_images(comparison.best["from scratch"])
+    opened, _ = open_networks(comparison, images_of(comparison))
     for network in opened.values():
-        heads = network.attention(images, np.arange(3))
+        heads = network.attention(np.arange(3))
         assert heads.shape == (3, 2, 2, 2) and (heads > 0).all()
 
 
 def test_a_network_that_is_gone_is_named_and_the_others_are_opened(runs, comparison):
     (runs[0] / "model" / "config.json").unlink()
-    opened, missing = open_networks(comparison)
+    opened, missing = open_networks(comparison, images_of(comparison))
     assert set(opened) == {networks.RANDOM_ENCODER, networks.FINETUNED_ENCODER, networks.SUPERVISED_ENCODER}
     assert missing.keys() == {networks.PRETRAINED_ENCODER} and "pretraining" in missing[networks.PRETRAINED_ENCODER]
 

@@ -7,7 +7,8 @@ import pytest
 from report_pages import CLASS_NAMES, Parsed, page_of, small_comparison, write_page
 from run_folders import write_run
 
-from mae_hf.report.comparison import Comparison, compare_runs
+from mae_hf.report.arms import compare_runs
+from mae_hf.report.comparison import Comparison
 
 
 @pytest.fixture(scope="module")

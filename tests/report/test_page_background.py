@@ -10,7 +10,8 @@ from run_folders import write_run
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, DuplicatePair
-from mae_hf.report.comparison import Comparison, compare_runs
+from mae_hf.report.arms import compare_runs
+from mae_hf.report.comparison import Comparison
 from mae_hf.training.provenance import Provenance, RunRecord
 
 NOTHING = Provenance("runs/pretrain/x")
@@ -98,7 +99,7 @@ def test_test_images_that_were_seen_are_counted_and_both_arms_are_scored_without
     comparison = seen(tmp_path, (True, False, False, False))
     (note,) = leakage_notes(comparison, audited())
     assert "seen 1 of the 4 test images" in note
-    assert "On the other 3, the accuracy is 66.7 % pre-trained and 0.0 % from scratch: +66.7 points" in note
+    assert "On the other 3, the accuracy is 66.7 % MAE pre-trained and 0.0 % from scratch: +66.7 points" in note
     assert note in comparison.notes()
     of = "The audit before pre-training (audit.json): exact and near-duplicates, which were"
     assert page_of(comparison).table(f"{of} kept in")["<b>"] == ["4", "3", "2"]

@@ -1,31 +1,36 @@
 """Pictures of the test images: the same images for every network, and broken networks are named."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from report_pages import captions_of
+from run_folders import SHAPE, write_run
+from transformers import ViTConfig, ViTForImageClassification
 
 from mae_hf.data.dataset import ImageSet
 from mae_hf.figures import charts, sheets
 from mae_hf.report import networks, pictures
+from mae_hf.report.arms import compare_arms
 from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import Network, open_networks, open_test_images
 from mae_hf.report.pictures import Pictures, draw_attention, draw_maps, draw_mistakes
 
 
 @pytest.fixture
-def images(comparison: Comparison) -> ImageSet:
-    """The four test images."""
-    return open_test_images(comparison.best["from scratch"])
+def images(comparison: Comparison) -> dict[str, ImageSet]:
+    """The four test images of each arm."""
+    return {arm: open_test_images(run) for arm, run in comparison.best.items()}
 
 
 @pytest.fixture
-def opened(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> dict[str, Network]:
+def opened(comparison: Comparison, images: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch) -> dict[str, Network]:
     """The networks; and without UMAP, which takes a minute to start."""
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    return open_networks(comparison)[0]
+    return open_networks(comparison, images)[0]
 
 
 def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comparison, images, tmp_path, monkeypatch):
@@ -50,6 +55,7 @@ def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comp
 
 
 def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_path, monkeypatch):
+    labels_of_images = images["from scratch"].labels
     drawn = {}
 
     def remember(points, labels, class_names, method, title):
@@ -60,45 +66,45 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
     monkeypatch.setattr(charts, "map_figure", remember)
     monkeypatch.setattr("mae_hf.evaluation.projection.tsne", lambda features, seed: features[:, :2])
     report = Pictures(tmp_path)
-    draw_maps(opened, images, report)
+    draw_maps(opened, report)
     rows = np.random.default_rng(pictures.SEED).permutation(4)
-    assert not report.notes and drawn["labels"].tolist() == images.labels[rows].tolist()
+    assert not report.notes and drawn["labels"].tolist() == labels_of_images[rows].tolist()
     for name, (title, points) in zip(
         (networks.PRETRAINED_ENCODER, networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER),
         drawn["points"].items(),
         strict=True,
     ):
         assert (title.startswith(name) and "trustworthiness 0." in title) or "trustworthiness 1." in title
-        np.testing.assert_array_equal(points, opened[name].features(images, rows)[:, :2])
+        np.testing.assert_array_equal(points, opened[name].features(rows)[:, :2])
 
 
-def test_an_installed_umap_is_drawn_too(comparison, opened, images, tmp_path, monkeypatch):
+def test_an_installed_umap_is_drawn_too(comparison, opened, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda name: name == "umap")
     monkeypatch.setattr("mae_hf.evaluation.projection.umap", lambda features, seed: features[:, 2:4])
     report = Pictures(tmp_path)
-    draw_maps(opened, images, report)
+    draw_maps(opened, report)
     assert sorted(path.name for path in tmp_path.glob("embedding*.png")) == ["embedding.png", "embedding_umap.png"]
     captions = captions_of(comparison, report)
     assert list(captions) == ["Features as a map (t-SNE)", "Features as a map (UMAP)"]
     assert captions["Features as a map (UMAP)"].startswith("The same test images, mapped by UMAP of the frozen")
 
 
-def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, images, tmp_path):
+def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, tmp_path):
     with torch.no_grad():
         opened[networks.PRETRAINED_ENCODER].encoder.layers[0].attention.q_proj.bias.fill_(math.nan)
     report = Pictures(tmp_path)
-    draw_maps(opened, images, report)
-    draw_attention(opened, images, report)
+    draw_maps(opened, report)
+    draw_attention(opened, report)
     assert report.trustworthiness.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER}
     assert list(report.captions) == ["embedding", "attention", "attention_heads"]
     assert report.notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 values of features are not finite")
     assert report.notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
 
 
-def test_nothing_is_drawn_of_no_network(images, tmp_path):
+def test_nothing_is_drawn_of_no_network(tmp_path):
     report = Pictures(tmp_path)
-    draw_maps({}, images, report)
-    draw_attention({}, images, report)
+    draw_maps({}, report)
+    draw_attention({}, report)
     assert report == Pictures(tmp_path) and list(tmp_path.glob("*.png")) == []
 
 
@@ -106,14 +112,51 @@ def test_attention_is_that_of_an_image_of_each_class_for_each_network(opened, im
     calls = []
     real = sheets.attention_figure
     monkeypatch.setattr(sheets, "attention_figure", lambda *args: calls.append(args) or real(*args))
-    draw_attention(opened, images, Pictures(tmp_path))
-    (rows, means, _), (networks_of_heads, heads, _) = calls
+    draw_attention(opened, Pictures(tmp_path))
+    (rows, columns, _), (of_networks, heads, _) = calls
     assert [name for name, _ in rows] == ["cat", "dog"]
-    chosen = [int(image[0, 0, 0]) - 20 for _, image in rows]  # the colour tells the row
-    assert [images.labels[row] for row in chosen] == [0, 1]
+    chosen = np.array([int(panels[0][0, 0, 0]) - 20 for _, panels in rows])  # the colour tells the row
+    assert [images["from scratch"].labels[row] for row in chosen] == [0, 1]
     names = (networks.PRETRAINED_ENCODER, networks.FINETUNED_ENCODER, networks.SUPERVISED_ENCODER)
-    for name, found in zip(names, means.values(), strict=True):
-        np.testing.assert_allclose(found, opened[name].attention(images, np.array(chosen)).mean(axis=1), rtol=1e-5)
-    assert [" ".join(name.split()) for name, _ in networks_of_heads] == list(names)
-    second = np.stack([opened[name].attention(images, np.array(chosen[:1]))[0, 1] for name in names])
-    np.testing.assert_allclose(heads["head 2"], second, rtol=1e-5)
+    assert [" ".join(name.split()) for name in columns] == ["image", *names]
+    for number, name in enumerate(names, 1):
+        found = np.stack([panels[number] for _, panels in rows])
+        np.testing.assert_allclose(found, opened[name].attention(chosen).mean(axis=1), rtol=1e-5)
+    assert [" ".join(name.split()) for name, _ in of_networks] == list(names) and heads[2] == "head 2"
+    for name, (_, panels) in zip(names, of_networks, strict=True):
+        np.testing.assert_allclose(panels[2], opened[name].attention(chosen[:1])[0, 1], rtol=1e-5)
+
+
+def test_each_network_sees_and_shows_the_images_as_it_prepares_them(tmp_path, monkeypatch):
+    """Of wide images, one network sees the centre, the other all of it, squashed; their patches differ, too."""
+    data = tmp_path / "wide"
+    for number, name in enumerate([*(f"train/{c}" for c in "abababab"), "test/a", "test/b"]):
+        (data / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((12, 36, 3), np.uint8)
+        pixels[:, :12], pixels[:, 24:] = 250 - number, 250 - number  # the centre is black
+        Image.fromarray(pixels).save(data / name / f"{number}.png")
+    runs = []
+    for resize, patch_size in (("crop", 6), ("squash", 4)):
+        run = write_run(
+            tmp_path / resize, resize, (True, False), labels=(0, 1), class_names=("a", "b"), source=str(data)
+        )
+        config = (run / "config.yaml").read_text().replace("resize: crop", f"resize: {resize}")
+        (run / "config.yaml").write_text(config.replace("patch_size: 6", f"patch_size: {patch_size}"))
+        shape = SHAPE | {"patch_size": patch_size, "intermediate_size": 16, "id2label": {0: "a", 1: "b"}}
+        ViTForImageClassification(ViTConfig(**shape)).save_pretrained(run / "model")
+        (run / "run.json").write_text(json.dumps({"data_fingerprint": resize}))
+        runs.append(run)
+    comparison = compare_arms({"crop": runs[:1], "squash": runs[1:]})
+    images = {arm: open_test_images(run) for arm, run in comparison.best.items()}
+    opened, missing = open_networks(comparison, images)
+    assert not missing
+    brightness = {name: network.images.batch([0]).float().mean() for name, network in opened.items()}
+    assert brightness["crop"] == 0 and brightness["squash"] > 150
+    calls = []
+    real = sheets.attention_figure
+    monkeypatch.setattr(sheets, "attention_figure", lambda *args: calls.append(args) or real(*args))
+    draw_attention(opened, Pictures(tmp_path))
+    (rows, columns, _), (of_networks, _, _) = calls
+    assert columns == ("image", "crop", "image", "squash")
+    for _, panels in [rows[0], ("", [panel for _, row in of_networks for panel in row[:2]])]:
+        assert panels[0].max() == 0 and panels[2].mean() > 150 and [panels[i].shape for i in (1, 3)] == [(2, 2), (3, 3)]

@@ -6,15 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from run_folders import HALF, write_run
 
 from mae_hf.commands import compare as compare_command
 from mae_hf.config.commands import CompareConfig
-from mae_hf.errors import ConfigError
 from mae_hf.models.io import open_encoder, weights_digest
 from mae_hf.report import write
-from mae_hf.report.comparison import compare_runs
+from mae_hf.report.arms import compare_runs
 from mae_hf.report.pictures import Pictures
 
 ROOT = Path(__file__).parents[2]
@@ -75,12 +73,6 @@ def test_json_says_null_where_a_target_was_not_reached(tmp_path, monkeypatch):
     assert numbers["results"]["arms"]["MAE pre-trained"]["epochs_to_target"]["values"] == [None]
     assert [run["epochs_to_scratch_best"] for run in numbers["runs"]] == [None, 2]
     assert "Infinity" not in text and "NaN" not in text
-
-
-def test_an_output_folder_that_is_a_file_is_refused(comparison, tmp_path):
-    (tmp_path / "out").write_text("")
-    with pytest.raises(ConfigError, match="out is not a folder: choose another --output_dir"):
-        write.write_report(comparison, tmp_path / "out")
 
 
 def test_the_table_marks_the_chosen_runs_and_says_not_reached(tmp_path):
