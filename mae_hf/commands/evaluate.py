@@ -59,7 +59,11 @@ def evaluate(config: EvaluateConfig) -> None:
         values, by_probe = probe_features(config.probes, features, labels, test.class_names, seen)
         metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
         metrics |= {"labels": images["train"].note or "all labels", **values}
-        predictions = {f"predictions/{name}": by_role["test"] for name, by_role in by_probe.items()}
+        predictions = {f"predictions/{name}": (test, by_role["test"], seen) for name, by_role in by_probe.items()}
+        predictions |= {  # what `compare` needs to check them against other runs
+            f"validation_predictions/{name}": (images["validation"], by_role["validation"], None)
+            for name, by_role in by_probe.items()
+        }
         accelerator.print(describe_seen(seen))
     else:
         names = tuple((model.config.id2label or {}).values())
@@ -73,17 +77,14 @@ def evaluate(config: EvaluateConfig) -> None:
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in scores.items()} | unseen
         accelerator.print(describe_seen(seen, unseen))
-        predictions = {"predictions": probabilities}
+        predictions = {"predictions": (test, probabilities, seen)}
 
     # ---- files ----
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, probabilities in predictions.items():
-            write_predictions(folder / f"{name}.parquet", test.labels, probabilities, seen, test.file_names())
-        if config.probes:  # what `compare` needs to check them against other runs
-            for name, by_role in by_probe.items():
-                file, part = folder / "validation_predictions" / f"{name}.parquet", images["validation"]
-                write_predictions(file, part.labels, by_role["validation"], None, part.file_names())
+        for name, predicted in predictions.items():
+            write_predictions(folder / f"{name}.parquet", *predicted)
+        if config.probes:
             write_text(folder / "config.yaml", parse.to_yaml(config))
             facts = {
                 **environment(accelerator),

@@ -1,6 +1,7 @@
 """Measure an encoder with few labels: ten folds of the training images, or budgets of 1 to 100 % of the labels."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,13 @@ def few_labels(config: FewLabelsConfig) -> None:
         "data": f"{train.fingerprint} {test.fingerprint}",
         "weights": weights_digest(encoder),
         "mixed_precision": accelerator.mixed_precision,
-        "seen": describe_seen(seen),
+        "seen": None if seen is None else hashlib.sha256(seen.tobytes()).hexdigest()[:16],
     }
     if recipe:
         inputs |= methods.describe_recipe(recipe)
     runs = methods.plan_finetunings(protocol, recipe, encoders) if recipe and "finetune" in config.methods else {}
     check_inputs(folder / "inputs.json", inputs)
-    results = Measurements(folder, test.labels, test.class_names, seen)
+    results = Measurements(folder, test, seen)
 
     # ---- one label set after the other ----
     for arm, model in encoders.items():

@@ -137,10 +137,8 @@ def finetune(config: FinetuneConfig) -> None:
     # ---- share: predictions, figure, model/ with its card, and final metrics ----
     complete: Any = average.module if average else whole()
     if accelerator.is_main_process:
-        part, file = images["test"], folder / "predictions.parquet"
-        write_predictions(file, part.labels, probabilities, seen, part.file_names())
-        part, file = images["validation"], folder / "validation_predictions.parquet"
-        write_predictions(file, part.labels, validation_probabilities, None, part.file_names())
+        write_predictions(folder / "predictions.parquet", images["test"], probabilities, seen)
+        write_predictions(folder / "validation_predictions.parquet", images["validation"], validation_probabilities)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
         hub.save_model(folder / "model", complete, config, metrics, audit=audit)

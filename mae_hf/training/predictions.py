@@ -3,7 +3,6 @@
 Shapes: n images, C classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import ConfigError, require
 
 AGAIN = "run scripts/finetune.py again"
@@ -48,24 +48,21 @@ class Predictions:
 
 
 def write_predictions(
-    path: Path,
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
-    seen: NDArray[np.bool_] | None,
-    files: Sequence[str | None] | None = None,
+    path: Path, images: ImageSet, probabilities: NDArray[np.floating], seen: NDArray[np.bool_] | None = None
 ) -> None:
-    """Write a row for each image, in order (`SCHEMA`).
+    """Write a row for each of the n images, in order (`SCHEMA`).
 
-    Labels (n,) are the true classes. Each row of the probabilities (n, C) sums to 1. `seen` (n,) says whether
-    pre-training has seen the image, `files` (n,) name them; None, which leaves the column empty, if that is unknown.
+    Each row of the probabilities (n, C) sums to 1. `seen` (n,) says whether pre-training has seen the image; None,
+    which leaves the column empty, if that is unknown.
     """
+    n = len(images.labels)
     columns = {
-        "index": np.arange(len(labels)),
-        "label": labels,
+        "index": np.arange(n),
+        "label": images.labels,
         "prediction": probabilities.argmax(axis=1),
         "probabilities": list(probabilities),
-        "seen": pa.nulls(len(labels), pa.bool_()) if seen is None else seen,
-        "file": pa.nulls(len(labels), pa.string()) if files is None else files,
+        "seen": pa.nulls(n, pa.bool_()) if seen is None else seen,
+        "file": images.file_names(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns, SCHEMA), path)

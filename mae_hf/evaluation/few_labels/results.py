@@ -15,8 +15,10 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from mae_hf import figures
+from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import require
 from mae_hf.evaluation.probing import scores_of
+from mae_hf.figures import charts
 from mae_hf.files import write_json
 from mae_hf.training.predictions import write_predictions
 
@@ -36,16 +38,12 @@ class Measurements:
 
     Args:
         folder: of both.
-        labels: int (n,), the classes of the test images.
-        class_names: the C classes.
+        test: the test images.
         seen: bool (n,), whether pre-training has seen each test image; None if that is unknown.
     """
 
-    def __init__(
-        self, folder: Path, labels: NDArray[np.int64], class_names: Sequence[str], seen: NDArray[np.bool_] | None
-    ) -> None:
-        self._folder, self._path = folder, folder / "results.jsonl"
-        self._labels, self._class_names, self._seen = labels, class_names, seen
+    def __init__(self, folder: Path, test: ImageSet, seen: NDArray[np.bool_] | None) -> None:
+        self._folder, self._path, self._test, self._seen = folder, folder / "results.jsonl", test, seen
         text = self._path.read_text() if self._path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
@@ -59,8 +57,8 @@ class Measurements:
     def add(self, line: dict[str, Any], probabilities: NDArray[np.floating]) -> None:
         """Write the predictions of a measurement, float (n, C), then its line, to which the scores are added."""
         name = "-".join(str(line[key]) for key in KEY if line[key] is not None)
-        write_predictions(self._folder / "predictions" / f"{name}.parquet", self._labels, probabilities, self._seen)
-        line = line | scores_of(probabilities, self._labels, self._class_names, self._seen)
+        write_predictions(self._folder / "predictions" / f"{name}.parquet", self._test, probabilities, self._seen)
+        line = line | scores_of(probabilities, self._test.labels, self._test.class_names, self._seen)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
@@ -128,47 +126,43 @@ def _percent(mean: float, sd: float | None) -> str:
 
 
 def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Return test accuracy by method: mean and standard deviation over label sets, and every single fold.
+    """Return test accuracy, mean and standard deviation over label sets: of folds with a point for each, or by budget.
 
     `rows` are the summary of `lines`, the measurements. A `fraction` is None for folds.
     """
     summary = pd.DataFrame(rows).astype({"accuracy_sd": float}).fillna({"pooling": "", "accuracy_sd": 0.0})
+    if not summary["fraction"].isna().all():
+        return _budgets_figure(summary, title)
     singles = pd.DataFrame(lines).fillna({"pooling": ""}).groupby(["method", "arm", "pooling"])["accuracy"]
+    folds = {}
+    for row in summary.itertuples():
+        values = singles.get_group((row.method, row.arm, row.pooling)).tolist()
+        ends = row.accuracy_mean - row.accuracy_sd, row.accuracy_mean + row.accuracy_sd
+        folds[f"{row.method}, {_look(row.arm, row.pooling)['label']}"] = values, ends
+    return charts.intervals_figure(folds, f"{title}\npoints: folds; line and bar: mean ± standard deviation")
+
+
+def _budgets_figure(summary: pd.DataFrame, title: str) -> Figure:
     methods = [method for method in TITLES if (summary["method"] == method).any()]
     figure = Figure(figsize=(max(6.4, 4.4 * len(methods)), 4.6), layout="constrained")
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
-    is_folds = bool(summary["fraction"].isna().all())
     for panel, method in zip(panels, methods, strict=True):
         of_method = summary[summary["method"] == method]
-        groups = of_method.groupby(["arm", "pooling"])
-        looks = [_look(arm, pooling) for (arm, pooling), _ in groups]
-        for position, (look, (arm, group)) in enumerate(zip(looks, groups, strict=True)):
-            x, means, deviations = group["num_labels"], 100 * group["accuracy_mean"], 100 * group["accuracy_sd"]
-            if is_folds:  # a point for each fold to the right of the mean, which is written to its left
-                x, mean = [position], means.iloc[0]
-                folds = 100 * singles.get_group((method, *arm))
-                spread = position + np.linspace(0.25, 0.45, len(folds))
-                panel.plot(spread, folds, look["marker"], markersize=3, color=look["color"], alpha=0.6)
-                offset = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-                panel.annotate(f"{mean:.1f}", (position, mean), fontsize=8, **offset)
-            panel.errorbar(x, means, deviations, capsize=4, **look)
-        if is_folds:
-            panel.set_xticks(range(len(looks)), [look["label"].replace(", ", "\n") for look in looks], fontsize=9)
-            panel.set(xlim=(-0.6, len(looks) - 0.4), xlabel="small: single folds")
-        else:  # 1 and 5 % of few images can be the same number
-            parts = of_method.groupby("num_labels")["fraction"].unique()
-            ticks = {n: f"{n:.0f}\n{', '.join(f'{100 * part:g}' for part in of_n)} %" for n, of_n in parts.items()}
-            panel.set(xscale="log", xlabel="labels (number and part; log scale)")
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
+        for (arm, pooling), group in of_method.groupby(["arm", "pooling"]):
+            means, deviations = 100 * group["accuracy_mean"], 100 * group["accuracy_sd"]
+            panel.errorbar(group["num_labels"], means, deviations, capsize=4, **_look(arm, pooling))
+        parts = of_method.groupby("num_labels")["fraction"].unique()  # 1 and 5 % of few images can be the same number
+        ticks = {n: f"{n:.0f}\n{', '.join(f'{100 * part:g}' for part in of_n)} %" for n, of_n in parts.items()}
+        panel.set(xscale="log", xlabel="labels (number and part; log scale)")
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
         panel.set_title(TITLES[method], fontsize=10)
         panel.grid(axis="y", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("test accuracy (%), mean ± standard deviation")
-    if not is_folds:
-        legends = [panel.get_legend_handles_labels() for panel in panels]
-        handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * len(methods), frameon=False)
+    legends = [panel.get_legend_handles_labels() for panel in panels]
+    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * len(methods), frameon=False)
     figure.suptitle(title, fontsize=11, wrap=True)
     return figure
 

@@ -3,6 +3,7 @@
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,7 +30,8 @@ def line(label_set: str, **fields) -> dict:
 
 
 def results_in(folder: Path, seen: np.ndarray | None = None) -> Measurements:
-    return Measurements(folder, LABELS, ("cat", "dog"), seen)
+    images = SimpleNamespace(labels=LABELS, class_names=("cat", "dog"), file_names=lambda: [None] * 4)
+    return Measurements(folder, images, seen)
 
 
 def test_what_is_measured_is_known_to_the_next_run(tmp_path):
@@ -174,11 +176,10 @@ def test_folds_are_drawn_one_by_one_beside_their_mean(tmp_path: Path):
     measured = measured_lines((None,), 5)
     figure = few_labels_figure(summarize(measured), measured, "official protocol")
     panel = figure.axes[0]
-    assert [tick.get_text() for tick in panel.get_xticklabels()] == [
-        "pre-trained\nCLS", "pre-trained\nmean", "random start\nCLS", "random start\nmean"
-    ]  # fmt: skip
-    single = panel.lines[0]
-    assert len(single.get_ydata()) == 5
-    assert sorted(single.get_ydata())[0] == pytest.approx(100 * (0.5 + 0.06))
-    assert panel.texts[0].get_text() == f"{100 * (0.5 + 0.06 + 0.04):.1f}"
+    labels = [tick.get_text() for tick in panel.get_yticklabels()]
+    assert labels[1:4] == ["knn, pre-trained, CLS", "knn, pre-trained, mean", "linear, pre-trained, CLS"]
+    bar, mean, singles = panel.lines[3:6]
+    assert sorted(singles.get_xdata()) == pytest.approx([56, 58, 60, 62, 64])
+    assert mean.get_xdata()[0] == pytest.approx(60) and panel.texts[1].get_text() == "60.0"
+    assert bar.get_xdata() == pytest.approx([60 - 10**0.5, 60 + 10**0.5])  # the sample deviation of 0, 2, 4, 6, 8
     assert save(figure, tmp_path / "folds.png").stat().st_size > 10_000
