@@ -41,7 +41,9 @@ def embed(config: EmbedConfig) -> None:
 
     # ---- pictures ----
     features = f"{config.pooling} features of {figures.label_of(config.model, 40)}"
-    if config.neighbours and len(images) > 1:
+    if config.neighbours and len(images) == 1:
+        print("no nearest neighbours are drawn: there is only one image")
+    elif config.neighbours:
         title = f"Nearest neighbours by {features}"
         figure = draw_neighbours(output, images, config.pooling, config.neighbours, title)
         print(f"nearest neighbours in {figures.save(figure, output.with_name(f'{output.stem}-neighbours.png'))}")

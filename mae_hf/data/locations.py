@@ -1,11 +1,11 @@
 """Check the name of a source, without any library: a wrong one is reported before the imports that take seconds."""
 
-import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_hf.errors import require
+from mae_hf.errors import ConfigError, require
 
 SHARD_SUFFIXES = (".parquet", ".tar")
 
@@ -37,21 +37,40 @@ def are_files(sources: Sequence[str]) -> bool:
 
 
 def check_images(sources: Sequence[str], output: str) -> None:
-    """Raise ConfigError unless these are image files or one source, and the output is a new file outside of it."""
+    """Raise ConfigError unless these are image files or one source, and the output is outside of it."""
     if not are_files(sources):
         missing = [source for source in sources if not Path(source).expanduser().is_file()]
         problem = f"{', '.join(missing[:3])} is not a file: name image files, or one folder or source alone"
         require(len(sources) == 1, f"{problem} (--data.source)")
         check_source(sources[0])
     path = Path(output).expanduser().absolute()
-    require(not path.is_dir(), f"{output} is a folder: name a file in it (--output)")
     for source in sources:
         place = Path(source).expanduser().absolute()
         is_part = place.exists() and place in (path, *path.parents)
         require(not is_part, f"{output} would be written into the source {source}: choose a file elsewhere (--output)")
-    existing = next(parent for parent in path.parents if parent.exists())
-    problem = "cannot be written: choose a file in another folder (--output)"
-    require(existing.is_dir() and os.access(existing, os.W_OK), f"{output} {problem}")
+
+
+def check_output_file(output: str) -> None:
+    """Raise ConfigError unless a file of this name can be written, which may exist."""
+    path = Path(output).expanduser().absolute()
+    require(not path.is_dir(), f"{output} is a folder: name a file in it (--output)")
+    _check_writable(path.parent, f"{output} cannot be written", "choose a file in another folder (--output)")
+
+
+def check_output_folder(output: str) -> None:
+    """Raise ConfigError unless files can be written into a folder of this name, which may be missing."""
+    path = Path(output)
+    require(path.is_dir() or not path.exists(), f"{output} is not a folder: choose another --output_dir")
+    _check_writable(path.absolute(), f"{output} cannot be written to", "choose another folder (--output_dir)")
+
+
+def _check_writable(folder: Path, problem: str, fix: str) -> None:
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass  # permissions do not tell it: /proc grants them, and a disk may be read-only
+    except OSError as error:
+        raise ConfigError(f"{problem} ({error.strerror}): {fix}") from None
 
 
 def is_hub_id(name: str) -> bool:

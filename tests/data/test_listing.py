@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mae_hf.__main__ import check_paths
+from mae_hf.config.commands import (
+    CompareConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    FewLabelsConfig,
+    PredictConfig,
+    ReconstructConfig,
+)
 from mae_hf.config.data import DataConfig
 from mae_hf.data.listing import list_images, name_images
-from mae_hf.data.locations import check_images
+from mae_hf.data.locations import check_images, check_output_file, check_output_folder
 from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError
 
@@ -100,12 +109,30 @@ def test_sources_and_output_that_cannot_be_right_are_refused(mixed: Path, tmp_pa
         ([mixed / "x.png"], "out.csv", r"x\.png is neither a folder nor a parquet file that exists"),
         ([mixed], mixed / "out.csv", r"out\.csv would be written into the source .*mixed: choose a file elsewhere"),
         ([mixed / "a.png"], mixed / "a.png", r"would be written into the source"),
-        ([mixed], tmp_path, r"is a folder: name a file in it \(--output\)"),
-        (
-            ["digits"],
-            mixed / "a.png" / "out.csv",
-            r"a\.png/out\.csv cannot be written: choose a file in another folder",
-        ),
     ):
         with pytest.raises(ConfigError, match=message):
             check_images([str(source) for source in sources], str(output))
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/dev/null"])
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, folder: str):
+    """Root may write everywhere by its permissions, but not into /proc."""
+    check_output_file(str(tmp_path / "new" / "out.csv"))
+    check_output_folder(str(tmp_path / "new"))
+    assert not list(tmp_path.iterdir())
+    source = {"model": "user/name", "data": DataConfig(source="digits")}
+    for config in (
+        EmbedConfig(**source, output=f"{folder}/x.parquet"),
+        PredictConfig(**source, output=f"{folder}/x.csv"),
+        ReconstructConfig(**source, output=f"{folder}/x.png"),
+        EvaluateConfig(**source, output_dir=f"{folder}/x"),
+        FewLabelsConfig(**source, output_dir=f"{folder}/x"),
+        CompareConfig(arm=[f"a={tmp_path}", f"b={tmp_path}"], output_dir=f"{folder}/x"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{folder}/x.* cannot be written .*: choose .* \(--output"):
+            check_paths(config)
+    with pytest.raises(ConfigError, match=r"is a folder: name a file in it \(--output\)"):
+        check_output_file(str(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is not a folder: choose another --output_dir"):
+        check_output_folder(str(tmp_path / "file"))
