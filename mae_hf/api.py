@@ -33,9 +33,9 @@ from mae_hf.config.parse import read_settings
 from mae_hf.data.cache import cache_folder
 from mae_hf.data.in_memory import store_images
 from mae_hf.errors import require
+from mae_hf.evaluation.loaded import LoadedModel, open_any
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.files import read_json
-from mae_hf.models.loaded import LoadedModel, open_any
 from mae_hf.training.isolation import Precision, isolated
 from mae_hf.training.provenance import find_provenance
 

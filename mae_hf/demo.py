@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from transformers import ViTForImageClassification
 
-from mae_hf.config.data import DataConfig
-from mae_hf.data.augment.crop_flip import normalize, to_pixels
-from mae_hf.data.decode import to_rgb_square
+from mae_hf.data.dataset import load_image_files
 from mae_hf.data.random import Draws
 from mae_hf.errors import require
+from mae_hf.evaluation.loaded import LoadedModel, open_any
 from mae_hf.evaluation.reconstruction import hide_and_reconstruct
-from mae_hf.models.io import SavedModel, image_size_of, open_classifier, prepared_as
 from mae_hf.models.locate import FIX_MODEL
 from mae_hf.models.mae import MaskedAutoencoder
 
@@ -33,27 +30,22 @@ _PAGE: dict[str, Any] = {
 }
 
 
-@torch.no_grad()
-def classify(model: ViTForImageClassification, data: DataConfig, image: Image) -> dict[str, float]:
+def classify(loaded: LoadedModel, image: Image) -> dict[str, float]:
     """Return the probability of each class for an image of any mode and size."""
-    images = torch.from_numpy(to_rgb_square(image, image_size_of(model), data))[None]
-    pixel_values = normalize(to_pixels(images), data.image_mean, data.image_std)
-    probabilities = model(pixel_values).logits.float().softmax(dim=-1)[0]
-    names = (model.config.id2label or {}).values()
-    return dict(zip(names, probabilities.tolist(), strict=True))
+    return dict(zip(loaded.class_names, loaded([image])[0].tolist(), strict=True))
 
 
-def reconstruct_image(model: MaskedAutoencoder, data: DataConfig, image: Image, seed: int) -> list[np.ndarray]:
+def reconstruct_image(loaded: LoadedModel, image: Image, seed: int) -> list[np.ndarray]:
     """Mask an image of any mode and size by a seed, and reconstruct the masked patches.
 
     The three pictures are the image, the image with grey masked patches, and with predicted masked patches, each uint8
     (S, S, 3), S the side of the model's images.
     """
-    patch_embeddings = model.vit.embeddings.patch_embeddings
-    images = torch.from_numpy(to_rgb_square(image, patch_embeddings.image_size[0], data))[None]
+    patches = loaded.model.vit.embeddings.patch_embeddings
+    images = load_image_files([image], patches.image_size[0], loaded.data)
     draws = Draws(seed, epoch=0, rows=np.zeros(1, np.int64), step=0)
-    noise = torch.from_numpy(draws.uniform("demo mask", patch_embeddings.num_patches))
-    return [picture[0] for picture in hide_and_reconstruct(model, images, data.image_mean, data.image_std, noise)]
+    noise = torch.from_numpy(draws.uniform("demo mask", patches.num_patches))
+    return [picture[0] for picture in hide_and_reconstruct(loaded.model, images, loaded.data, noise)]
 
 
 def build_page(name: str) -> "gradio.Blocks":
@@ -62,47 +54,40 @@ def build_page(name: str) -> "gradio.Blocks":
     `name` is a run folder, a model folder or a Hub id. Without gradio, and for a model that is missing or of another
     kind, it raises a ConfigError.
     """
-    require(
-        importlib.util.find_spec("gradio") is not None,
-        "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'",
-    )
-    architectures = SavedModel(name).config().architectures or []
-    if "ViTForImageClassification" in architectures:
-        return _classifier_page(name)
-    kind = ", ".join(architectures) or "model without a class"
-    problem = f"{name} is a {kind}: the demo shows a classifier or a masked autoencoder"
-    require("ViTMAEForPreTraining" in architectures, f"{problem}, {FIX_MODEL}")
-    return _autoencoder_page(name)
+    has_gradio = importlib.util.find_spec("gradio") is not None
+    require(has_gradio, "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'")
+    loaded = open_any(name)
+    if loaded.class_names:
+        return _classifier_page(name, loaded)
+    problem = f"{name} is a {type(loaded.model).__name__}: the demo shows a classifier or a masked autoencoder"
+    require(isinstance(loaded.model, MaskedAutoencoder), f"{problem}, {FIX_MODEL}")
+    return _autoencoder_page(name, loaded)
 
 
-def _classifier_page(name: str) -> "gradio.Blocks":
+def _classifier_page(name: str, loaded: LoadedModel) -> "gradio.Blocks":
     import gradio
 
-    model, data = open_classifier(name, "sdpa"), prepared_as(name, DataConfig())
-
     def name_classes(image: Image | None) -> dict[str, float]:  # None after the image was removed
-        return {} if image is None else classify(model, data, image)
+        return {} if image is None else classify(loaded, image)
 
     label = gradio.Label(label="class probabilities", num_top_classes=10)
     return gradio.Interface(name_classes, gradio.Image(**_UPLOAD), label, title=name, api_name="classify", **_PAGE)
 
 
-def _autoencoder_page(name: str) -> "gradio.Blocks":
+def _autoencoder_page(name: str, loaded: LoadedModel) -> "gradio.Blocks":
     import gradio
-
-    model, data = MaskedAutoencoder.from_pretrained(name).eval(), prepared_as(name, DataConfig())
 
     def fill_in(image: Image | None, seed: int) -> list[np.ndarray | None]:
         if image is None:
             return [None, None, None]
-        pictures = reconstruct_image(model, data, image, seed)
+        pictures = reconstruct_image(loaded, image, seed)
         times = max(1, PICTURE_SIZE // len(pictures[0]))
         return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
 
     inputs = [gradio.Image(**_UPLOAD), gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")]
     pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
     note = "The model does not see the grey patches."
-    if model.config.norm_pix_loss:
+    if loaded.model.config.norm_pix_loss:
         note += " The reconstruction uses their true mean and contrast, which this model does not predict."
     api: dict[str, Any] = {"api_name": "reconstruct", **_PAGE}
     return gradio.Interface(fill_in, inputs, pictures, title=name, description=note, **api)

@@ -21,9 +21,9 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.demo import build_page, classify, reconstruct_image
 from mae_hf.errors import ConfigError
+from mae_hf.evaluation.loaded import open_any
 from mae_hf.hub import save_model
-from mae_hf.models.io import open_classifier, prepared_as
-from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
+from mae_hf.models.mae import build_mae, export_encoder
 
 ROOT = Path(__file__).parents[1]
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -70,9 +70,7 @@ def squared(image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_probabilities_equal_stock_transformers(models: Path, mode: str):
     folder = models / "classifier"
-    probabilities = classify(
-        open_classifier(str(folder), "sdpa"), prepared_as(str(folder), DataConfig()), picture(mode)
-    )
+    probabilities = classify(open_any(str(folder)), picture(mode))
     stock = ViTForImageClassification.from_pretrained(folder / "model").eval()
     pixel_values = torch.from_numpy((squared(picture(mode)) / 255 - MEAN) / STD).float().permute(2, 0, 1)[None]
     with torch.no_grad():
@@ -83,8 +81,8 @@ def test_probabilities_equal_stock_transformers(models: Path, mode: str):
 
 
 def test_visible_patches_are_pixels_and_masked_ones_the_prediction_of_stock_transformers(models: Path):
-    mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
-    original, masked, reconstruction = reconstruct_image(mae, DATA, picture("RGBA"), seed=1)
+    mae = open_any(str(models / "mae"))
+    original, masked, reconstruction = reconstruct_image(mae, picture("RGBA"), seed=1)
     assert np.abs(original.astype(int) - squared(picture("RGBA"))).max() <= 2
     hidden = (masked != original).any(axis=-1).reshape(4, 4, 4, 4).any(axis=(1, 3))  # of the 4 x 4 patches
     assert hidden.sum() == 12
@@ -102,8 +100,8 @@ def test_visible_patches_are_pixels_and_masked_ones_the_prediction_of_stock_tran
 
 
 def test_only_the_seed_decides_the_mask(models: Path):
-    mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
-    first, again, other = (reconstruct_image(mae, DATA, picture("RGB"), seed)[1] for seed in (0, 0, 1))
+    mae = open_any(str(models / "mae"))
+    first, again, other = (reconstruct_image(mae, picture("RGB"), seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -137,8 +135,8 @@ def test_the_page_of_a_masked_autoencoder_answers(models: Path, tmp_path: Path):
         answers = client.predict(handle_file(tmp_path / "picture.png"), 5, api_name="/reconstruct")
     finally:
         page.close()
-    mae = MaskedAutoencoder.from_pretrained(str(models / "mae")).eval()
-    expected = reconstruct_image(mae, DATA, picture("RGBA"), seed=5)
+    mae = open_any(str(models / "mae"))
+    expected = reconstruct_image(mae, picture("RGBA"), seed=5)
     for file, pixels in zip(answers, expected, strict=True):
         with Image.open(file) as image:
             assert image.size == (320, 320)
@@ -184,7 +182,7 @@ def test_the_script_serves_a_classifier_until_it_is_interrupted_and_keeps_no_ima
     answer = client.predict(handle_file(tmp_path / "upload.png"), api_name="/classify")
     assert list((models / "gradio").rglob("upload.png"))
     folder = str(models / "classifier")
-    expected = classify(open_classifier(folder, "sdpa"), prepared_as(folder, DataConfig()), picture("RGBA"))
+    expected = classify(open_any(folder), picture("RGBA"))
     assert {row["label"]: row["confidence"] for row in answer["confidences"]} == pytest.approx(expected, abs=1e-5)
 
     process.send_signal(signal.SIGINT)

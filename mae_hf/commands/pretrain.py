@@ -23,7 +23,7 @@ from mae_hf.data.stream.notes import describe_notes, read_notes
 from mae_hf.data.stream.order import Stream
 from mae_hf.data.stream.reader import StreamedImages, load_stream
 from mae_hf.evaluation.inference import held_out_loss
-from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, online_probe
+from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, encoder_probe
 from mae_hf.evaluation.reconstruction import save_reconstructions
 from mae_hf.files import write_text
 from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_search
@@ -100,18 +100,22 @@ def pretrain(config: PretrainConfig) -> None:
             save_reconstructions(complete, pictured, config.data, folder / "figures", step)
         return {}
 
-    def probe(step: int) -> dict[str, float]:
+    def probe_with(*probes: str) -> dict[str, float]:
         assert probed is not None
+        complete = whole()
+        encoder = None if complete is None else export_encoder(complete)  # not prepared: no checkpoint holds it
+        return encoder_probe(accelerator, encoder, *probed, config.data, batch_size, probes)[0]
+
+    def probe(step: int) -> dict[str, float]:
         is_last = step == plan.total_steps  # where `last_probe` has kNN, too
-        return {} if is_last else online_probe(accelerator, whole(), *probed, config.data, batch_size)
+        return {} if is_last else probe_with("knn", "rank")
 
     probe_seconds = None
 
     def last_probe(step: int) -> dict[str, float]:
         nonlocal probe_seconds
-        assert probed is not None
         started = time.perf_counter()
-        values = online_probe(accelerator, whole(), *probed, config.data, batch_size, linear=True)
+        values = probe_with("knn", "rank", "linear")
         probe_seconds = time.perf_counter() - started
         return values
 

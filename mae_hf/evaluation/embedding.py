@@ -6,7 +6,6 @@ n images, D features, Q queries, K neighbours.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from pyarrow.dataset import dataset
+from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 
 from mae_hf.config.data import DataConfig
@@ -108,7 +109,10 @@ def draw_neighbours(output: Path, images: ImageSet, pooling: str, num_neighbours
     """Return a sheet of images, evenly chosen from the file, each with its nearest neighbours by cosine similarity."""
     queries = np.unique(np.linspace(0, len(images) - 1, NUM_QUERIES).round().astype(int))
     _, features = _read_rows(output, pooling, queries)
-    similarities = np.concatenate([_unit(features) @ _unit(batch).T for _, batch in _batches(output, pooling)], axis=1)
+    batches = pq.ParquetFile(output).iter_batches(PER_PART, columns=[pooling])
+    similarities = np.concatenate(
+        [cosine_similarity(features, _matrix(batch[pooling], len(batch))) for batch in batches], axis=1
+    )
     similarities[np.arange(len(queries)), queries] = -np.inf  # an image is not its own neighbour
     order = np.argsort(-similarities, axis=1, kind="stable")[:, : min(num_neighbours, len(images) - 1)]
     shown, places = np.unique(np.concatenate([queries[:, None], order], axis=1), return_inverse=True)
@@ -133,22 +137,12 @@ def draw_map(output: Path, images: ImageSet, pooling: str, title: str) -> Figure
     return sheets.thumbnails_figure(points, images.batch(rows).numpy(), labels, classes, title)
 
 
-def _batches(output: Path, pooling: str) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
-    """Yield the names and the features, float32 (B, D), of the file in batches."""
-    for batch in pq.ParquetFile(output).iter_batches(PER_PART, columns=[*NAMED.names, pooling]):
-        yield batch, batch[pooling].flatten().to_numpy().reshape(len(batch), -1)
-
-
 def _read_rows(output: Path, pooling: str, rows: NDArray[np.int64]) -> tuple[list[dict], NDArray[np.float32]]:
     """Return the names and the features of some rows of the file, in ascending order."""
-    names, features, start = list[dict](), [], 0
-    for batch, values in _batches(output, pooling):
-        here = rows[(rows >= start) & (rows < start + len(batch))] - start
-        names += batch.select(NAMED.names).take(pa.array(here)).to_pylist()
-        features.append(values[here])
-        start += len(batch)
-    return names, np.concatenate(features)
+    table = dataset(output).take(rows, columns=[*NAMED.names, pooling])
+    return table.select(NAMED.names).to_pylist(), _matrix(table[pooling].combine_chunks(), len(table))
 
 
-def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def _matrix(column: pa.ListArray, num_rows: int) -> NDArray[np.float32]:
+    """The features of a column, float32 (n, D)."""
+    return column.flatten().to_numpy().reshape(num_rows, -1)

@@ -20,9 +20,14 @@ from mae_hf.data.transfer import to_device
 from mae_hf.progress import Progress
 
 
+def normalized(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
+    """Return images, uint8 (B, S, S, 3), as a network takes them: float32 (B, 3, S, S), not augmented."""
+    return normalize(to_pixels(images.to(device)), data.image_mean, data.image_std)
+
+
 def pixel_values_of(images: ImageSet, rows: NDArray[np.int64], data: DataConfig, device: torch.device) -> Tensor:
-    """Return the images of these rows, normalised but not augmented: float32 (B, 3, S, S)."""
-    return normalize(to_pixels(images.batch_on(device, rows)), data.image_mean, data.image_std)
+    """Return the images of these rows as a network takes them, float32 (B, 3, S, S)."""
+    return normalized(images.batch_on(device, rows), data, device)
 
 
 def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device) -> Tensor:
@@ -61,8 +66,7 @@ def predict_probabilities(
     """
 
     def probabilities(rows: NDArray[np.int64]) -> Tensor:
-        pixel_values = pixel_values_of(images, rows, data, accelerator.device)
-        return model(pixel_values).logits.float().softmax(dim=-1)
+        return class_probabilities(model, pixel_values_of(images, rows, data, accelerator.device))
 
     return _every_image(accelerator, len(images), batch_size, probabilities)
 
@@ -88,6 +92,11 @@ def extract_features(
 
     cls, mean = _every_image(accelerator, len(images), batch_size, features, alone).transpose(1, 0, 2)
     return {"cls": cls, "mean": mean}
+
+
+def class_probabilities(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Return a classifier's probabilities of a batch, float32 (B, C)."""
+    return model(pixel_values).logits.float().softmax(dim=-1)
 
 
 def pooled_features(encoder: nn.Module, pixel_values: Tensor) -> Tensor:

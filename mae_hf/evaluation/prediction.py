@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.cache import decoded_images
 from mae_hf.data.listing import NAMED, name_images
 from mae_hf.data.splits import Split
+from mae_hf.evaluation.inference import class_probabilities, normalized
 from mae_hf.files import write_file
 
 _COLUMNS = {"prediction": pa.string(), "probability": pa.float32(), "error": pa.string()}
@@ -74,8 +74,8 @@ def _predict(
         probabilities = np.zeros((len(batch), len(classes)), np.float32)
         if not failed.all():
             pixels = torch.from_numpy(np.stack([image for image in batch if not isinstance(image, str)]))
-            pixel_values = normalize(to_pixels(pixels.to(accelerator.device)), data.image_mean, data.image_std)
-            probabilities[~failed] = model(pixel_values).logits.float().softmax(dim=-1).cpu().numpy()
+            pixel_values = normalized(pixels, data, accelerator.device)
+            probabilities[~failed] = class_probabilities(model, pixel_values).cpu().numpy()
         best = classes[probabilities.argmax(axis=1)], probabilities.max(axis=1)
         arrays = [pa.array(column, mask=failed) for column in (*best, *probabilities.T)]
         yield [*names.slice(start, len(batch)).columns, *arrays[:2], pa.array(errors, pa.string()), *arrays[2:]]

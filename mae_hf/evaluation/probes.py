@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -66,40 +68,25 @@ def check_features(**features: np.ndarray) -> None:
         require(not is_constant, f"{name} of all images are equal: {broken}")
 
 
-def knn_probabilities(
+def knn_probe(
     train: Labelled, features: np.ndarray, num_classes: int, k: int = NUM_NEIGHBOURS, temperature: float = TEMPERATURE
-) -> np.ndarray:
-    """Return each class's share of the vote of the `k` nearest training images, float32 (n, C), for features (n, D).
+) -> Probe:
+    """Return each class's share of the vote of the `k` nearest training images.
 
     Votes are weighted by exp(cosine similarity / T). All training images vote if there are fewer than `k`.
 
     Source: Wu et al. 2018, section 3.4 (arXiv 1805.01978); k and T as in DINO (arXiv 2104.14294).
     """
     check_features(train_features=train.features, features=features)
-    neighbours, queries = _unit_length(train.features), _unit_length(features)
-    k = min(k, len(neighbours))
-    shares = np.empty((len(queries), num_classes), np.float32)
-    for start in range(0, len(queries), 1024):  # a block of similarities at a time, not n x n_train
-        similarity = queries[start : start + 1024] @ neighbours.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        closeness = np.take_along_axis(similarity, nearest, axis=1)
-        # The greatest weight of each image is 1: no overflow at low temperatures, and the same winner.
-        weights = np.exp((closeness - closeness.max(axis=1, keepdims=True)) / temperature)
-        votes = np.zeros((len(nearest), num_classes))
-        np.add.at(votes, (np.arange(len(nearest))[:, None], train.labels[nearest]), weights)
-        shares[start : start + 1024] = votes / votes.sum(axis=1, keepdims=True)
-    return shares
+    k = min(k, len(train.labels))
 
+    def weights(distances: np.ndarray) -> np.ndarray:  # the greatest is 1: no overflow at low temperatures
+        return np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
 
-def _unit_length(features: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norms, np.finfo(np.float32).tiny)
-
-
-def knn_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Probe:
-    """Return the vote of nearest neighbours with the literature's k and temperature."""
-    settings = {"k": min(NUM_NEIGHBOURS, len(train.labels)), "temperature": TEMPERATURE}
-    return Probe(knn_probabilities(train, features, num_classes), None, settings)
+    voters = KNeighborsClassifier(k, weights=weights, algorithm="brute", metric="cosine").fit(*train)
+    with config_context(working_memory=64):  # MiB of distances at a time
+        shares = _class_probabilities(voters, features, num_classes)
+    return Probe(shares.astype(np.float32), None, {"k": k, "temperature": temperature})
 
 
 def linear_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Probe:
@@ -134,7 +121,7 @@ def _regression(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
 
-def _class_probabilities(fitted: Pipeline, features: np.ndarray, num_classes: int) -> np.ndarray:
+def _class_probabilities(fitted: Pipeline | KNeighborsClassifier, features: np.ndarray, num_classes: int) -> np.ndarray:
     probabilities = np.zeros((len(features), num_classes))
     probabilities[:, fitted.classes_] = fitted.predict_proba(features)
     return probabilities

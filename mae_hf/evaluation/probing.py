@@ -6,6 +6,7 @@ Shapes: n images, D features, C classes.
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -27,11 +28,9 @@ from mae_hf.evaluation.probes import (
     Probe,
     check_features,
     head_probe,
-    knn_probabilities,
     knn_probe,
     linear_probe,
 )
-from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
 POOLINGS = ("cls", "mean")
 ONLINE_IMAGES = 5_000  # of train and of validation at most
@@ -123,88 +122,55 @@ def participation_ratio(features: np.ndarray) -> float:
     return float(np.trace(covariance) ** 2 / squares) if squares else 0.0
 
 
-def online_probe(
-    accelerator: Accelerator,
-    model: MaskedAutoencoder | None,
-    train: ImageSet,
-    validation: ImageSet,
-    data: DataConfig,
-    batch_size: int,
-    *,
-    linear: bool = False,
-) -> dict[str, float]:
-    """Return `encoder_probe` of an encoder in training, which does not change: kNN, RankMe, and `linear` if asked for.
-
-    The masked autoencoder is not wrapped. If sharded, it is whole on the main process alone: the others give None, and
-    wait for the main process to probe it.
-    """
-    alone = not all(gather_object([model is not None]))
-    values: dict[str, float] = {}
-    if model is not None:
-        probes = ("knn", "rank", "linear") if linear else ("knn", "rank")
-        encoder = export_encoder(model)  # a copy: not prepared, so that no checkpoint holds it
-        values, _ = encoder_probe(accelerator, encoder, train, validation, data, batch_size, probes, alone=alone)
-    return dict(broadcast_object_list([values])[0]) if alone else values
-
-
 def start_probe(
     accelerator: Accelerator, encoder: ViTModel, images: Mapping[str, ImageSet], data: DataConfig, batch_size: int
 ) -> tuple[dict[str, float], Head | None]:
-    """Return `encoder_probe` with `linear` of the encoder that fine-tuning starts from, the same on every process.
+    """Return `encoder_probe` with `linear` of the encoder that fine-tuning starts from.
 
     `images` are by role; up to 5,000 of `train` and of `validation` are used. The encoder does not change.
     """
     copied = copy.deepcopy(encoder).to(accelerator.device).eval()
     train, validation = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
-    found = encoder_probe(accelerator, copied, train, validation, data, batch_size, ["linear"])
-    values, head = broadcast_object_list([found])[0]  # equal to the last bit
-    return values, head
+    return encoder_probe(accelerator, copied, train, validation, data, batch_size, ["linear"])
 
 
 def encoder_probe(
-    accelerator: Accelerator,
-    encoder: nn.Module,
-    train: ImageSet,
-    validation: ImageSet,
-    data: DataConfig,
-    batch_size: int,
-    probes: Sequence[str],
-    *,
-    alone: bool = False,
-) -> tuple[dict[str, float], Head | None]:
+    accelerator: Accelerator, encoder: nn.Module | None, train: ImageSet, validation: ImageSet,
+    data: DataConfig, batch_size: int, probes: Sequence[str],
+) -> tuple[dict[str, float], Head | None]:  # fmt: skip
     """Probe an encoder on validation images; return the values by name, and the classifier of `linear` on CLS.
 
-    `encoder` is a `ViTModel` in eval mode on the device, not prepared. `train` teaches, `validation` is classified;
-    both are labelled, and never test images. With `alone`, the other processes do not take part.
+    `encoder` is a `ViTModel` in eval mode on the device, not prepared. If sharded, it is whole on the main process
+    alone, and the others give None. All processes share the features; the main process fits the probes, and all get
+    its results. `train` teaches, `validation` is classified; both are labelled, and never test images.
 
     The values are `probe/PROBE_POOLING_accuracy` and `_f1` for `knn` and `linear`, and `probe/rankme_POOLING` of the
     train images for `rank`. More than 100 classes have no `linear`. Features of a broken encoder and labels of one
     class have no values, and a warning: a probe must not stop training.
     """
-    num_classes, head = len(train.class_names), None
-    values: dict[str, float] = {}
-    with accelerator.autocast():
-        voters, queries = (
-            extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
-            for images in (train, validation)
-        )
+    alone = not all(gather_object([encoder is not None]))
+    if encoder is not None:
+        with accelerator.autocast():
+            voters, queries = (
+                extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
+                for images in (train, validation)
+            )
+    values, head = dict[str, float](), None
+    num_classes = len(train.class_names)
     try:
-        for pooling in POOLINGS:
+        for pooling, name in itertools.product(POOLINGS, probes) if accelerator.is_main_process else ():
             labelled = Labelled(voters[pooling], train.labels)
-            if "knn" in probes:
-                shares = knn_probabilities(labelled, queries[pooling], num_classes)
-                scores = scores_of(shares, validation.labels, train.class_names)
-                values |= {f"probe/knn_{pooling}_{key}": value for key, value in scores.items()}
-            if "rank" in probes:
+            if name == "rank":
                 values[f"probe/rankme_{pooling}"] = rankme(labelled.features)
-            if "linear" in probes and num_classes <= LINEAR_CLASSES:
-                probe = linear_probe(labelled, queries[pooling], num_classes)
+            elif name != "linear" or num_classes <= LINEAR_CLASSES:
+                probe = CLASSIFIERS[name](labelled, queries[pooling], num_classes)
                 scores = scores_of(probe.probabilities, validation.labels, train.class_names)
-                values |= {f"probe/linear_{pooling}_{key}": value for key, value in scores.items()}
+                values |= {f"probe/{name}_{pooling}_{key}": value for key, value in scores.items()}
                 head = head or probe.head  # CLS comes first
     except ConfigError as error:
         values, head = {}, None
         warn(f"this encoder is not probed: {str(error).partition(':')[0]}")
+    values, head = broadcast_object_list([(values, head)])[0]
     return values, head
 
 

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mae_hf import figures
-from mae_hf.config.data import DataConfig, Triple
-from mae_hf.data.augment.crop_flip import normalize, to_pixels
-from mae_hf.evaluation.inference import fixed_noise
+from mae_hf.config.data import DataConfig
+from mae_hf.evaluation.inference import fixed_noise, normalized
 from mae_hf.figures import sheets
 from mae_hf.files import write_npz
 from mae_hf.models.mae import MaskedAutoencoder, reconstruct_pixels
@@ -28,7 +27,7 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     `model` and `images` are as for `hide_and_reconstruct`. With `norm_pix_loss`, a line below the title is on the mean
     and variance of the patches.
     """
-    pictures = hide_and_reconstruct(model, images, data.image_mean, data.image_std)
+    pictures = hide_and_reconstruct(model, images, data)
     return sheets.reconstruction_figure(*pictures, title + _statistics_note(model))
 
 
@@ -38,7 +37,7 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     The folder gets `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
     `reconstruction-over-time.png`, which shows the first and last step, and few late steps between them.
     """
-    pictures = hide_and_reconstruct(model, images, data.image_mean, data.image_std)
+    pictures = hide_and_reconstruct(model, images, data)
     note = _statistics_note(model)
     figure = sheets.reconstruction_figure(*pictures, f"held-out images, step {step}{note}")
     original, masked, reconstructed = (part[:MAX_IMAGES] for part in pictures)
@@ -58,19 +57,18 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
 
 @torch.no_grad()
 def hide_and_reconstruct(
-    model: MaskedAutoencoder, images: Tensor, mean: Triple, std: Triple, noise: Tensor | None = None
+    model: MaskedAutoencoder, images: Tensor, data: DataConfig, noise: Tensor | None = None
 ) -> tuple[sheets.Images, sheets.Images, sheets.Images]:
     """Return the images, those with masked patches in grey, and the reconstructions, each uint8 (B, S, S, 3).
 
-    The masked autoencoder is in eval mode and not wrapped for training. Images are uint8 (B, S, S, 3), `mean` and `std`
-    normalise them. The patches with the smallest noise, (B, N), stay visible. The default is `fixed_noise`.
+    The masked autoencoder is in eval mode and not wrapped for training. Images are uint8 (B, S, S, 3). The patches with
+    the smallest noise, (B, N), stay visible. The default is `fixed_noise`.
     """
     device, patches = model.device, model.vit.embeddings.patch_embeddings
-    pixel_values = normalize(to_pixels(images.to(device)), mean, std)
     noise = fixed_noise(np.arange(len(images)), patches.num_patches, device) if noise is None else noise.to(device)
     with torch.compiler.set_stance("force_eager"):
-        predicted, mask = reconstruct_pixels(model, pixel_values, noise)
-    scale, shift = (torch.tensor(values, device=device).view(3, 1, 1) for values in (std, mean))
+        predicted, mask = reconstruct_pixels(model, normalized(images, data, device), noise)
+    scale, shift = (torch.tensor(each, device=device).view(3, 1, 1) for each in (data.image_std, data.image_mean))
     pixels = ((predicted * scale + shift) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     original = images.cpu().numpy()
     return original, sheets.hide_patches(original, mask.cpu().numpy(), patches.patch_size[0]), pixels.cpu().numpy()

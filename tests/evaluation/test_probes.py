@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation import probes
-from mae_hf.evaluation.probes import Labelled, head_probe, knn_probabilities, knn_probe, linear_probe
+from mae_hf.evaluation.probes import Labelled, head_probe, knn_probe, linear_probe
 
 
 def blobs(seed: int = 0, n: int = 450) -> list[Labelled]:
@@ -42,7 +42,7 @@ def votes_from_the_paper(train: Labelled, features, num_classes, k, temperature)
 def test_knn_votes_as_in_the_paper(k, temperature):
     train, _, test = blobs()
     expected = votes_from_the_paper(train, test.features, 3, k, temperature)
-    np.testing.assert_allclose(knn_probabilities(train, test.features, 3, k, temperature), expected, atol=1e-6)
+    np.testing.assert_allclose(knn_probe(train, test.features, 3, k, temperature).probabilities, expected, atol=1e-6)
 
 
 def test_knn_votes_like_sklearns_weighted_neighbours():
@@ -50,19 +50,21 @@ def test_knn_votes_like_sklearns_weighted_neighbours():
     by_similarity = {"metric": "cosine", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
     reference = KNeighborsClassifier(20, **by_similarity).fit(*train)
     expected = reference.predict_proba(test.features)
-    np.testing.assert_allclose(knn_probabilities(train, test.features, 3), expected, atol=1e-6)
+    np.testing.assert_allclose(knn_probe(train, test.features, 3).probabilities, expected, atol=1e-6)
 
 
 def test_knn_with_one_neighbour_equals_sklearn_in_float32():
     train, _, test = blobs(1)
     reference = KNeighborsClassifier(1, metric="cosine").fit(*train)
-    got = knn_probabilities(Labelled(train.features.astype("f4"), train.labels), test.features.astype("f4"), 3, k=1)
+    got = knn_probe(
+        Labelled(train.features.astype("f4"), train.labels), test.features.astype("f4"), 3, k=1
+    ).probabilities
     assert (got.argmax(axis=1) == reference.predict(test.features)).all()
 
 
 def test_knn_classifies_more_images_than_a_block_holds():
     labels = np.arange(2500) % 4
-    shares = knn_probabilities(Labelled(np.eye(4), np.arange(4)), 3 * np.eye(4)[labels], 4, k=1)
+    shares = knn_probe(Labelled(np.eye(4), np.arange(4)), 3 * np.eye(4)[labels], 4, k=1).probabilities
     assert accuracy(shares, labels) == 1.0
 
 
@@ -75,8 +77,8 @@ def test_knn_asks_all_training_images_when_there_are_fewer_than_k_and_says_so():
 
 def test_knn_at_a_low_temperature_does_not_overflow():
     train, _, test = blobs()
-    one = knn_probabilities(train, test.features, 3, k=1)
-    np.testing.assert_allclose(knn_probabilities(train, test.features, 3, temperature=1e-6), one, atol=1e-6)
+    one = knn_probe(train, test.features, 3, k=1).probabilities
+    np.testing.assert_allclose(knn_probe(train, test.features, 3, temperature=1e-6).probabilities, one, atol=1e-6)
 
 
 def test_a_class_without_training_images_gets_no_vote_and_no_probability():

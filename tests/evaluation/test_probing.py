@@ -1,9 +1,12 @@
 """Probes on both poolings: numbers that the predictions give again, known ranks, and an encoder that is left alone."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from forks import run
 from scipy.stats import entropy, ortho_group
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
@@ -22,7 +25,6 @@ from mae_hf.evaluation.probes import STRENGTHS
 from mae_hf.evaluation.probing import (
     best_probe,
     encoder_probe,
-    online_probe,
     participation_ratio,
     probe_features,
     rankme,
@@ -87,7 +89,7 @@ def test_the_online_probe_is_the_knn_of_the_encoder_so_far_and_leaves_training_a
     before = {key: value.clone() for key, value in model.state_dict().items()}
     train, validation = load_probe_images(DATA, 16, 100)
     accelerator = Accelerator(cpu=True)
-    values = online_probe(accelerator, model, train, validation, DATA, batch_size=32)
+    values, _ = encoder_probe(accelerator, export_encoder(model), train, validation, DATA, 32, ("knn", "rank"))
     assert accelerator._models == []  # nothing that a checkpoint would hold
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     with torch.no_grad():
@@ -131,11 +133,41 @@ def test_an_encoder_with_broken_features_is_not_probed_and_training_goes_on(monk
     shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
     model = build_mae(MAEConfig(**shape, intermediate_size=32, **decoder, decoder_intermediate_size=32), "sdpa").eval()
-    train, validation = load_probe_images(DATA, 16, 20)
+    train, validation, accelerator = *load_probe_images(DATA, 16, 20), Accelerator(cpu=True)
     for value, problem in ((float("nan"), "values of train_features are not finite"), (0.0, "are equal")):
         torch.nn.init.constant_(model.vit.layernorm.weight, value)
         with pytest.warns(UserWarning, match=f"this encoder is not probed: .*{problem}"):
-            assert online_probe(Accelerator(cpu=True), model, train, validation, DATA, batch_size=32) == {}
+            found = encoder_probe(accelerator, export_encoder(model), train, validation, DATA, 32, ("knn", "rank"))
+        assert found == ({}, None)
+
+
+PROBED_BY_TWO = """
+import json, sys
+import torch
+from accelerate import Accelerator
+from transformers import ViTConfig, ViTModel
+from mae_hf.config.data import DataConfig
+from mae_hf.data.dataset import load_probe_images
+from mae_hf.evaluation import probing
+
+accelerator, data, fitted = Accelerator(cpu=True), DataConfig(source="digits", class_names=None), []
+torch.manual_seed(0)
+shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+encoder = ViTModel(ViTConfig(**shape, intermediate_size=32), add_pooling_layer=False).eval()
+linear = probing.CLASSIFIERS["linear"]
+probing.CLASSIFIERS["linear"] = lambda *args: fitted.append(1) or linear(*args)
+found, head = probing.encoder_probe(accelerator, encoder, *load_probe_images(data, 16, 40), data, 16, ["linear"])
+with open(sys.argv[1] + str(accelerator.process_index), "w") as file:
+    json.dump([len(fitted), found, head.weight.tolist()], file)
+"""
+
+
+def test_the_main_process_alone_fits_the_probes_and_all_get_the_result(tmp_path):
+    (tmp_path / "script.py").write_text(PROBED_BY_TWO)
+    done = run(tmp_path / "script.py", tmp_path / "rank", processes=2)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2))
+    assert (first[0], second[0]) == (2, 0) and first[1:] == second[1:] and len(first[1]) == 4
 
 
 def features_with(singular_values: list[float], n: int = 60, seed: int = 0) -> np.ndarray:

@@ -12,9 +12,10 @@ import torch
 from transformers import ViTForImageClassification
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.dataset import load_image_files
 from mae_hf.errors import require
+from mae_hf.evaluation.inference import class_probabilities, normalized, pooled_features
+from mae_hf.evaluation.probing import POOLINGS
 from mae_hf.models.io import SavedModel, open_classifier, open_encoder, prepared_as
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
@@ -46,19 +47,18 @@ class LoadedModel:
         Images are PIL images, arrays or image files, in any mode and size. Features are the CLS token, or with
         `pooling="mean"` the mean of the patch tokens. ConfigError if an image cannot be decoded.
         """
-        require(pooling in ("cls", "mean"), f"pooling is {pooling} but must be cls or mean")
+        require(pooling in POOLINGS, f"pooling is {pooling} but must be cls or mean")
         is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str) and len(images) > 0
         require(is_list, "a model is called with a list of one or more images: write model([image])")
         network: Any = export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
         values = []
         for start in range(0, len(images), _BATCH_SIZE):
             batch = load_image_files(images[start : start + _BATCH_SIZE], network.config.image_size, self.data)
-            outputs = network(normalize(to_pixels(batch.to(network.device)), self.data.image_mean, self.data.image_std))
+            pixel_values = normalized(batch, self.data, network.device)
             if self.class_names:
-                values.append(outputs.logits.softmax(dim=-1))
+                values.append(class_probabilities(network, pixel_values))
             else:
-                tokens = outputs.last_hidden_state
-                values.append(tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1))
+                values.append(pooled_features(network, pixel_values)[:, POOLINGS.index(pooling)])
         return torch.cat(values).cpu().numpy()
 
 
