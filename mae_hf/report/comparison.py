@@ -68,8 +68,8 @@ class Comparison:
         results, interval, pair = self.results, self.results.gain_interval, self.results.pairs[0]
         num_labels = self.runs[0].record.num_train_images  # the same in all runs, as their data are
         labels = f"{num_labels:,} labels" if num_labels else "the same labels"
-        # of several pairs, the first is one that looks good
-        p_value = pair.corrected_p_value if pair.seeds_test or len(results.pairs) > 1 else 0.0
+        # of arms that validation chooses, the first two look good
+        p_value = pair.corrected_p_value if pair.seeds_test or self.chooses_arm else 0.0
         verdict = f"{100 * results.gain:+.1f} points"
         if round(100 * results.gain, 1) == 0:
             verdict = "less than 0.1 points apart"
