@@ -136,9 +136,9 @@ def test_a_classifier_that_starts_from_a_probe_is_fitted_once_and_is_never_worse
 def test_the_minutes_of_a_run_include_the_linear_probe_after_its_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def noted(*arguments: Any, linear: bool = False) -> dict[str, float]:
-        probes.append(linear)
-        return online_probe(*arguments, linear=linear)
+    def noted(*arguments: Any) -> Any:
+        probes.append("linear" in arguments[-1])
+        return encoder_probe(*arguments)
 
     def measured(*arguments: Any) -> int:
         steps = steps_that_fit(*arguments)
@@ -147,8 +147,8 @@ def test_the_minutes_of_a_run_include_the_linear_probe_after_its_last_step(
         return min(steps, 8)
 
     probes: list[bool] = []
-    online_probe, steps_that_fit = pretrain.online_probe, pretrain.steps_that_fit
-    monkeypatch.setattr(pretrain, "online_probe", noted)
+    encoder_probe, steps_that_fit = pretrain.encoder_probe, pretrain.steps_that_fit
+    monkeypatch.setattr(pretrain, "encoder_probe", noted)
     monkeypatch.setattr(pretrain, "steps_that_fit", measured)
     settings = SMALL | DECODER | {"train.minutes": 0.2}
     found = mae_hf.pretrain(SPLITS, labels=LABELS, output_dir=tmp_path, settings=settings)
