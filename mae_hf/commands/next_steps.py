@@ -23,28 +23,27 @@ def describe_next(
     config: PretrainConfig,
     probed: tuple[ImageSet, ImageSet],
     values: Mapping[str, float],
-    seconds: float | None,
 ) -> str:
     """Return the last lines of a pre-training run: `describe_probes`, and the commands that probe and fine-tune it."""
     labelled, validation = probed
     split, has_probe = labelled.parts[0][0].split, any(key.startswith("probe/linear") for key in values)
     return (
-        f"{describe_probes(values, len(labelled), len(validation), seconds)}\n"
+        f"{describe_probes(values, len(labelled), len(validation))}\n"
         f"next, probe it on test images, or fine-tune it:\n"
         f"  {probe_command(accelerator, config.output_dir, replace(config.data, source=split.source))}\n"
         f"  {finetune_command(accelerator, config, split.source, len(split), has_probe)}"
     )
 
 
-def describe_probes(values: Mapping[str, float], num_labels: int, num_validation: int, seconds: float | None) -> str:
+def describe_probes(values: Mapping[str, float], num_labels: int, num_validation: int) -> str:
     """Say what probes of the frozen encoder give on validation images, by `encoder_probe`; empty without values."""
     names = {"linear": "linear probe", "knn": "kNN"}
     found = {text: best for name, text in names.items() if (best := best_probe(values, name))}
     if not found:
         return ""
     scores = ", ".join(f"{text} {100 * accuracy:.1f} % ({pooling})" for text, (accuracy, pooling) in found.items())
-    took = "" if seconds is None else f", in {seconds:.1f} s"
-    return f"frozen encoder: {scores} on {num_validation} validation images, from {num_labels} labels{took}"
+    took = f"in {values['probe/seconds']:.1f} s"
+    return f"frozen encoder: {scores} on {num_validation} validation images, from {num_labels} labels, {took}"
 
 
 def probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str:

@@ -14,7 +14,7 @@ from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfi
 
 HALF = SimpleNamespace(mixed_precision="bf16")
 VALUES = {"probe/knn_cls_accuracy": 0.5, "probe/knn_mean_accuracy": 0.4, "probe/knn_cls_f1": 0.9}
-VALUES |= {"probe/linear_cls_accuracy": 0.55, "probe/linear_mean_accuracy": 0.625}
+VALUES |= {"probe/linear_cls_accuracy": 0.55, "probe/linear_mean_accuracy": 0.625, "probe/seconds": 12.34}
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +32,11 @@ def parsed(command: str, config_class: type):
 
 
 def test_the_better_pooling_of_each_probe_is_named_with_labels_and_time():
-    assert describe_probes(VALUES, 4500, 500, 12.34) == (
+    assert describe_probes(VALUES, 4500, 500) == (
         "frozen encoder: linear probe 62.5 % (mean), kNN 50.0 % (cls) on 500 validation images, from 4500 labels, in "
         "12.3 s"
     )
-    assert describe_probes({"eval/loss": 1.0}, 4500, 500, None) == ""
+    assert describe_probes({"eval/loss": 1.0}, 4500, 500) == ""
 
 
 def test_the_commands_after_pre_training_use_its_encoder_and_images():
