@@ -6,6 +6,7 @@ Precedence: dataclass default < YAML (`--config`) < flags. `--print_config` show
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 import typing
@@ -205,12 +206,12 @@ def _words(hint: Any) -> tuple[str, ...]:
 
 def _find_preset(config_class: type, name: str) -> str:
     """Return the YAML file that `--config` means: a path, or the name of a preset of this command."""
-    if name.endswith((".yaml", ".yml")) or "/" in name or Path(name).is_file():
+    if name.endswith((".yaml", ".yml")) or "/" in name or os.path.isfile(name):
         return name
     folder = _PRESETS / getattr(config_class, "presets", "none")
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     listed = ", ".join(known) or "not part of the installed package, or this command has none"
-    require(name in known, f"config {name} is neither a YAML file nor a preset: presets are {listed} (--config)")
+    require(name in known, f"config {name[:100]} is neither a YAML file nor a preset: presets are {listed} (--config)")
     return str(folder / f"{name}.yaml")
 
 

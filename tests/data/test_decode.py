@@ -30,6 +30,12 @@ def test_rgb_of_the_right_size_is_kept_bit_for_bit():
     np.testing.assert_array_equal(to_rgb_square(from_file(Image.fromarray(image), "PNG"), 12), image)
 
 
+def test_an_empty_file_and_a_heic_file_are_named_as_such():
+    assert decode(b"", 12, DataConfig()) == "it is empty"
+    heic = b"\0\0\0\x18ftypheic" + bytes(12)
+    assert "HEIC" in str(decode(heic, 12, DataConfig()))
+
+
 def test_grey_is_repeated_and_one_bit_is_black_and_white():
     grey = pixels(12, 12)
     np.testing.assert_array_equal(to_rgb_square(from_file(Image.fromarray(grey), "PNG"), 12), np.stack([grey] * 3, -1))

@@ -104,7 +104,6 @@ OTHERS = {
     "FITS": b"SIMPLE  =                    T" + b" " * 2850,
     "HTML": b"<html><script>alert(1)</script></html>",
     "a zip": b"PK\x03\x04" + b"\0" * 40,
-    "nothing": b"",
 }
 
 
