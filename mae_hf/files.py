@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from mae_hf.errors import ConfigError, RunError
 
 PARTIAL = ".*.partial"  # names of files that are being written
-SHARED_PARTIAL = f".*.{'[0-9a-f]' * 16}.partial"  # of those that several processes may write
+SHARED_PARTIAL = f".*.{'[0-9a-f]' * 16}.partial"  # of files that several processes may write
 _RESTORE = "restore it, or repeat the command that wrote it"
 
 

@@ -1,11 +1,13 @@
 """The commands as Python functions: the same results as on the command line, from images in memory, too."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +91,27 @@ def test_a_finished_run_is_returned_at_once_and_another_config_is_refused(runs: 
         mae_hf.finetune(SPLITS, "scratch", settings=SMALL, **again)
 
 
+@contextlib.contextmanager
+def interrupted_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C arrives at that step."""
+
+    def learning_rate_at(step: int, *rest: Any) -> float:
+        if step == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(step, *rest)
+
+    original = loop.learning_rate_at
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate_at", learning_rate_at)
+        yield
+
+
 def test_ctrl_c_saves_the_state_and_the_same_call_resumes(
     runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupted(step: int, *rest: Any) -> float:
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return learning_rate_at(step, *rest)
-
-    learning_rate_at = loop.learning_rate_at
     call: dict[str, Any] = {"labels": LABELS, "output_dir": tmp_path / "run", "settings": SMALL | DECODER}
-    monkeypatch.setattr(loop, "learning_rate_at", interrupted)
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    with interrupted_at(4, monkeypatch), pytest.raises(KeyboardInterrupt) as stopped:
         mae_hf.pretrain(SPLITS, **call)
-    monkeypatch.undo()
     assert isinstance(stopped.value, RunStopped) and "SIGINT: saved as" in str(stopped.value)
     resumed = mae_hf.pretrain(SPLITS, **call)
     assert log_of(resumed.folder)[-1]["eval/loss"] == log_of(runs["pretrain"].folder)[-1]["eval/loss"]
@@ -111,27 +120,20 @@ def test_ctrl_c_saves_the_state_and_the_same_call_resumes(
 def test_a_classifier_that_starts_from_a_probe_is_fitted_once_and_is_never_worse_on_validation(
     runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupted(step: int, *rest: Any) -> float:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return learning_rate_at(step, *rest)
-
     def counted(*arguments: Any) -> Any:
         fits.append(arguments)
         return start_probe(*arguments)
 
     fits: list[Any] = []
-    learning_rate_at, start_probe = loop.learning_rate_at, finetune.start_probe
+    start_probe = finetune.start_probe
     settings = SMALL | {"model.head": "probe", "train.base_lr": 1.0}  # which spoils the encoder
     call: dict[str, Any] = {"labels": LABELS, "settings": settings, "init": runs["pretrain"]}
     whole = mae_hf.finetune(SPLITS, output_dir=tmp_path / "whole", **call)
     assert whole.metrics["eval/accuracy"] >= whole.metrics["probe/linear_cls_accuracy"]
     assert log_of(whole.folder)[0]["step"] == 0 and "train/loss" not in log_of(whole.folder)[0]
     monkeypatch.setattr(finetune, "start_probe", counted)
-    monkeypatch.setattr(loop, "learning_rate_at", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(3, monkeypatch), pytest.raises(KeyboardInterrupt):
         mae_hf.finetune(SPLITS, output_dir=tmp_path / "run", **call)
-    monkeypatch.setattr(loop, "learning_rate_at", learning_rate_at)
     resumed = mae_hf.finetune(SPLITS, output_dir=tmp_path / "run", **call)
     assert len(fits) == 1 and resumed.metrics == whole.metrics and log_of(resumed.folder) == log_of(whole.folder)
 

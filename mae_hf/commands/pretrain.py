@@ -186,8 +186,8 @@ def _evaluations(
         Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
     ]
     if probed:
-        online, every = ("knn", "rank"), config.train.probe_every_epochs
-        evaluations += [Evaluation("probe", plan.steps(every), partial(probe, online))] if every else []
-        last = ("linear",) if every else (*online, "linear")
-        evaluations.append(Evaluation("last probe", sys.maxsize, partial(probe, last)))
+        online = ("knn", "rank")
+        if every := config.train.probe_every_epochs:
+            evaluations.append(Evaluation("probe", plan.steps(every), partial(probe, online), at_end=False))
+        evaluations.append(Evaluation("last probe", sys.maxsize, partial(probe, (*online, "linear"))))
     return evaluations

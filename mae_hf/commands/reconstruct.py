@@ -13,7 +13,7 @@ from mae_hf.models.mae import MaskedAutoencoder
 
 
 def reconstruct(config: ReconstructConfig, images: Sequence[Any] = ()) -> None:
-    """Draw reconstructions into a PNG file: of these images, or of those that the config names."""
+    """Draw reconstructions into a PNG file: of these images, or the ones that the config names."""
     model = MaskedAutoencoder.from_pretrained(config.model).eval()
     data = prepared_as(config.model, config.data)
     if len(images) or are_files(data.sources):

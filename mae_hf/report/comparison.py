@@ -29,7 +29,7 @@ class Comparison:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """All runs, those of the first arm first."""
+        """All runs, arm by arm."""
         return tuple(chain(*self.arms.values()))
 
     @property

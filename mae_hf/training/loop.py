@@ -32,8 +32,17 @@ class Evaluation:
     """What is measured or drawn while the model trains, by all processes together."""
 
     name: str  # shown in the progress bar meanwhile
-    every_steps: int  # steps between two evaluations; one more follows the last step
+    every_steps: int  # steps between two evaluations
     run: Callable[[int], dict[str, float]]  # from the number of steps done to the values for the log
+    at_end: bool = True  # whether it runs after the last step in any case, or never there
+
+    def is_due(self, step: int, last: bool) -> bool:
+        """Return whether it runs when `step` steps are done; `last` says that the run has no more."""
+        return self.at_end if last else step % self.every_steps == 0
+
+    def count(self, num_steps: int) -> int:
+        """Return how often it runs in a run of that many steps."""
+        return (num_steps - 1) // self.every_steps + self.at_end
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,8 @@ def train(
     failure = torch.zeros(4, device=accelerator.device)
     saved_step = state.step or None
     if state.step == plan.total_steps and not log.has_line(state.step):  # a crash tore the last line
-        values = _evaluate(training.model, training.evaluations, state.step, progress)
+        due = [item for item in training.evaluations if item.at_end]
+        values = _evaluate(training.model, due, state.step, progress)
         log.metrics(state.step, state.step / plan.steps_per_epoch, values)
     if training.starts_trained and state.best_step is None:
         values = _evaluate(training.model, training.evaluations, 0, progress)
@@ -97,7 +107,7 @@ def train(
                 progress.add(loss, config.batch_size)
 
                 last = state.step == plan.total_steps
-                due = [item for item in training.evaluations if last or state.step % item.every_steps == 0]
+                due = [item for item in training.evaluations if item.is_due(state.step, last)]
                 log_due = last or state.step % config.log_every_steps == 0
                 save_due = last or state.step % save_every_steps == 0
                 if not (due or log_due or save_due or _may_check(accelerator, signals, state.step)):

@@ -36,10 +36,10 @@ def steps_that_fit(
             cost = time.perf_counter() - before
             if broadcast_object_list([cost > SHARE_TIMED * limit])[0]:  # the processes evaluate together
                 break
-        costs.append((evaluation.every_steps, cost))
+        costs.append((evaluation, cost))
 
     def seconds(num_steps: int) -> float:
-        return num_steps * step_seconds + sum(cost * -(-num_steps // every) for every, cost in costs)
+        return num_steps * step_seconds + sum(cost * evaluation.count(num_steps) for evaluation, cost in costs)
 
     left = limit - (time.perf_counter() - started)
     found = bisect.bisect_right(range(1, int(max(0, left) / step_seconds) + 2), left, key=seconds)

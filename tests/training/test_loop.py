@@ -1,6 +1,7 @@
 """The loop: neither the split of a batch nor an interruption changes a result, and a bad loss stops in time."""
 
 import contextlib
+import itertools
 import math
 import os
 import random
@@ -235,6 +236,13 @@ def test_the_mean_loss_of_a_line_is_over_the_steps_since_the_last_one(tmp_path):
         steps = range(last + 1, line["step"] + 1)
         assert line["train/loss"] == pytest.approx(sum(each[step] for step in steps) / len(steps), rel=1e-5)
         last = line["step"]
+
+
+def test_an_evaluation_is_counted_as_often_as_it_is_due():
+    for every, num_steps, at_end in itertools.product(range(1, 6), range(1, 13), (True, False)):
+        evaluation = loop.Evaluation("evaluation", every, lambda step: {}, at_end)
+        due = [step for step in range(1, num_steps + 1) if evaluation.is_due(step, step == num_steps)]
+        assert len(due) == evaluation.count(num_steps) and (num_steps in due) == at_end
 
 
 def test_images_per_second_count_steps_and_not_evaluations(tmp_path):
