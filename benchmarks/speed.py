@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.output:
         record = {
             **dataclasses.asdict(config),
-            "config": dict(parse.flatten(preset)),
+            "config": parse.flatten(preset),
             **environment,
             "threads": num_threads,
             "measures": measures,

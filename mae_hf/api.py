@@ -19,16 +19,8 @@ from typing import Any
 
 import pandas
 
-from mae_hf.__main__ import check_paths
-from mae_hf.config.commands import (
-    CompareConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    PredictConfig,
-    PretrainConfig,
-    ReconstructConfig,
-)
+from mae_hf.__main__ import COMMANDS, check_paths
+from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.parse import read_settings
 from mae_hf.data.cache import cache_folder
 from mae_hf.data.in_memory import store_images
@@ -116,9 +108,8 @@ def pretrain(
     run folder. By default, the config says both. `labels` are class names or numbers
     of a list of images, None where an image has none, or a dict of such lists; pre-training only probes with them.
     """
-    names = {"model.init": init and _name_of(init), "output_dir": output_dir}
-    run = _run("pretrain", PretrainConfig, names, data, labels, config, precision, settings)
-    return _result(run.output_dir, picture=f"figures/{OVER_TIME}", name=run.output_dir)
+    names = {"model.init": init, "output_dir": output_dir}
+    return _run("pretrain", names, data, labels, config, precision, settings, f"figures/{OVER_TIME}")
 
 
 def finetune(
@@ -131,9 +122,8 @@ def finetune(
     `init` is a result of `pretrain`, a folder or a Hub id; by default, the config says it. The rest is as for
     `pretrain`.
     """
-    names = {"model.init": init and _name_of(init), "output_dir": output_dir}
-    run = _run("finetune", FinetuneConfig, names, data, labels, config, precision, settings)
-    return _result(run.output_dir, picture="figures/confusion.png", name=run.output_dir)
+    names = {"model.init": init, "output_dir": output_dir}
+    return _run("finetune", names, data, labels, config, precision, settings, "figures/confusion.png")
 
 
 def probe(
@@ -148,9 +138,8 @@ def probe(
     origin = find_provenance(_name_of(model)).config
     own = {f"data.{key}": value for key, value in dataclasses.asdict(origin.data).items()} if origin else {}
     settings = own | {"data.streaming": False} | dict(settings or {})
-    names = {"model": _name_of(model), "probe": probes, "output_dir": output_dir or _default("probe", model)}
-    run = _run("evaluate", EvaluateConfig, names, data, labels, None, precision, settings)
-    return _result(run.output_dir, name=run.model)
+    names = {"model": model, "probe": probes, "output_dir": output_dir or _default("probe", model)}
+    return _run("evaluate", names, data, labels, None, precision, settings)
 
 
 def embed(
@@ -162,10 +151,9 @@ def embed(
     `output` is the parquet file to write, by default runs/embed/NAME.parquet. The picture shows nearest neighbours.
     """
     file = Path(output or f"{_default('embed', model)}.parquet")
-    names = {"model": _name_of(model), "output": file, "neighbours": neighbours}
-    run = _run("embed", EmbedConfig, names, data, None, None, precision, settings)
-    picture = file.with_name(f"{file.stem}-neighbours.png") if neighbours else None
-    return CommandResult(file.parent, {}, picture, run.model, file)
+    names = {"model": model, "output": file, "neighbours": neighbours}
+    picture = f"{file.stem}-neighbours.png" if neighbours else ""
+    return _run("embed", names, data, precision=precision, settings=settings, picture=picture)
 
 
 def predict(
@@ -176,10 +164,8 @@ def predict(
 
     `output` is the csv or parquet file to write, by default runs/predict/NAME.parquet.
     """
-    file = Path(output or f"{_default('predict', model)}.parquet")
-    names = {"model": _name_of(model), "output": file}
-    run = _run("predict", PredictConfig, names, data, None, None, precision, settings)
-    return CommandResult(file.parent, {}, None, run.model, file)
+    names = {"model": model, "output": output or f"{_default('predict', model)}.parquet"}
+    return _run("predict", names, data, precision=precision, settings=settings)
 
 
 def compare(
@@ -204,8 +190,7 @@ def compare(
     first = next(iter(folders.values()))[0]
     names: dict[str, Any] = {"output_dir": output_dir or _default("compare", first)}
     names |= {"arm": [f"{name}={','.join(runs)}" for name, runs in folders.items()]} if has_names else folders
-    run = _run("compare", CompareConfig, names)
-    return _result(run.output_dir, picture="intervals.png", file="comparison.json")
+    return _run("compare", names, picture="intervals.png")
 
 
 def reconstruct(
@@ -215,26 +200,27 @@ def reconstruct(
 
     The drawing is the `picture` of the result, by default runs/reconstruct/NAME.png.
     """
-    names: dict[str, Any] = {"model": _name_of(model), "output": output or f"{_default('reconstruct', model)}.png"}
+    file = Path(output or f"{_default('reconstruct', model)}.png")
     images = data if isinstance(data, list | tuple) else ()
-    run = _run("reconstruct", ReconstructConfig, names, data if not images else None, settings=settings, images=images)
-    picture = Path(run.output)
-    return CommandResult(picture.parent, {}, picture, run.model, picture)
+    names, source = {"model": model, "output": file}, None if images else data
+    return _run("reconstruct", names, source, settings=settings, picture=file.name, images=images)
 
 
 def _run(
-    command: str, kind: Any, names: Mapping[str, Any], data: Any = None, labels: Any = None, config: Any = None,
-    precision: Precision | None = None, settings: Options = None, images: Sequence[Any] = ()
-) -> Any:  # fmt: skip
-    """Run a command and return its config.
+    command: str, names: Mapping[str, Any], data: Any = None, labels: Any = None, config: Any = None,
+    precision: Precision | None = None, settings: Options = None, picture: str = "", images: Sequence[Any] = ()
+) -> CommandResult:  # fmt: skip
+    """Run a command and return what it has written. `picture` is the name of a file in its folder.
 
     Images of `data` are stored in the cache, as a source that the config can name; `images` go to the command itself.
     """
+    kind = COMMANDS[command]
     if isinstance(data, kind):
         require(config is None, "two configs are given: leave out `config`, or give the images as `data`")
         data, config = None, data
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in names.items() if value is not None}
-    run = read_settings(kind, {**(settings or {}), **given}, config)
+    given = {key: value for key, value in names.items() if value is not None}
+    given = {key: _name_of(value) if isinstance(value, ModelName) else value for key, value in given.items()}
+    run: Any = read_settings(kind, {**(settings or {}), **given}, config)
     is_source = isinstance(data, str | Path)
     require(labels is None or not (data is None or is_source), "labels are for images in memory: a source has its own")
     are_names = isinstance(data, list | tuple) and all(isinstance(item, str | Path) for item in data)
@@ -248,12 +234,12 @@ def _run(
     recipe = getattr(importlib.import_module(f"mae_hf.commands.{command}"), command)
     with isolated(precision):
         recipe(run, images) if images else recipe(run)
-    return run
-
-
-def _result(folder: str, picture: str = "", name: str | None = None, file: str = "metrics.json") -> CommandResult:
-    path = Path(folder)
-    return CommandResult(path, read_json(path / file, dict[str, object]), path / picture if picture else None, name)
+    file = Path(run.output) if hasattr(run, "output") else None
+    folder = file.parent if file else Path(run.output_dir)
+    numbers = "comparison.json" if command == "compare" else "metrics.json"
+    metrics = {} if file else read_json(folder / numbers, dict[str, object])
+    name = run.output_dir if hasattr(run, "train") else getattr(run, "model", None)
+    return CommandResult(folder, metrics, folder / picture if picture else None, name, file)
 
 
 def _name_of(model: ModelName) -> str:

@@ -1,6 +1,5 @@
 """The demo: a page where people try a model on their own images."""
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from PIL.Image import Image
 
 from mae_hf.data.dataset import load_image_files
 from mae_hf.data.random import Draws
-from mae_hf.errors import require
+from mae_hf.errors import ConfigError, require
 from mae_hf.evaluation.loaded import LoadedModel, open_any
 from mae_hf.evaluation.reconstruction import hide_and_reconstruct
 from mae_hf.models.locate import FIX_MODEL
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 PICTURE_SIZE = 320  # pixels on the page; a digit of 32 pixels is enlarged ten times
 
-# gradio must not convert or resize an upload: the model's own preparation does that
-_UPLOAD: dict[str, Any] = {"label": "image", "type": "pil", "image_mode": None, "sources": ["upload", "clipboard"]}
 _PAGE: dict[str, Any] = {
     "live": True,  # answer each change
     "flagging_mode": "never",
@@ -54,28 +51,17 @@ def build_page(name: str) -> "gradio.Blocks":
     `name` is a run folder, a model folder or a Hub id. Without gradio, and for a model that is missing or of another
     kind, it raises a ConfigError.
     """
-    has_gradio = importlib.util.find_spec("gradio") is not None
-    require(has_gradio, "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'")
+    try:
+        import gradio
+    except ModuleNotFoundError:
+        fix = "pip install 'mae_hf[demo]'"
+        raise ConfigError(f"the demo needs gradio, which is not installed: {fix}") from None
     loaded = open_any(name)
-    if loaded.class_names:
-        return _classifier_page(name, loaded)
-    problem = f"{name} is a {type(loaded.model).__name__}: the demo shows a classifier or a masked autoencoder"
-    require(isinstance(loaded.model, MaskedAutoencoder), f"{problem}, {FIX_MODEL}")
-    return _autoencoder_page(name, loaded)
-
-
-def _classifier_page(name: str, loaded: LoadedModel) -> "gradio.Blocks":
-    import gradio
+    # gradio must not convert or resize an upload: the model's own preparation does that
+    upload = gradio.Image(label="image", type="pil", image_mode=None, sources=["upload", "clipboard"])
 
     def name_classes(image: Image | None) -> dict[str, float]:  # None after the image was removed
         return {} if image is None else classify(loaded, image)
-
-    label = gradio.Label(label="class probabilities", num_top_classes=10)
-    return gradio.Interface(name_classes, gradio.Image(**_UPLOAD), label, title=name, api_name="classify", **_PAGE)
-
-
-def _autoencoder_page(name: str, loaded: LoadedModel) -> "gradio.Blocks":
-    import gradio
 
     def fill_in(image: Image | None, seed: int) -> list[np.ndarray | None]:
         if image is None:
@@ -84,10 +70,15 @@ def _autoencoder_page(name: str, loaded: LoadedModel) -> "gradio.Blocks":
         times = max(1, PICTURE_SIZE // len(pictures[0]))
         return [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
 
-    inputs = [gradio.Image(**_UPLOAD), gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")]
+    if loaded.class_names:
+        label = gradio.Label(label="class probabilities", num_top_classes=10)
+        return gradio.Interface(name_classes, upload, label, title=name, api_name="classify", **_PAGE)
+    problem = f"{name} is a {type(loaded.model).__name__}: the demo shows a classifier or a masked autoencoder"
+    require(isinstance(loaded.model, MaskedAutoencoder), f"{problem}, {FIX_MODEL}")
+    inputs = [upload, gradio.Slider(0, 99, value=0, step=1, label="seed of the mask")]
     pictures = [gradio.Image(label=text, format="png") for text in ("original", "masked", "reconstruction")]
     note = "The model does not see the grey patches."
     if loaded.model.config.norm_pix_loss:
         note += " The reconstruction uses their true mean and contrast, which this model does not predict."
-    api: dict[str, Any] = {"api_name": "reconstruct", **_PAGE}
-    return gradio.Interface(fill_in, inputs, pictures, title=name, description=note, **api)
+    page = {"title": name, "description": note, "api_name": "reconstruct", **_PAGE}
+    return gradio.Interface(fill_in, inputs, pictures, **page)

@@ -87,14 +87,14 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
     """
     return _TEMPLATE.render(
         model=config.model,
-        border=_Safe(border_colour(config.data)) if config.data.resize == "pad" else None,
+        border=border_colour(config.data) if config.data.resize == "pad" else None,
         train=config.train,
-        metadata=_Safe(_metadata(config, metrics).to_yaml()),
+        metadata=_metadata(config, metrics).to_yaml(),
         title=Path(config.output_dir).resolve().name,
         repo=config.hub.repo_id or "path/to/this/folder",
         is_classifier=isinstance(config, FinetuneConfig),
-        sources=_Safe(" and ".join(_escape(_link(source, "datasets/")) for source in config.data.sources)),
-        init="" if config.model.is_new else _Safe(f"the encoder {_escape(_link(config.model.init))}"),
+        sources=" and ".join(_link(source, "datasets/") for source in config.data.sources),
+        init="" if config.model.is_new else f"the encoder {_link(config.model.init)}",
         metrics=metrics,
         rows=list(_rows(metrics)),
         has_probes=any(key.startswith("probe/") for key in metrics),
@@ -148,18 +148,12 @@ def _public_name(name: str) -> str:
 
 
 def _link(name: str, kind: str = "") -> str:
-    return _Safe(f"[{name}](https://huggingface.co/{kind}{name})") if _is_hub_id(name) else _public_name(name)
-
-
-class _Safe(str):
-    """Markdown that the template inserts unchanged. Everything else is escaped."""
-
-    __slots__ = ()
+    return f"[{name}](https://huggingface.co/{kind}{name})" if _is_hub_id(name) else _escape(_public_name(name))
 
 
 def _escape(value: Any) -> Any:
-    """Text in which neither Markdown nor HTML finds markup, in a table cell too."""
-    if isinstance(value, _Safe) or not isinstance(value, str):
+    """Text in which neither Markdown nor HTML finds markup, in a table cell too. What is marked `safe` stays."""
+    if hasattr(value, "__html__") or not isinstance(value, str):
         return value
     return re.sub(r"[^\w .,:;/()+-]", lambda found: f"&#{ord(found[0])};", value)
 

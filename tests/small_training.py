@@ -99,7 +99,8 @@ def run(
     training = Training(accelerator, model, optimizer, config.train, sampler, loss_of, evaluations, starts_trained)
     if config.train.minutes and not state.step:
         timed = [Evaluation("evaluation", evaluations[0].every_steps, lambda step: {})]  # `evaluate` divides by it
-        plan = plan.lasting(steps_that_fit(dataclasses.replace(training, evaluations=timed)), config.train)
+        num_steps = steps_that_fit(dataclasses.replace(training, evaluations=timed))
+        plan = dataclasses.replace(plan, total_steps=num_steps)
     try:
         state = train(training, plan, state, log, checkpoints, best_key)
     except RunError as error:

@@ -107,13 +107,13 @@ def finetune(config: FinetuneConfig) -> None:
     has_head = config.model.head == "probe"
     training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations, has_head)
     if run.must_fit_minutes(state.step):
-        plan = plan.lasting(steps_that_fit(training), config.train)
+        plan = dataclasses.replace(plan, total_steps=steps_that_fit(training))
     lines = {
         "images": ", ".join(f"{len(part)} {role}" for role, part in images.items())
         + (f": {train_images.note}" if train_images.note else ""),
         "model": f"{len(class_names)} classes, from {config.model.init}",
     }
-    log = run.start_log(state.step, plan, model, facts, lines, config.train)
+    log = run.start_log(state.step, plan, model, facts, lines)
     if accelerator.is_main_process:
         keep_start(start, folder)
     state = train(training, plan, state, log, checkpoints, best_key="eval/accuracy")

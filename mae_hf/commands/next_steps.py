@@ -19,19 +19,17 @@ FEW_LABELS = 5_000  # up to which configs/finetune/few_labels.yaml is proposed
 
 
 def describe_next(
-    accelerator: Accelerator,
-    config: PretrainConfig,
-    probed: tuple[ImageSet, ImageSet],
-    values: Mapping[str, float],
+    accelerator: Accelerator, config: PretrainConfig, probed: tuple[ImageSet, ImageSet], values: Mapping[str, float]
 ) -> str:
     """Return the last lines of a pre-training run: `describe_probes`, and the commands that probe and fine-tune it."""
     labelled, validation = probed
     split, has_probe = labelled.parts[0][0].split, any(key.startswith("probe/linear") for key in values)
+    model, data = config.output_dir, replace(config.data, source=split.source)
     return (
         f"{describe_probes(values, len(labelled), len(validation))}\n"
         f"next, probe it on test images, or fine-tune it:\n"
-        f"  {probe_command(accelerator, config.output_dir, replace(config.data, source=split.source))}\n"
-        f"  {finetune_command(accelerator, config, split.source, len(split), has_probe)}"
+        f"  {probe_command(accelerator, model, data)}\n"
+        f"  {finetune_command(accelerator, model, data, len(split), has_probe)}"
     )
 
 
@@ -53,19 +51,13 @@ def probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str
     return _command(accelerator, "evaluate", words)
 
 
-def finetune_command(
-    accelerator: Accelerator, config: PretrainConfig, source: str, num_labels: int, has_probe: bool
-) -> str:
-    """Return the command that fine-tunes the encoder of a pre-training run with the labels of `source`.
-
-    Without a linear probe of its classes, the classifier cannot start from one.
-    """
+def finetune_command(accelerator: Accelerator, model: str, data: DataConfig, num_labels: int, has_probe: bool) -> str:
+    """Return the command that fine-tunes an encoder with the labels of `data`."""
     preset = "few_labels" if num_labels <= FEW_LABELS else "published_224"  # both take the shape from the encoder
-    words = ["--config", f"configs/finetune/{preset}.yaml", "--model.init", config.output_dir]
-    words += [] if has_probe else ["--model.head", "zero"]
-    words += parse.to_flags(replace(config.data, source=source, streaming=False), _PREPARATION)
-    name = f"runs/finetune/{Path(config.output_dir).name}"
-    return _command(accelerator, "finetune", [*words, "--output_dir", name])
+    head = [] if has_probe else ["--model.head", "zero"]  # the classifier cannot start from a probe of its classes
+    words = ["--config", f"configs/finetune/{preset}.yaml", "--model.init", model, *head]
+    words += [*parse.to_flags(data, _PREPARATION), "--output_dir", f"runs/finetune/{Path(model).name}"]
+    return _command(accelerator, "finetune", words)
 
 
 def compare_with_probe(
@@ -83,10 +75,9 @@ def compare_with_probe(
     if accuracy >= probe[0]:
         return line
     doubt = f" ({num_validation} images are too few to be sure)" if num_validation < SURE else ""
-    advice = f"{line}: use the probe{doubt}"
-    if config.model.revision:  # evaluate opens the main branch
-        return advice
-    return f"{advice}\n  {probe_command(accelerator, config.model.init, config.data)}"
+    # evaluate opens the main branch
+    command = "" if config.model.revision else f"\n  {probe_command(accelerator, config.model.init, config.data)}"
+    return f"{line}: use the probe{doubt}{command}"
 
 
 def _command(accelerator: Accelerator, name: str, words: list[str]) -> str:

@@ -1,7 +1,7 @@
 """What both training recipes do before their first and after their last step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from mae_hf import hub
 from mae_hf.config import parse
 from mae_hf.config.commands import FinetuneConfig, PretrainConfig
-from mae_hf.config.train import Plan, TrainConfig
+from mae_hf.config.train import Plan
 from mae_hf.errors import require
-from mae_hf.files import write_text
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
 from mae_hf.training.memory import choose_micro_batch
 from mae_hf.training.provenance import RunRecord
@@ -37,7 +36,7 @@ class OpenRun:
         size, self.memory = choose_micro_batch(config, self.accelerator, self.record.micro_batch_size)
         plan = config.train.plan(num_images, self.accelerator.num_processes, size)
         steps = self.record.total_steps if config.train.minutes else None
-        return plan.lasting(steps, config.train) if steps else plan
+        return replace(plan, total_steps=steps or plan.total_steps)
 
     def must_fit_minutes(self, step: int) -> bool:
         """Whether the number of steps of `train.minutes` is unknown; ConfigError if only a resumed run could know."""
@@ -46,42 +45,24 @@ class OpenRun:
         require(step == 0 or not is_unknown, f"{lost}: restore the file, or choose another --output_dir")
         return is_unknown
 
-    def write_config(self) -> None:
-        """Write config.yaml, which marks the folder as this run's."""
-        if self.accelerator.is_main_process:
-            write_text(self.folder / "config.yaml", parse.to_yaml(self.config))
-
     def start_log(
-        self,
-        step: int,
-        plan: Plan,
-        model: PreTrainedModel,
-        facts: Mapping[str, Any],
-        lines: Mapping[str, str],
-        train: TrainConfig,
+        self, step: int, plan: Plan, model: PreTrainedModel, facts: Mapping[str, Any], lines: Mapping[str, str]
     ) -> RunLog:
-        """Write and print what the run starts with.
+        """Write and print what the run starts with, after `step` optimizer steps. The model is not wrapped.
 
-        Args:
-            step: optimizer steps done.
-            plan: its arithmetic is printed.
-            model: not wrapped.
-            facts: for run.json.
-            lines: what to print besides folder, model size, device and plan, by its heading.
-            train: the recipe of the plan.
+        `facts` are for run.json. `lines` are printed by their headings, besides folder, model size, device and plan.
         """
         accelerator = self.accelerator
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        facts = {**facts, "num_parameters": num_parameters, "total_steps": plan.total_steps}
-        facts["micro_batch_size"] = plan.micro_batch_size
-        log = RunLog(accelerator, self.config, step, facts, self.lock)
+        sizes = {"num_parameters": num_parameters, "total_steps": plan.total_steps}
+        sizes["micro_batch_size"] = plan.micro_batch_size
+        log = RunLog(accelerator, self.config, step, {**facts, **sizes}, self.lock)
         compiled = ", compiled layers" if facts["is_compiled"] else ""
         table = {"run": f"{self.folder}, from step {step}", **lines}
         table["model"] = f"{num_parameters / 1e6:.1f} M parameters, {lines['model']}"
         table["device"] = f"{accelerator.device.type}, precision {accelerator.mixed_precision}{compiled}"
         table["memory"] = self.memory
-        accelerator.print("\n".join(f"{heading:15} {text}" for heading, text in table.items()))
-        accelerator.print(plan.describe(train))
+        accelerator.print(*(f"{heading:15} {text}" for heading, text in table.items()), plan.describe(), sep="\n")
         return log
 
     def upload(self) -> None:
@@ -103,7 +84,7 @@ def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
         log_with=list(config.train.trackers) or None,
         project_dir=folder / "trackers",
     )
-    check_same(accelerator, dict(parse.flatten(config)), "type the same command for all of them")
+    check_same(accelerator, parse.flatten(config), "type the same command for all of them")
     check_shared(accelerator, folder)
     run = OpenRun(config, accelerator, folder)
     if inspect_run(config) == "finished":

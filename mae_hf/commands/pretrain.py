@@ -1,6 +1,7 @@
 """Pre-train a masked autoencoder on unlabelled images."""
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from torch import nn
 from mae_hf import hub
 from mae_hf.commands.next_steps import describe_next
 from mae_hf.commands.open_run import OpenRun, open_run
+from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.train import Plan
 from mae_hf.data.dataset import (
@@ -96,8 +98,10 @@ def pretrain(config: PretrainConfig) -> None:
     evaluations = _evaluations(run, config, plan, prepared, whole, held_out, probed)
     training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
     if run.must_fit_minutes(state.step):
-        run.write_config()  # the evaluations write into the folder
-        plan = plan.lasting(steps_that_fit(training, streamed.reading if streamed else None), config.train)
+        if accelerator.is_main_process:  # config.yaml marks the folder as this run's: the evaluations write into it
+            write_text(folder / "config.yaml", parse.to_yaml(config))
+        num_steps = steps_that_fit(training, streamed.reading if streamed else None)
+        plan = dataclasses.replace(plan, total_steps=num_steps)
         if accelerator.is_main_process:
             shutil.rmtree(folder / "figures", ignore_errors=True)  # of step 0
     facts = {
@@ -115,7 +119,7 @@ def pretrain(config: PretrainConfig) -> None:
         "probe": ONLINE_NOTE if probed else "none",
         "model": f"{describe_start(facts)}, {config.model.num_visible} of {config.model.num_patches} patches visible",
     }
-    log = run.start_log(state.step, plan, model, facts, lines, config.train)
+    log = run.start_log(state.step, plan, model, facts, lines)
     if accelerator.is_main_process:
         write_text(folder / AUDIT, audit_json(audit))
         keep_start(start, folder)

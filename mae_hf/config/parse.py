@@ -13,7 +13,7 @@ import typing
 from collections.abc import Container, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -35,13 +35,6 @@ class _Formatter(DefaultHelpFormatter):
         return re.sub(r"type: Optional\[(.*)\], default", r"type: \1 or null, default", text)
 
 
-class _Parser(ArgumentParser):
-    """jsonargparse's parser with errors in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(" ".join(message.split()))
-
-
 class _Dumper(yaml.SafeDumper):
     """PyYAML's dumper with quotes around strings that start like a number.
 
@@ -53,18 +46,17 @@ _Dumper.add_implicit_resolver("!number", re.compile(r"[-+.\d]"), list("-+.012345
 
 
 def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: str) -> Config:
-    """Return the config that a command line describes.
+    """Return the config that a command line describes; `prog` is the script's name, for `--help`.
 
-    Args:
-        config_class: one of the config dataclasses.
-        argv: the words after the script's name; None reads the words of this process.
-        prog: the script's name, for `--help`.
-
-    Raises:
-        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or an inconsistent config.
+    `argv` are the words after that name, by default those of this process. ConfigError reports an unknown key (with the
+    nearest known one), a value of the wrong type and an inconsistent config.
     """
     types = dict(_types(config_class))
-    argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    # --output-dir=a-b means --output_dir=a-b
+    argv = [
+        re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word)
+        for word in (sys.argv[1:] if argv is None else argv)
+    ]
     files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files_only.add_argument("--config", action="append", default=[])
     parser = _parser(config_class, types, prog)
@@ -77,8 +69,8 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
         _check_keys([name for name in names if name not in ("help", "print_config")], types, "the command line")
         # Files first: for jsonargparse the later word wins, and a flag must win wherever --config stands.
         values = parser.parse_args([*(f"--config={file}" for file in files), *flags])
-    except (argparse.ArgumentError, ConfigError) as error:
-        raise ConfigError(_in_short(str(error), types)) from None
+    except argparse.ArgumentError as error:
+        raise ConfigError(_in_short(error, types)) from None
     except OverflowError:  # jsonargparse converts whole numbers to float
         raise ConfigError("a number is above 1e308: choose a smaller one (--help lists the ranges)") from None
     return _instantiate(config_class, parser, values)
@@ -97,14 +89,14 @@ def read_settings(
     problem = f"{type(base).__name__} is the config of a different command: give a {config_class.__name__} (config)"
     require(base is None or isinstance(base, config_class), problem)
     nested: dict[str, Any] = {}
-    for key, value in ((dict(flatten(base)) if base else {}) | dict(settings)).items():
+    for key, value in ((flatten(base) if base else {}) | dict(settings)).items():
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     parser = _parser(config_class, types, "mae_hf")
     try:
         return _instantiate(config_class, parser, parser.parse_object(nested))
-    except ConfigError as error:
-        raise ConfigError(_in_short(str(error), types)) from None
+    except argparse.ArgumentError as error:
+        raise ConfigError(_in_short(error, types)) from None
 
 
 def _instantiate(config_class: type[Config], parser: ArgumentParser, values: Any) -> Config:
@@ -125,15 +117,15 @@ def to_yaml(config: Any) -> str:
     return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def flatten(config: Any) -> list[tuple[str, Any]]:
-    """Return `(dotted key, value)` for every field of a config."""
-    return list(_items(dataclasses.asdict(config)))
+def flatten(config: Any) -> dict[str, Any]:
+    """Return the value of every field of a config by its dotted key."""
+    return dict(_items(dataclasses.asdict(config)))
 
 
 def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
     """Return the words that give the settings of a config or section which are not the defaults."""
-    before, words = dict(flatten(type(config)())), list[str]()
-    for name, value in flatten(config):
+    before, words = flatten(type(config)()), list[str]()
+    for name, value in flatten(config).items():
         key = f"{config.section}.{name}".strip(".")
         if value != before[name] and key not in leave_out:
             words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
@@ -142,20 +134,14 @@ def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
 
 def differences(old: Any, new: Any) -> list[str]:
     """Return `key: old value -> new value` for every field in which two configs of one class differ."""
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = flatten(old), flatten(new)
     return [f"{key}: {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
 
 
-def _underscored(word: str) -> str:
-    """Return a flag with underscores in its name: `--output-dir=a-b` becomes `--output_dir=a-b`."""
-    name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
-
-
-def _parser(config_class: type, types: dict[str, Any], prog: str) -> _Parser:
+def _parser(config_class: type, types: dict[str, Any], prog: str) -> ArgumentParser:
     usage = "%(prog)s [--config FILE.yaml] [--section.key value ...]"
     about = (config_class.__doc__ or "").split("\n")[0]
-    parser = _Parser(prog=prog, usage=usage, description=about, formatter_class=_Formatter)
+    parser = ArgumentParser(prog=prog, usage=usage, description=about, formatter_class=_Formatter, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file or preset; flags take precedence over it")
     parser.add_class_arguments(config_class)
     for action in parser._actions:
@@ -174,8 +160,9 @@ def _types(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _types(typing.cast(type, hint), f"{prefix}{key}.")
 
 
-def _in_short(message: str, types: dict[str, Any]) -> str:
-    """Return the message of argparse or jsonargparse in our words, with the fix. Our own messages stay."""
+def _in_short(error: argparse.ArgumentError, types: dict[str, Any]) -> str:
+    """Return the message of argparse or jsonargparse as one line in our words, with the fix."""
+    message = " ".join(str(error).split())
     if missing := re.fullmatch("the following arguments are required: (.*)", message):
         flags = " ".join(f"--{name} VALUE" for name in missing[1].split(", "))
         return f"{missing[1]} must be given: add {flags}, or set it in the file of --config"

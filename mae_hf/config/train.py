@@ -72,12 +72,8 @@ class TrainConfig(Settings):
     def plan(self, num_images: int, num_processes: int, micro_batch_size: int | None = None) -> "Plan":
         """Return every duration in optimizer steps, and each device's share of the batch.
 
-        Args:
-            num_images: training images.
-            num_processes: processes that share a batch.
-            micro_batch_size: what `auto` stands for; by default no accumulation.
-
-        Raises ConfigError for fewer images than one batch, and for a batch that cannot be split evenly.
+        `micro_batch_size` is what `auto` stands for; by default no accumulation. Raises ConfigError for fewer images
+        than one batch, and for a batch that cannot be split evenly.
         """
         problem = f"is above the number of training images, {num_images}: choose at most {num_images}"
         self.check("batch_size", self.batch_size <= num_images, problem)
@@ -89,49 +85,42 @@ class TrainConfig(Settings):
         self.check("per_device_batch_size", micro_batch_size in sizes, problem)
         steps_per_epoch = num_images // self.batch_size
         total_steps = max(1, round(self.epochs * steps_per_epoch))
-        return Plan(
-            num_images=num_images,
-            num_processes=num_processes,
-            steps_per_epoch=steps_per_epoch,
-            total_steps=total_steps,
-            warmup_steps=round(self.warmup_ratio * total_steps),
-            accumulation_steps=sizes[-1] // micro_batch_size,
-            micro_batch_size=micro_batch_size,
-        )
+        return Plan(self, num_images, num_processes, steps_per_epoch, total_steps, micro_batch_size)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run in optimizer steps, computed from a `TrainConfig`, the number of images and the number of processes."""
 
+    train: TrainConfig
     num_images: int
     num_processes: int
     steps_per_epoch: int
     total_steps: int
-    warmup_steps: int
-    accumulation_steps: int
     micro_batch_size: int
 
     @property
-    def batch_size(self) -> int:
-        """Images per optimizer step, over all processes and micro-batches together."""
-        return self.num_processes * self.accumulation_steps * self.micro_batch_size
+    def warmup_steps(self) -> int:
+        """The number of first steps in which the learning rate rises."""
+        return round(self.train.warmup_ratio * self.total_steps)
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of a process per optimizer step."""
+        return self.train.batch_size // (self.num_processes * self.micro_batch_size)
 
     def steps(self, epochs: float) -> int:
         """Return the number of steps nearest to this number of epochs, at least 1."""
         return max(1, round(epochs * self.steps_per_epoch))
-
-    def lasting(self, total_steps: int, train: TrainConfig) -> "Plan":
-        """Return the plan of a run of that many steps."""
-        return replace(self, total_steps=total_steps, warmup_steps=round(train.warmup_ratio * total_steps))
 
     @property
     def eval_batch_size(self) -> int:
         """Images per device and forward pass in evaluations, which need no gradients: up to 256 or 4 micro-batches."""
         return max(self.micro_batch_size, min(256, 4 * self.micro_batch_size))
 
-    def describe(self, train: TrainConfig) -> str:
+    def describe(self) -> str:
         """Return the arithmetic behind each derived number, printed before step 0."""
+        train = self.train
         length = f"{train.epochs:g} epochs x {self.steps_per_epoch}"
         length = f"what fits into {train.minutes:g} minutes" if train.minutes else length
         return (

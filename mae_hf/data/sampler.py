@@ -33,7 +33,7 @@ class BatchSampler:
 
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
-        plan, size = self.plan, self.plan.batch_size
+        plan, size = self.plan, self.plan.train.batch_size
         folded = np.stack((np.arange(size), np.arange(size)[::-1]), axis=1).ravel()[:size]  # first, last, second, ...
         positions = folded.reshape(plan.num_processes, plan.accumulation_steps, -1)[self.process_index]
         start = step % plan.steps_per_epoch * size

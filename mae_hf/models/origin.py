@@ -49,7 +49,7 @@ def resolve(config: _Run) -> _Run:
     file = Path(config.output_dir, "config.yaml")
     if file.is_file():
         with contextlib.suppress(ConfigError):  # `inspect_run` says what is wrong with it
-            return _fill(config, dict(parse.flatten(parse.read_file(type(config), file))))
+            return _fill(config, parse.flatten(parse.read_file(type(config), file)))
     saved = open_start(config.model)
     claims = _claims(saved)
     if (saved.folder / PROCESSOR).is_file():  # otherwise it makes no claim
@@ -57,10 +57,10 @@ def resolve(config: _Run) -> _Run:
     launch = "accelerate launch --quiet --config_file configs/accelerate/one_process.yaml"
     own = shlex.join(parse.to_flags(config, leave_out=_FROM_INIT))
     command = f"{launch} scripts/{config.presets}.py --config published_224 {own}"
-    _check_claims(saved, dict(parse.flatten(config)), claims, f", or type {command}")
+    _check_claims(saved, parse.flatten(config), claims, f", or type {command}")
     defaults = {f"model.{key}": getattr(MAEConfig, key) for key in _OF_DECODER} | {"data.resize": DataConfig.resize}
     config = _fill(config, defaults | claims)
-    for key, value in parse.flatten(config):
+    for key, value in parse.flatten(config).items():
         problem = f"{key} is null, and {saved.name} has no {PROCESSOR} that says it: give a value (--{key})"
         require(value is not None or key not in _FROM_INIT, problem)
     return config

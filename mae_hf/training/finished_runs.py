@@ -125,7 +125,7 @@ class Run:
 
 
 def _recipe_settings(config: Any) -> RecipeSettings:
-    return tuple((key, value) for key, value in parse.flatten(config) if key not in _NOT_RECIPE)
+    return tuple((key, value) for key, value in parse.flatten(config).items() if key not in _NOT_RECIPE)
 
 
 def read_runs(path: str | Path) -> list[Run]:

@@ -142,7 +142,7 @@ class RunLog:
         if config.train.trackers:
             accelerator.init_trackers(
                 self._folder.name,
-                {key: str(value) for key, value in parse.flatten(config)},
+                {key: str(value) for key, value in parse.flatten(config).items()},
                 # TensorBoard forgets what came after the step; trackio cannot, and starts a new run of the project
                 init_kwargs={"tensorboard": {"purge_step": step + 1}},
             )

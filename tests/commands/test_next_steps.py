@@ -46,12 +46,13 @@ def test_the_commands_after_pre_training_use_its_encoder_and_images():
     evaluate = parsed(command, EvaluateConfig)
     assert (evaluate.model, evaluate.probe) == ("runs/pretrain/digits", "knn,linear")
     assert (evaluate.data.source, evaluate.data.validation_fraction) == ("digits", 0.2)
-    finetune = parsed(finetune_command(HALF, config, "my photos", 270, True), FinetuneConfig)
+    photos = dataclasses.replace(config.data, source="my photos")
+    finetune = parsed(finetune_command(HALF, config.output_dir, photos, 270, True), FinetuneConfig)
     assert finetune.model.init == "runs/pretrain/digits" and finetune.model.head == "probe"
     assert (finetune.data.source, finetune.data.validation_fraction) == ("my photos", 0.2)
-    many = parsed(finetune_command(HALF, config, "digits", 50_000, True), FinetuneConfig)
+    many = parsed(finetune_command(HALF, config.output_dir, config.data, 50_000, True), FinetuneConfig)
     assert many.model.head == "zero", "the recipe for few labels is meant for up to 5,000"
-    unprobed = parsed(finetune_command(HALF, config, "digits", 270, False), FinetuneConfig)
+    unprobed = parsed(finetune_command(HALF, config.output_dir, config.data, 270, False), FinetuneConfig)
     assert unprobed.model.head == "zero", "without a linear probe, the classifier cannot start from one"
     for asked in (finetune, many, unprobed):  # null: as in the encoder
         assert {asked.model.image_size, asked.model.hidden_size, asked.data.image_mean, asked.data.resize} == {None}

@@ -107,7 +107,7 @@ def test_yaml_and_flags_are_read_alike(write, key, text, value):
     section, _, name = key.rpartition(".")
     file = write(f"{section}: {{{name}: {text}}}" if section else f"{name}: {text}")
     for config in (parse("--config", file), parse(f"--{key}", text), parse(f"--{key}={text}")):
-        found = dict(parsing.flatten(config))[key]
+        found = parsing.flatten(config)[key]
         assert found == value
         assert type(found) is type(value)
 

@@ -17,7 +17,7 @@ from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfi
 from mae_hf.errors import ConfigError
 
 SECTIONS = ("data", "model", "train", "augment", "audit", "hub")
-KEYS = [key for key, _ in parse.flatten(PretrainConfig())] + [key for key, _ in parse.flatten(FinetuneConfig())]
+KEYS = [*parse.flatten(PretrainConfig()), *parse.flatten(FinetuneConfig())]
 TOUCH = "!!python/object/apply:os.system ['touch FILE']"
 
 # every letter is a list of nine aliases of the letter before; the last one expands to 9 ** 8 strings

@@ -115,7 +115,7 @@ def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet) -> FinetuneConfig:
 def describe_recipe(recipe: FinetuneConfig) -> dict[str, str]:
     """Return the settings that all fine-tunings of a folder share, by name, except data and architecture."""
     shared = ("augment.", "train.", "model.drop_path", "model.head")
-    settings = {key: str(value) for key, value in parse.flatten(recipe) if key.startswith(shared)}
+    settings = {key: str(value) for key, value in parse.flatten(recipe).items() if key.startswith(shared)}
     return {f"recipe.{key}": value for key, value in settings.items() if key not in MACHINE_SETTINGS}
 
 
