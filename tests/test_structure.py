@@ -19,7 +19,6 @@ ROOMS = (
     "commands",
     "report",
     "hub",
-    "demo",
     "evaluation",
     "training",
     "leakage",
@@ -54,7 +53,6 @@ NO_MIRROR |= {
     f"mae_hf.commands.{name}": "tests/test_scripts.py and its neighbours run every command"
     for name in (
         "compare",
-        "demo",
         "embed",
         "evaluate",
         "few_labels",

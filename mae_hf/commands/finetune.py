@@ -15,7 +15,7 @@ from mae_hf.config.commands import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
 from mae_hf.data.dataset import DeviceImages, load_labelled_images
 from mae_hf.data.sampler import BatchSampler
-from mae_hf.errors import ConfigError
+from mae_hf.errors import require
 from mae_hf.evaluation.inference import predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import start_probe
@@ -60,30 +60,21 @@ def finetune(config: FinetuneConfig) -> None:
     set_seed(config.train.seed)
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     model = build_classifier(start, class_names, attention_for(accelerator), config.train.seed)
-    facts = {
-        **{f"num_{role}_images": len(part) for role, part in images.items()},
-        "labels": train_images.note or "all labels",
-        "data_fingerprint": train_images.fingerprint,
-        "validation_fingerprint": images["validation"].fingerprint,
-        "test_fingerprint": images["test"].fingerprint,
-        **start_facts(start),
-        "init": config.model.init,
-    }
+    has_head = config.model.head == "probe"
     probe = run.record.start_probe  # a resumed run has the head in its checkpoint
-    if checkpoints.newest() is None and (is_pretrained or config.model.head == "probe"):
+    if checkpoints.newest() is None and (is_pretrained or has_head):
         probe, head = start_probe(accelerator, model.vit, images, config.data, plan.eval_batch_size)
-        if config.model.head == "probe":
-            if head is None:
-                fix = "use weights that are almost zero (--model.head zero)"
-                raise ConfigError(f"model.head probe: this encoder has no linear probe of its classes: {fix}")
+        fix = "use weights that are almost zero (--model.head zero)"
+        problem = f"model.head probe: this encoder has no linear probe of its classes: {fix}"
+        require(head is not None or not has_head, problem)
+        if head and has_head:
             set_head(model, *head)
     optimizer = build_optimizer(model, config.train)
-    facts["start_probe"] = probe
     if config.train.ema_decay:
         checkpoints.average = WeightAverage(model, config.train.ema_decay, accelerator.device)
     average = checkpoints.average
     prepared, optimizer, whole = prepare(accelerator, model, optimizer, averaged=average is not None)
-    facts["is_compiled"] = compile_layers(accelerator, prepared, config.train.compile)
+    is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
     device_images = DeviceImages(train_images, accelerator.device, config.data.on_device)
@@ -104,10 +95,20 @@ def finetune(config: FinetuneConfig) -> None:
     state = checkpoints.resume()
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)]
-    has_head = config.model.head == "probe"
     training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations, has_head)
     if run.must_fit_minutes(state.step):
         plan = dataclasses.replace(plan, total_steps=steps_that_fit(training))
+    facts = {
+        **{f"num_{role}_images": len(part) for role, part in images.items()},
+        "labels": train_images.note or "all labels",
+        "data_fingerprint": train_images.fingerprint,
+        "validation_fingerprint": images["validation"].fingerprint,
+        "test_fingerprint": images["test"].fingerprint,
+        **start_facts(start),
+        "init": config.model.init,
+        "start_probe": probe,
+        "is_compiled": is_compiled,
+    }
     lines = {
         "images": ", ".join(f"{len(part)} {role}" for role, part in images.items())
         + (f": {train_images.note}" if train_images.note else ""),

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig
 
+from mae_hf.commands.demo import build_page
 from mae_hf.config.model import ClassifierConfig
-from mae_hf.demo import build_page
 from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import load_encoder
 from mae_hf.models.io import open_classifier, open_encoder

@@ -16,16 +16,16 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
 from mae_hf.__main__ import run_command
+from mae_hf.commands.demo import build_page, classify, reconstruct_image
 from mae_hf.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
-from mae_hf.demo import build_page, classify, reconstruct_image
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation.loaded import open_any
 from mae_hf.hub import save_model
 from mae_hf.models.mae import build_mae, export_encoder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.4)
