@@ -56,7 +56,8 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
 
 def check_paths(config: Any) -> None:
     """Check that the models, sources, runs and files that a config names exist."""
-    if hasattr(config, "train") and Path(config.output_dir, "metrics.json").exists():
+    is_run = isinstance(config, configs.PretrainConfig | configs.FinetuneConfig)
+    if is_run and Path(config.output_dir, "metrics.json").exists():
         return  # the data and the encoder of a finished run need not exist any more
     if isinstance(getattr(config, "model", None), str):
         find_model(config.model, FIX_MODEL)
@@ -67,25 +68,23 @@ def check_paths(config: Any) -> None:
             check_source(source, config.data.streaming)
     if hasattr(config, "output"):
         check_output_file(config.output)
-    elif hasattr(config, "output_dir") and not hasattr(config, "train"):  # a run checks its folder when it locks it
+    elif hasattr(config, "output_dir") and not is_run:  # a run checks its folder when it locks it
         check_output_folder(config.output_dir)
     if isinstance(config, configs.PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
-    is_run = isinstance(config, configs.PretrainConfig | configs.FinetuneConfig)
     if is_run and not config.model.is_new and not kept_start(Path(config.output_dir)):
         find_model(config.model.init, FIX_INIT[config.model.new])
     if isinstance(config, configs.EvaluateConfig | configs.FewLabelsConfig):
-        problem = "is a run folder, whose files would be overwritten"
-        folder = Path(config.output_dir)
-        is_run = (folder / "config.yaml").exists() and not (folder / "predictions").is_dir()  # an older evaluation
-        require(not is_run, f"{config.output_dir} {problem}: choose another --output_dir")
+        folder, problem = Path(config.output_dir), "is a run folder, whose files would be overwritten"
+        is_free = (folder / "predictions").is_dir() or not (folder / "config.yaml").exists()  # of an older evaluation
+        require(is_free, f"{config.output_dir} {problem}: choose another --output_dir")
     if isinstance(config, configs.FewLabelsConfig) and config.finetune_config:
         read_file(configs.FinetuneConfig, config.finetune_config)
     if isinstance(config, configs.CompareConfig):
         for run in itertools.chain(*config.arms.values()):
-            fix = "give the run folder of a fine-tuning run (its --output_dir)"
-            require(Path(run).is_dir(), f"{run} is not a folder: {fix}")
+            problem = "is not a folder: give the run folder of a fine-tuning run (its --output_dir)"
+            require(Path(run).is_dir(), f"{run} {problem}")
 
 
 def join_lists(words: Sequence[str]) -> list[str]:

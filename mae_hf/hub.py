@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,30 +162,17 @@ _TEMPLATE = jinja2.Environment(
 ).from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
 
 
-def create_repository(hub: HubConfig, then: str = "run the same command again") -> str:
-    """Create the repository for the upload if it does not exist, and return its address.
+def push(folder: Path | None, hub: HubConfig) -> str:
+    """Upload a model folder, and return the address of its repository, which is created if it does not exist.
 
-    Call it before a run starts, so that a wrong token or name shows at once. Raises ConfigError for these, for a
-    missing right to write and for a missing connection; `then` says what to type after the fix.
+    Without a folder, nothing is uploaded: call that before a run starts, so that a wrong token or name shows at once.
+    Raises ConfigError for these, for a missing right to write and for a missing connection.
     """
-    with _uploading(hub, then):
-        return str(HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True))
-
-
-def push(folder: Path, hub: HubConfig) -> str:
-    """Upload a model folder, and return its address; creates the repository and raises as `create_repository` does."""
-    then = f"run the same command again; the model is in {folder}"
-    address = create_repository(hub, then)
-    with _uploading(hub, then):
-        HfApi().upload_folder(repo_id=str(hub.repo_id), folder_path=folder, commit_message="Upload from mae_hf")
-    return address
-
-
-@contextmanager
-def _uploading(hub: HubConfig, then: str) -> Iterator[None]:
-    """Report any failure of an upload in one line that names the fix."""
     try:
-        yield
+        address = HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True)
+        if folder is not None:
+            HfApi().upload_folder(repo_id=str(hub.repo_id), folder_path=folder, commit_message="Upload from mae_hf")
+        return str(address)
     except Exception as error:  # errors of huggingface_hub, of httpx and of the system
         reason, fix = str(error), "check the network, HF_ENDPOINT and --hub.repo_id"
         if isinstance(error, HfHubHTTPError):
@@ -198,7 +184,8 @@ def _uploading(hub: HubConfig, then: str) -> Iterator[None]:
         elif isinstance(error, OfflineModeIsEnabled):
             fix = "unset HF_HUB_OFFLINE"
         line = " ".join(reason.split())[:200]
-        raise ConfigError(f"cannot upload to {hub.repo_id} ({line}): {fix}, then {then}") from None
+        fix += ", then run the same command again" + (f"; the model is in {folder}" if folder else "")
+        raise ConfigError(f"cannot upload to {hub.repo_id} ({line}): {fix}") from None
 
 
 _FIXES = {

@@ -68,7 +68,7 @@ def publish(folder: Path) -> dict[str, Any]:
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
     mae = build_mae(PRETRAIN.model, "sdpa").eval()
     sharing.save_model(folder / "mae", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, encoder=export_encoder(mae))
-    seen: dict[str, Any] = {"created": [sharing.create_repository(PRETRAIN.hub) for _ in range(2)]}
+    seen: dict[str, Any] = {"created": [sharing.push(None, PRETRAIN.hub) for _ in range(2)]}
     seen["mae"] = sharing.push(folder / "mae", PRETRAIN.hub)
     seen["revision"] = SavedModel("me/mae").commit
     features = export_encoder(mae)(pixel_values).last_hidden_state
@@ -109,7 +109,7 @@ def publish(folder: Path) -> dict[str, Any]:
         with pytest.raises(ConfigError) as caught:
             sharing.push(folder / "classifier", HubConfig(push=True, repo_id=repo_id))
         with pytest.raises(ConfigError, match="run the same command again"):
-            sharing.create_repository(HubConfig(push=True, repo_id=repo_id))
+            sharing.push(None, HubConfig(push=True, repo_id=repo_id))
         return str(caught.value)
 
     errors = {"401": error(token="hf_unknown"), "no token": error(token=""), "403": error(token=READ_TOKEN)}

@@ -5,8 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import ViTForImageClassification, ViTModel
-
 from mae_hf.config import parse
 from mae_hf.config.commands import EvaluateConfig
 from mae_hf.data.dataset import load_labelled_images
@@ -34,10 +32,8 @@ def evaluate(config: EvaluateConfig) -> None:
     metrics: dict[str, Any] = {"model": config.model, "source": data.sources[0]}
 
     # ---- the model, the test images, and the images that a probe learns from ----
-    attention = attention_for(accelerator)
-    model: ViTModel | ViTForImageClassification = (
-        open_encoder(config.model, attention) if config.probes else open_classifier(config.model, attention)
-    )
+    open_model = open_encoder if config.probes else open_classifier
+    model: Any = open_model(config.model, attention_for(accelerator))
     with accelerator.local_main_process_first():
         roles = ("train", "validation", "test") if config.probes else ("test",)
         images = load_labelled_images(data, image_size_of(model), roles)
@@ -46,17 +42,17 @@ def evaluate(config: EvaluateConfig) -> None:
     prepared = accelerator.prepare(model)
 
     # ---- scores, with and without the test images that pre-training has seen ----
+    counts = {f"num_{role}_images": len(part) for role, part in images.items()}
+    predictions: dict[str, Any] = {}
     if config.probes:
         labels, batch_size = {role: part.labels for role, part in images.items()}, config.batch_size
         features = {role: extract_features(accelerator, prepared, images[role], data, batch_size) for role in images}
         values, by_probe = probe_features(config.probes, features, labels, test.class_names, seen)
-        metrics |= {f"num_{role}_images": len(part) for role, part in images.items()}
-        metrics |= {"labels": images["train"].note or "all labels", **values}
-        predictions = {f"predictions/{name}": (test, by_role["test"], seen) for name, by_role in by_probe.items()}
-        predictions |= {  # what `compare` needs to check them against other runs
-            f"validation_predictions/{name}": (images["validation"], by_role["validation"], None)
-            for name, by_role in by_probe.items()
-        }
+        metrics |= {**counts, "labels": images["train"].note or "all labels", **values}
+        for name, by_role in by_probe.items():
+            predictions[f"predictions/{name}"] = (test, by_role["test"], seen)
+            # what `compare` needs to check them against other runs
+            predictions[f"validation_predictions/{name}"] = (images["validation"], by_role["validation"], None)
         accelerator.print(describe_seen(seen))
     else:
         names = tuple((model.config.id2label or {}).values())
@@ -70,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in scores.items()} | unseen
         accelerator.print(describe_seen(seen, unseen))
-        predictions = {"predictions": (test, probabilities, seen)}
+        predictions["predictions"] = (test, probabilities, seen)
 
     # ---- files ----
     if accelerator.is_main_process:
@@ -81,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> None:
             write_text(folder / "config.yaml", parse.to_yaml(config))
             facts = {
                 **environment(accelerator),
-                **{f"num_{role}_images": len(part) for role, part in images.items()},
+                **counts,
                 "data_fingerprint": images["train"].fingerprint,
                 "validation_fingerprint": images["validation"].fingerprint,
                 "test_fingerprint": test.fingerprint,

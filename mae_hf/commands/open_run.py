@@ -94,5 +94,5 @@ def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
     run.lock = RunLock(accelerator, folder)
     run.record = broadcast_object_list([read_record(folder)])[0]
     if config.hub.push and accelerator.is_main_process:
-        hub.create_repository(config.hub)  # a wrong token is reported now, not after the training
+        hub.push(None, config.hub)  # a wrong token is reported now, not after the training
     return run

@@ -44,7 +44,6 @@ def prepare_data(config: PrepareConfig) -> None:
                 print(f"  the pairs are drawn in {figures.save(figure, match.file('png'))}")
 
     # ---- the channels of the pre-training images ----
-
     images, held_out = load_pretraining_images(config.data, config.image_size)
     sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)
     for start in range(0, len(images), 512):
