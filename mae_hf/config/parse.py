@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mae_hf.errors import ConfigError, require
 
@@ -52,16 +52,13 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
     nearest known one), a value of the wrong type and an inconsistent config.
     """
     types = dict(_types(config_class))
-    # --output-dir=a-b means --output_dir=a-b
-    argv = [
-        re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word)
-        for word in (sys.argv[1:] if argv is None else argv)
-    ]
+    words = sys.argv[1:] if argv is None else argv
+    words = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in words]  # --output-dir=a
     files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files_only.add_argument("--config", action="append", default=[])
     parser = _parser(config_class, types, prog)
     try:
-        found, flags = files_only.parse_known_args(argv)
+        found, flags = files_only.parse_known_args(words)
         files = [_find_preset(config_class, file) for file in found.config]
         for file in files:
             _check_keys([key for key, _ in _items(_read_yaml(Path(file)))], types, file)
@@ -88,13 +85,10 @@ def read_settings(
     base = read_file(config_class, base) if isinstance(base, (str, Path)) else base
     problem = f"{type(base).__name__} is the config of a different command: give a {config_class.__name__} (config)"
     require(base is None or isinstance(base, config_class), problem)
-    nested: dict[str, Any] = {}
-    for key, value in ((flatten(base) if base else {}) | dict(settings)).items():
-        section, _, name = key.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[name] = value
+    values = Namespace((flatten(base) if base else {}) | dict(settings))
     parser = _parser(config_class, types, "mae_hf")
     try:
-        return _instantiate(config_class, parser, parser.parse_object(nested))
+        return _instantiate(config_class, parser, parser.parse_object(values))
     except argparse.ArgumentError as error:
         raise ConfigError(_in_short(error, types)) from None
 

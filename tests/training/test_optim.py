@@ -89,7 +89,7 @@ def test_frozen_parameters_are_in_no_group(mae):
 
 
 def plan(total_steps: int, warmup_steps: int) -> Plan:
-    train = PretrainTrainConfig(batch_size=8, warmup_ratio=min(0.9, warmup_steps / total_steps))
+    train = PretrainTrainConfig(batch_size=8, warmup_ratio=min(0.99, warmup_steps / total_steps))
     return Plan(train, num_images=8, num_processes=1, steps_per_epoch=1, total_steps=total_steps, micro_batch_size=8)
 
 
