@@ -5,16 +5,18 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from accelerate.utils import set_seed
+from torch import nn
 
 from mae_hf import hub
 from mae_hf.commands.next_steps import describe_next
-from mae_hf.commands.open_run import open_run
+from mae_hf.commands.open_run import OpenRun, open_run
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.train import Plan
 from mae_hf.data.dataset import (
     DeviceImages,
     ImageSet,
@@ -34,7 +36,7 @@ from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_
 from mae_hf.leakage.record import AUDIT, audit_json, continue_audit, describe_audit, read_model_audit
 from mae_hf.models.initialization import check_positions
 from mae_hf.models.locate import KEPT
-from mae_hf.models.mae import build_mae, export_encoder
+from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
 from mae_hf.models.origin import describe_start, find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
@@ -90,38 +92,10 @@ def pretrain(config: PretrainConfig) -> None:
     sampler = streamed.sampler if streamed else BatchSampler(plan, config.train.seed, accelerator.process_index)
     loss_of = pretraining_loss(prepared, images, config)
 
-    # ---- evaluation: held-out images with fixed masks, figures of reconstructions, and probes of the encoder ----
-    batch_size, pictured = plan.eval_batch_size, held_out.batch(range(min(8, len(held_out))))
-
-    def loss_on_held_out(step: int) -> dict[str, float]:
-        num_patches = config.model.num_patches
-        return {"eval/loss": held_out_loss(accelerator, prepared, held_out, config.data, num_patches, batch_size)}
-
-    def draw(step: int) -> dict[str, float]:
-        complete = whole()  # by every process
-        if complete is not None and accelerator.is_main_process:
-            save_reconstructions(complete, pictured, config.data, folder / "figures", step)
-        return {}
-
-    def probe(probes: Sequence[str], step: int) -> dict[str, float]:
-        assert probed is not None
-        started, complete = time.perf_counter(), whole()
-        encoder = None if complete is None else export_encoder(complete)  # not prepared: no checkpoint holds it
-        values, _ = encoder_probe(accelerator, encoder, *probed, config.data, batch_size, probes)
-        return values | {"probe/seconds": time.perf_counter() - started}
-
-    evaluations = [
-        Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), loss_on_held_out),
-        Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
-    ]
-    if probed and (every := config.train.probe_every_epochs):
-        evaluations.append(Evaluation("probe", plan.steps(every), partial(probe, ("knn", "rank")), at_end=False))
-    if probed:
-        evaluations.append(Evaluation("last probe", sys.maxsize, partial(probe, ("knn", "rank", "linear"))))
-
     # ---- train, from where an unfinished run stopped ----
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     state = checkpoints.resume()
+    evaluations = _evaluations(run, config, plan, prepared, whole, held_out, probed)
     training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
     if run.must_fit_minutes(state.step):
         if accelerator.is_main_process:  # config.yaml marks the folder as this run's: the evaluations write into it
@@ -179,3 +153,45 @@ def pretrain(config: PretrainConfig) -> None:
     # ---- what the encoder is worth on validation images, and what to type next ----
     if probed:
         accelerator.print(describe_next(accelerator, config, probed, last))
+
+
+def _evaluations(
+    run: OpenRun,
+    config: PretrainConfig,
+    plan: Plan,
+    prepared: nn.Module,
+    whole: Callable[[], MaskedAutoencoder | None],
+    held_out: ImageSet,
+    probed: tuple[ImageSet, ImageSet] | None,
+) -> list[Evaluation]:
+    """The loss on held-out images with fixed masks, figures of reconstructions, and probes of the encoder."""
+    accelerator, batch_size = run.accelerator, plan.eval_batch_size
+    pictured = held_out.batch(range(min(8, len(held_out))))
+
+    def loss_on_held_out(step: int) -> dict[str, float]:
+        loss = held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches, batch_size)
+        return {"eval/loss": loss}
+
+    def draw(step: int) -> dict[str, float]:
+        complete = whole()  # by every process
+        if complete is not None and accelerator.is_main_process:
+            save_reconstructions(complete, pictured, config.data, run.folder / "figures", step)
+        return {}
+
+    def probe(probes: Sequence[str], step: int) -> dict[str, float]:
+        assert probed is not None
+        started, complete = time.perf_counter(), whole()
+        encoder = None if complete is None else export_encoder(complete)  # not prepared: no checkpoint holds it
+        values, _ = encoder_probe(accelerator, encoder, *probed, config.data, batch_size, probes)
+        return values | {"probe/seconds": time.perf_counter() - started}
+
+    evaluations = [
+        Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), loss_on_held_out),
+        Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
+    ]
+    if probed:
+        online = ("knn", "rank")
+        if every := config.train.probe_every_epochs:
+            evaluations.append(Evaluation("probe", plan.steps(every), partial(probe, online), at_end=False))
+        evaluations.append(Evaluation("last probe", sys.maxsize, partial(probe, (*online, "linear"))))
+    return evaluations
