@@ -21,43 +21,27 @@ FEW_LABELS = 5_000  # up to which configs/finetune/few_labels.yaml is proposed
 def describe_next(
     accelerator: Accelerator, config: PretrainConfig, probed: tuple[ImageSet, ImageSet], values: Mapping[str, float]
 ) -> str:
-    """Return the last lines of a pre-training run: `describe_probes`, and the commands that probe and fine-tune it."""
+    """Return the last lines of a pre-training run: what probes of its encoder give, and how to probe and fine-tune it.
+
+    `probed` are the labelled and the validation images of `values`, the numbers of `encoder_probe`.
+    """
     labelled, validation = probed
-    split, has_probe = labelled.parts[0][0].split, any(key.startswith("probe/linear") for key in values)
-    model, data = config.output_dir, replace(config.data, source=split.source)
-    return (
-        f"{describe_probes(values, len(labelled), len(validation))}\n"
-        f"next, probe it on test images, or fine-tune it:\n"
-        f"  {probe_command(accelerator, model, data)}\n"
-        f"  {finetune_command(accelerator, model, data, len(split), has_probe)}"
-    )
-
-
-def describe_probes(values: Mapping[str, float], num_labels: int, num_validation: int) -> str:
-    """Say what probes of the frozen encoder give on validation images, by `encoder_probe`; empty without values."""
-    names = {"linear": "linear probe", "knn": "kNN"}
-    found = {text: best for name, text in names.items() if (best := best_probe(values, name))}
-    if not found:
-        return ""
+    split = labelled.parts[0][0].split
+    kinds = {"linear": "linear probe", "knn": "kNN"}
+    found = {text: best for kind, text in kinds.items() if (best := best_probe(values, kind))}
     scores = ", ".join(f"{text} {100 * accuracy:.1f} % ({pooling})" for text, (accuracy, pooling) in found.items())
-    took = f"in {values['probe/seconds']:.1f} s"
-    return f"frozen encoder: {scores} on {num_validation} validation images, from {num_labels} labels, {took}"
+    images = f"{len(validation)} validation images, from {len(labelled)} labels"
+    result = f"frozen encoder: {scores} on {images}, in {values['probe/seconds']:.1f} s" if found else ""
 
-
-def probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str:
-    """Return the command that probes an encoder on the test images of `data`."""
-    folder = f"runs/evaluate/{Path(model).name}-probes"
-    words = ["--model", model, *parse.to_flags(data, _PREPARATION), "--probe", "knn,linear", "--output_dir", folder]
-    return _command(accelerator, "evaluate", words)
-
-
-def finetune_command(accelerator: Accelerator, model: str, data: DataConfig, num_labels: int, has_probe: bool) -> str:
-    """Return the command that fine-tunes an encoder with the labels of `data`."""
-    preset = "few_labels" if num_labels <= FEW_LABELS else "published_224"  # both take the shape from the encoder
-    head = [] if has_probe else ["--model.head", "zero"]  # the classifier cannot start from a probe of its classes
+    model, data = config.output_dir, replace(config.data, source=split.source)
+    preset = "few_labels" if len(split) <= FEW_LABELS else "published_224"  # both take the shape from the encoder
+    head = [] if "linear probe" in found else ["--model.head", "zero"]  # the classifier cannot start from a probe
     words = ["--config", f"configs/finetune/{preset}.yaml", "--model.init", model, *head]
     words += [*parse.to_flags(data, _PREPARATION), "--output_dir", f"runs/finetune/{Path(model).name}"]
-    return _command(accelerator, "finetune", words)
+    return (
+        f"{result}\nnext, probe it on test images, or fine-tune it:\n"
+        f"  {_probe_command(accelerator, model, data)}\n  {_command(accelerator, 'finetune', words)}"
+    )
 
 
 def compare_with_probe(
@@ -76,8 +60,15 @@ def compare_with_probe(
         return line
     doubt = f" ({num_validation} images are too few to be sure)" if num_validation < SURE else ""
     # evaluate opens the main branch
-    command = "" if config.model.revision else f"\n  {probe_command(accelerator, config.model.init, config.data)}"
+    command = "" if config.model.revision else f"\n  {_probe_command(accelerator, config.model.init, config.data)}"
     return f"{line}: use the probe{doubt}{command}"
+
+
+def _probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> str:
+    """Return the command that probes an encoder on the test images of `data`."""
+    folder = f"runs/evaluate/{Path(model).name}-probes"
+    words = ["--model", model, *parse.to_flags(data, _PREPARATION), "--probe", "knn,linear", "--output_dir", folder]
+    return _command(accelerator, "evaluate", words)
 
 
 def _command(accelerator: Accelerator, name: str, words: list[str]) -> str:

@@ -4,13 +4,15 @@ import dataclasses
 import shlex
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from forks import ROOT
 
-from mae_hf.commands.next_steps import compare_with_probe, describe_probes, finetune_command, probe_command
+from mae_hf.commands.next_steps import compare_with_probe, describe_next
 from mae_hf.config import parse
 from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfig
+from mae_hf.data.splits import Split
 
 HALF = SimpleNamespace(mixed_precision="bf16")
 VALUES = {"probe/knn_cls_accuracy": 0.5, "probe/knn_mean_accuracy": 0.4, "probe/knn_cls_f1": 0.9}
@@ -31,28 +33,43 @@ def parsed(command: str, config_class: type):
     return parse.read_command(config_class, words[script + 1 :], prog="test")
 
 
+class Images(list):
+    """The row numbers of images, and the split that they come from."""
+
+    def __init__(self, number: int, source: str, num_rows: int):
+        super().__init__(range(number))
+        self.parts = [(SimpleNamespace(split=Split(source, "train", np.zeros(num_rows), None, None, "")),)]
+
+
+def last_lines(values: dict[str, float], source: str = "digits", num_rows: int = 5000) -> list[str]:
+    """What is printed after pre-training with the preset `digits`, and probes with 4,500 labels of a source."""
+    config = parse.read_file(PretrainConfig, "configs/pretrain/digits.yaml")
+    probed = (Images(4500, source, num_rows), Images(500, source, num_rows))
+    return describe_next(HALF, config, probed, values).splitlines()
+
+
 def test_the_better_pooling_of_each_probe_is_named_with_labels_and_time():
-    assert describe_probes(VALUES, 4500, 500) == (
+    first, then, *_ = last_lines(VALUES)
+    assert first == (
         "frozen encoder: linear probe 62.5 % (mean), kNN 50.0 % (cls) on 500 validation images, from 4500 labels, in "
         "12.3 s"
     )
-    assert describe_probes({"eval/loss": 1.0}, 4500, 500) == ""
+    assert then == "next, probe it on test images, or fine-tune it:"
+    assert last_lines({"eval/loss": 1.0})[:2] == ["", then]
 
 
 def test_the_commands_after_pre_training_use_its_encoder_and_images():
-    config = parse.read_file(PretrainConfig, "configs/pretrain/digits.yaml")
-    command = probe_command(HALF, config.output_dir, config.data)
+    command = last_lines(VALUES)[2]
     assert "--mixed_precision bf16 scripts/evaluate.py" in command
     evaluate = parsed(command, EvaluateConfig)
     assert (evaluate.model, evaluate.probe) == ("runs/pretrain/digits", "knn,linear")
     assert (evaluate.data.source, evaluate.data.validation_fraction) == ("digits", 0.2)
-    photos = dataclasses.replace(config.data, source="my photos")
-    finetune = parsed(finetune_command(HALF, config.output_dir, photos, 270, True), FinetuneConfig)
+    finetune = parsed(last_lines(VALUES, "my photos")[3], FinetuneConfig)
     assert finetune.model.init == "runs/pretrain/digits" and finetune.model.head == "probe"
     assert (finetune.data.source, finetune.data.validation_fraction) == ("my photos", 0.2)
-    many = parsed(finetune_command(HALF, config.output_dir, config.data, 50_000, True), FinetuneConfig)
+    many = parsed(last_lines(VALUES, num_rows=50_000)[3], FinetuneConfig)
     assert many.model.head == "zero", "the recipe for few labels is meant for up to 5,000"
-    unprobed = parsed(finetune_command(HALF, config.output_dir, config.data, 270, False), FinetuneConfig)
+    unprobed = parsed(last_lines({})[3], FinetuneConfig)
     assert unprobed.model.head == "zero", "without a linear probe, the classifier cannot start from one"
     for asked in (finetune, many, unprobed):  # null: as in the encoder
         assert {asked.model.image_size, asked.model.hidden_size, asked.data.image_mean, asked.data.resize} == {None}
