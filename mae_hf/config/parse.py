@@ -51,12 +51,11 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
     `argv` are the words after that name, by default those of this process. ConfigError reports an unknown key (with the
     nearest known one), a value of the wrong type and an inconsistent config.
     """
-    types = dict(_types(config_class))
+    parser, types = _parser(config_class, prog)
     words = sys.argv[1:] if argv is None else argv
     words = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in words]  # --output-dir=a
     files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files_only.add_argument("--config", action="append", default=[])
-    parser = _parser(config_class, types, prog)
     try:
         found, flags = files_only.parse_known_args(words)
         files = [_find_preset(config_class, file) for file in found.config]
@@ -80,13 +79,12 @@ def read_settings(
 
     The other settings come from `base`, a YAML file, the name of a preset or a config, or are the defaults.
     """
-    types = dict(_types(config_class))
+    parser, types = _parser(config_class, "mae_hf")
     _check_keys(list(settings), types, "settings")
     base = read_file(config_class, base) if isinstance(base, (str, Path)) else base
     problem = f"{type(base).__name__} is the config of a different command: give a {config_class.__name__} (config)"
     require(base is None or isinstance(base, config_class), problem)
     values = Namespace((flatten(base) if base else {}) | dict(settings))
-    parser = _parser(config_class, types, "mae_hf")
     try:
         return _instantiate(config_class, parser, parser.parse_object(values))
     except argparse.ArgumentError as error:
@@ -132,7 +130,9 @@ def differences(old: Any, new: Any) -> list[str]:
     return [f"{key}: {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
 
 
-def _parser(config_class: type, types: dict[str, Any], prog: str) -> ArgumentParser:
+def _parser(config_class: type, prog: str) -> tuple[ArgumentParser, dict[str, Any]]:
+    """Return the parser of a config, and the type of each of its settings and sections by dotted key."""
+    types = dict(_types(config_class))
     usage = "%(prog)s [--config FILE.yaml] [--section.key value ...]"
     about = (config_class.__doc__ or "").split("\n")[0]
     parser = ArgumentParser(prog=prog, usage=usage, description=about, formatter_class=_Formatter, exit_on_error=False)
@@ -143,11 +143,10 @@ def _parser(config_class: type, types: dict[str, Any], prog: str) -> ArgumentPar
             action.help = argparse.SUPPRESS  # only the keys of a section have values
         elif types.get(action.dest) in (bool, bool | None):
             action.nargs, action.const = "?", True  # a bare --hub.push means true
-    return parser
+    return parser, types
 
 
 def _types(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the type of every field, sections included."""
     for key, hint in typing.get_type_hints(config_class).items():
         yield prefix + key, hint
         if dataclasses.is_dataclass(hint):
@@ -161,9 +160,8 @@ def _in_short(error: argparse.ArgumentError, types: dict[str, Any]) -> str:
         flags = " ".join(f"--{name} VALUE" for name in missing[1].split(", "))
         return f"{missing[1]} must be given: add {flags}, or set it in the file of --config"
     message = re.sub(r"argument (--[\w.]+).*: expected one argument", r"\1 has no value: write \1=VALUE", message)
-    message = re.sub(
-        "unrecognized arguments: (.*)", r"\1 belongs to no setting: write --NAME VALUE (see --help)", message
-    )
+    fix = "write --NAME VALUE (see --help)"
+    message = re.sub("unrecognized arguments: (.*)", rf"\1 belongs to no setting: {fix}", message)
     wrong = re.match(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)', message)
     if wrong is None or wrong[1] not in types:
         return message
@@ -171,12 +169,9 @@ def _in_short(error: argparse.ArgumentError, types: dict[str, Any]) -> str:
     hint = types[key]
     name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     is_list, words = re.search("tuple|list", name), ", ".join(_words(hint))
-    if words:
-        name = f"not a list of {words}" if is_list else f"not one of {words}"
-        name = f"not a whole number or {words}" if "[int" in str(hint) else name
-    else:
-        name = "not of type " + re.sub(r"Optional\[(.*)\]", r"\1 or null", name)
-    return f"{key} {value} is {name}{', written [first,second]' if is_list else ''} (--{key})"
+    kind = "a whole number or" if "[int" in str(hint) else "a list of" if is_list else "one of"
+    allowed = f"{kind} {words}" if words else "of type " + re.sub(r"Optional\[(.*)\]", r"\1 or null", name)
+    return f"{key} {value} is not {allowed}{', written [first,second]' if is_list else ''} (--{key})"
 
 
 def _words(hint: Any) -> tuple[str, ...]:
@@ -215,8 +210,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError where PyYAML lets Python convert a value
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"{path} cannot be read as YAML: {reason} (--config)") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} does not contain sections with keys: see configs/pretrain/digits.yaml")
+    problem = "does not contain sections with keys: see configs/pretrain/digits.yaml"
+    require(isinstance(content, dict), f"{path} {problem}")
     return content
 
 
