@@ -87,7 +87,7 @@ class Settings:
                 example = "" if field.default in (None, MISSING) else f", such as {_shown(field.default)}"
                 for item in value if isinstance(value, (list, tuple)) else (value,):
                     _check_item(key, item)
-                    for allowed in _ranges(hint):
+                    for allowed in ranges(hint):
                         is_about = isinstance(item, str) == isinstance(allowed, Text)  # `auto` or a number above 0
                         problem = f"{key} is {_shown(value)} but must be {allowed}{example} (--{key})"
                         require(not is_about or item in allowed, problem)
@@ -105,7 +105,7 @@ def _shown(value: Any) -> Any:
     return "null" if value is None else list(value) if isinstance(value, tuple) else value
 
 
-def _ranges(hint: Any) -> Iterator[Any]:
+def ranges(hint: Any) -> Iterator[Any]:
     """Yield the ranges in a type such as `Annotated[int, Range(above=0)] | None`."""
     parts = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
@@ -113,7 +113,7 @@ def _ranges(hint: Any) -> Iterator[Any]:
         return
     yield from getattr(hint, "__metadata__", ())
     for part in dict.fromkeys(parts):
-        yield from _ranges(part)
+        yield from ranges(part)
 
 
 def _check_item(key: str, item: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from mae_hf.config.fields import ranges
 from mae_hf.errors import ConfigError, require
 
 Config = TypeVar("Config")
@@ -168,16 +169,11 @@ def _in_short(error: argparse.ArgumentError, types: dict[str, Any]) -> str:
     key, value = wrong.groups()
     hint = types[key]
     name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    is_list, words = re.search("tuple|list", name), ", ".join(_words(hint))
+    is_list = re.search("tuple|list", name)
+    words = next((repr(text).removeprefix("one of ") for text in ranges(hint)), "")  # of a Literal
     kind = "a whole number or" if "[int" in str(hint) else "a list of" if is_list else "one of"
     allowed = f"{kind} {words}" if words else "of type " + re.sub(r"Optional\[(.*)\]", r"\1 or null", name)
     return f"{key} {value} is not {allowed}{', written [first,second]' if is_list else ''} (--{key})"
-
-
-def _words(hint: Any) -> tuple[str, ...]:
-    """Return the words that a type such as `tuple[Literal["a", "b"], ...] | None` allows; empty for any other type."""
-    parts = typing.get_args(hint)
-    return parts if typing.get_origin(hint) is typing.Literal else sum(map(_words, parts), ())
 
 
 def _find_preset(config_class: type, name: str) -> str:
