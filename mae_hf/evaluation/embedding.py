@@ -78,8 +78,7 @@ def write_features(
             bad = int((~np.isfinite(cls) | ~np.isfinite(mean)).sum())
             require(bad == 0, f"{bad} features are not finite: the weights are broken, choose another model (--model)")
             columns = [*names.slice(start, len(rows)).columns, pa.array(list(cls)), pa.array(list(mean))]
-            table = pa.table(columns, schema)
-            write_file(path, partial(pq.write_table, table))
+            write_file(path, partial(pq.write_table, pa.table(columns, schema)))
 
     def join(file: Path) -> None:
         with pq.ParquetWriter(file, schema) as writer:
@@ -110,9 +109,8 @@ def draw_neighbours(output: Path, images: ImageSet, pooling: str, num_neighbours
     queries = np.unique(np.linspace(0, len(images) - 1, NUM_QUERIES).round().astype(int))
     _, features = _read_rows(output, pooling, queries)
     batches = pq.ParquetFile(output).iter_batches(PER_PART, columns=[pooling])
-    similarities = np.concatenate(
-        [cosine_similarity(features, _matrix(batch[pooling], len(batch))) for batch in batches], axis=1
-    )
+    parts = (np.stack(batch[pooling].to_numpy(zero_copy_only=False)) for batch in batches)
+    similarities = np.concatenate([cosine_similarity(features, part) for part in parts], axis=1)
     similarities[np.arange(len(queries)), queries] = -np.inf  # an image is not its own neighbour
     order = np.argsort(-similarities, axis=1, kind="stable")[:, : min(num_neighbours, len(images) - 1)]
     shown, places = np.unique(np.concatenate([queries[:, None], order], axis=1), return_inverse=True)
@@ -140,9 +138,4 @@ def draw_map(output: Path, images: ImageSet, pooling: str, title: str) -> Figure
 def _read_rows(output: Path, pooling: str, rows: NDArray[np.int64]) -> tuple[list[dict], NDArray[np.float32]]:
     """Return the names and the features of some rows of the file, in ascending order."""
     table = dataset(output).take(rows, columns=[*NAMED.names, pooling])
-    return table.select(NAMED.names).to_pylist(), _matrix(table[pooling].combine_chunks(), len(table))
-
-
-def _matrix(column: pa.ListArray, num_rows: int) -> NDArray[np.float32]:
-    """The features of a column, float32 (n, D)."""
-    return column.flatten().to_numpy().reshape(num_rows, -1)
+    return table.select(NAMED.names).to_pylist(), np.stack(table[pooling].to_numpy())

@@ -43,20 +43,17 @@ def held_out_loss(
 
     `model` is a prepared `MaskedAutoencoder` in eval mode; `batch_size` counts images at once per device.
     """
-    total = torch.zeros(2, device=accelerator.device)
+    total = torch.zeros((), device=accelerator.device)
     for rows, num_counted in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
         noise = fixed_noise(rows, num_patches, accelerator.device)
         # batches have other sizes than in training: do not compile again
         with torch.compiler.set_stance("force_eager"):
             loss = model(pixel_values, noise=noise, loss_only=True).loss
-        total += torch.stack([loss, torch.ones_like(loss)]) * num_counted
-    loss_sum, count = accelerator.reduce(total, reduction="sum").tolist()
-    assert count == len(images)
-    return loss_sum / count
+        total += loss * num_counted
+    return accelerator.reduce(total, reduction="sum").item() / len(images)
 
 
-@torch.no_grad()
 def predict_probabilities(
     accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
 ) -> NDArray[np.float32]:
@@ -64,33 +61,20 @@ def predict_probabilities(
 
     `model` is a prepared `ViTForImageClassification` in eval mode.
     """
-
-    def probabilities(rows: NDArray[np.int64]) -> Tensor:
-        return class_probabilities(model, pixel_values_of(images, rows, data, accelerator.device))
-
-    return _every_image(accelerator, len(images), batch_size, probabilities)
+    return _every_image(accelerator, class_probabilities, model, images, data, batch_size)
 
 
-@torch.no_grad()
 def extract_features(
-    accelerator: Accelerator,
-    encoder: nn.Module,
-    images: ImageSet,
-    data: DataConfig,
-    batch_size: int,
-    *,
-    alone: bool = False,
-) -> dict[str, NDArray[np.float32]]:
+    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int, *,
+    alone: bool = False
+) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """Return the features of every image, without masking: the CLS token (`cls`) and the mean patch token (`mean`).
 
     `encoder` is a prepared `ViTModel` in eval mode. With `alone`, this process computes all features, and the others do
     not take part. The two arrays are float32 (n, D), in the order of `images`, on every process.
     """
-
-    def features(rows: NDArray[np.int64]) -> Tensor:
-        return pooled_features(encoder, pixel_values_of(images, rows, data, accelerator.device))
-
-    cls, mean = _every_image(accelerator, len(images), batch_size, features, alone).transpose(1, 0, 2)
+    values = _every_image(accelerator, pooled_features, encoder, images, data, batch_size, alone)
+    cls, mean = values.transpose(1, 0, 2)
     return {"cls": cls, "mean": mean}
 
 
@@ -105,22 +89,23 @@ def pooled_features(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
     return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
 
 
+@torch.no_grad()
 def _every_image(
-    accelerator: Accelerator,
-    num_images: int,
-    batch_size: int,
-    values_of: Callable[[NDArray[np.int64]], Tensor],
-    alone: bool = False,
-) -> NDArray[np.float32]:
-    """Return `values_of(rows)` for all rows, (n, ...), each once."""
+    accelerator: Accelerator, values_of: Callable[[nn.Module, Tensor], Tensor], network: nn.Module, images: ImageSet,
+    data: DataConfig, batch_size: int, alone: bool = False
+) -> NDArray[np.float32]:  # fmt: skip
+    """Return `values_of(network, pixel_values)` for all images, (n, ...), each once."""
     rank, num_processes = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
+    parts = []
     with torch.compiler.set_stance("force_eager"):
-        share = [values_of(rows)[:count] for rows, count in _share(rank, num_processes, num_images, batch_size)]
-    values = torch.cat(share)
+        for rows, num_counted in _share(rank, num_processes, len(images), batch_size):
+            pixel_values = pixel_values_of(images, rows, data, accelerator.device)
+            parts.append(values_of(network, pixel_values)[:num_counted])
+    values = torch.cat(parts)
     if not alone:  # a process may have one image less than the others
         values = accelerator.gather(accelerator.pad_across_processes(values))
     # from rank after rank to row after row, where the padding comes last
-    return values.unflatten(0, (num_processes, -1)).transpose(0, 1).flatten(0, 1)[:num_images].cpu().numpy()
+    return values.unflatten(0, (num_processes, -1)).transpose(0, 1).flatten(0, 1)[: len(images)].cpu().numpy()
 
 
 def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> Iterator[tuple[NDArray[np.int64], int]]:

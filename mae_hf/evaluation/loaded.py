@@ -24,15 +24,10 @@ _BATCH_SIZE = 64
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """An opened model, which is called with images.
+    """An opened model, which is called with images."""
 
-    Args:
-        model: a `MaskedAutoencoder`, a `ViTForImageClassification` or, of an encoder, a `ViTModel`; in eval mode.
-        data: how its image processor prepares images: `image_mean`, `image_std` and `resize`.
-    """
-
-    model: Any
-    data: DataConfig
+    model: Any  # a `MaskedAutoencoder`, a `ViTForImageClassification` or, of an encoder, a `ViTModel`; in eval mode
+    data: DataConfig  # how its image processor prepares images: `image_mean`, `image_std` and `resize`
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -51,15 +46,12 @@ class LoadedModel:
         is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str) and len(images) > 0
         require(is_list, "a model is called with a list of one or more images: write model([image])")
         network: Any = export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
-        values = []
+        values_of, values = class_probabilities if self.class_names else pooled_features, []
         for start in range(0, len(images), _BATCH_SIZE):
             batch = load_image_files(images[start : start + _BATCH_SIZE], network.config.image_size, self.data)
-            pixel_values = normalized(batch, self.data, network.device)
-            if self.class_names:
-                values.append(class_probabilities(network, pixel_values))
-            else:
-                values.append(pooled_features(network, pixel_values)[:, POOLINGS.index(pooling)])
-        return torch.cat(values).cpu().numpy()
+            values.append(values_of(network, normalized(batch, self.data, network.device)))
+        found = torch.cat(values).cpu().numpy()
+        return found if self.class_names else found[:, POOLINGS.index(pooling)]
 
 
 def open_any(name: str) -> LoadedModel:

@@ -1,8 +1,7 @@
 """The scores of a classifier: an `evaluate.Metric` that needs neither the Hub nor a download, and what it gives.
 
 `evaluate.load("accuracy")` downloads its code from the Hub; this metric comes with the package, and scikit-learn
-computes it. A class with images that is never predicted has an F1 of 0. A class without images has no F1, and macro-F1
-is the mean over the other classes.
+computes it. A class with images that is never predicted has an F1 of 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +36,7 @@ class ClassificationMetrics(evaluate.Metric):
         )
 
     def _compute(
-        self,
-        predictions: Sequence[int],
-        references: Sequence[int],
-        probabilities: Sequence[Sequence[float]],
-        num_classes: int,
+        self, predictions: Sequence[int], references: Sequence[int], probabilities: Sequence[Any], num_classes: int
     ) -> dict[str, Any]:
         present = np.unique(references)
         f1 = np.full(num_classes, np.nan)

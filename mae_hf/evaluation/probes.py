@@ -128,10 +128,7 @@ def _class_probabilities(fitted: Pipeline | KNeighborsClassifier, features: np.n
 
 
 def _choose(
-    train: Labelled,
-    candidates: Sequence[float],
-    fixed: float,
-    predict: Callable[[Labelled, np.ndarray, float], np.ndarray],
+    train: Labelled, candidates: Sequence[float], fixed: float, predict: Callable[..., np.ndarray]
 ) -> tuple[float, float | None]:
     """Return the candidate with the best log loss of cross-validation on the training images, and its accuracy.
 
@@ -144,18 +141,16 @@ def _choose(
     num_parts = min(MAX_PARTS, int(counts.min()))
     if num_parts < 2:
         return fixed, None
-    parts = list(StratifiedKFold(num_parts, shuffle=True, random_state=0).split(*train))
-    scores = []
+    features, labels = train
+    parts = list(StratifiedKFold(num_parts, shuffle=True, random_state=0).split(features, labels))
+    truth, scores = np.concatenate([labels[rest] for _, rest in parts]), {}
     for candidate in candidates:
-        log_likelihood, right = [], []
-        for known, left_out in parts:
-            part = predict(Labelled(train.features[known], train.labels[known]), train.features[left_out], candidate)
-            of_truth = part[np.arange(len(part)), train.labels[left_out]]
-            log_likelihood.append(np.log(np.maximum(of_truth, np.finfo(part.dtype).eps)))
-            right.append(part.argmax(axis=1) == train.labels[left_out])
-        scores.append((float(np.concatenate(log_likelihood).mean()), float(np.concatenate(right).mean())))
-    best = max(range(len(candidates)), key=lambda number: scores[number][0])
-    return candidates[best], scores[best][1]
+        found = [predict(Labelled(features[known], labels[known]), features[rest], candidate) for known, rest in parts]
+        predicted = np.concatenate(found)
+        of_truth = np.maximum(predicted[np.arange(len(truth)), truth], np.finfo(predicted.dtype).eps)
+        scores[candidate] = float(np.log(of_truth).mean()), float((predicted.argmax(axis=1) == truth).mean())
+    best = max(candidates, key=lambda candidate: scores[candidate][0])
+    return best, scores[best][1]
 
 
 def head_probe(train: Labelled, features: np.ndarray, num_classes: int, seed: int = 0) -> Probe:
@@ -173,7 +168,9 @@ def head_probe(train: Labelled, features: np.ndarray, num_classes: int, seed: in
     check_features(train_features=train.features, features=features)
 
     def predict(known: Labelled, others: np.ndarray, learning_rate: float) -> np.ndarray:
-        return _head_probabilities(_train_head(known, num_classes, learning_rate, seed), others)
+        head = _train_head(known, num_classes, learning_rate, seed)
+        with torch.no_grad():
+            return head(torch.tensor(others, dtype=torch.float32)).softmax(dim=-1).numpy()
 
     learning_rate, accuracy = _choose(train, LEARNING_RATES, FIXED_RATE, predict)
     settings = {"learning_rate": learning_rate, "epochs": EPOCHS}
@@ -201,6 +198,4 @@ def _train_head(train: Labelled, num_classes: int, learning_rate: float, seed: i
     return head.eval()
 
 
-@torch.no_grad()
-def _head_probabilities(head: nn.Module, features: np.ndarray) -> np.ndarray:
-    return head(torch.tensor(features, dtype=torch.float32)).softmax(dim=-1).numpy()
+CLASSIFIERS: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe, "head": head_probe}

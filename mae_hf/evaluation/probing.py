@@ -7,7 +7,7 @@ Shapes: n images, D features, C classes.
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from accelerate import Accelerator
@@ -19,27 +19,14 @@ from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, thin_out
 from mae_hf.errors import ConfigError, warn
 from mae_hf.evaluation.inference import extract_features
-from mae_hf.evaluation.metrics import classification_metrics
-from mae_hf.evaluation.probes import (
-    NUM_NEIGHBOURS,
-    TEMPERATURE,
-    Head,
-    Labelled,
-    Probe,
-    check_features,
-    head_probe,
-    knn_probe,
-    linear_probe,
-)
+from mae_hf.evaluation.metrics import classification_metrics, unseen_metrics
+from mae_hf.evaluation.probes import CLASSIFIERS, NUM_NEIGHBOURS, TEMPERATURE, Head, Labelled, check_features
 
 POOLINGS = ("cls", "mean")
 ONLINE_IMAGES = 5_000  # of train and of validation at most
 LINEAR_CLASSES = 100  # at most: with 1,000, a logistic regression on 5,000 images would take an hour
-ONLINE_NOTE = (
-    f"kNN (k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}) from labelled train images to validation images, never "
-    "test images"
-)
-CLASSIFIERS: dict[str, Callable[..., Probe]] = {"knn": knn_probe, "linear": linear_probe, "head": head_probe}
+_VOTE = f"k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}"
+ONLINE_NOTE = f"kNN ({_VOTE}) from labelled train images to validation images, never test images"
 
 
 def probe_features(
@@ -85,11 +72,9 @@ def scores_of(
     `unseen_accuracy` and `unseen_f1` follow, if pre-training has not seen all of the images (`seen` is bool (n,)).
     """
     scores = classification_metrics(probabilities, labels, class_names)
+    unseen = unseen_metrics(probabilities, labels, class_names, seen)
     found = {key: scores[key] for key in ("accuracy", "f1")}
-    if seen is None or seen.all():
-        return found
-    unseen = scores_of(probabilities[~seen], labels[~seen], class_names)
-    return found | {f"unseen_{key}": value for key, value in unseen.items()}
+    return found | {f"unseen_{key}": unseen[name] for key in found if (name := f"test_unseen/{key}") in unseen}
 
 
 def rankme(features: np.ndarray) -> float:
@@ -170,8 +155,7 @@ def encoder_probe(
     except ConfigError as error:
         values, head = {}, None
         warn(f"this encoder is not probed: {str(error).partition(':')[0]}")
-    values, head = broadcast_object_list([(values, head)])[0]
-    return values, head
+    return broadcast_object_list([(values, head)])[0]
 
 
 def best_probe(values: Mapping[str, float], name: str) -> tuple[float, str] | None:

@@ -4,7 +4,7 @@ Two sources of chance are kept apart. The test images are a sample: intervals ov
 and Tibshirani 1993, chapter 13), which repeat the choice of recipe and arm on resampled validation images. Independent
 runs of the pipeline are a sample, too: intervals over them are Student's t intervals.
 
-Shapes: A arms, R recipes, B resamples, m validation images, n test images, E evaluations of a run.
+Shapes: R recipes, B resamples, m validation images, n test images, E evaluations of a run.
 """
 
 import math
@@ -40,16 +40,7 @@ def percentile_interval(resampled: Floats) -> Interval | None:
     """
     if np.ptp(resampled) < 1e-12:
         return None
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(low), float(high))
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """The recipes that an arm chooses from: which share of a recipe's runs classifies each image correctly."""
-
-    validation: Floats  # (R, m), on the images that decide
-    test: Floats  # (R, n), on the images that are reported
+    return Interval(*np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,40 +50,38 @@ class Resampled:
     accuracy: Floats  # (B,), the test accuracy of the recipe that validation chose in each resample
     validation: Floats  # (B,), its accuracy on the validation images of the resample; no two arms tie
     chosen: Floats  # (R,), the share of resamples in which validation chose each recipe
+    best_in: float  # the share of resamples in which validation puts the arm first
 
 
-def resample_arms(arms: Sequence[Candidates]) -> list[Resampled]:
+def resample_arms(validation: Sequence[Floats], test: Sequence[Floats]) -> list[Resampled]:
     """Repeat the measurement on resampled images: choose each arm's recipe on validation images, then test it.
 
-    All arms and recipes see the same resampled images. Recipes that tie on validation are chosen at random.
+    Both arguments have an array for each arm: the share of each recipe's runs that are right on each image, (R, m) and
+    (R, n). All arms and recipes see the same resampled images. Recipes that tie on validation are chosen at random.
     """
     generator = np.random.default_rng(_SEED)
-    test = _resampled_means(np.concatenate([arm.test for arm in arms]), generator)
-    validation = _resampled_means(np.concatenate([arm.validation for arm in arms]), generator)
-    validation += 1e-9 * generator.random(validation.shape)
-    borders = np.cumsum([len(arm.test) for arm in arms])[:-1]
-    results = []
-    for of_validation, of_test in zip(*(np.split(means, borders, axis=1) for means in (validation, test)), strict=True):
+    tested, validated = (_resampled_means(np.concatenate(arms), generator) for arms in (test, validation))
+    validated += 1e-9 * generator.random(validated.shape)
+    borders, rows = np.cumsum([len(arm) for arm in test])[:-1], np.arange(NUM_RESAMPLES)
+    parts, results = (np.split(means, borders, axis=1) for means in (validated, tested)), []
+    for of_validation, of_test in zip(*parts, strict=True):
         choice = of_validation.argmax(axis=1)
-        accuracy, reached = (
-            np.take_along_axis(means, choice[:, None], axis=1)[:, 0] for means in (of_test, of_validation)
-        )
-        results.append(Resampled(accuracy, reached, np.bincount(choice, minlength=of_test.shape[1]) / len(choice)))
+        shares = np.bincount(choice, minlength=of_test.shape[1]) / NUM_RESAMPLES
+        reached = of_validation[rows, choice]
+        is_first = reached == validated.max(axis=1)
+        results.append(Resampled(of_test[rows, choice], reached, shares, float(is_first.mean())))
     return results
 
 
-def first_over_second(arms: Sequence[Resampled], chooses_arm: bool) -> tuple[Floats, list[float]]:
+def first_over_second(arms: Sequence[Resampled], chooses_arm: bool) -> Floats:
     """Return how far the test accuracy of the first arm is above the second's in each resample, (B,).
 
-    With `chooses_arm`, validation sorts the arms in each resample, too. The other result is the share of resamples in
-    which validation puts each of the A arms first.
+    With `chooses_arm`, validation sorts the arms in each resample, too.
     """
-    order = np.argsort([-arm.validation for arm in arms], axis=0)
-    shares = np.bincount(order[0], minlength=len(arms)) / order.shape[1]
     accuracy = np.stack([arm.accuracy for arm in arms])
     if chooses_arm:
-        accuracy = np.take_along_axis(accuracy, order, axis=0)
-    return accuracy[0] - accuracy[1], shares.tolist()
+        accuracy = np.take_along_axis(accuracy, np.argsort([-arm.validation for arm in arms], axis=0), axis=0)
+    return accuracy[0] - accuracy[1]
 
 
 def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
@@ -182,11 +171,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
     """
-    order = np.argsort(p_values)
-    factors = np.arange(len(order), 0, -1)
-    corrected = np.empty(len(order))
-    corrected[order] = np.maximum.accumulate(np.minimum(np.asarray(p_values)[order] * factors, 1))
-    return [float(p) for p in corrected]
+    stepwise = np.sort(p_values) * np.arange(len(p_values), 0, -1)
+    corrected = np.maximum.accumulate(np.minimum(stepwise, 1))
+    return corrected[stats.rankdata(p_values, "ordinal") - 1].tolist()
 
 
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:

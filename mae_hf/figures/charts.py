@@ -53,11 +53,8 @@ def curves_figure(arms: Arms, title: str, target: float | None = None, others: A
     an accuracy in [0, 1].
     """
     present = [key for key in _PANELS if any(key in line for runs in arms.values() for run in runs for line in run)]
-    columns = min(2, len(present))
-    num_rows = -(-len(present) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.2 * num_rows + 0.8), layout="constrained")
-    panels = figure.subplots(num_rows, columns, squeeze=False).ravel()
-    for panel, key in zip(panels, present, strict=False):
+    figure, panels = _new_figure(title, len(present), 2, (5.2, 3.2), (0, 0.8))
+    for panel, key in zip(panels, present, strict=True):
         label, factor = _PANELS[key]
         _draw_curves(panel, arms, others or {}, key, factor)
         if key == "eval/accuracy" and target is not None:
@@ -66,10 +63,7 @@ def curves_figure(arms: Arms, title: str, target: float | None = None, others: A
         panel.set(xlabel="epoch", ylabel=label)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(present) :]:  # an odd number of keys leaves a panel empty
-        panel.remove()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -94,15 +88,10 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
     longest = 0.07 * max(map(len, names))  # inches of the labels at the left and below
     side = min(6.5, max(2.2, 0.42 * num_classes))
     width, height = side + longest + 0.6, side + longest + 0.8
-    across = min(len(matrices), max(1, int((_MAX_WIDTH - 1) / width)))
-    down = -(-len(matrices) // across)
-    figure = Figure(figsize=(across * width + 1, down * height + 0.5), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
+    across = max(1, int((_MAX_WIDTH - 1) / width))
+    figure, panels = _new_figure(title, len(matrices), across, (width, height), (1, 0.5))
     ticks = range(num_classes)[:: math.ceil(num_classes / 50)]
     labels = [names[tick] for tick in ticks]
-    for panel in panels[len(matrices) :]:
-        panel.remove()
-    panels = panels[: len(matrices)]
     for panel, (name, counts) in zip(panels, matrices.items(), strict=True):
         matrix = np.asarray(counts)
         parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -116,7 +105,6 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
         panel.set_title(name, fontsize=10)
         panel.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(shading, ax=list(panels), label="share of the true class", shrink=0.8)
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -124,8 +112,7 @@ def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Fi
     """Return a bar for each arm and class. F1 is in [0, 1], and NaN for a class without test images."""
     class_names = list(next(iter(f1_by_name.values())))
     height = max(0.42, 0.16 * len(f1_by_name))  # inches of a class
-    figure = Figure(figsize=(6.5, height * len(class_names) + 1.5), layout="constrained")
-    panel = figure.subplots()
+    figure, (panel,) = _new_figure(title, 1, 1, (6.5, height * len(class_names) + 1.5))
     width = 0.8 / len(f1_by_name)
     for number, (name, scores) in enumerate(f1_by_name.items()):
         percents = [100 * scores[class_name] for class_name in class_names]
@@ -140,7 +127,6 @@ def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Fi
     panel.set_ylim(len(class_names) - 0.5, -0.5)  # the first class at the top
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(2, len(f1_by_name)), frameon=False)
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -149,8 +135,7 @@ def intervals_figure(arms: Mapping[str, tuple[Sequence[float], tuple[float, floa
 
     Accuracies are in [0, 1]. The mean is a line across the interval, which is None if it is unknown.
     """
-    figure = Figure(figsize=(7.5, 0.5 * len(arms) + 1.2), layout="constrained")
-    panel = figure.subplots()
+    figure, (panel,) = _new_figure(title, 1, 1, (7.5, 0.5 * len(arms) + 1.2))
     for row, (style, (values, interval)) in enumerate(zip(itertools.cycle(_ARM_STYLES), arms.values(), strict=False)):
         color, percents = style["color"], 100 * np.asarray(values)
         if interval is not None:
@@ -162,13 +147,10 @@ def intervals_figure(arms: Mapping[str, tuple[Sequence[float], tuple[float, floa
     panel.set(xlabel="test accuracy (%)", ylim=(len(arms) - 0.5, -0.5))
     panel.grid(axis="x", alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
-def reliability_figure(
-    bins_by_name: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]], title: str
-) -> Figure:
+def reliability_figure(bins_by_name: Mapping[str, Sequence[NDArray[Any]]], title: str) -> Figure:
     """Return accuracy against confidence, above a histogram of the confidence.
 
     Each panel shows counts, mean confidences and accuracies of M bins of equal width, each (M,), without empty bins.
@@ -176,10 +158,12 @@ def reliability_figure(
     across = min(3, len(bins_by_name))
     down = -(-len(bins_by_name) // across)
     figure = Figure(figsize=(4.1 * across + 0.2, 4.2 * down + 0.8), layout="constrained")
-    panels = figure.subplots(2 * down, across, squeeze=False, sharex=True, height_ratios=(3, 1) * down)
+    grid = figure.add_gridspec(2 * down, across, height_ratios=(3, 1) * down)
     most = max(int(counts.max()) for counts, _, _ in bins_by_name.values())
     for number, (name, (counts, confidence, accuracy)) in enumerate(bins_by_name.items()):
-        upper, lower = panels[2 * (number // across) : 2 * (number // across) + 2, number % across]
+        row, column = divmod(number, across)
+        upper = figure.add_subplot(grid[2 * row, column])
+        lower = figure.add_subplot(grid[2 * row + 1, column], sharex=upper)
         width = 1 / len(counts)
         left = np.arange(len(counts)) * width
         for chosen, look in ((counts >= _FEW, _ENOUGH), ((counts > 0) & (counts < _FEW), _TOO_FEW)):
@@ -190,15 +174,12 @@ def reliability_figure(
         upper.plot(confidence[filled], accuracy[filled], "o", color="black", markersize=4)
         upper.set_title(name, fontsize=10)
         upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
+        upper.tick_params(labelbottom=False)
         # 0.5 below, so that a bin with a single image shows on a logarithmic axis
         lower.set(xlabel="confidence (probability of the predicted class)", yscale="log", ylim=(0.5, 2 * most))
-        lower.set_ylabel("images" if number % across == 0 else "")
-        lower.tick_params(labelbottom=True)  # the last panel of a column has them, and may be missing
+        lower.set_ylabel("" if column else "images")
         lower.yaxis.set_major_formatter("{x:,.0f}")
-    for number in range(len(bins_by_name), down * across):
-        for panel in panels[-2:, number % across]:
-            panel.remove()
-    handles = [*(Patch(edgecolor="0.2", **look) for look in (_ENOUGH, _TOO_FEW)), *panels[0, 0].lines]
+    handles = [*(Patch(edgecolor="0.2", **look) for look in (_ENOUGH, _TOO_FEW)), *upper.lines]
     names = ["accuracy", f"accuracy of fewer than {_FEW} images", "perfect calibration", "at the bin's mean confidence"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
@@ -206,28 +187,20 @@ def reliability_figure(
 
 
 def map_figure(
-    points_by_name: Mapping[str, NDArray[Any]],
-    labels: NDArray[Any],
-    class_names: Sequence[str],
-    method: str,
-    title: str,
+    maps: Mapping[str, NDArray[Any]], labels: NDArray[Any], class_names: Sequence[str], method: str, title: str
 ) -> Figure:
     """Return maps (n, 2) of the same n images side by side, with a colour and a marker for each class.
 
     The axes are named after the method, such as `t-SNE`.
     """
     names = [label_of(name) for name in class_names]
-    across = min(4, len(points_by_name))
-    down = -(-len(points_by_name) // across)
+    across = min(4, len(maps))
     width = max(6.0, 3.9 * across)
     most_columns = max(1, int(width / (0.08 * max(map(len, names)) + 0.55)))
     num_rows = math.ceil(len(names) / most_columns)
     columns = math.ceil(len(names) / num_rows)  # no name alone in the last row
-    figure = Figure(figsize=(width, 4.4 * down + 0.5 + 0.2 * num_rows), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for panel in panels[len(points_by_name) :]:
-        panel.remove()
-    for panel, (name, points) in zip(panels, points_by_name.items(), strict=False):
+    figure, panels = _new_figure(title, len(maps), across, (width / across, 4.4), (0, 0.5 + 0.2 * num_rows))
+    for panel, (name, points) in zip(panels, maps.items(), strict=True):
         for index, class_name in enumerate(names):
             # After ten classes the colours begin again: shifted, so that no two classes share both.
             look = _DOTS | {"color": f"C{index % 10}", "marker": _MARKERS[(index + index // 10) % len(_MARKERS)]}
@@ -236,5 +209,18 @@ def map_figure(
         panel.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")
     shown = panels[0].get_legend_handles_labels()
     figure.legend(*shown, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _new_figure(
+    title: str, num_panels: int, most_across: int, panel: tuple[float, float], margin: tuple[float, float] = (0, 0)
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with a title, and its panels in rows of up to `most_across`; sizes are width and height in inches."""
+    across = min(most_across, num_panels)
+    down = -(-num_panels // across)
+    figure = Figure(figsize=(across * panel[0] + margin[0], down * panel[1] + margin[1]), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for empty in panels[num_panels:]:
+        empty.remove()
+    return figure, panels[:num_panels]

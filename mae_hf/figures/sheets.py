@@ -67,14 +67,13 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
     across = min(2, len(mistakes))
     down = -(-len(mistakes) // across)
-    size = (_ACROSS * 1.5 * across + 0.4, (1.9 * num_rows + 0.8) * down + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
+    height = (1.9 * num_rows + 0.8) * down + 0.4
+    figure = Figure(figsize=(_ACROSS * 1.5 * across + 0.4, height), layout="constrained")
     blocks = figure.subfigures(down, across, wspace=0.06, squeeze=False).ravel()
     for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=False):
         panels = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
         for panel, image, text in zip(panels, images, texts, strict=False):
-            _show(panel, image)
-            panel.set_xlabel(text, fontsize=7, linespacing=1.15)
+            _show(panel, image, text)
         for panel in panels[len(images) :]:
             panel.set_axis_off()
         block.suptitle(arm if len(images) else f"{arm}: no mistakes", fontsize=11)
@@ -88,17 +87,14 @@ def neighbours_figure(images: NDArray[np.uint8], texts: Sequence[Sequence[str]],
     The images are uint8 (Q, 1 + K, H, W, 3).
     """
     num_rows, num_columns = images.shape[:2]
-    size = (max(4.5, 1.35 * num_columns + 0.5), 1.65 * num_rows + 0.8)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(max(4.5, 1.35 * num_columns + 0.5), 1.65 * num_rows + 0.8), layout="constrained")
     panels = figure.subplots(num_rows, num_columns, squeeze=False)
-    for row, (panel_row, row_texts) in enumerate(zip(panels, texts, strict=True)):
-        for column, (panel, text) in enumerate(zip(panel_row, row_texts, strict=True)):
-            _show(panel, images[row, column])
-            panel.set_xlabel(text, fontsize=7, linespacing=1.15)
-        panel_row[0].spines[:].set(visible=True, color="#D55E00", linewidth=3)
-    panels[0, 0].set_title("query", fontsize=9)
-    if num_columns > 1:
-        panels[0, 1].set_title("nearest first", fontsize=9)
+    for of_row in zip(panels, images, texts, strict=True):
+        for panel, image, text in zip(*of_row, strict=True):
+            _show(panel, image, text)
+        of_row[0][0].spines[:].set(visible=True, color="#D55E00", linewidth=3)
+    for panel, name in zip(panels[0], ("query", "nearest first"), strict=False):
+        panel.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -169,7 +165,8 @@ def _strip(images: Images) -> Images:
     return np.concatenate(list(padded), axis=1)[:, :-gap]
 
 
-def _show(panel: Axes, image: NDArray[Any], **shading: Any) -> None:
+def _show(panel: Axes, image: NDArray[Any], text: str = "", **shading: Any) -> None:
     panel.imshow(image, interpolation="nearest", **shading)
+    panel.set_xlabel(text, fontsize=7, linespacing=1.15)
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set_visible(False)

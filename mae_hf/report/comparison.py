@@ -84,19 +84,16 @@ class Comparison:
             ends = f", as the difference is the same for each of the {images}"
         elif choices := ["arm"] * self.chooses_arm + ["recipe"] * self.has_choice:
             ends += f" and the choice of {listed(choices)} on {results.num_validation_images:,} validation images"
-        worth = f"{verdict} ({_interval_text(interval)}{ends})"
-        ours, baseline = (spread_text(arm.accuracy) for arm in results.leading)
-        if not self.chooses_arm:
-            return (
-                f"With {labels}, the MAE-pre-trained ViT reaches {ours} % test accuracy, the same network from scratch "
-                f"{baseline} %: {worth}."
-            )
-        best, following, *_ = self.recipes
-        probe = self.best[best].probe
+        first, second = "the MAE-pre-trained ViT", "the same network from scratch"
+        if self.chooses_arm:
+            best, following, *_ = self.recipes
+            advice = f" (use the probe {self.best[best].probe})" if self.best[best].probe else ""
+            first = f"{best} is the best of {len(self.recipes)} arms on validation images{advice} and"
+            second = f"the next best, {following},"
+        ours, baseline, *_ = (spread_text(arm.accuracy) for arm in results.arms.values())
         return (
-            f"With {labels}, {best} is the best of {len(self.recipes)} arms on validation images"
-            f"{f' (use the probe {probe})' if probe else ''} and reaches {ours} % test accuracy, the next best, "
-            f"{following}, {baseline} %: {worth}."
+            f"With {labels}, {first} reaches {ours} % test accuracy, {second} {baseline} %: {verdict} "
+            f"({_interval_text(interval)}{ends})."
         )
 
     def details(self) -> str:
@@ -113,16 +110,21 @@ class Comparison:
         else:
             if pair.seeds_test:
                 sentences.append(f"Welch's t-test over them: p = {pair.seeds_test.p_value:.2g}.")
-            elif units and results.leading[0].is_of_one_encoder:
+            elif units and next(iter(results.arms.values())).is_of_one_encoder:
                 sentences.append("One encoder gives no p-value for pre-training as a whole.")
-            sentences.append(self._mcnemar())
+            values = sorted(paired.test.p_value for paired in pair.tests)
+            which, p = "", f"{values[0]:.2g}"
+            if len(values) > 1:
+                which, p = f" of {len(values)} pairs of equal seed", f"{p} to {values[-1]:.2g}"
+            elif any(len(runs) > 1 for runs in self.chosen.values()):
+                which = " of the best runs" if pair.tests[0].seed is None else " of the pair of equal seed"
+            sentences.append(f"Exact McNemar test{which}: p = {p}.")
         among = [f"{len(self.recipes)} arms"] * self.chooses_arm
         for name, recipes in self.recipes.items():
             among += [f"{len(recipes)} recipes {'of ' * self.chooses_arm}{name}"] * (len(recipes) > 1)
+        caveat = "The interval includes that choice, p-values do not."
         if among:
-            sentences.append(
-                f"Validation chose among {listed(among)}. The interval includes that choice, p-values do not."
-            )
+            sentences.append(f"Validation chose among {listed(among)}. {caveat}")
         return " ".join([*sentences, *self.advice()])
 
     def advice(self) -> list[str]:
@@ -139,17 +141,6 @@ class Comparison:
                 )
         return sentences
 
-    def _mcnemar(self) -> str:
-        """The tests of single runs of the two arms."""
-        tests = self.results.pairs[0].tests
-        values = sorted(paired.test.p_value for paired in tests)
-        which, p = "", f"{values[0]:.2g}"
-        if len(values) > 1:
-            which, p = f" of {len(values)} pairs of equal seed", f"{p} to {values[-1]:.2g}"
-        elif any(len(runs) > 1 for runs in self.chosen.values()):
-            which = " of the best runs" if tests[0].seed is None else " of the pair of equal seed"
-        return f"Exact McNemar test{which}: p = {p}."
-
     def leak(self) -> str | None:
         """Return how test images that pre-training has seen affect the result; None where it has seen none."""
         results, sentences = self.results, list[str]()
@@ -163,15 +154,13 @@ class Comparison:
                 f"Pre-training has seen {results.num_seen_test_images:,} of the {results.num_test_images:,} test "
                 "images, or near-duplicates, without labels."
             )
-            unseen = results.unseen
-            two = list(unseen.accuracy.items())[:2] if unseen else []
-            accuracies = " and ".join(f"{spread_text(value)} % {name}" for name, value in two)
-            sentences.append(
-                f"On the other {unseen.num_images:,}, the accuracy is {accuracies}: {100 * unseen.gain:+.1f} points "
-                f"({_interval_text(unseen.gain_interval)})."
-                if unseen
-                else "No other test images are left to score."
-            )
+            rest = "No other test images are left to score."
+            if unseen := results.unseen:
+                two = list(unseen.accuracy.items())[:2]
+                accuracies = " and ".join(f"{spread_text(value)} % {name}" for name, value in two)
+                gain = f"{100 * unseen.gain:+.1f} points ({_interval_text(unseen.gain_interval)})"
+                rest = f"On the other {unseen.num_images:,}, the accuracy is {accuracies}: {gain}."
+            sentences.append(rest)
         return " ".join(sentences) or None
 
     def few_validation_images(self) -> str | None:
@@ -189,23 +178,21 @@ class Comparison:
         """Return what a reader must know to judge the numbers, a sentence or two each."""
         runs = [run for recipe in self.chosen.values() for run in recipe]
         gains = [100 * choice.gain for choice in self.results.choices if choice.arm in list(self.recipes)[:2]]
-        also = [key for key in self.differing_settings if key != "model.init"]
-        growing = ", ".join(str(run.path) for run in runs if not run.probe and _is_best_at_its_end(run))
+        also = [key for key in self.differing_settings if key != "model.init" and not self.chooses_arm]
+        growing = ", ".join(str(run.path) for run in runs if not run.probe and run.best_epoch == run.curve[0][-1])
         precisions = sorted({str(run.record.mixed_precision) for run in runs})
         empty = [name for name in runs[0].class_names if name not in scores_on_test(runs[0])["f1_per_class"]]
         range_of_gains = f"{min(gains):+.1f} to {max(gains):+.1f} points"
-        arms = self.results.arms.items()
-        of_one_encoder = [name for name, arm in arms if arm.is_of_one_encoder and arm.num_units > 1]
         preparations = {preparation_of(run) for run in runs}
+        one_encoder = [name for name, arm in self.results.arms.items() if arm.is_of_one_encoder and arm.num_units > 1]
         notes: dict[str | None, object] = {
             self.leak(): True,
             self.few_validation_images(): True,
             f"Depending on the recipe, the gain is {range_of_gains}: see the table of recipes.": len(gains) > 2,
-            f"The chosen recipes differ in more than their first weights: {', '.join(also)}.": also
-            and not self.chooses_arm,
+            f"The chosen recipes differ in more than their first weights: {', '.join(also)}.": also,
             f"Longer training may change the difference: the last epoch is the best one of {growing}.": growing,
-            f"The spread of {listed(of_one_encoder)} is over fine-tuning seeds of one encoder. Other pre-training "
-            "seeds may vary more.": of_one_encoder,
+            f"The spread of {listed(one_encoder)} is over fine-tuning seeds of one encoder. Other pre-training seeds "
+            "may vary more.": one_encoder,
             "Curves and F1 show all runs; the other pictures show the best run of each arm on validation: "
             f"{listed([run.name for run in self.best.values()])}.": len(runs) > len(self.recipes),
             f"The runs differ in precision ({', '.join(precisions)}).": len(precisions) > 1,
@@ -238,10 +225,6 @@ class Comparison:
             for recipe in recipes
             for run in recipe
         ]
-
-
-def _is_best_at_its_end(run: Run) -> bool:
-    return run.best_epoch == run.curve[0][-1]
 
 
 def listed(texts: Sequence[str]) -> str:

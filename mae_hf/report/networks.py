@@ -41,15 +41,13 @@ class Network:
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the CLS features of these rows, (n, D)."""
         batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
-        features = [pooled_features(self.encoder, self._pixel_values(batch))[:, 0] for batch in batches]
-        return torch.cat(features).cpu().numpy()
+        inputs = (pixel_values_of(self.images, batch, self.data, self.encoder.device) for batch in batches)
+        return torch.cat([pooled_features(self.encoder, each)[:, 0] for each in inputs]).cpu().numpy()
 
     def attention(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return `cls_attention` of these rows, (n, H, G, G)."""
-        return cls_attention(self.encoder, self._pixel_values(rows)).cpu().numpy()
-
-    def _pixel_values(self, rows: NDArray[np.int64]) -> Tensor:
-        return pixel_values_of(self.images, rows, self.data, self.encoder.device)
+        pixel_values = pixel_values_of(self.images, rows, self.data, self.encoder.device)
+        return cls_attention(self.encoder, pixel_values).cpu().numpy()
 
 
 @torch.no_grad()
@@ -80,10 +78,8 @@ def open_test_images(run: Run) -> ImageSet:
     """
     images = load_labelled_images(run.config.data, run.shape["image_size"], roles=("test",))["test"]
     is_same = run.record.test_fingerprint in (None, images.fingerprint)
-    require(
-        is_same and np.array_equal(images.labels, run.test.labels),
-        f"{', '.join(run.config.data.sources)} no longer holds the {len(run.test)} test images of {run.path}",
-    )
+    problem = f"{', '.join(run.config.data.sources)} no longer holds the {len(run.test)} test images of {run.path}"
+    require(is_same and np.array_equal(images.labels, run.test.labels), problem)
     return images
 
 
@@ -110,10 +106,9 @@ def open_networks(comparison: Comparison, images: Mapping[str, ImageSet]) -> tup
                 encoder = open_classifier(str(run.path), "eager").vit
             else:
                 encoder = build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed).vit
+            networks[name] = Network(encoder.eval().to(device), images[arm], run.config.data)
         except ConfigError as error:
             missing[name] = str(error)
-        else:
-            networks[name] = Network(encoder.eval().to(device), images[arm], run.config.data)
     return networks, missing
 
 

@@ -30,7 +30,6 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.loader = PackageLoader("mae_hf.report", ".")
     environment.filters |= _FILTERS
-    environment.tests["nan"] = math.isnan
     origins = [origin for origin in comparison.origins if origin.record != RunRecord()]
     records = {f"pre-training of {origin.init}": origin.record for origin in origins}
     records |= {str(run.path): run.record for run in comparison.runs}
@@ -47,7 +46,6 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
         f1=[f1_of_classes(arm) for arm in comparison.chosen.values()],
         settings=_settings(comparison),
         runs_of_arms=_runs_of_arms(comparison),
-        nan=math.nan,
         labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
@@ -62,7 +60,6 @@ def _settings(comparison: Comparison) -> dict[str, list[Any]]:
 
 
 def _runs_of_arms(comparison: Comparison) -> dict[str, list[str]]:
-    """What the runs of each arm's chosen recipe are, by heading."""
     best = list(comparison.best.values())
     numbers = [sorted({run.seed for run in runs if run.seed is not None}) for runs in comparison.chosen.values()]
     form = "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}"
@@ -78,12 +75,8 @@ def _labelled_duplicates(comparison: Comparison) -> tuple[int, int] | None:
     """How many labelled training images duplicate how many test images; None where no audit has found any."""
     sources = comparison.runs[0].config.data.sources
     for audit in (origin.audit for origin in comparison.origins if origin.audit):
-        own = [
-            pair
-            for pair in audit.pairs
-            if (pair.split, pair.against_split) == ("train", "test") and pair.source == pair.against in sources
-        ]
-        if own:
+        pairs = [pair for pair in audit.pairs if pair.source == pair.against in sources]
+        if own := [pair for pair in pairs if (pair.split, pair.against_split) == ("train", "test")]:
             return len({pair.row for pair in own}), len({pair.against_row for pair in own})
     return None
 
@@ -122,11 +115,9 @@ def _launch(record: RunRecord) -> str:
     return f"{shlex.join(words)} {record.command}{where if record.num_machines > 1 else ''}"
 
 
-def _number(value: float | None, form: str = ",", factor: float = 1, unknown: str = "–") -> tuple[str, float]:
+def _number(value: float | None, form: str = ",", factor: float = 1, unknown: str = "–") -> tuple[str, object]:
     """The text of a number, and the number to sort by."""
-    if value is None or not math.isfinite(value):
-        return unknown, math.nan
-    return f"{factor * value:{form}}", value
+    return (unknown, "") if value is None or not math.isfinite(value) else (f"{factor * value:{form}}", value)
 
 
 def _interval(value: Interval | Spread | None, form: str = ".1f") -> str:
@@ -172,7 +163,7 @@ _FILTERS = {
     "pieces": lambda text: re.split(r"(?<=[/._])(?=[^\W\d])", text),  # a long path or name may break between them
     "thousands": lambda number: UNKNOWN if number is None else f"{number:,}",
     "number": _number,
-    "spread": spread_text,
+    "spread": lambda value, *form: spread_text(value, *form) if value else "–",
     "interval": _interval,
     "median_epoch": lambda value: _epoch(value.center) if value else "–",
     "units": lambda arm: arm.describe_units(),

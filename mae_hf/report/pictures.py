@@ -94,8 +94,8 @@ def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
         name: (arm.accuracy.values, (ends.low, ends.high) if (ends := arm.accuracy_interval) else None)
         for name, arm in results.arms.items()
     }
-    title = f"Accuracy on the {results.num_test_images:,} test images"
-    drawn.add("intervals", charts.intervals_figure(accuracies, title))
+    on_images = f"on the {results.num_test_images:,} test images"
+    drawn.add("intervals", charts.intervals_figure(accuracies, f"Accuracy {on_images}"))
     curves = {arm: [run.history for run in runs if not run.probe] for arm, runs in chosen.items()}
     others = {
         arm: [run.history for run in runs if run not in chosen[arm] and not run.probe]
@@ -105,10 +105,9 @@ def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
         title = "Fine-tuning on the same labels"
         drawn.add("curves", charts.curves_figure(curves, title, results.target, others))
     matrices = {_panel_title(arm, run): scores_on_test(run)["confusion_matrix"] for arm, run in comparison.best.items()}
-    num_images = f"{len(comparison.runs[0].test):,}"
-    title = f"Confusion on the {num_images} test images"
-    drawn.add("confusion", charts.confusion_figure(matrices, comparison.runs[0].class_names, title))
-    title = f"F1 on the {num_images} test images{', means over runs' if max(map(len, chosen.values())) > 1 else ''}"
+    names = comparison.runs[0].class_names
+    drawn.add("confusion", charts.confusion_figure(matrices, names, f"Confusion {on_images}"))
+    title = f"F1 {on_images}{', means over runs' if max(map(len, chosen.values())) > 1 else ''}"
     drawn.add("f1_per_class", charts.bars_figure({arm: f1_of_classes(runs) for arm, runs in chosen.items()}, title))
 
 
@@ -152,10 +151,9 @@ def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
         found = network.features(rows)
         try:
             projection.check_mappable(found)
+            features[name] = found
         except ValueError as error:
             drawn.notes.append(f"No map of {name}: {error}")
-        else:
-            features[name] = found
     methods = {"embedding": ("t-SNE", projection.tsne)}
     if find_spec("umap"):
         methods["embedding_umap"] = ("UMAP", projection.umap)
@@ -227,6 +225,5 @@ def copy_reconstruction(inits: Sequence[str], drawn: Pictures) -> None:
 
 
 def _panel_title(arm: str, run: Run) -> str:
-    """The title of a panel that shows one run of an arm."""
     name = label_of(Path(run.name).name, 40)
     return f"{label_of(arm, 40)}\n{name}, {100 * scores_on_test(run)['accuracy']:.1f} % accuracy"

@@ -48,23 +48,18 @@ def check_comparable(first: Run, other: Run, *, same_network: bool) -> None:
     sizes = [f"model.{key}" for key, value in first.shape.items() if other.shape[key] != value]
     fix = "compare different networks with --arm NAME=RUN for each"
     require(not sizes or not same_network, f"{paths} are different networks: they differ in {', '.join(sizes)}: {fix}")
-    has_one_preparation = preparation_of(first) == preparation_of(other)
-    parts = [{key: getattr(run.config.data, key) for key in _SPLIT} for run in both]
-    differing = [f"data.{key}" for key in _SPLIT if parts[0][key] != parts[1][key]]
+    differing = [key for key in _SPLIT if getattr(first.config.data, key) != getattr(other.config.data, key)]
     for what, key, are_same in (
         ("trained", "data_fingerprint", True),
         ("validated", "validation_fingerprint", first.validation.are_of_the_same_images(other.validation)),
         ("tested", "test_fingerprint", first.test.are_of_the_same_images(other.test)),
     ):
         known = [getattr(run.record, key) for run in both]
-        difference = (
-            f"{key} {known[0]} and {known[1]} in run.json" if has_one_preparation else ", ".join(differing) or "labels"
-        )
-        require(
-            are_same and (known[0] == known[1] if has_one_preparation else not differing),
-            f"{paths} were {what} on different images or labels ({difference}): compare runs on the same data and "
-            "splits",
-        )
+        is_same, difference = known[0] == known[1], f"{key} {known[0]} and {known[1]} in run.json"
+        if preparation_of(first) != preparation_of(other):
+            is_same, difference = not differing, ", ".join(f"data.{key}" for key in differing) or "labels"
+        problem = f"{paths} were {what} on different images or labels ({difference})"
+        require(are_same and is_same, f"{problem}: compare runs on the same data and splits")
 
 
 def preparation_of(run: Run) -> tuple[Any, ...]:
@@ -101,8 +96,8 @@ def f1_of_classes(runs: Recipe) -> dict[str, float]:
 
 def means_of_units(runs: Recipe, value: Callable[[Run], Any]) -> list[Any]:
     """The mean number or array of each independent unit: of an encoder's runs; with at most one encoder, of a run."""
-    by_encoder: dict[str | None, list[Run]] = {}
-    for run in runs:
-        by_encoder.setdefault(run.encoder, []).append(run)
-    units = list(by_encoder.values()) if len(by_encoder) > 1 else [[run] for run in runs]
+    encoders = dict.fromkeys(run.encoder for run in runs)
+    units = [[run] for run in runs]
+    if len(encoders) > 1:
+        units = [[run for run in runs if run.encoder == encoder] for encoder in encoders]
     return [np.mean([value(run) for run in unit], axis=0) for unit in units]

@@ -1,20 +1,18 @@
 """The numbers of a comparison: means and spreads, intervals over test images, paired tests, epochs to a target.
 
-An arm is a list of recipes, the chosen recipe first. The answer is about the first two arms. The bootstrap repeats the
-choices on resampled images.
-
-Shapes: n images.
+The answer is about the first two arms. Shapes: R recipes of an arm, n images.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mae_hf.evaluation import statistics
-from mae_hf.evaluation.statistics import Candidates, Interval, Resampled, Spread
+from mae_hf.evaluation.statistics import Floats, Interval, Resampled, Spread
 from mae_hf.report.recipes import Recipe, epochs_to, mean_best, means_of_units, recipe_name, scores_on_test
 from mae_hf.training.finished_runs import Run
 
@@ -117,12 +115,6 @@ class Results:
     target: float | None  # the best validation accuracy from scratch, the mean over runs; None without such an arm
     epochs: tuple[float, float] | None  # the range in which every fine-tuning run was evaluated
 
-    @property
-    def leading(self) -> tuple[Arm, Arm]:
-        """The two arms that the answer is about."""
-        first, second, *_ = self.arms.values()
-        return first, second
-
 
 def measure(arms: Mapping[str, Sequence[Recipe]], *, chooses_arm: bool = False) -> Results:
     """Return the results of arms that were validated and tested on the same images.
@@ -137,13 +129,10 @@ def measure(arms: Mapping[str, Sequence[Recipe]], *, chooses_arm: bool = False) 
     start, end = max((epochs[0] for epochs in curves), default=0), min((epochs[-1] for epochs in curves), default=0)
     shared = (start, end) if start < end else None
 
-    candidates = {name: _candidates(recipes) for name, recipes in arms.items()}
-    resampled = dict(zip(arms, statistics.resample_arms(list(candidates.values())), strict=True))
-    gains, shares = statistics.first_over_second(list(resampled.values()), chooses_arm)
-    numbers = {
-        name: _arm(recipe, target, shared, resampled[name], share)
-        for (name, recipe), share in zip(chosen.items(), shares, strict=True)
-    }
+    validation, test = _shares_right(arms, "validation"), _shares_right(arms, "test")
+    resampled = dict(zip(arms, statistics.resample_arms(validation, test), strict=True))
+    gains = statistics.first_over_second(list(resampled.values()), chooses_arm)
+    numbers = {name: _arm(recipe, target, shared, resampled[name]) for name, recipe in chosen.items()}
     pairs = [_pair(two, chosen, numbers, resampled) for two in itertools.combinations(arms, 2)]
     corrected = statistics.holm([pair.p_value for pair in pairs])
 
@@ -155,12 +144,12 @@ def measure(arms: Mapping[str, Sequence[Recipe]], *, chooses_arm: bool = False) 
         seen |= run.test.seen
     return Results(
         arms=numbers,
-        choices=tuple(_choices(arms, candidates, resampled)),
+        choices=_choices(arms, test, resampled),
         num_test_images=len(any_run.test),
         num_validation_images=len(any_run.validation),
         num_seen_test_images=None if unknown and not seen.any() else int(seen.sum()),
         unknown_arms=unknown,
-        unseen=_unseen(chosen, candidates, ~seen, chooses_arm) if 0 < seen.sum() < len(seen) else None,
+        unseen=_unseen(chosen, validation, test, ~seen, chooses_arm) if 0 < seen.sum() < len(seen) else None,
         gain=pairs[0].gain,
         gain_interval=statistics.percentile_interval(gains),
         pairs=tuple(replace(pair, corrected_p_value=p) for pair, p in zip(pairs, corrected, strict=True)),
@@ -173,16 +162,13 @@ def _spread(runs: Recipe, number: Callable[[Run], float]) -> Spread:
     return statistics.mean_spread(means_of_units(runs, number))
 
 
-def _candidates(recipes: Sequence[Recipe]) -> Candidates:
-    def share_correct(correct: Callable[[Run], NDArray[np.bool_]]) -> NDArray[np.float64]:
-        return np.array([np.mean(means_of_units(runs, correct), axis=0) for runs in recipes])
+def _shares_right(arms: Mapping[str, Sequence[Recipe]], role: str) -> list[Floats]:
+    """The share of each recipe's runs that are right on each image, (R, n), for each arm."""
+    right = attrgetter(f"{role}.correct")
+    return [np.array([np.mean(means_of_units(runs, right), axis=0) for runs in recipes]) for recipes in arms.values()]
 
-    return Candidates(share_correct(lambda run: run.validation.correct), share_correct(lambda run: run.test.correct))
 
-
-def _arm(
-    runs: Recipe, target: float | None, epochs: tuple[float, float] | None, resampled: Resampled, best_in: float
-) -> Arm:
+def _arm(runs: Recipe, target: float | None, epochs: tuple[float, float] | None, resampled: Resampled) -> Arm:
     accuracy = _spread(runs, lambda run: run.test.correct.mean())
     has_encoders = len({run.encoder for run in runs}) > 1
     height = reached = None
@@ -199,7 +185,7 @@ def _arm(
         loss=_spread(runs, lambda run: scores_on_test(run)["loss"]),
         best_validation_accuracy=_spread(runs, lambda run: run.best_validation_accuracy),
         accuracy_interval=statistics.percentile_interval(resampled.accuracy),
-        best_in=best_in,
+        best_in=resampled.best_in,
         mean_validation_accuracy=height,
         epochs_to_target=reached,
     )
@@ -208,9 +194,19 @@ def _arm(
 def _pair(
     names: tuple[str, str], chosen: Mapping[str, Recipe], arms: Mapping[str, Arm], resampled: Mapping[str, Resampled]
 ) -> Pair:
-    """Two arms, before the correction for the number of pairs."""
+    """Two arms, before the correction for the number of pairs.
+
+    Tests are of runs of equal seed; where there are none, of the best run of each arm by validation.
+    """
     first, second = (arms[name] for name in names)
-    tests = _paired_tests(*(chosen[name] for name in names))
+    # with several encoders, of a seed's runs the best by validation: every scratch run is in one pair
+    ours, baseline = ({run.seed: run for run in reversed(chosen[name]) if run.seed is not None} for name in names)
+    seeds = sorted(ours.keys() & baseline.keys())
+    pairs: list[tuple[int | None, Run, Run]] = [(seed, ours[seed], baseline[seed]) for seed in seeds]
+    tests = tuple(
+        PairedTest((one.name, other.name), seed, statistics.mcnemar(one.test.correct, other.test.correct))
+        for seed, one, other in pairs or [(None, chosen[names[0]][0], chosen[names[1]][0])]
+    )
     independent = not (first.is_of_one_encoder or second.is_of_one_encoder)
     welch = statistics.welch(first.accuracy.values, second.accuracy.values) if independent else None
     p_value = welch.p_value if welch else max(paired.test.p_value for paired in tests)
@@ -219,43 +215,31 @@ def _pair(
 
 
 def _choices(
-    arms: Mapping[str, Sequence[Recipe]], candidates: Mapping[str, Candidates], resampled: Mapping[str, Resampled]
-) -> Iterator[Choice]:
-    """Every recipe of one arm after the other."""
-    accuracies = {arm: of_arm.test.mean(axis=1) for arm, of_arm in candidates.items()}
-    first, second, *_ = arms
-    for arm, recipes in arms.items():
-        for runs, accuracy, share in zip(recipes, accuracies[arm], resampled[arm].chosen, strict=True):
-            yield Choice(
-                arm=arm,
-                is_chosen=runs is recipes[0],
-                name=recipe_name(runs, recipes),
-                num_runs=len(runs),
-                validation_accuracy=mean_best(runs),
-                chosen=float(share),
-                accuracy=float(accuracy),
-                gain=float(accuracy - accuracies[second][0] if arm == first else accuracies[first][0] - accuracy),
-            )
+    arms: Mapping[str, Sequence[Recipe]], test: Sequence[Floats], resampled: Mapping[str, Resampled]
+) -> tuple[Choice, ...]:
+    accuracies = [of_arm.mean(axis=1) for of_arm in test]
+    return tuple(
+        Choice(
+            arm=arm,
+            is_chosen=runs is recipes[0],
+            name=recipe_name(runs, recipes),
+            num_runs=len(runs),
+            validation_accuracy=mean_best(runs),
+            chosen=float(share),
+            accuracy=float(accuracy),
+            gain=float(accuracy - accuracies[1][0] if of_arm is accuracies[0] else accuracies[0][0] - accuracy),
+        )
+        for (arm, recipes), of_arm in zip(arms.items(), accuracies, strict=True)
+        for runs, accuracy, share in zip(recipes, of_arm, resampled[arm].chosen, strict=True)
+    )
 
 
 def _unseen(
-    chosen: Mapping[str, Recipe], candidates: Mapping[str, Candidates], rows: NDArray[np.bool_], chooses_arm: bool
-) -> Unseen:
+    chosen: Mapping[str, Recipe], validation: Sequence[Floats], test: Sequence[Floats], rows: NDArray[np.bool_],
+    chooses_arm: bool,
+) -> Unseen:  # fmt: skip
     accuracy = {name: _spread(runs, lambda run: run.test.correct[rows].mean()) for name, runs in chosen.items()}
-    resampled = statistics.resample_arms([replace(arm, test=arm.test[:, rows]) for arm in candidates.values()])
-    gains, _ = statistics.first_over_second(resampled, chooses_arm)
+    resampled = statistics.resample_arms(validation, [of_arm[:, rows] for of_arm in test])
+    gains = statistics.first_over_second(resampled, chooses_arm)
     first, second, *_ = accuracy.values()
     return Unseen(int(rows.sum()), accuracy, first.center - second.center, statistics.percentile_interval(gains))
-
-
-def _paired_tests(first: Recipe, second: Recipe) -> tuple[PairedTest, ...]:
-    """Tests of runs of equal seed; where there are none, of the best run of each arm by validation."""
-    # with several encoders, of a seed's runs the best by validation: every scratch run is in one pair
-    ours, baseline = ({run.seed: run for run in reversed(arm) if run.seed is not None} for arm in (first, second))
-    pairs: list[tuple[int | None, Run, Run]] = [
-        (seed, ours[seed], baseline[seed]) for seed in sorted(ours.keys() & baseline.keys())
-    ]
-    return tuple(
-        PairedTest((one.name, other.name), seed, statistics.mcnemar(one.test.correct, other.test.correct))
-        for seed, one, other in pairs or [(None, first[0], second[0])]
-    )

@@ -8,7 +8,6 @@ from scipy.stats import binom, t
 
 from mae_hf.evaluation.statistics import (
     NUM_RESAMPLES,
-    Candidates,
     Interval,
     first_over_second,
     holm,
@@ -24,7 +23,7 @@ from mae_hf.evaluation.statistics import (
 
 def image_interval(values: np.ndarray) -> Interval | None:
     """The interval of a mean over test images."""
-    (arm,) = resample_arms([Candidates(np.ones((1, 1)), np.asarray(values, float)[None])])
+    (arm,) = resample_arms([np.ones((1, 1))], [np.asarray(values, float)[None]])
     return percentile_interval(arm.accuracy)
 
 
@@ -120,9 +119,8 @@ def test_resampling_chooses_the_recipe_again_and_tests_that_recipe():
     """Two recipes that are right on 10 and 9 of 30 validation images swap places in a known share of the resamples."""
     disjoint = np.zeros((2, 30))
     disjoint[0, :10], disjoint[1, 10:19] = 1, 1
-    arm = Candidates(validation=disjoint, test=rows(540, 590, n=1000))
-    other = Candidates(validation=rows(15, n=30), test=rows(600, n=1000))
-    (ours, theirs), again = resample_arms([other, arm]), resample_arms([other, arm])
+    arms = [rows(15, n=30), disjoint], [rows(600, n=1000), rows(540, 590, n=1000)]
+    (ours, theirs), again = resample_arms(*arms), resample_arms(*arms)
     assert ours.chosen.tolist() == [1.0]
     # of the images that one of the two has right, Binomial(k, 10/19) belong to the first; equal counts are a fair coin
     ties, wins = 0.0, 0.0
@@ -140,8 +138,7 @@ def test_the_arms_are_resampled_on_the_same_images():
     baseline = rows(600, n=1000)
     better = baseline.copy()
     better[0, 990:] = 1
-    arms = [Candidates(rows(1, n=2), test) for test in (better, baseline)]
-    gain = np.subtract(*(arm.accuracy for arm in resample_arms(arms)))
+    gain = np.subtract(*(arm.accuracy for arm in resample_arms([rows(1, n=2)] * 2, [better, baseline])))
     assert gain.min() >= 0 and gain.std() == pytest.approx(math.sqrt(0.01 * 0.99 / 1000), rel=0.05)
 
 
@@ -186,18 +183,18 @@ def test_the_choice_of_the_arm_is_repeated_in_each_resample_like_in_a_slow_loop(
     m, n = 20, 40
     chances = ([0.6], [0.55, 0.65], [0.6])  # three arms; the second has two recipes
     arms = [
-        Candidates(*((rng.random((len(of_arm), k)) < np.array(of_arm)[:, None]).astype(float) for k in (m, n)))
-        for of_arm in chances
+        [(rng.random((len(of_arm), k)) < np.array(of_arm)[:, None]).astype(float) for k in (m, n)] for of_arm in chances
     ]
-    gains, shares = first_over_second(resample_arms(arms), chooses_arm=True)
+    resampled = resample_arms(*zip(*arms, strict=True))
+    gains, shares = first_over_second(resampled, chooses_arm=True), [arm.best_in for arm in resampled]
     slow, firsts = [], np.zeros(3)
     for _ in range(4000):
         drawn, tested = rng.integers(m, size=m), rng.integers(n, size=n)
         ranked = []
-        for number, arm in enumerate(arms):
-            means = arm.validation[:, drawn].mean(axis=1) + 1e-9 * rng.random(len(arm.validation))
+        for number, (validation, test) in enumerate(arms):
+            means = validation[:, drawn].mean(axis=1) + 1e-9 * rng.random(len(validation))
             reached, recipe = max(zip(means, range(len(means)), strict=True))
-            ranked.append((reached, number, arm.test[recipe][tested].mean()))
+            ranked.append((reached, number, test[recipe][tested].mean()))
         (_, first, best), (_, _, following), _ = sorted(ranked, reverse=True)
         slow.append(best - following)
         firsts[first] += 1

@@ -10,9 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,7 @@ from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol
 from mae_hf.evaluation.inference import extract_features
-from mae_hf.evaluation.probes import Labelled
-from mae_hf.evaluation.probing import CLASSIFIERS
+from mae_hf.evaluation.probes import CLASSIFIERS, Labelled
 from mae_hf.files import write_npz
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.io import SHAPE_KEYS, weights_digest
@@ -88,11 +87,9 @@ def measure_probe(
     here = np.isin(train.split_rows, label_set.rows)
     labelled = Labelled(features[f"train-{pooling}"][here], train.labels[here])  # some classes may be missing
     found = CLASSIFIERS[name](labelled, features[f"test-{pooling}"], len(train.class_names))
-    line = {"num_labels": len(labelled.labels), "num_validation_labels": 0}
-    return line | {
-        "validation_accuracy": found.cross_validated_accuracy,
-        "settings": found.settings,
-    }, found.probabilities
+    line: dict[str, Any] = {"num_labels": len(labelled.labels), "num_validation_labels": 0}
+    line |= {"validation_accuracy": found.cross_validated_accuracy, "settings": found.settings}
+    return line, found.probabilities
 
 
 # ---- fine-tuning ----
@@ -103,12 +100,8 @@ def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet) -> FinetuneConfig:
 
     The seed is the recipe's plus the number of the draw.
     """
-    train = dataclasses.replace(
-        recipe.train,
-        min_steps=recipe.train.min_steps or MIN_STEPS,
-        seed=recipe.train.seed + label_set.draw,
-        trackers=(),
-    )
+    min_steps, seed = recipe.train.min_steps or MIN_STEPS, recipe.train.seed + label_set.draw
+    train = dataclasses.replace(recipe.train, min_steps=min_steps, seed=seed, trackers=())
     return dataclasses.replace(recipe, data=label_set.data, train=train, hub=HubConfig())
 
 
@@ -157,20 +150,14 @@ def measure_finetuning(config: FinetuneConfig) -> Measured:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(parse.to_yaml(config))
         command = [sys.executable, "-m", "mae_hf", "finetune", "--config", str(file)]
-        received: list[int] = []
-        children: list[subprocess.Popen[bytes]] = []
-
-        def forward(number: int, frame: FrameType | None) -> None:
-            received.append(number)
-            for child in children:
-                child.send_signal(number)
-
-        with log.open("a") as output, handling(forward):
+        received, num_sent = list[int](), 0
+        with log.open("a") as output, handling(lambda number, frame: received.append(number)):
             child = subprocess.Popen(command, stdout=output, stderr=output)
-            children.append(child)
-            for number in received:  # which have arrived before the child was known
-                child.send_signal(number)
-            child.wait()
+            while child.poll() is None:
+                for number in received[num_sent:]:
+                    child.send_signal(number)
+                    num_sent += 1
+                time.sleep(0.1)
         # below 0: a signal has ended it, while Python was still starting
         number = child.returncode - 128 if child.returncode > 0 else next(iter(received), 0)
         if number in (*TERMINATING, signal.SIGINT):

@@ -32,14 +32,10 @@ _POOLINGS = {"cls": (", CLS", "-", True), "mean": (", mean", "--", False), "": (
 
 
 class Measurements:
-    """The lines of results.jsonl and the files in predictions/.
+    """The lines of results.jsonl and the files in predictions/, in one folder.
 
     A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.
-
-    Args:
-        folder: of both.
-        test: the test images.
-        seen: bool (n,), whether pre-training has seen each test image; None if that is unknown.
+    `seen` is bool (n,), whether pre-training has seen each test image; None if that is unknown.
     """
 
     def __init__(self, folder: Path, test: ImageSet, seen: NDArray[np.bool_] | None) -> None:
@@ -130,15 +126,14 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
 
     `rows` are the summary of `lines`, the measurements. A `fraction` is None for folds.
     """
-    summary = pd.DataFrame(rows).astype({"accuracy_sd": float}).fillna({"pooling": "", "accuracy_sd": 0.0})
-    if not summary["fraction"].isna().all():
-        return _budgets_figure(summary, title)
-    singles = pd.DataFrame(lines).fillna({"pooling": ""}).groupby(["method", "arm", "pooling"])["accuracy"]
+    if rows[0]["fraction"] is not None:
+        summary = pd.DataFrame(rows).astype({"accuracy_sd": float})
+        return _budgets_figure(summary.fillna({"pooling": "", "accuracy_sd": 0.0}), title)
     folds = {}
-    for row in summary.itertuples():
-        values = singles.get_group((row.method, row.arm, row.pooling)).tolist()
-        ends = row.accuracy_mean - row.accuracy_sd, row.accuracy_mean + row.accuracy_sd
-        folds[f"{row.method}, {_look(row.arm, row.pooling)['label']}"] = values, ends
+    singles = pd.DataFrame(lines).fillna({"pooling": ""}).groupby(["arm", "method", "pooling"])["accuracy"]
+    for (arm, method, pooling), values in singles:
+        ends = values.mean() + np.array([-1, 1]) * (values.std() if len(values) > 1 else 0)
+        folds[f"{method}, {_look(arm, pooling)['label']}"] = values.tolist(), ends
     return charts.intervals_figure(folds, f"{title}\npoints: folds; line and bar: mean ± standard deviation")
 
 
@@ -168,7 +163,6 @@ def _budgets_figure(summary: pd.DataFrame, title: str) -> Figure:
 
 
 def _look(arm: str, pooling: str) -> dict[str, Any]:
-    """Return how matplotlib draws and names an arm with a pooling."""
     (name, color, marker), (suffix, linestyle, is_filled) = _ARMS[arm], _POOLINGS[pooling]
     look = {"color": color, "marker": marker, "linestyle": linestyle, "label": name + suffix}
     return look | {"markerfacecolor": color if is_filled else "white"}
