@@ -30,8 +30,9 @@ quickstart: venv
 	accelerate launch --quiet --config_file configs/accelerate/one_process.yaml scripts/finetune.py --config configs/finetune/digits.yaml --model.init scratch --train.layer_decay 1 --output_dir runs/finetune/digits-scratch-flat
 	python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch runs/finetune/digits-scratch-flat --output_dir runs/compare/digits
 
+# COVERAGE=1 make test also prints which lines the tests run in their own processes, not in those that they start.
 test: venv
-	python -m pytest
+	python $(if $(COVERAGE),-m slipcover --source mae_hf --skip-covered) -m pytest
 
 chaos: venv
 	python tests/chaos.py --kills 30
@@ -50,5 +51,5 @@ typecheck: venv
 
 # This keeps runs and the cache of decoded images, because they are results.
 clean:
-	rm -rf .venv .venv-lowest .venv-wheel .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-lowest .venv-wheel .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mae_hf benchmarks scripts tests -name __pycache__ -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from mae_hf.models.io import open_encoder, weights_digest
 from mae_hf.models.origin import keep_start
 
 LAUNCH = ("accelerate", "launch", "--quiet")
-SMALL = ("--train.warmup_ratio", "0", "--train.epochs", "2", "--train.eval_every_epochs", "1")
+SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+TINY = tuple(word for name, value in SHAPE.items() for word in (f"--model.{name}", str(value)))
+SMALL = (*TINY, "--train.warmup_ratio", "0", "--train.epochs", "2", "--train.eval_every_epochs", "1")
 
 
 def typed(*words: object) -> subprocess.CompletedProcess[str]:
@@ -47,7 +50,7 @@ def launched(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run folders pretrain, finetune and scratch, made by the README's commands with fewer epochs.
+    """A folder with the runs pretrain, finetune and scratch, made by the README's commands, but smaller and shorter.
 
     The first two are launched as users launch them.
     """
@@ -96,7 +99,8 @@ def test_metrics_have_a_line_per_logging_step_and_a_final_summary(runs: Path):
 
 
 def test_pre_training_ends_with_a_probe_on_validation_images_and_what_to_type_next(runs: Path, tmp_path: Path):
-    words = ("--config", "configs/pretrain/digits.yaml", "--train.epochs", "0.1", "--train.probe_every_epochs", "0")
+    words = ("--config", "configs/pretrain/digits.yaml", *TINY, "--train.epochs", "0.1")
+    words = (*words, "--train.probe_every_epochs", "0")
     printed = succeed("scripts/pretrain.py", *words, "--output_dir", tmp_path / "run")
     final = json.loads((tmp_path / "run" / "metrics.json").read_text())
     best = max(final["probe/linear_cls_accuracy"], final["probe/linear_mean_accuracy"])
@@ -161,7 +165,7 @@ def test_others_get_deterministic_unmasked_features_from_the_encoder(runs: Path)
     pixel_values = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         first, second = encoder(pixel_values), encoder(pixel_values)
-    assert first.last_hidden_state.shape == (2, 1 + 64, 96)
+    assert first.last_hidden_state.shape == (2, 1 + 64, 24)
     torch.testing.assert_close(first.last_hidden_state, second.last_hidden_state, rtol=0, atol=0)
     torch.testing.assert_close(first.pooler_output, first.last_hidden_state[:, 0])
 
@@ -285,7 +289,7 @@ def test_probes_of_the_encoder_beat_chance_and_their_predictions_give_the_number
         accuracy = metrics[f"{file.stem.replace('-', '/')}/accuracy"]
         assert np.mean(np.equal(table["label"], table["prediction"])) == pytest.approx(accuracy)
         assert accuracy > 0.4
-    assert 1 < metrics["rank/cls/rankme"] < 96
+    assert 1 < metrics["rank/cls/rankme"] < 24
 
 
 def test_the_encoder_is_probed_on_validation_while_it_learns(runs: Path):
@@ -335,8 +339,10 @@ def test_few_labels_resume_and_report_that_random_folds_are_unofficial(runs: Pat
 @pytest.mark.slow
 def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
-    digits = (ROOT / "configs/finetune/digits.yaml").read_text()
-    recipe.write_text(digits.replace("epochs: 40", "epochs: 2\n  min_steps: 4"))
+    digits = (ROOT / "configs/finetune/digits.yaml").read_text().replace("epochs: 40", "epochs: 2\n  min_steps: 4")
+    for name, value in SHAPE.items():
+        digits = re.sub(rf"^  {name}: \d+", f"  {name}: {value}", digits, flags=re.M)
+    recipe.write_text(digits)
     ends = tmp_path / "ends.py"  # the smallest budget and the largest: each fine-tuning is a process of ten seconds
     ends.write_text(
         "import runpy\nfrom mae_hf.evaluation.few_labels import protocol\nprotocol.BUDGETS = (0.01, 1.0)\n"
@@ -538,7 +544,8 @@ def test_a_held_out_loss_that_is_not_finite_does_not_break_the_end_of_a_run(tmp_
         "mae_hf.commands.pretrain.held_out_loss = lambda *words: float('nan')\n"
         "mae_hf.__main__.main('pretrain')\n"
     )
-    words = ("--config", "configs/pretrain/digits.yaml", "--train.epochs", "0.1", "--train.probe_every_epochs", "0")
+    words = ("--config", "configs/pretrain/digits.yaml", *TINY, "--train.epochs", "0.1")
+    words = (*words, "--train.probe_every_epochs", "0")
     printed = succeed(script, *words, "--output_dir", tmp_path / "run")
     assert "held-out loss not finite; model and encoder are in" in printed
     assert "eval/loss" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
