@@ -161,11 +161,11 @@ class FewLabelsConfig(_StoredImages):
         output_dir: folder for results.jsonl, summary.json and the plot; the same command resumes where it stopped.
         protocol: `folds`, STL-10's ten folds of 1,000 images, or ten random ones if the source has no
             fold_indices.txt; `budgets`, 1, 5, 10, 25 and 100 % of the labels.
-        method: how labels are used; several as `knn,linear`: `knn` and `linear` on frozen features, and `finetune`.
+        method: one or several, such as `knn,linear`: `knn` and `linear` probe frozen features, `finetune` trains.
         scratch: also measure the same network with random weights.
         draws: random label sets per budget.
         finetune_config: YAML or preset of a fine-tuning run, for its recipe; required by `finetune`. If its
-            `train.min_steps` is 0, every fine-tuning has at least 200 steps.
+            `train.min_steps` is 0, every fine-tuning run has at least 200 steps.
         batch_size: images per device and forward pass when features are computed.
     """
 
@@ -202,8 +202,8 @@ class CompareConfig(Settings):
     Args:
         pretrained: run folders of fine-tuning runs that started from a pre-trained encoder; one or several.
         scratch: run folders of fine-tuning runs with `--model.init scratch` on the same images; equal seeds are paired.
-        arm: a name and its runs, `--arm NAME=RUN,RUN`, for two or more arms; instead of `pretrained` and `scratch`. A
-            run is the folder of a fine-tuning run, or of `evaluate --probe`, where each probe is a recipe.
+        arm: the name of an arm and its runs, `--arm NAME=RUN,RUN`. Give two or more, instead of `pretrained` and
+            `scratch`. A run is the folder of a fine-tuning run, or of `evaluate --probe`, whose probes are recipes.
         output_dir: folder for index.html, comparison.json and the figures; files of these names are replaced.
     """
 
@@ -259,7 +259,7 @@ class ReconstructConfig(_StoredImages):
 
 @dataclass(frozen=True)
 class EmbedConfig(_StoredImages):
-    """Compute the features of images, and draw their nearest neighbours and a map.
+    """Compute the features of images, and draw nearest neighbours and a map.
 
     `data.source` may also name image files: `[first.jpg, second.png]`. Images that cannot be decoded are left out.
 
@@ -285,7 +285,7 @@ class EmbedConfig(_StoredImages):
 
 @dataclass(frozen=True)
 class PredictConfig(_StoredImages):
-    """Predict the classes of images: any folder of them, image files or a source, with or without labels.
+    """Predict the classes of images with or without labels: of a source, any folder or image files.
 
     `data.source` may also name image files: `[first.jpg, second.png]`. Images are not stored.
 

@@ -32,16 +32,19 @@ class DataConfig(Settings):
 
     Args:
         source: `digits`, a Hub dataset id, a folder of parquet files or one parquet file, a folder of images, or the
-            folder of the official STL-10 binaries. Pre-training accepts several: `[first, second]`.
+            folder of the official STL-10 binaries. Pre-training accepts several: `[first, second]`. `embed`, `predict`
+            and `reconstruct` also take image files.
         revision: branch, tag or commit of a Hub dataset, so that a run can be repeated on the same rows.
         class_names: the class names that the labelled splits must have, in order, or names for plain integer labels;
             null uses the names of the source.
         image_mean: channel means that normalise the images, for pixels in [0, 1]. null takes them from `model.init`.
+            Commands with `--model` use the model's, here and for the next two settings.
         image_std: channel standard deviations, likewise.
         resize: how an image becomes a square: `crop` keeps its centre, `pad` keeps all of it between borders in the
-            mean colour, `squash` keeps all of it and changes its proportions. null: as for `model.init`, or else
-            `crop`.
-        validation_fraction: share of `train`, of each class, that is set aside for validation.
+            mean colour, `squash` keeps all of it and changes its proportions. null takes the choice of `model.init`,
+            or else `crop`.
+        validation_fraction: share of `train`, of each class, that is set aside for validation if the source has no
+            validation split.
         test_fraction: share of `train` that becomes `test` if the source has no test split.
         split_seed: seed of these two splits.
         on_bad_image: `raise` stops at images that cannot be decoded; `skip` leaves them out and counts them.
@@ -51,12 +54,12 @@ class DataConfig(Settings):
         label_fraction: share of the labels of `train` that are used, per class; validation images are taken from it.
             1 uses all labels. null also uses all, and keeps the source's own validation split if it has one.
         label_seed: seed of `label_fraction`; with one seed, a smaller share is part of a larger one.
-        on_device: whether a GPU keeps all training images in its memory as uint8: `always`, `never`, or `auto`: if
-            they need at most a quarter of its free memory. Results do not change.
+        on_device: whether a GPU keeps all training images in its memory as uint8: `always`, `never`, or `auto` (if
+            they need at most a quarter of its free memory). Results do not change.
         streaming: pre-train on shards that are read while training and not stored: parquet files or webdataset tars,
             local, at a URL (`https://host/{000..099}.tar`) or on the Hub. Labels are not used.
-        stream_readers: positions of the stream that are read at once and mixed in every batch. Processes share them,
-            and they must divide `train.batch_size`.
+        stream_readers: number of positions of the stream that are read at once and mixed in every batch. It must
+            divide `train.batch_size`, and be a multiple of the number of processes.
         stream_buffer: images that are shuffled together, over all readers; the same number is read ahead.
         stream_held_out: number of first images of the stream that are held out to evaluate the loss.
     """

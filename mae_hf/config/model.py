@@ -17,8 +17,8 @@ class EncoderConfig(Settings):
     """The Vision Transformer that both stages share.
 
     Args:
-        image_size: side of the square input in pixels; other images are resized and cropped to it. Here and below,
-            null means as in the model that `init` names.
+        image_size: side of the square input in pixels, to which all images are resized (`data.resize`). Here and
+            below, null takes the value of the model that `init` names.
         patch_size: side of a patch in pixels; must divide `image_size`.
         hidden_size: width D of the encoder.
         num_hidden_layers: number of encoder layers.

@@ -13,10 +13,10 @@ class TrainConfig(Settings):
     Args:
         batch_size: images per optimizer step, over all devices and accumulation steps together.
         per_device_batch_size: number of images on a device at once, the micro-batch; the batch is accumulated from
-            these. `auto`: as many as fit into the free memory. null: no accumulation.
+            these. `auto`: the largest number that fits into the free memory. null: no accumulation.
         epochs: passes over the training images.
-        minutes: duration of training steps and evaluations, instead of `epochs`. The run measures its speed, and keeps
-            the number of steps that follows.
+        minutes: duration of training steps and evaluations, instead of `epochs`. The run measures its speed first, and
+            computes the number of steps from it.
         base_lr: learning rate per 256 images; the optimizer gets `base_lr * batch_size / 256`.
         warmup_ratio: share of the steps with a linear warm-up; a cosine decay to 0 follows.
         weight_decay: AdamW's weight decay, on matrices only.
@@ -140,8 +140,8 @@ class PretrainTrainConfig(TrainConfig):
 
     Args:
         figure_every_epochs: epochs between two figures of reconstructions.
-        probe_every_epochs: epochs between two kNN probes of the encoder, from train to validation images, if the
-            source has labels. 0 probes only after the last step, where a linear probe follows in any case.
+        probe_every_epochs: epochs between two kNN probes of the encoder on validation images, if the source has labels.
+            With 0, the probes run only after the last step. A linear probe always follows the last step.
     """
 
     quick = "configs/pretrain/stl10_tiny.yaml takes 30 minutes on 2 CPU cores"
@@ -157,8 +157,8 @@ class FinetuneTrainConfig(TrainConfig):
         layer_decay: factor on the learning rate per layer below the classifier; 1 trains all layers alike.
         ema_decay: decay per step of an exponential moving average of the weights, such as 0.999. The average is then
             evaluated and shared instead of the weights; 0 switches it off.
-        min_steps: minimum number of optimizer steps, for few labels. Where `epochs` gives fewer, epochs and the
-            intervals between evaluations and checkpoints grow alike, and the batch is at most the training set. 0
+        min_steps: minimum number of optimizer steps, for few labels. If `epochs` gives fewer, epochs and the intervals
+            between evaluations and checkpoints grow by the same factor. The batch is at most the training set. 0
             keeps the batch and the epochs as they are.
     """
 
