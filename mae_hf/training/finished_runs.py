@@ -3,6 +3,7 @@
 Shapes: C classes, E evaluations of a run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,33 +39,20 @@ class Run:
     path: Path  # the run folder
     config: FinetuneConfig | EvaluateConfig  # its resolved config; of a probe the latter
     record: RunRecord  # run.json
-    history: list[dict[str, float]]  # lines of metrics.jsonl, without values that are not finite; empty for a probe
+    init: str  # the encoder that it started from, or that it probes, as the command named it; or `scratch`
+    shape: dict[str, int]  # the architecture of its encoder, by the fields of `EncoderConfig`
+    settings: RecipeSettings  # every setting of the run itself that may change the result, without the seed
     class_names: tuple[str, ...]  # the C classes of its model
     test: Predictions  # its predictions of test images
     validation: Predictions  # its predictions of validation images
+    history: Sequence[dict[str, float]] = ()  # lines of metrics.jsonl, without values that are not finite
+    seed: int | None = None  # of fine-tuning; a probe is fitted without chance
     probe: str | None = None  # such as `linear-cls`; None for fine-tuning
 
     @property
     def name(self) -> str:
         """The folder, and the probe in it."""
         return f"{self.path} {self.probe}" if self.probe else str(self.path)
-
-    @property
-    def init(self) -> str:
-        """The encoder that it started from, or that it probes, as the command named it; or `scratch`."""
-        return self.config.model if isinstance(self.config, EvaluateConfig) else self.config.model.init
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of fine-tuning; None for a probe, which is fitted without chance."""
-        return None if isinstance(self.config, EvaluateConfig) else self.config.train.seed
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """The architecture of its encoder, by the fields of `EncoderConfig`."""
-        if isinstance(self.config, EvaluateConfig):
-            return self.record.encoder_shape or {}
-        return {key: getattr(self.config.model, key) for key in SHAPE_KEYS}
 
     @property
     def from_scratch(self) -> bool:
@@ -95,18 +83,9 @@ class Run:
         """The greatest validation accuracy of fine-tuning, which the kept weights have; of a probe its only one."""
         return float(self.validation.correct.mean()) if self.probe else max(self.curve[1])
 
-    @property
-    def settings(self) -> RecipeSettings:
-        """Every setting of the run itself that may change the result, without the seed."""
-        settings = _recipe_settings(self.config)
-        if self.probe is None:
-            return settings
-        data = (pair for pair in settings if pair[0].startswith("data."))
-        return (("probe", self.probe), ("model.init", self.init), *data)
-
     @cached_property
     def pretraining(self) -> RecipeSettings:
-        """The same for the pre-training of its encoder, with its images; empty if that run is missing."""
+        """The settings of its encoder's pre-training, with its images; empty if that run is missing."""
         found = None if self.from_scratch else find_provenance(self.init)
         if found is None or found.config is None:
             return ()
@@ -131,8 +110,7 @@ def _recipe_settings(config: Any) -> RecipeSettings:
 def read_runs(path: str | Path) -> list[Run]:
     """Return the finished fine-tuning run in a folder, or every probe that `evaluate --probe` wrote into it.
 
-    Raises:
-        ConfigError: the folder holds neither, or its files are damaged or mixed.
+    ConfigError if the folder holds neither, or its files are damaged or mixed.
     """
     path = Path(path)
     return _read_probes(path) if (path / "predictions").is_dir() else [read_run(path)]
@@ -140,8 +118,8 @@ def read_runs(path: str | Path) -> list[Run]:
 
 def _read_probes(path: Path) -> list[Run]:
     again = "run scripts/evaluate.py again"
-    problem = f"{path} holds probes without config.yaml, which this version writes: {again}"
-    require((path / "config.yaml").is_file(), problem)
+    has_config = (path / "config.yaml").is_file()
+    require(has_config, f"{path} holds probes without config.yaml, which this version writes: {again}")
     config = parse.read_file(EvaluateConfig, path / "config.yaml")
     record = read_json(path / "run.json", RunRecord)
     metrics = read_json(path / "metrics.json", dict[str, object])
@@ -149,13 +127,13 @@ def _read_probes(path: Path) -> list[Run]:
     is_complete = len(names) > 0 and shape.keys() == set(SHAPE_KEYS)
     require(is_complete, f"{path}/run.json lacks class_names, or the encoder_shape of an encoder: {again}")
     check_class_names(names, f"{path}/run.json")
+    data = [(key, value) for key, value in _recipe_settings(config) if key.startswith("data.")]
     runs = []
     for probe in (f"{name}-{pooling}" for name in config.probes if name != "rank" for pooling in ("cls", "mean")):
-        of_test, of_validation = (
-            read_predictions(path / folder / f"{probe}.parquet", len(names))
-            for folder in ("predictions", "validation_predictions")
-        )
-        runs.append(Run(path, config, record, [], names, of_test, of_validation, probe))
+        of_test = read_predictions(path / "predictions" / f"{probe}.parquet", len(names))
+        of_validation = read_predictions(path / "validation_predictions" / f"{probe}.parquet", len(names))
+        own = (("probe", probe), ("model.init", config.model), *data)
+        runs.append(Run(path, config, record, config.model, shape, own, names, of_test, of_validation, probe=probe))
         for key, of_role in (("accuracy", of_test), ("validation_accuracy", of_validation)):
             key = f"{probe.replace('-', '/')}/{key}"
             value = metrics.get(key)
@@ -174,17 +152,23 @@ def read_run(path: str | Path) -> Run:
         ("config.yaml", "give a run folder, as scripts/finetune.py writes it"),
         ("metrics.json", "the run is unfinished. Run its command again, it resumes, and compare then"),
         ("predictions.parquet", "give fine-tuning runs, not pre-training runs"),
+        ("metrics.jsonl", f"the curves are drawn from it: {AGAIN}"),
     ):
         require((path / name).is_file(), f"{path} has no {name}: {message}")
     class_names = _read_class_names(path / "model" / "config.json")
+    config = parse.read_file(FinetuneConfig, path / "config.yaml")
     run = Run(
         path=path,
-        config=parse.read_file(FinetuneConfig, path / "config.yaml"),
+        config=config,
         record=read_json(path / "run.json", RunRecord),
-        history=_read_history(path / "metrics.jsonl"),
+        init=config.model.init,
+        shape={key: getattr(config.model, key) for key in SHAPE_KEYS},
+        settings=_recipe_settings(config),
         class_names=class_names,
         test=read_predictions(path / "predictions.parquet", len(class_names)),
         validation=read_predictions(path / "validation_predictions.parquet", len(class_names)),
+        history=_read_history(path / "metrics.jsonl"),
+        seed=config.train.seed,
     )
     logged, predicted = max(run.curve[1], default=np.nan), run.validation.correct.mean()
     problem = f"metrics.jsonl has eval/accuracy {logged:.6f}, validation_predictions.parquet has {predicted:.6f}"
@@ -201,15 +185,13 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
 
     id2label = read_json(path, ModelConfig).id2label
     numbers = [str(number) for number in range(len(id2label))]
-    is_numbered = set(id2label) == set(numbers)
-    require(is_numbered, f"{path}: the keys of id2label are not the class numbers 0, 1, ...: {AGAIN}")
+    require(set(id2label) == set(numbers), f"{path}: the keys of id2label are not the class numbers 0, 1, ...: {AGAIN}")
     class_names = tuple(id2label[number] for number in numbers)
     check_class_names(class_names, str(path))
     return class_names
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
-    require(path.is_file(), f"{path} is missing, and the curves are drawn from it: {AGAIN}")
     lines: list[dict[str, float]] = []
     for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         values = parse_json(text, dict[str, object], f"{path}, line {number}")

@@ -51,7 +51,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         ("predictions.parquet", "give fine-tuning runs, not pre-training runs"),
         ("validation_predictions.parquet", "validation_predictions.parquet is missing: run scripts/finetune.py again"),
         ("model/config.json", "config.json cannot be read (No such file or directory)"),
-        ("metrics.jsonl", "metrics.jsonl is missing"),
+        ("metrics.jsonl", "mae has no metrics.jsonl: the curves are drawn from it"),
         ("run.json", "run.json cannot be read (No such file or directory)"),
     ],
 )
