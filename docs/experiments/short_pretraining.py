@@ -23,9 +23,10 @@ from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import DeviceImages, load_labelled_images, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
+from mae_hf.errors import RunError
 from mae_hf.evaluation.inference import extract_features, held_out_loss
 from mae_hf.evaluation.probing import probe_features
-from mae_hf.models.initialization import PositionError, check_positions
+from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.hardware import attention_for, use_cpu_well
@@ -67,7 +68,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     try:
         check_positions(model)
         refused = None
-    except PositionError as error:
+    except RunError as error:
         refused = str(error)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.train))
 

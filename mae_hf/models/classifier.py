@@ -42,11 +42,9 @@ def build_classifier(
     encoder = ViTConfig(layer_norm_eps=1e-6, **shape) if source is None else source.config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = ViTForImageClassification._from_config(
-            encoder_config(encoder, image_size=config.image_size, **labels),
-            attn_implementation=attn_implementation,
-            dtype=torch.float32,
-        )
+        whole = encoder_config(encoder, image_size=config.image_size, **labels)
+        options = {"attn_implementation": attn_implementation, "dtype": torch.float32}
+        model = ViTForImageClassification._from_config(whole, **options)
         if source is None:
             initialize_encoder(model.vit)
         nn.init.trunc_normal_(model.classifier.weight, std=2e-5)

@@ -24,11 +24,11 @@ from transformers.utils import logging
 from mae_hf.config.data import DataConfig, Resize
 from mae_hf.config.model import MAX_SIZE, EncoderConfig
 from mae_hf.errors import ConfigError, require
+from mae_hf.models.initialization import tells_patches_apart
 from mae_hf.models.locate import FIX_MODEL, find_model
 
 PROCESSOR = "preprocessor_config.json"
 RESIZE_KEY = "mae_hf_resize"  # in it, for a `data.resize` that the keys of transformers do not tell
-POSITION_TABLES = ("position_embeddings", "decoder_pos_embed")
 SHAPE_KEYS = tuple(field.name for field in fields(EncoderConfig))
 ENCODER_KEYS = (
     *(*SHAPE_KEYS, "num_channels", "qkv_bias", "hidden_act", "initializer_range", "layer_norm_eps"),
@@ -67,10 +67,8 @@ class SavedModel:
                 return Path(snapshot_download(self.name, local_files_only=True, **files))
             except Exception:
                 where = f"{self.name} at revision {self.revision}" if self.revision else self.name
-                raise ConfigError(
-                    f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the "
-                    f"name and the network, or {self.fix}"
-                ) from error
+                problem = f"is not a folder here and cannot be read from the Hub ({type(error).__name__})"
+                raise ConfigError(f"{where} {problem}: check the name and the network, or {self.fix}") from error
         with self.opening():
             return Path(snapshot_download(self.name, **files))
 
@@ -82,12 +80,10 @@ class SavedModel:
     @property
     def has_decoder(self) -> bool:
         """Whether it has weights of a decoder; assumed of weights that only the Hub has in safetensors."""
-        files, names = sorted(self.folder.glob("*.safetensors")), set[str]()
+        files = sorted(self.folder.glob("*.safetensors"))
         self._require(bool(files or self.commit), f"cannot be opened ({_NO_SAFETENSORS})")
         with self.opening():
-            for file in files:
-                with safe_open(file, framework="pt") as opened:
-                    names.update(opened.keys())
+            names = [name for file in files for name in safe_open(file, framework="pt").offset_keys()]
         is_mae = self.config().model_type == "vit_mae"
         return is_mae and (not files or any(name.startswith("decoder.") for name in names))
 
@@ -126,7 +122,10 @@ class SavedModel:
             self._require(type(size) is int and 0 < size <= MAX_SIZE, problem)
         with self.opening():
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        total = _num_parameters(config)
+        tokens = (config.image_size // config.patch_size) ** 2 + config.num_channels * config.patch_size**2
+        sizes = ("num_hidden_layers", "hidden_size", "intermediate_size")
+        parts = [[getattr(config, part + size, 0) for size in sizes] for part in ("", "decoder_")]
+        total = sum(width * (depth * (4 * width + 2 * mlp) + tokens) for depth, width, mlp in parts)
         self._require(total <= MAX_PARAMETERS, f"has {total:.1e} parameters by its config.json, too many to open")
         return config
 
@@ -153,27 +152,13 @@ class SavedModel:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             self._require(not keys, f"{problem}: {', '.join(keys[:3])}{more}")
         for key, table in model.named_parameters():
-            if key.endswith(POSITION_TABLES):
-                self._require(bool(table.isfinite().all()), f"has a position table {key} that is not finite")
-                problem = (
-                    "as transformers 5 leaves it in a ViTMAE trained from scratch, so the weights know no positions"
-                )
-                self._require(bool(table[:, 1:].any()), f"has a position table {key} that is all zero, {problem}")
+            if key.endswith(("position_embeddings", "decoder_pos_embed")):
+                problem = "that is not finite or equal for all patches, as transformers 5 leaves it in a new ViTMAE"
+                self._require(tells_patches_apart(table), f"has a position table {key} {problem}")
         return model
 
     def _require(self, condition: bool, problem: str) -> None:
         require(condition, f"{self.name} {problem}: {self.fix}")
-
-
-def _num_parameters(config: Any) -> int:
-    """Return roughly how many parameters a config describes."""
-    tokens = (config.image_size // config.patch_size) ** 2
-    pixels, total = config.num_channels * config.patch_size**2, 0
-    for prefix in ("", "decoder_") if config.model_type == "vit_mae" else ("",):
-        sizes = ("num_hidden_layers", "hidden_size", "intermediate_size")
-        depth, width, mlp = (getattr(config, f"{prefix}{size}") for size in sizes)
-        total += depth * width * (4 * width + 2 * mlp) + (tokens + pixels) * width
-    return total
 
 
 # ---- models, float32 and in eval mode, and facts about them; their functions raise ConfigError as SavedModel does ----
@@ -183,11 +168,9 @@ def open_classifier(name: str, attn_implementation: str) -> ViTForImageClassific
     """Return the classifier of that name."""
     saved = SavedModel(name)
     architectures = saved.config().architectures or []
-    require(
-        "ViTForImageClassification" in architectures,
-        f"{name} is a {', '.join(architectures) or 'model without a class'}, not a classifier: probe its features "
-        "instead (evaluate --probe knn,linear), or name a fine-tuned model (--model)",
-    )
+    kind = ", ".join(architectures) or "model without a class"
+    fix = "probe its features instead (evaluate --probe knn,linear), or name a fine-tuned model (--model)"
+    require("ViTForImageClassification" in architectures, f"{name} is a {kind}, not a classifier: {fix}")
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     model: ViTForImageClassification = saved.load(ViTForImageClassification.from_pretrained, **options)
     return model.eval()

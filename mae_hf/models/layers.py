@@ -12,18 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, ViTMAEConfig
-from transformers.models.vit_mae.modeling_vit_mae import (
-    ViTMAEDecoder,
-    ViTMAEDecoderOutput,
-    ViTMAEEmbeddings,
-    ViTMAELayer,
-    eager_attention_forward,
-)
+from transformers.models.vit_mae import modeling_vit_mae as stock
 
-CPU_ATTENTION = "mae_hf_cpu"
+CPU_ATTENTION = "mae_hf_cpu"  # an `attn_implementation` of transformers, once this module is imported
 
 
-class VisibleEmbeddings(ViTMAEEmbeddings):
+class VisibleEmbeddings(stock.ViTMAEEmbeddings):
     """Stock's embeddings with the same weights; only visible patches are projected."""
 
     def forward(  # type: ignore[override]  # stock's annotation says Tensor and stock returns three
@@ -48,17 +42,16 @@ class VisibleEmbeddings(ViTMAEEmbeddings):
         return torch.cat((cls, tokens), dim=1), mask, order.argsort(dim=1)
 
 
-class ShuffledDecoder(ViTMAEDecoder):
+class ShuffledDecoder(stock.ViTMAEDecoder):
     """Stock's decoder with the same weights; tokens stay in the order of the mask, and positions follow that order."""
 
     def __init__(self, config: ViTMAEConfig, num_patches: int) -> None:
         super().__init__(config, num_patches)
-        with torch.random.fork_rng(devices=[]):  # so that a seed gives the same weights as without this layer
-            self.decoder_layers[-1] = LastLayer(self.config)
+        self.decoder_layers[-1].__class__ = LastLayer
 
     def forward(
         self, hidden_states: Tensor, ids_restore: Tensor, num_decoded: int | None = None
-    ) -> ViTMAEDecoderOutput:
+    ) -> stock.ViTMAEDecoderOutput:
         """Predict patches from the encoder's tokens (B, 1 + V, D).
 
         Returns logits (B, N, P²C) of all patches. With `num_decoded`, K, only the first K masked patches get a token,
@@ -74,10 +67,10 @@ class ShuffledDecoder(ViTMAEDecoder):
             tokens = layer(tokens)
         tokens = self.decoder_layers[-1](tokens, first=1 if num_decoded is None else 1 + num_visible)
         logits = self.decoder_pred(self.decoder_norm(tokens))
-        return ViTMAEDecoderOutput(logits=take(logits, ids_restore) if num_decoded is None else logits)
+        return stock.ViTMAEDecoderOutput(logits=take(logits, ids_restore) if num_decoded is None else logits)
 
 
-class LastLayer(ViTMAELayer):
+class LastLayer(stock.ViTMAELayer):
     """Stock's layer with the same weights; computes only the tokens that are read, from the keys and values of all.
 
     The other tokens need no query, output projection or MLP. With 75 % masked, that saves a quarter of this work.
@@ -88,7 +81,8 @@ class LastLayer(ViTMAELayer):
         attention, normed = self.attention, self.layernorm_before(hidden_states)
         projected = attention.q_proj(normed[:, first:]), attention.k_proj(normed), attention.v_proj(normed)
         query, key, value = (x.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for x in projected)
-        attend = AttentionInterface().get_interface(attention.config._attn_implementation, eager_attention_forward)
+        kind = attention.config._attn_implementation
+        attend = AttentionInterface().get_interface(kind, stock.eager_attention_forward)
         dropout = attention.attention_dropout if self.training else 0.0
         attended, _ = attend(attention, query, key, value, None, dropout=dropout, scaling=attention.scaling)
         tokens = hidden_states[:, first:] + self.dropout(attention.o_proj(attended.flatten(2)))
@@ -120,32 +114,16 @@ class AutocastLayerNorm(nn.LayerNorm):
 def use_autocast_norms(layers: nn.ModuleList) -> None:
     """Replace the LayerNorms of transformer layers by `AutocastLayerNorm`, with the same weights and names."""
     for layer in layers:
-        for name in ("layernorm_before", "layernorm_after"):
-            stock = getattr(layer, name)
-            norm = AutocastLayerNorm(stock.normalized_shape, stock.eps)
-            norm.weight, norm.bias = stock.weight, stock.bias
-            setattr(layer, name, norm)
+        layer.layernorm_before.__class__ = layer.layernorm_after.__class__ = AutocastLayerNorm
 
 
 # ---- attention on CPUs ----
 
 
-def register_cpu_attention() -> str:
-    """Register `attn_implementation="mae_hf_cpu"` with transformers and return the name."""
-    AttentionInterface.register(CPU_ATTENTION, cpu_attention)
-    return CPU_ATTENTION
-
-
 def cpu_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[Tensor, Tensor]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float, dropout: float = 0.0, **kwargs: object
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute softmax attention as transformers' `eager` does, with fewer passes over the T x T weights.
 
     It scales the queries instead of the scores, and the softmax keeps the dtype (internally it uses float32). On a CPU
@@ -154,9 +132,10 @@ def cpu_attention(
     `query`, `key` and `value` are (B, H, T, D) float, D the width of a head. Returns (B, T, H, D) float, and the
     weights (B, H, T, T).
     """
-    if attention_mask is not None:
-        raise ValueError(f"{CPU_ATTENTION} takes no attention mask: use attn_implementation sdpa or eager")
     weights = torch.bmm((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).softmax(dim=-1)
     weights = F.dropout(weights, dropout, module.training)
     output = torch.bmm(weights, value.flatten(0, 1)).view(query.shape)
     return output.transpose(1, 2), weights.view(*query.shape[:2], *weights.shape[1:])
+
+
+AttentionInterface.register(CPU_ATTENTION, cpu_attention)

@@ -27,10 +27,8 @@ def find_model(name: str, fix: str) -> Path | None:
         return folder / "model"
     if (folder / "config.json").is_file():
         return folder
-    require(
-        not (folder / "config.yaml").is_file(),
-        f"{name} is an unfinished run without a model/: run its command again to finish it",
-    )
+    is_unfinished = (folder / "config.yaml").is_file()
+    require(not is_unfinished, f"{name} is an unfinished run without a model/: run its command again to finish it")
     require(not folder.exists(), f"{name} holds no model (no config.json): {fix}")
     require(is_hub_id(name), f"{name} does not exist: {fix}")
     return None

@@ -114,15 +114,13 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
-        The name is a run folder, a model folder or a Hub id; the options are transformers' own. Raises
+        The name is a run folder, a model folder, a Hub id or a `SavedModel`; the options are transformers' own. Raises
         ConfigError as `SavedModel` does.
         """
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
-        return cls.open(SavedModel(str(pretrained_model_name_or_path), fix, kwargs.pop("revision", None)), **kwargs)
-
-    @classmethod
-    def open(cls, saved: SavedModel, **kwargs: Any) -> Any:
-        """Open a saved masked autoencoder like `from_pretrained`."""
+        saved = pretrained_model_name_or_path
+        if not isinstance(saved, SavedModel):
+            saved = SavedModel(str(saved), fix, kwargs.pop("revision", None))
         saved.config()
         model = saved.load(super().from_pretrained, **{"key_mapping": LOADED_NAMES, **kwargs})
         model._freeze_positions()
@@ -138,20 +136,17 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained only writes the folder: call push_to_hub(repo_id) to upload")
-        weights = {_saved_name(key): value for key, value in (state_dict or self.state_dict()).items()}
+        weights = {}
+        for name, value in (state_dict or self.state_dict()).items():
+            saved_name = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", name)
+            for memory, file in SAVED_NAMES.items():
+                saved_name = saved_name.replace(f".{memory}.", f".{file}.")
+            weights[saved_name] = value
         with quiet_transformers():
             super().save_pretrained(save_directory, state_dict=weights, **{**kwargs, "save_original_format": False})
         self.config.architectures = [ViTMAEForPreTraining.__name__]  # transformers wrote a class that others lack
         if kwargs.get("is_main_process", True):
             self.config.save_pretrained(save_directory)
-
-
-def _saved_name(name: str) -> str:
-    """Return the name that a weight has in a file."""
-    name = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", name)
-    for memory, file in SAVED_NAMES.items():
-        name = name.replace(f".{memory}.", f".{file}.")
-    return name
 
 
 def mae_config(config: MAEConfig) -> ViTMAEConfig:
@@ -176,7 +171,7 @@ def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
     model = MaskedAutoencoder._from_config(shape, attn_implementation=attn_implementation)
     model.vit.load_state_dict(resized_weights(encoder, "embeddings.position_embeddings", config))
     if saved.has_decoder:
-        whole = MaskedAutoencoder.open(saved, dtype=torch.float32)
+        whole = MaskedAutoencoder.from_pretrained(saved, dtype=torch.float32)
         model.decoder.load_state_dict(resized_weights(whole.decoder, "decoder_pos_embed", config))
     return model
 

@@ -40,9 +40,8 @@ def resolve(config: _Run) -> _Run:
     An existing run answers from its own config.yaml, so that it resumes where the checkpoint is missing. Where a
     checkpoint has no decoder, the decoder and the loss are the defaults of `MAEConfig`.
 
-    Raises:
-        ConfigError: training cannot start from the checkpoint (`open_start`). Or it contradicts the config in more than
-            the image size, or does not answer for a setting that is null.
+    ConfigError as in `open_start`; or the checkpoint contradicts the config in more than the image size, or does not
+    answer for a setting that is null.
     """
     if config.model.is_new:
         return config
@@ -105,8 +104,7 @@ def _agree(ours: Any, theirs: Any) -> bool:
 def open_start(config: StartConfig) -> SavedModel:
     """Return the checkpoint that a run starts from.
 
-    Raises:
-        ConfigError: it is missing, malformed, a classifier, which was trained with labels, or of another architecture.
+    ConfigError if it is missing, malformed, a classifier, which was trained with labels, or of another architecture.
     """
     saved = SavedModel(config.init, FIX_INIT[config.new], config.revision)
     theirs = saved.config()
@@ -144,8 +142,7 @@ def find_start(config: _Start, run: Path) -> _Start:
 def load_encoder(config: StartConfig, attn_implementation: str) -> ViTModel:
     """Return the encoder that training starts from, in float32, for the image size of the checkpoint.
 
-    Raises:
-        ConfigError: as `open_start`; or it is incomplete, or has another shape than `config`.
+    ConfigError as in `open_start`; or it is incomplete, or has another shape than `config`.
     """
     saved = open_start(config)
     _check_claims(saved, {f"model.{key}": value for key, value in vars(config).items()}, _claims(saved))
@@ -160,11 +157,10 @@ def resized_weights(module: nn.Module, table: str, config: StartConfig) -> dict[
 
 def start_facts(config: StartConfig) -> dict[str, Any]:
     """Return what run.json says about the checkpoint that a run starts from, before its position tables are resized."""
-    if config.is_new:
-        return {"init": config.init, "init_digest": None, "init_revision": None, "init_has_decoder": False}
-    saved, encoder = open_start(config), load_encoder(config, "eager")
-    facts = {"init": config.init, "init_digest": weights_digest(encoder), "init_revision": saved.commit}
-    return {**facts, "init_has_decoder": saved.has_decoder}
+    saved = None if config.is_new else open_start(config)
+    digest = weights_digest(load_encoder(config, "eager")) if saved else None
+    facts = {"init": config.init, "init_digest": digest, "init_revision": saved and saved.commit}
+    return {**facts, "init_has_decoder": saved is not None and saved.has_decoder}
 
 
 def describe_start(facts: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mae_hf.config.fields import Switch
 from mae_hf.data.cores import num_cores
 from mae_hf.errors import require
-from mae_hf.models.layers import register_cpu_attention
+from mae_hf.models.layers import CPU_ATTENTION
 
 
 def attention_for(accelerator: Accelerator) -> str:
@@ -28,7 +28,7 @@ def attention_for(accelerator: Accelerator) -> str:
     problem = f"mixed_precision fp16 needs a GPU, but this run is on {device}"
     fix = "choose bf16 or no (accelerate launch --mixed_precision)"
     require(precision != "fp16" or device == "cuda", f"{problem}: {fix}")
-    return register_cpu_attention() if (device, precision) == ("cpu", "bf16") else "sdpa"
+    return CPU_ATTENTION if (device, precision) == ("cpu", "bf16") else "sdpa"
 
 
 def use_cpu_well(accelerator: Accelerator) -> None:

@@ -310,11 +310,11 @@ def test_a_malformed_loss_is_refused_in_one_line(folder, loss):
     [
         (
             lambda w: w["decoder.decoder_pos_embed"].zero_(),
-            ("decoder_pos_embed that is all zero", "--model.init paper"),
+            ("decoder_pos_embed that is not finite or equal", "--model.init paper"),
         ),
         (
             lambda w: w["vit.embeddings.position_embeddings"].zero_(),
-            ("position_embeddings that is all zero", "--model.init paper"),
+            ("position_embeddings that is not finite or equal", "--model.init paper"),
         ),
         (lambda w: w["vit.embeddings.position_embeddings"].fill_(float("nan")), ("is not finite",)),
         (lambda w: w.pop("decoder.decoder_pred.weight"), ("has no weights for: decoder.decoder_pred.weight",)),

@@ -15,7 +15,7 @@ from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.data.cores import num_cores
 from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import build_classifier, dropping_paths
-from mae_hf.models.layers import register_cpu_attention
+from mae_hf.models.layers import CPU_ATTENTION
 from mae_hf.models.mae import build_mae
 from mae_hf.training.hardware import attention_for, compile_layers, use_cpu_well
 
@@ -152,7 +152,7 @@ def test_auto_compiles_on_a_gpu_with_triton(monkeypatch, mode, device, triton, i
 
 @pytest.mark.slow
 def test_compiled_layers_give_the_same_loss_and_gradients_under_the_same_names():
-    model = build_mae(MODEL, register_cpu_attention())
+    model = build_mae(MODEL, CPU_ATTENTION)
     names, loss = list(model.state_dict()), loss_of(model)
     expected = loss()
     expected.backward()
@@ -185,7 +185,7 @@ def refuse(graph, inputs):
 def test_layers_of_one_shape_are_compiled_once_whatever_their_drop_path():
     shape = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2}
     config = ClassifierConfig(**shape, intermediate_size=32, init="scratch", drop_path=0.1)
-    model = build_classifier(config, ("cat", "dog"), register_cpu_attention(), seed=0)
+    model = build_classifier(config, ("cat", "dog"), CPU_ATTENTION, seed=0)
     counter = CompileCounter()
     for layer in model.vit.layers:
         layer.compile(backend=counter)

@@ -16,7 +16,7 @@ from mae_hf.config.model import ClassifierConfig, EncoderConfig, MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import ConfigError, PlainWarning, RunError
 from mae_hf.models.classifier import build_classifier
-from mae_hf.models.layers import register_cpu_attention
+from mae_hf.models.layers import CPU_ATTENTION
 from mae_hf.models.mae import build_mae
 from mae_hf.training import memory
 from mae_hf.training.memory import (
@@ -80,7 +80,7 @@ def kept_bytes(model: EncoderConfig, num_images: int, precision: str, attention:
 @pytest.mark.parametrize(("precision", "keeps_scores"), [("no", False), ("bf16", False), ("bf16", True)])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_activations_are_what_autograd_keeps_of_an_image_to_five_per_cent(model, precision, keeps_scores):
-    attention = register_cpu_attention() if keeps_scores else "sdpa"
+    attention = CPU_ATTENTION if keeps_scores else "sdpa"
     of_image = (kept_bytes(model, 6, precision, attention) - kept_bytes(model, 2, precision, attention)) / 4
     assert activation_bytes(model, precision, keeps_scores=keeps_scores) == pytest.approx(of_image, rel=0.05)
 
