@@ -157,6 +157,6 @@ def _train(
     turns.begin()
     sampler = BatchSampler(plan, train.seed, accelerator.process_index)
     log = RunLog(accelerator, dataclasses.replace(config, output_dir=folder), 0, {})
-    checkpoints = Checkpoints(accelerator, Path(folder), train.keep_checkpoints)
+    checkpoints = Checkpoints(accelerator, Path(folder) / "checkpoints", train.keep_checkpoints)
     training = loop.Training(accelerator, model, optimizer, train, sampler, loss_in_turn)
     loop.train(training, plan, TrainState(), log, checkpoints)

@@ -23,6 +23,7 @@ from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.inference import _every_image
 from mae_hf.training.checkpoint import Checkpoints, TrainState
+from mae_hf.training.distributed import prepare
 from mae_hf.training.loop import Evaluation, Training, train
 from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import WeightAverage
@@ -83,8 +84,8 @@ def run(
     model = network(dropout)
     average = WeightAverage(model, ema_decay, accelerator.device) if ema_decay else None
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints, average)
+    model, optimizer, _ = prepare(accelerator, model, optimizer, average)
+    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     state = checkpoints.resume()
     log = RunLog(accelerator, config, state.step, {})
 
@@ -96,7 +97,8 @@ def run(
 
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("evaluation", plan.steps(config.train.eval_every_epochs), evaluate)]
-    training = Training(accelerator, model, optimizer, config.train, sampler, loss_of, evaluations, starts_trained)
+    extra = {"starts_trained": starts_trained, "average": average}
+    training = Training(accelerator, model, optimizer, config.train, sampler, loss_of, evaluations, **extra)
     if config.train.minutes and not state.step:
         timed = [Evaluation("evaluation", evaluations[0].every_steps, lambda step: {})]  # `evaluate` divides by it
         num_steps = steps_that_fit(dataclasses.replace(training, evaluations=timed))

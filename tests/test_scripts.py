@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_folder_holds_what_the_contract_says(runs: Path):
-    common = {"config.yaml", "run.json", "metrics.jsonl", "metrics.json", "checkpoints", "figures", "model"}
+    common = {".lock", "config.yaml", "run.json", "metrics.jsonl", "metrics.json", "checkpoints", "figures", "model"}
     assert {path.name for path in (runs / "pretrain").iterdir()} == common | {"trackers", "audit.json"}
     assert {path.name for path in (runs / "finetune").iterdir()} == common | {
         "predictions.parquet",

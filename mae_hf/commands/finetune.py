@@ -1,7 +1,6 @@
 """Fine-tune a classifier from a pre-trained encoder, or train the same network from scratch."""
 
 import dataclasses
-import shutil
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
 from mae_hf.models.classifier import build_classifier, set_head
-from mae_hf.models.locate import KEPT
 from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
@@ -60,20 +58,19 @@ def finetune(config: FinetuneConfig) -> None:
     set_seed(config.train.seed)
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     model = build_classifier(start, class_names, attention_for(accelerator), config.train.seed)
-    has_head = config.model.head == "probe"
+    probed = config.model.head == "probe"
     probe = run.record.start_probe  # a resumed run has the head in its checkpoint
-    if checkpoints.newest() is None and (is_pretrained or has_head):
+    if checkpoints.newest() is None and (is_pretrained or probed):
         probe, head = start_probe(accelerator, model.vit, images, config.data, plan.eval_batch_size)
         fix = "use weights that are almost zero (--model.head zero)"
         problem = f"model.head probe: this encoder has no linear probe of its classes: {fix}"
-        require(head is not None or not has_head, problem)
-        if head and has_head:
+        require(head is not None or not probed, problem)
+        if head and probed:
             set_head(model, *head)
     optimizer = build_optimizer(model, config.train)
-    if config.train.ema_decay:
-        checkpoints.average = WeightAverage(model, config.train.ema_decay, accelerator.device)
-    average = checkpoints.average
-    prepared, optimizer, whole = prepare(accelerator, model, optimizer, averaged=average is not None)
+    decay = config.train.ema_decay
+    average = WeightAverage(model, decay, accelerator.device) if decay else None
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer, average)
     is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- a step: rows -> images -> augment -> normalise -> erase -> mixup or cutmix -> loss with soft targets ----
@@ -95,7 +92,7 @@ def finetune(config: FinetuneConfig) -> None:
     state = checkpoints.resume()
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)]
-    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations, has_head)
+    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations, probed, average)
     if run.must_fit_minutes(state.step):
         plan = dataclasses.replace(plan, total_steps=steps_that_fit(training))
     facts = {
@@ -145,7 +142,6 @@ def finetune(config: FinetuneConfig) -> None:
         hub.save_model(folder / "model", complete, config, metrics, audit=audit)
     run.upload()
     log.finish(metrics)
-    shutil.rmtree(folder / KEPT, ignore_errors=True)
     accelerator.print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "
         f"on validation); model is in {folder / 'model'}\n{describe_seen(seen, unseen)}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -17,7 +17,7 @@ from mae_hf.errors import require
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
 from mae_hf.training.memory import choose_micro_batch
 from mae_hf.training.provenance import RunRecord
-from mae_hf.training.run_folder import RunLock, RunLog, inspect_run, read_record
+from mae_hf.training.run_folder import RunLog, inspect_run, lock_folder, read_record
 
 
 @dataclass
@@ -27,7 +27,7 @@ class OpenRun:
     config: PretrainConfig | FinetuneConfig
     accelerator: Accelerator
     folder: Path
-    lock: RunLock | None = None
+    lock: IO[str] | None = None  # until it is closed
     record: RunRecord = field(default_factory=RunRecord)  # run.json of an earlier start
     memory: str = ""  # what the run needs and what is free, in words
 
@@ -56,7 +56,7 @@ class OpenRun:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         sizes = {"num_parameters": num_parameters, "total_steps": plan.total_steps}
         sizes["micro_batch_size"] = plan.micro_batch_size
-        log = RunLog(accelerator, self.config, step, {**facts, **sizes}, self.lock)
+        log = RunLog(accelerator, self.config, step, {**facts, **sizes})
         compiled = ", compiled layers" if facts["is_compiled"] else ""
         table = {"run": f"{self.folder}, from step {step}", **lines}
         table["model"] = f"{num_parameters / 1e6:.1f} M parameters, {lines['model']}"
@@ -91,7 +91,7 @@ def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
         run.upload()
         return None
-    run.lock = RunLock(accelerator, folder)
+    run.lock = lock_folder(accelerator, folder)
     run.record = broadcast_object_list([read_record(folder)])[0]
     if config.hub.push and accelerator.is_main_process:
         hub.push(None, config.hub)  # a wrong token is reported now, not after the training

@@ -35,7 +35,6 @@ from mae_hf.files import write_text
 from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_search
 from mae_hf.leakage.record import AUDIT, audit_json, continue_audit, describe_audit, read_model_audit
 from mae_hf.models.initialization import check_positions
-from mae_hf.models.locate import KEPT
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
 from mae_hf.models.origin import describe_start, find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
@@ -146,7 +145,6 @@ def pretrain(config: PretrainConfig) -> None:
         hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
     run.upload()
     log.finish(metrics)
-    shutil.rmtree(folder / KEPT, ignore_errors=True)
     loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"
     accelerator.print(f"held-out loss {loss}; model and encoder are in {folder / 'model'}")
 

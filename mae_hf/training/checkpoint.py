@@ -1,18 +1,17 @@
 """Training state on disk: saved whole, named by step, rotated, and read back to resume.
 
-A checkpoint is a folder `step-00001234`. It holds Accelerate's files (weights, optimizer, gradient scaler), the average
-of the weights if a run keeps one, `train_state.json` with everything else that the loop changes, and `digests.json`
-with the sha256 of each file. Schedule, data order, crops and masks are functions of the step and need no state.
+A checkpoint is a folder `step-00001234`. It holds Accelerate's files (weights and their average, optimizer, gradient
+scaler), `train_state.json` with everything else that the loop changes, and `digests.json` with the sha256 of each file.
+Schedule, data order, crops and masks are functions of the step and need no state.
 
-Every file is flushed to the disk before the folder gets its name. If a disk loses data all the same, the digests show
-it, and the run resumes from the checkpoint before.
+Every file, and the log of the run, is flushed to the disk before the folder gets its name. If a disk loses data all the
+same, the digests show it, and the run resumes from the checkpoint before.
 """
 
 import contextlib
 import dataclasses
 import errno
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -26,17 +25,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object
+from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object, patch_environment
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException, filesystem, metadata
 
 from mae_hf.errors import ConfigError, RunError, require, warn
 from mae_hf.files import beside_of, read_json, rename, sync
-from mae_hf.training.optim import WeightAverage
 
 STATE = "train_state.json"
-AVERAGE = "average.safetensors"
 DIGESTS = "digests.json"
 # What torch.distributed.checkpoint writes into the description of its shards, besides dtypes.
 _DESCRIPTION = {
@@ -65,9 +61,8 @@ class Checkpoints:
     """The checkpoints of a run. Every process saves and reads them at the same time."""
 
     accelerator: Accelerator  # has prepared the model and the optimizer
-    folder: Path  # the run's `checkpoints`
+    folder: Path  # `checkpoints` in the run folder
     keep: int  # number of newest checkpoints to keep, each with its best one
-    average: WeightAverage | None = None  # of the weights, if the run keeps one; saved and loaded with them
 
     def save(self, state: TrainState) -> None:
         """Write `step-N` and remove the checkpoints that are no longer kept; RunError if it cannot be written."""
@@ -86,12 +81,10 @@ class Checkpoints:
         with self._together(path) as is_main:
             if is_main:
                 (beside / STATE).write_text(json.dumps(dataclasses.asdict(state) | {"launch": self._launch}))
-                if self.average is not None:  # Accelerate would save it as a pickle
-                    save_file(self.average.module.state_dict(), beside / AVERAGE)
                 files = sorted(file for file in beside.rglob("*") if file.is_file())
                 digests = {file.relative_to(beside).as_posix(): _sha256(file) for file in files}
                 (beside / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
-                sync(beside)
+                sync(self.folder.parent)  # otherwise a power cut could leave a checkpoint whose log lines are lost
                 shutil.rmtree(path, ignore_errors=True)
                 rename(beside, path)
                 self._rotate()
@@ -105,9 +98,20 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint, or None. Damaged ones are renamed, with a warning."""
-        found = [self._newest_whole() if self.accelerator.is_main_process else None]
-        path: Path | None = broadcast_object_list(found)[0]
-        return path
+        found: list[Path | None] = [None]
+        for path in reversed(self._all() if self.accelerator.is_main_process else []):
+            damage = _damage(path)
+            # the end of the run needs the best one
+            if damage is None and (best := self._best(path)) != path and (damage := _damage(best)):
+                damage = f"its best checkpoint, {best.name}: {damage}"
+            if damage is None:
+                found = [path]
+                break
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            rename(path, aside)
+            warn(f"{path} is damaged ({damage}): renamed it to {aside.name}; the run resumes from an earlier one")
+        return broadcast_object_list(found)[0]
 
     def resume(self) -> TrainState:
         """Read the newest whole checkpoint, if there is one, like `load`."""
@@ -138,19 +142,16 @@ class Checkpoints:
         require(state.launch == self._launch, f"{path} {problem}: {fix}")
         try:
             check_shards(path)
-            self.accelerator.load_state(str(path))  # reads safetensors, and pickles with weights_only
-        except pickle.UnpicklingError as error:
-            raise RunError(f"{path} holds a pickle with more than tensors ({_one_line(error)}): remove it") from None
-        except CheckpointException as error:  # of shards; it is no Exception
-            fix = "once that is fixed, the same command resumes"
+            with patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):  # no pickle may run code
+                self.accelerator.load_state(str(path))
+        except (pickle.UnpicklingError, CheckpointException) as error:  # the latter, of shards, is no Exception
+            fix = "once that is fixed, or the folder is removed, the same command resumes"
             raise RunError(f"{path} cannot be read ({_one_line(error)}): {fix}") from None
         except (RuntimeError, ValueError) as error:
-            if not re.search("state.dict", str(error)):
+            if not re.search("state.dict|custom checkpoints", str(error)):
                 raise
             fix = "restore its images and its encoder (--model.init), or choose another --output_dir"
             raise RunError(f"{path} belongs to a different network ({_one_line(error)}): {fix}") from None
-        if self.average is not None:
-            self.average.module.load_state_dict(load_file(path / AVERAGE))
         return state
 
     def _best(self, path: Path) -> Path:
@@ -169,20 +170,6 @@ class Checkpoints:
             else:  # it loses its name first, so that a kill leaves no half of one; the next save removes it
                 os.replace(path, beside_of(path))
                 shutil.rmtree(beside_of(path))
-
-    def _newest_whole(self) -> Path | None:
-        for path in reversed(self._all()):
-            damage = _damage(path)
-            # the end of the run needs the best one
-            if damage is None and (best := self._best(path)) != path and (damage := _damage(best)):
-                damage = f"its best checkpoint, {best.name}: {damage}"
-            if damage is None:
-                return path
-            aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            rename(path, aside)
-            warn(f"{path} is damaged ({damage}): renamed it to {aside.name}; the run resumes from an earlier one")
-        return None
 
     @contextlib.contextmanager
     def _together(self, path: Path) -> Iterator[bool]:
@@ -214,19 +201,10 @@ class _DescriptionUnpickler(pickle.Unpickler):
 
 
 def check_shards(folder: Path) -> None:
-    """Raise `UnpicklingError` if torch would run code when it opens the shards of a checkpoint.
-
-    torch opens the description of shards, and all values that are not tensors, without `weights_only`.
-    """
+    """Raise `UnpicklingError` if Python would run code when torch opens the description of a checkpoint's shards."""
     for file in folder.rglob("*.metadata"):
         with file.open("rb") as opened:
-            description = _DescriptionUnpickler(opened).load()
-        kinds = description.state_dict_metadata
-        for index, stored in description.storage_data.items():
-            if isinstance(kinds.get(index.fqn), metadata.BytesStorageMetadata):
-                with (file.parent / stored.relative_path).open("rb") as opened:
-                    opened.seek(stored.offset)
-                    torch.load(io.BytesIO(opened.read(stored.length)), weights_only=True)
+            _DescriptionUnpickler(opened).load()
 
 
 def _damage(folder: Path) -> str | None:

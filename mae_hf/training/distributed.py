@@ -8,17 +8,16 @@ import contextlib
 import copy
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, wait_for_everyone
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mae_hf.config.train import TrainConfig
 from mae_hf.errors import require
 from mae_hf.training.hardware import use_cpu_well
+from mae_hf.training.optim import WeightAverage
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
@@ -40,11 +40,9 @@ def start_accelerator(
     """
     check_launch()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    accelerator = Accelerator(
-        cpu=several and not torch.accelerator.is_available(),  # otherwise each process would run a separate run
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
-        **options,
-    )
+    on_cpu = several and not torch.accelerator.is_available()  # otherwise each process would run a separate run
+    group = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[group], **options)
     kind = accelerator.distributed_type
     is_sharded, asked = kind == DistributedType.FSDP, parse_flag_from_env("ACCELERATE_USE_FSDP")
     fix = "without a GPU for each process, use --multi_gpu"
@@ -73,12 +71,11 @@ def check_launch() -> None:
     (MASTER_ADDR), but no rank, neither torchrun's nor MPI's.
     """
     is_launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
-    require(
-        not is_launched or any(name.endswith("RANK") for name in os.environ),
-        "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that). For "
-        "several processes on CPUs, type ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ... "
-        "For one process, type --num_processes 1, and unset MASTER_ADDR if you have set it",
-    )
+    has_rank = any(name.endswith("RANK") for name in os.environ)
+    problem = "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that)"
+    several = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ..."
+    one = "For one process, type --num_processes 1, and unset MASTER_ADDR if you have set it"
+    require(has_rank or not is_launched, f"{problem}. For several processes on CPUs, type {several} {one}")
     fsdp, version = parse_flag_from_env("ACCELERATE_USE_FSDP"), os.environ.get("FSDP_VERSION", "1")
     unsupported = {
         "DeepSpeed": parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
@@ -95,19 +92,16 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
     """Check that all machines of a run share the output folder, since every rank writes checkpoints into it."""
     if accelerator.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         return
-    parent = folder.absolute().parent
-    mark = parent / broadcast_object_list([f".{folder.name}.{uuid.uuid4().hex}"])[0]
-    if accelerator.is_main_process:
-        with contextlib.suppress(OSError):  # `RunLock` reports a folder that cannot be written
-            parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-    wait_for_everyone()
-    seen = gather_object([mark.exists()])
-    if accelerator.is_main_process and seen[0]:
-        mark.unlink()
+    parent, written = folder.absolute().parent, ""
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            with contextlib.suppress(OSError):  # `lock_folder` reports a folder that cannot be written
+                parent.mkdir(parents=True, exist_ok=True)
+                written = stack.enter_context(NamedTemporaryFile(prefix=f".{folder.name}.", dir=parent)).name
+        seen = gather_object([Path(broadcast_object_list([written])[0]).exists()])
     problem = f"{seen.count(False)} of {len(seen)} processes do not see what the main process writes there"
     fix = "choose a folder on a shared file system (--output_dir)"
-    require(all(seen) or not any(seen), f"the machines do not share {parent}: {problem}; {fix}")
+    require(all(seen), f"the machines do not share {parent}: {problem}; {fix}")
 
 
 def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
@@ -123,20 +117,22 @@ def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str)
 
 
 def prepare(
-    accelerator: Accelerator, model: Model, optimizer: Optimizer, *, averaged: bool = False
+    accelerator: Accelerator, model: Model, optimizer: Optimizer, average: WeightAverage | None = None
 ) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
     """Return model and optimizer, wrapped for the strategy of this run, and `whole()`.
 
     Every process must call `whole` at the same time. It returns the unwrapped model with all its weights, in eval mode.
     A sharded model is gathered on the main process alone, and freed once the caller drops it; the other processes get
-    None. A model that is also `averaged` cannot be sharded.
+    None. Checkpoints also hold the `average` of the weights, where a run keeps one; such a model cannot be sharded.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
+        if average is not None:
+            accelerator.register_for_checkpointing(average.module)
         prepared, optimizer = accelerator.prepare(model, optimizer)
         return prepared, optimizer, model.eval
 
     fix = "choose --multi_gpu, or turn the average off (--train.ema_decay 0)"
-    require(not averaged, f"ema_decay averages whole weights, but FSDP shards them: {fix}")
+    require(average is None, f"ema_decay averages whole weights, but FSDP shards them: {fix}")
     # a copy without weights, for the main process to fill: sharding changes the modules of `model` itself
     empty = {id(tensor): nn.Parameter(tensor.to("meta"), tensor.requires_grad) for tensor in model.parameters()}
     hollow = copy.deepcopy(model, empty)
@@ -148,9 +144,7 @@ def prepare(
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
     def gather() -> Model | None:
-        # with cpu_offload, only the main process receives the weights
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(prepared, options=options)
+        weights = accelerator.get_state_dict(prepared)
         if not accelerator.is_main_process:
             return None
         whole = copy.deepcopy(hollow)

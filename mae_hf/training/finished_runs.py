@@ -196,9 +196,8 @@ def _read_history(path: Path) -> list[dict[str, float]]:
     for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         values = parse_json(text, dict[str, object], f"{path}, line {number}")
         line = {key: value for key, value in values.items() if _is_finite(value)}  # it is null in metrics.jsonl
-        problem = "has no epoch, or a smaller one than the line above"
         is_next = line.get("epoch", -np.inf) >= (lines[-1]["epoch"] if lines else 0)
-        require(is_next, f"{path}, line {number} {problem}: {AGAIN}")
+        require(is_next, f"{path}, line {number} has no epoch, or a smaller one than the line above: {AGAIN}")
         lines.append(line)
     return lines
 

@@ -22,16 +22,16 @@ def isolated(precision: Precision | None) -> Iterator[None]:
     afterwards as before. Only glibc keeps the settings of `use_cpu_well`.
     """
     shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    states, environment, num_threads = [dict(state) for state in shared], dict(os.environ), torch.get_num_threads()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    before = [(state, dict(state)) for state in (*shared, os.environ)]
+    python_state, numpy_state, num_threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    suppress_errors = torch._dynamo.config.suppress_errors
+    dynamo = torch._dynamo.config
     for state in shared:
         state.clear()
     if precision is not None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), dynamo.patch(suppress_errors=dynamo.suppress_errors):
             yield
     except BaseException as error:
         # a notebook keeps the last traceback, and with its frames the lock of the run and the memory of the model
@@ -41,12 +41,9 @@ def isolated(precision: Precision | None) -> Iterator[None]:
             raised = raised.__context__
         raise
     finally:
-        for state, before in zip(shared, states, strict=True):
+        for state, content in before:
             state.clear()
-            state.update(before)
-        os.environ.clear()
-        os.environ.update(environment)
+            state.update(content)
         torch.set_num_threads(num_threads)
-        torch._dynamo.config.suppress_errors = suppress_errors
         random.setstate(python_state)
         np.random.set_state(numpy_state)

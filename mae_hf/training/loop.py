@@ -21,10 +21,10 @@ from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.hardware import free_unused
 from mae_hf.training.losses import LossOf
 from mae_hf.training.memory import explained_lack
-from mae_hf.training.optim import learning_rate_at, set_learning_rate
+from mae_hf.training.optim import WeightAverage, learning_rate_at, set_learning_rate
 from mae_hf.training.pace import RunProgress, describe_machine
 from mae_hf.training.run_folder import RunLog
-from mae_hf.training.signals import StopSignals
+from mae_hf.training.signals import StopSignals, handling
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,6 @@ class Evaluation:
         """Return whether it runs when `step` steps are done; `last` says that the run has no more."""
         return self.at_end if last else step % self.every_steps == 0
 
-    def count(self, num_steps: int) -> int:
-        """Return how often it runs in a run of that many steps."""
-        return (num_steps - 1) // self.every_steps + self.at_end
-
 
 @dataclass(frozen=True)
 class Training:
@@ -57,6 +53,7 @@ class Training:
     loss_of: LossOf
     evaluations: Sequence[Evaluation] = ()
     starts_trained: bool = False  # whether the weights before the first step may be the best ones
+    average: WeightAverage | None = None  # of the weights, if the run keeps one
 
 
 def train(
@@ -89,9 +86,9 @@ def train(
         values = _evaluate(training.model, training.evaluations, 0, progress)
         log.metrics(0, 0.0, values)
         state.best_step, state.best_value, saved_step = 0, values[str(best_key)], 0
-        _save(progress, log, checkpoints, state)
-    lack = explained_lack(plan.micro_batch_size)
-    with StopSignals(accelerator.is_main_process) as signals, contextlib.closing(progress), lack:
+        checkpoints.save(progress.noted_in(state))
+    signals = StopSignals(accelerator.is_main_process)
+    with handling(signals.note), contextlib.closing(progress), explained_lack(plan.micro_batch_size):
         try:
             while state.step < plan.total_steps:
                 # ---- step ----
@@ -101,8 +98,8 @@ def train(
                 loss, told_to_stop = over_processes(accelerator, loss, signals)
                 failure = first_failure(failure, loss, grad_norm, state.step)
                 update(training.optimizer, failure[0])
-                if checkpoints.average is not None:
-                    checkpoints.average.update(state.step)
+                if training.average is not None:
+                    training.average.update(state.step)
                 state.step += 1
                 progress.add(loss, config.batch_size)
 
@@ -130,7 +127,7 @@ def train(
 
                 # ---- save ----
                 if save_due:
-                    _save(progress, log, checkpoints, state)
+                    checkpoints.save(progress.noted_in(state))
                     saved_step = state.step
                 progress.resume()
                 if told_to_stop.item() > 0:
@@ -138,7 +135,7 @@ def train(
         except RunStopped as stopped:
             if saved_step != state.step:
                 check_failure(accelerator, failure, checkpoints)
-                _save(progress, log, checkpoints, state)
+                checkpoints.save(progress.noted_in(state))
             name, path = signal.Signals(stopped.signal_number).name, checkpoints.path(state.step)
             raise RunStopped(f"{name}: saved as {path}", stopped.signal_number) from None
     return state
@@ -209,11 +206,9 @@ def check_failure(accelerator: Accelerator, failure: Tensor, checkpoints: Checkp
     if math.isfinite(loss) and accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1:
         failure.zero_()  # fp16 searches for its loss scale this way: the scaler skips the step and halves the scale
         return
-    raise RunError(
-        f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {step:.0f} is not finite; the last good "
-        f"checkpoint is {checkpoints.latest() or 'none yet'}: lower --train.base_lr, or use bf16 or fp32 instead of "
-        "fp16"
-    )
+    problem = f"the loss ({loss:.4g}) or the gradient norm ({grad_norm:.4g}) of step {step:.0f} is not finite"
+    good = f"the last good checkpoint is {checkpoints.latest() or 'none yet'}"
+    raise RunError(f"{problem}; {good}: lower --train.base_lr, or use bf16 or fp32 instead of fp16")
 
 
 def _may_check(accelerator: Accelerator, signals: StopSignals, step: int) -> bool:
@@ -227,21 +222,13 @@ def _may_check(accelerator: Accelerator, signals: StopSignals, step: int) -> boo
     return step % 20 == 0 or (accelerator.num_processes == 1 and signals.received != 0)
 
 
-def _evaluate(
-    model: nn.Module, evaluations: Sequence[Evaluation], step: int, progress: RunProgress
-) -> dict[str, float]:
+def _evaluate(model: nn.Module, due: Sequence[Evaluation], step: int, progress: RunProgress) -> dict[str, float]:
     model.eval()
     free_unused()  # what an evaluation allocates has other sizes than in training
     values: dict[str, float] = {}
-    for evaluation in evaluations:
+    for evaluation in due:
         progress.set_description_str(evaluation.name)
         values |= evaluation.run(step)
     progress.set_description_str("training")
     free_unused()
     return values
-
-
-def _save(progress: RunProgress, log: RunLog, checkpoints: Checkpoints, state: TrainState) -> None:
-    progress.write_into(state)
-    log.sync()  # otherwise a power cut could leave a checkpoint whose log lines are lost
-    checkpoints.save(state)

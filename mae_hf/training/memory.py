@@ -52,10 +52,8 @@ def num_parameters(model: EncoderConfig) -> tuple[int, int]:
 def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bool) -> int:
     """Return the memory of weights, gradients and AdamW's two moments in fp32, and of autocast's half-precision copies.
 
-    Args:
-        trained: number of parameters with a gradient.
-        stored: number of all parameters.
-        is_bucketed: whether gradients are copied into buckets before they are sent (DDP).
+    Of the `stored` parameters, the `trained` ones have a gradient; `is_bucketed` ones are copied before they are sent
+    (DDP).
     """
     copies = _HALF * stored if mixed_precision != "no" else 0
     return _FP32 * stored + (3 + is_bucketed) * _FP32 * trained + copies
@@ -64,36 +62,30 @@ def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bo
 def activation_bytes(model: EncoderConfig, mixed_precision: str, *, keeps_scores: bool = False) -> int:
     """Return the bytes that an image's forward pass keeps for the backward pass.
 
-    Args:
-        model: the shape of a masked autoencoder or a classifier.
-        mixed_precision: `no`, `fp16` or `bf16`.
-        keeps_scores: whether attention keeps its T x T scores, as it does in bf16 on a CPU; sdpa keeps none.
+    In bf16 on a CPU, attention `keeps_scores`, T x T in each head; sdpa keeps none.
     """
     half = _FP32 if mixed_precision == "no" else _HALF
-    values, width, heads = 3 * model.patch_size**2, model.hidden_size, model.num_attention_heads
+    values, width = 3 * model.patch_size**2, model.hidden_size
     visible = (model.num_visible if isinstance(model, MAEConfig) else model.num_patches) + 1
     kept = half * (visible - 1) * values  # patches
-    of_layer = _layer_bytes(visible, width, model.intermediate_size, heads, half, keeps_scores)
-    kept += model.num_hidden_layers * of_layer
+    kept += model.num_hidden_layers * _layer_bytes(model, "", visible, visible, half, keeps_scores)
     kept += visible * (_FP32 + half) * width  # the norm after the encoder, and what the decoder embeds
     if not isinstance(model, MAEConfig):
         return kept
     decoded = max(1, round(model.decode_ratio * (model.num_patches - model.num_visible)))
-    width, heads = model.decoder_hidden_size, model.decoder_num_attention_heads
-    decoder = (visible + decoded, width, model.decoder_intermediate_size, heads, half, keeps_scores)
-    kept += (model.decoder_num_hidden_layers - 1) * _layer_bytes(*decoder)
-    kept += _layer_bytes(*decoder, num_queries=decoded)
+    tokens, width = visible + decoded, model.decoder_hidden_size
+    kept += (model.decoder_num_hidden_layers - 1) * _layer_bytes(model, "decoder_", tokens, tokens, half, keeps_scores)
+    kept += _layer_bytes(model, "decoder_", tokens, decoded, half, keeps_scores)
     return kept + decoded * ((_FP32 + half) * width + _FP32 * values)  # its norm, the predicted patches
 
 
-def _layer_bytes(
-    tokens: int, width: int, mlp_width: int, heads: int, half: int, keeps_scores: bool, num_queries: int | None = None
-) -> int:
+def _layer_bytes(model: EncoderConfig, part: str, tokens: int, queries: int, half: int, keeps_scores: bool) -> int:
     """Bytes of a transformer layer: inputs of norms stay in fp32, inputs of products are in half precision."""
-    queries = tokens if num_queries is None else num_queries
+    names = ("hidden_size", "intermediate_size", "num_attention_heads")
+    width, mlp_width, heads = (getattr(model, part + name) for name in names)
     per_token = _FP32 * width + 3 * half * width + 2 * _FP32  # norm; its output, key, value; mean and deviation
     per_query = _FP32 * width + 3 * half * width + 2 * half * mlp_width + 2 * _FP32
-    return tokens * per_token + queries * (per_query + heads * (half * tokens if keeps_scores else _FP32))
+    return int(tokens * per_token + queries * (per_query + heads * (half * tokens if keeps_scores else _FP32)))
 
 
 # ---- what is free ----
@@ -102,19 +94,14 @@ def _layer_bytes(
 def free_memory(device: torch.device, root: Path = Path("/")) -> float:
     """Return the bytes that this process may still take: of its GPU, or its share of the machine and control groups.
 
-    Memory that files occupy counts as free, since the kernel drops them.
-
-    Args:
-        device: of this process.
-        root: the file system to read the limits of control groups from; tests give their own.
+    Memory that files occupy counts as free, since the kernel drops them. `root` has the limits of control groups.
     """
     if device.type == "cuda":  # what this process has freed stays in its cache, which counts as used
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     free = [psutil.virtual_memory().available]
     for group, is_v1 in control_groups("memory", root):
-        limit, usage = ("limit_in_bytes", "usage_in_bytes") if is_v1 else ("max", "current")
-        prefix = "total_" if is_v1 else ""
+        limit, usage, prefix = ("limit_in_bytes", "usage_in_bytes", "total_") if is_v1 else ("max", "current", "")
         with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
             rest = int((group / f"memory.{limit}").read_text()) - int((group / f"memory.{usage}").read_text())
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -140,9 +127,7 @@ def run_bytes(config: PretrainConfig | FinetuneConfig, plan: Plan, accelerator: 
     image = 3 * model.image_size**2 * _FP32
     training = plan.micro_batch_size * (activation_bytes(model, precision, keeps_scores=keeps_scores) + 4 * image)
     half, tokens = _FP32 if precision == "no" else _HALF, model.num_patches + 1
-    layer = _layer_bytes(
-        tokens, model.hidden_size, model.intermediate_size, model.num_attention_heads, half, keeps_scores
-    )
+    layer = _layer_bytes(model, "", tokens, tokens, half, keeps_scores)
     evaluating = plan.eval_batch_size * (layer + 2 * image)
     return _OVERHEAD + fixed + _FRAGMENTED * max(training, evaluating)
 
@@ -153,10 +138,7 @@ def choose_micro_batch(
     """Return the size of a run's micro-batches, the same on every process, and the memory that it takes, in words.
 
     With `auto`, this is the size that the run started with (`recorded`), or the largest that fits into free memory.
-    Mixup and cutmix need an even number of images, unless the batch is not split.
-
-    Raises:
-        ConfigError: not even the smallest size fits.
+    Mixup and cutmix need an even number of images, unless the batch is not split. ConfigError if no size fits.
     """
     train = config.train
     sizes = train.micro_batch_sizes(accelerator.num_processes)

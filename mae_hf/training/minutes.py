@@ -1,6 +1,5 @@
 """The number of steps that fit into `train.minutes`, from a few steps and evaluations that leave no trace."""
 
-import bisect
 import contextlib
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ def steps_that_fit(
     with reading(0, 1 + NUM_TIMED) if reading else contextlib.nullcontext():
         step_seconds = _time_steps(training, SHARE_TIMED * limit)
     training.model.eval()
-    costs = []
+    at_end = 0.0
     for evaluation in training.evaluations:
         for _ in range(2):  # the first one imports libraries
             before = time.perf_counter()
@@ -36,14 +35,10 @@ def steps_that_fit(
             cost = time.perf_counter() - before
             if broadcast_object_list([cost > SHARE_TIMED * limit])[0]:  # the processes evaluate together
                 break
-        costs.append((evaluation, cost))
-
-    def seconds(num_steps: int) -> float:
-        return num_steps * step_seconds + sum(cost * evaluation.count(num_steps) for evaluation, cost in costs)
-
-    left = limit - (time.perf_counter() - started)
-    found = bisect.bisect_right(range(1, int(max(0, left) / step_seconds) + 2), left, key=seconds)
-    return int(broadcast_object_list([max(1, found)])[0])
+        step_seconds += cost / evaluation.every_steps
+        at_end += cost * evaluation.at_end
+    left = limit - (time.perf_counter() - started) - at_end
+    return int(broadcast_object_list([max(1, int(left / step_seconds))])[0])
 
 
 def _time_steps(training: Training, most_seconds: float) -> float:
@@ -51,7 +46,7 @@ def _time_steps(training: Training, most_seconds: float) -> float:
     accelerator, optimizer = training.accelerator, training.optimizer
     scaler = accelerator.scaler
     scale = scaler.state_dict() if scaler is not None else None
-    signals = StopSignals(accelerator.is_main_process)  # not entered: nothing is to be saved, so a signal ends the run
+    signals = StopSignals(accelerator.is_main_process)  # handles none: nothing is to be saved, so a signal ends the run
     times = [time.perf_counter()]
     with torch.random.fork_rng(devices=[]):
         for step in range(1 + NUM_TIMED):

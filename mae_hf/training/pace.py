@@ -13,8 +13,6 @@ from mae_hf.data.cores import num_cores
 from mae_hf.progress import Progress, in_words
 from mae_hf.training.checkpoint import TrainState
 
-SECONDS_A_DAY = 86_400
-
 
 def describe_machine(accelerator: Accelerator, model: nn.Module, config: TrainConfig) -> str:
     """Return the size of a model, its machine, and what takes less time: for a run of more than a day."""
@@ -31,9 +29,8 @@ class RunProgress(Progress):
     """
 
     def __init__(self, accelerator: Accelerator, plan: Plan, state: TrainState, machine: str) -> None:
-        is_hidden = not accelerator.is_main_process
         options = {"initial": state.step, "unit": "step", "smoothing": 0.05}
-        super().__init__(desc="training", total=plan.total_steps, disable=is_hidden, **options)
+        super().__init__(desc="training", total=plan.total_steps, disable=not accelerator.is_main_process, **options)
         self._loss = torch.tensor(state.loss_sum, device=accelerator.device)
         self._steps, self._images, self._seconds = state.loss_steps, 0, 0.0
         self._done, self._trained, self._machine = 0, 0.0, machine
@@ -62,7 +59,7 @@ class RunProgress(Progress):
             clock = "%H:%M" if end.date() == datetime.now().date() else "%d %b %Y %H:%M"
             text = f"time            about {in_words(seconds)}, until {end.strftime(clock)}, plus evaluations"
             with contextlib.suppress(OSError):
-                self.write(f"{text}: {self._machine}" if seconds > SECONDS_A_DAY else text)
+                self.write(f"{text}: {self._machine}" if seconds > 86_400 else text)
 
     def pause(self) -> None:
         """Stop the clock."""
@@ -74,9 +71,10 @@ class RunProgress(Progress):
         """Start the clock."""
         self._started = time.perf_counter()
 
-    def write_into(self, state: TrainState) -> None:
-        """Put into `state` what a resumed run needs to write the same next line."""
+    def noted_in(self, state: TrainState) -> TrainState:
+        """Return `state` with what a resumed run needs to write the same next line."""
         state.loss_sum, state.loss_steps = self._loss.item(), self._steps
+        return state
 
     def values(self) -> dict[str, float]:
         """Show and return `train/loss` and `train/images_per_second`, and start anew. The clock is paused."""

@@ -1,6 +1,5 @@
 """A run folder: its lock, the files that a run writes about itself, and its trackers."""
 
-import contextlib
 import errno
 import fcntl
 import importlib.util
@@ -9,6 +8,7 @@ import math
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
 from mae_hf.errors import ConfigError, require, warn
 from mae_hf.files import PARTIAL, moved_away, read_json, sync, write_json, write_text
+from mae_hf.models.locate import KEPT
 from mae_hf.training.distributed import check_same, end_processes
 from mae_hf.training.provenance import RunRecord, environment
 
@@ -33,16 +34,15 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
     ConfigError if it holds other files or a run with a different config, or if a tracker is not installed.
     """
     for name in config.train.trackers:
-        is_installed = importlib.util.find_spec(name) is not None
         fix = f"pip install {name}, or leave it out (--train.trackers)"
-        require(is_installed, f"tracker {name} is not installed: {fix}")
+        require(importlib.util.find_spec(name) is not None, f"tracker {name} is not installed: {fix}")
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
         entries = folder.iterdir() if folder.is_dir() else ()
         others = sorted(entry.name for entry in entries if entry.name != LOCK and not entry.match(PARTIAL))
-        named = ", ".join(others[:3])
-        require(not others, f"{folder} is not a run folder but contains {named}: choose another --output_dir")
+        problem = f"is not a run folder but contains {', '.join(others[:3])}"
+        require(not others, f"{folder} {problem}: choose another --output_dir")
         return "new"
     try:
         old = parse.read_file(type(config), path)
@@ -55,74 +55,47 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
     return "finished" if (folder / "metrics.json").exists() else "unfinished"
 
 
-class RunLock:
-    """Keeps other runs out of a run folder until it is released or the process ends, even by a kill.
+def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
+    """Keep other runs out of a run folder until the returned file is closed, or the process ends, even by a kill.
 
-    Every process creates it. The main process creates the folder, and locks its file `.lock` with `flock`, which also
+    Every process calls it. The main process creates the folder, and locks its file `.lock` with `flock`, which also
     works between the hosts of an NFS share. The file by itself locks nothing. ConfigError names another process that
     holds the lock, or says why the folder cannot be written.
     """
-
-    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
-        self._path = folder / LOCK
-        self._file: IO[str] | None = None
-        problem = broadcast_object_list([self._take() if accelerator.is_main_process else ""])[0]
-        require(not problem, str(problem))
-
-    def release(self) -> None:
-        """Release the lock and remove the file."""
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
-
-    def _take(self) -> str:
-        """Lock the file. Return the reason if that fails, otherwise an empty text."""
-        folder = self._path.parent
+    file, problem = None, ""
+    if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            while True:
-                file = self._path.open("a+")
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
-                        break
-                file.close()  # its last holder released it meanwhile, and removed the file that is locked now
+            file = (folder / LOCK).open("a+")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
+            file.flush()
         except BlockingIOError:
-            with file:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-            return f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
+            holder = (folder / LOCK).read_text().strip() or "another process"
+            problem = f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                return f"cannot write to {folder} ({error.strerror}): choose another --output_dir"
-            warn(f"cannot lock {folder} ({error.strerror}): make sure that no other run uses it")
-            return ""
-        self._file = file
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
-        file.flush()
-        return ""
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                warn(f"cannot lock {folder} ({error.strerror}): make sure that no other run uses it")
+            else:
+                problem = f"cannot write to {folder} ({error.strerror}): choose another --output_dir"
+    problem = broadcast_object_list([problem])[0]
+    require(not problem, problem)
+    return file
 
 
 class RunLog:
     """The files of a run and its trackers. Every process creates one and calls it; the main process writes.
 
     It writes the config, and `facts` into run.json beside versions, command and device. A resumed run keeps its first
-    start, and loses the lines of metrics.jsonl after the `step` that it resumes from. The `lock` of the run folder is
-    released when the run is finished. ConfigError if the training images differ between the processes, or have changed
-    since the run started.
+    start, and loses the lines of metrics.jsonl after the `step` that it resumes from. ConfigError if the training
+    images differ between the processes, or have changed since the run started.
     """
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        config: PretrainConfig | FinetuneConfig,
-        step: int,
-        facts: dict[str, Any],
-        lock: RunLock | None = None,
+        self, accelerator: Accelerator, config: PretrainConfig | FinetuneConfig, step: int, facts: dict[str, Any]
     ) -> None:
-        self._accelerator, self._lock = accelerator, lock
+        self._accelerator = accelerator
         self._folder = Path(config.output_dir)
         self._path = self._folder / "metrics.jsonl"
         images = facts.get("data_fingerprint")
@@ -140,12 +113,10 @@ class RunLog:
             write_json(self._folder / "run.json", self._run)
             self._remove_lines_after(step)
         if config.train.trackers:
-            accelerator.init_trackers(
-                self._folder.name,
-                {key: str(value) for key, value in parse.flatten(config).items()},
-                # TensorBoard forgets what came after the step; trackio cannot, and starts a new run of the project
-                init_kwargs={"tensorboard": {"purge_step": step + 1}},
-            )
+            settings = {key: str(value) for key, value in parse.flatten(config).items()}
+            # TensorBoard forgets what came after the step; trackio cannot, and starts a new run of the project
+            options = {"tensorboard": {"purge_step": step + 1}}
+            accelerator.init_trackers(self._folder.name, settings, init_kwargs=options)
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and send it to the trackers; RunError if the folder was moved or removed."""
@@ -168,22 +139,19 @@ class RunLog:
         found = [is_main and any(line["step"] == step for line in read_metrics(self._folder))]
         return bool(broadcast_object_list(found)[0])
 
-    def sync(self) -> None:
-        """Return once everything written so far is on the disk."""
-        if self._accelerator.is_main_process:
-            sync(self._folder)
-
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Write the end into run.json, then metrics.json, which marks the run as finished; release the lock."""
+        """Write the end into run.json, then metrics.json, which marks the run as finished.
+
+        A finished run no longer needs the checkpoint that it started from.
+        """
         if self._accelerator.is_main_process:
             write_json(self._folder / "run.json", {**self._run, "end": _now()})
-            self.sync()  # the run is finished once all its files are on the disk
+            sync(self._folder)  # the run is finished once all its files are on the disk
             write_json(self._folder / "metrics.json", metrics)
+            shutil.rmtree(self._folder / KEPT, ignore_errors=True)
         self._track(lambda: [tracker.finish() for tracker in self._accelerator.trackers])
         self._accelerator.trackers.clear()  # otherwise Accelerate ends them once more
         end_processes(self._accelerator)
-        if self._lock is not None:
-            self._lock.release()
 
     def _track(self, action: Callable[[], object]) -> None:
         """Use the trackers. If they fail, the run continues without them."""

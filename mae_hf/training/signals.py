@@ -64,30 +64,26 @@ def discard(descriptor: int) -> None:
     os.close(nowhere)
 
 
-class StopSignals(contextlib.ExitStack):
-    """Note SIGTERM, SIGHUP and Ctrl-C while entered, so that the training loop can save before it stops.
+class StopSignals:
+    """What a training loop knows of SIGTERM, SIGHUP and Ctrl-C, handled by `note`, so that it can save before it stops.
 
     A second Ctrl-C, at least a second after the first, raises KeyboardInterrupt at once. Further SIGTERM and SIGHUP are
     ignored, because launchers and cluster managers send several. The main process confirms the signal on stderr.
     """
 
     def __init__(self, is_main_process: bool) -> None:
-        super().__init__()
         self.received = 0  # the number of the first signal
         self.interrupts = False  # while True, the first signal also raises `RunStopped` wherever the main thread is
         self._is_main_process = is_main_process
         self._since = 0.0
-
-    def __enter__(self) -> "StopSignals":
-        self.enter_context(handling(self._note))
-        return self
 
     def raise_if_received(self) -> None:
         """Raise `RunStopped` if a signal has arrived that interrupts: a library may have swallowed the first raise."""
         if self.received and self.interrupts:
             raise RunStopped(signal.Signals(self.received).name, self.received)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         if self.received:
             if number == signal.SIGINT and time.monotonic() - self._since >= _SECONDS_BETWEEN_TWO:
                 raise KeyboardInterrupt

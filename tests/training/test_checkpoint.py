@@ -18,9 +18,17 @@ from torch.distributed import checkpoint as torch_checkpoint
 
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.training.checkpoint import Checkpoints, TrainState, check_shards
+from mae_hf.training.distributed import prepare
 from mae_hf.training.optim import WeightAverage
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """The folder of the checkpoints, in a run folder."""
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
 
 
 @pytest.fixture
@@ -342,15 +350,16 @@ class Payload:
         return (Path.touch, (self.file,))
 
 
-def test_a_tampered_checkpoint_runs_no_code_even_with_the_right_digest(training, tmp_path):
+@pytest.mark.parametrize("name", ["optimizer.bin", "custom_checkpoint_0.pkl"])
+def test_a_tampered_checkpoint_runs_no_code_even_with_the_right_digest(training, average, tmp_path, name):
     checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
-    folder = tmp_path / "step-00000001"
-    torch.save({"state": {}, "param_groups": Payload(tmp_path / "it ran")}, folder / "optimizer.bin")
-    mend_digest(folder / "optimizer.bin")
-    with pytest.raises(RunError, match="step-00000001 holds a pickle with more than tensors"):
+    file = tmp_path / "step-00000001" / name
+    torch.save({"state": {}, "param_groups": Payload(tmp_path / "it ran")}, file)
+    mend_digest(file)
+    with pytest.raises(RunError, match=r"step-00000001 cannot be read \(Weights only load failed"):
         checkpoints.resume()
     assert not (tmp_path / "it ran").exists()
-    torch.load(folder / "optimizer.bin", weights_only=False)
+    torch.load(file, weights_only=False)
     assert (tmp_path / "it ran").exists(), "it would have"
 
 
@@ -360,7 +369,7 @@ def test_a_checkpoint_with_a_tampered_description_of_shards_is_refused(training,
     shards.mkdir()
     (shards / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "it ran")))
     mend_digest(shards / ".metadata", "optimizer_0/.metadata")
-    with pytest.raises(RunError, match=r"more than tensors \(pathlib.* has no part"):
+    with pytest.raises(RunError, match=r"cannot be read \(pathlib.* has no part"):
         checkpoints.resume()
 
 
@@ -376,7 +385,7 @@ def test_a_file_server_that_does_not_answer_is_no_damage(training, tmp_path, mon
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(training, tmp_path, monkeypatch):
+def test_everything_and_the_log_are_on_the_disk_before_the_checkpoint_has_its_name(training, tmp_path, monkeypatch):
     calls: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 
@@ -390,11 +399,12 @@ def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(training, 
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "replace", spy_replace)
+    (tmp_path.parent / "metrics.jsonl").touch()
     save_steps(training, tmp_path, TrainState(step=1))
-    beside = tmp_path / ".step-00000001.partial"
-    expected = {("fsync", str(path)) for path in (beside, *(beside / name for name in FILES))}
-    assert set(calls[:5]) == expected
-    assert calls[5:] == [("replace", str(tmp_path / "step-00000001")), ("fsync", str(tmp_path))]
+    beside, run = tmp_path / ".step-00000001.partial", tmp_path.parent
+    files = (run, run / "metrics.jsonl", tmp_path, beside, *(beside / name for name in FILES))
+    assert set(calls[:8]) == {("fsync", str(path)) for path in files}
+    assert calls[8:] == [("replace", str(tmp_path / "step-00000001")), ("fsync", str(tmp_path))]
 
 
 def test_a_save_does_not_create_a_moved_run_folder_again(training, tmp_path):
@@ -404,19 +414,33 @@ def test_a_save_does_not_create_a_moved_run_folder_again(training, tmp_path):
     assert not (tmp_path / "moved").exists()
 
 
-def test_the_average_of_the_weights_is_restored_and_is_no_pickle(training, tmp_path):
-    accelerator, model, _ = training
+@pytest.fixture
+def average(training):
+    """The average of the weights of `training`, all 3."""
+    accelerator, model, optimizer = training
     average = WeightAverage(accelerator.unwrap_model(model), 0.5, accelerator.device)
+    prepare(accelerator, model, optimizer, average)
     with torch.no_grad():
         average.module.weight.fill_(3.0)
-    checkpoints = Checkpoints(accelerator, tmp_path, keep=2, average=average)
+    yield average
+    accelerator._custom_objects.clear()
+
+
+def test_the_average_of_the_weights_is_restored(training, average, tmp_path):
+    checkpoints = Checkpoints(training[0], tmp_path, keep=2)
     checkpoints.save(TrainState(step=1))
     with torch.no_grad():
         average.module.weight.fill_(7.0)
     checkpoints.load(checkpoints.path(1))
     assert (average.module.weight == 3).all()
-    assert "average.safetensors" in json.loads((checkpoints.path(1) / "digests.json").read_text())
-    assert not list(checkpoints.path(1).glob("custom_checkpoint*"))
+    assert "custom_checkpoint_0.pkl" in json.loads((checkpoints.path(1) / "digests.json").read_text())
+
+
+def test_a_run_with_an_average_does_not_resume_without_it(training, average, tmp_path):
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    training[0]._custom_objects.clear()
+    with pytest.raises(RunError, match=r"step-00000001 belongs to a different network \(Number of custom checkpoints"):
+        checkpoints.resume()
 
 
 # ---- pickles of a sharded checkpoint, checked before torch would run their code ----
@@ -438,10 +462,12 @@ def test_shards_that_torch_saved_are_accepted(tmp_path):
     check_shards(tmp_path)
 
 
-def test_code_in_a_value_is_refused_and_not_run(tmp_path):
+def test_code_in_a_value_is_refused_and_not_run(training, tmp_path):
     shards = save_shards(tmp_path, lr=Payload(tmp_path / "it ran"))
-    with pytest.raises(pickle.UnpicklingError):
-        check_shards(tmp_path)
+    checkpoints, _ = save_steps(training, tmp_path, TrainState(step=1))
+    training[0].register_load_state_pre_hook(lambda models, folder: load_shards(shards))
+    with pytest.raises(RunError, match=r"step-00000001 cannot be read \(Weights only load failed"):
+        checkpoints.resume()
     assert not (tmp_path / "it ran").exists()
     load_shards(shards)
     assert (tmp_path / "it ran").exists(), "it would have"

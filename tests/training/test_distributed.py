@@ -24,7 +24,8 @@ from transformers import AutoModel
 
 from mae_hf.errors import ConfigError
 from mae_hf.training.distributed import check_launch, check_shared, prepare
-from mae_hf.training.run_folder import RunLock, read_metrics
+from mae_hf.training.optim import WeightAverage
+from mae_hf.training.run_folder import lock_folder, read_metrics
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
@@ -97,7 +98,9 @@ def test_a_strategy_that_is_not_supported_is_refused(environment, message):
 def test_an_average_of_sharded_weights_is_refused():
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
     with pytest.raises(ConfigError, match="ema_decay averages whole weights, but FSDP shards them"):
-        prepare(accelerator, torch.nn.Linear(1, 1), None, averaged=True)
+        prepare(
+            accelerator, torch.nn.Linear(1, 1), None, WeightAverage(torch.nn.Linear(1, 1), 0.5, torch.device("cpu"))
+        )
 
 
 def test_a_folder_that_several_machines_cannot_write_is_refused(tmp_path, monkeypatch):
@@ -106,7 +109,7 @@ def test_a_folder_that_several_machines_cannot_write_is_refused(tmp_path, monkey
     two_machines = SimpleNamespace(num_processes=2, is_main_process=True)
     check_shared(two_machines, tmp_path / "file" / "runs" / "mine")  # which is not called a folder that is not shared
     with pytest.raises(ConfigError, match=r"cannot write to \S*file/runs/mine \(Not a directory\).*--output_dir"):
-        RunLock(two_machines, tmp_path / "file" / "runs" / "mine")
+        lock_folder(two_machines, tmp_path / "file" / "runs" / "mine")
 
 
 GATHER = """

@@ -238,11 +238,11 @@ def test_the_mean_loss_of_a_line_is_over_the_steps_since_the_last_one(tmp_path):
         last = line["step"]
 
 
-def test_an_evaluation_is_counted_as_often_as_it_is_due():
+def test_an_evaluation_runs_at_its_interval_and_at_the_end_if_it_says_so():
     for every, num_steps, at_end in itertools.product(range(1, 6), range(1, 13), (True, False)):
         evaluation = loop.Evaluation("evaluation", every, lambda step: {}, at_end)
         due = [step for step in range(1, num_steps + 1) if evaluation.is_due(step, step == num_steps)]
-        assert len(due) == evaluation.count(num_steps) and (num_steps in due) == at_end
+        assert due == [*range(every, num_steps, every), *([num_steps] if at_end else [])]
 
 
 def test_images_per_second_count_steps_and_not_evaluations(tmp_path):

@@ -1,7 +1,6 @@
 """A run folder: which ones are accepted, their lock, what is written when, and what real trackers receive."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ from mae_hf.config.model import MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.training import provenance
-from mae_hf.training.run_folder import RunLock, RunLog, inspect_run, read_metrics
+from mae_hf.training.run_folder import RunLog, inspect_run, lock_folder, read_metrics
 
 FACTS = {"num_train_images": 1240, "data_fingerprint": "abc"}
 
@@ -135,8 +134,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from accelerate import Accelerator
-from mae_hf.training.run_folder import RunLock
-lock = RunLock(Accelerator(cpu=True), Path(sys.argv[1]))
+from mae_hf.training.run_folder import lock_folder
+lock = lock_folder(Accelerator(cpu=True), Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
 """
@@ -159,54 +158,38 @@ def holder(tmp_path: Path):
 
 def test_a_second_run_is_refused_with_the_name_of_the_first_until_that_is_killed(accelerator, holder, tmp_path):
     with pytest.raises(ConfigError) as caught:
-        RunLock(accelerator, tmp_path / "run")
+        lock_folder(accelerator, tmp_path / "run")
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'run'} is in use by process {holder.pid} on {platform.node()}, since 20")
     assert message.endswith(": wait until it ends, or choose another --output_dir")
-    RunLock(accelerator, tmp_path / "other").release()
+    lock_folder(accelerator, tmp_path / "other").close()
 
     holder.kill()
     holder.wait()
     assert (tmp_path / "run" / ".lock").exists(), "the file alone locks nothing"
-    lock = RunLock(accelerator, tmp_path / "run")
+    lock = lock_folder(accelerator, tmp_path / "run")
     assert f"process {os.getpid()} on" in (tmp_path / "run" / ".lock").read_text()
-    lock.release()
+    lock.close()
 
 
-def test_a_released_lock_leaves_no_file_and_can_be_taken_again(accelerator, tmp_path):
+def test_a_closed_lock_can_be_taken_again(accelerator, tmp_path):
     for _ in range(2):
-        lock = RunLock(accelerator, tmp_path / "run")
+        lock = lock_folder(accelerator, tmp_path / "run")
         with pytest.raises(ConfigError, match="is in use by process"):
-            RunLock(accelerator, tmp_path / "run")
-        lock.release()
-        assert not list((tmp_path / "run").iterdir())
+            lock_folder(accelerator, tmp_path / "run")
+        lock.close()
 
 
 def test_a_lock_is_free_after_its_holder_is_deleted(accelerator, tmp_path):
-    lock = RunLock(accelerator, tmp_path)
+    lock = lock_folder(accelerator, tmp_path)
     del lock
-    RunLock(accelerator, tmp_path).release()
-
-
-def test_a_lock_on_a_removed_file_does_not_count(accelerator, tmp_path, monkeypatch):
-    """The first run ends after the second has opened the file, and before it locks it."""
-    first, flock = RunLock(accelerator, tmp_path), fcntl.flock
-
-    def flock_late(file, operation):
-        first.release()
-        flock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", flock_late)
-    second = RunLock(accelerator, tmp_path)
-    with pytest.raises(ConfigError, match="is in use by process"):
-        RunLock(accelerator, tmp_path)
-    second.release()
+    lock_folder(accelerator, tmp_path).close()
 
 
 def test_a_folder_that_cannot_be_created_is_refused_with_the_cause(accelerator, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write to \S*file/run \(Not a directory\): choose another --output"):
-        RunLock(accelerator, tmp_path / "file" / "run")
+        lock_folder(accelerator, tmp_path / "file" / "run")
 
 
 def test_a_read_only_folder_is_refused_with_the_cause(accelerator, tmp_path):
@@ -219,7 +202,7 @@ def test_a_read_only_folder_is_refused_with_the_cause(accelerator, tmp_path):
         (tmp_path / "run").chmod(0o555)
     try:
         with pytest.raises(ConfigError, match=r"cannot write to \S*run \((Read-only file system|Permission denied)\)"):
-            RunLock(accelerator, tmp_path / "run")
+            lock_folder(accelerator, tmp_path / "run")
     finally:
         if os.geteuid() == 0:
             subprocess.run(["umount", str(tmp_path / "run")], check=True)
@@ -354,12 +337,10 @@ def test_moving_the_folder_ends_the_run_which_resumes_at_the_new_path(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "moved")] == [10]
 
 
-def test_a_finished_run_releases_its_lock_and_a_lock_file_does_not_make_a_folder_foreign(tmp_path):
-    accelerator, config = Accelerator(cpu=True), config_for(tmp_path / "run")
-    lock = RunLock(accelerator, tmp_path / "run")
-    assert inspect_run(config) == "new", "like the folder of a run that was killed before it wrote anything"
-    RunLog(accelerator, config, 0, {}, lock).finish({})
-    assert not (tmp_path / "run" / ".lock").exists()
+def test_a_lock_file_does_not_make_a_folder_foreign(tmp_path):
+    lock_folder(Accelerator(cpu=True), tmp_path / "run")
+    state = inspect_run(config_for(tmp_path / "run"))
+    assert state == "new", "like the folder of a run that was killed before it wrote anything"
 
 
 # ---- trackers ----

@@ -1,10 +1,12 @@
 """SIGTERM, SIGHUP and Ctrl-C, sent to real processes."""
 
+import contextlib
 import os
 import pty
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +16,13 @@ from mae_hf.training import signals
 from mae_hf.training.signals import StopSignals
 
 
+@contextlib.contextmanager
+def stop_signals(is_main_process: bool) -> Iterator[StopSignals]:
+    stop = StopSignals(is_main_process)
+    with signals.handling(stop.note):
+        yield stop
+
+
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
@@ -21,7 +30,7 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_noted_and_confirmed_once_and_the_handlers_are_restored(number, capfd):
     before = signal.getsignal(number)
-    with StopSignals(is_main_process=True) as stop:
+    with stop_signals(is_main_process=True) as stop:
         assert stop.received == 0
         send(number)
         assert stop.received == number
@@ -32,7 +41,7 @@ def test_a_signal_is_noted_and_confirmed_once_and_the_handlers_are_restored(numb
 
 def test_training_in_another_thread_leaves_the_handlers_alone():
     def hold() -> bool:
-        with StopSignals(is_main_process=True):
+        with stop_signals(is_main_process=True):
             return signal.getsignal(signal.SIGTERM) is before
 
     before = signal.getsignal(signal.SIGTERM)
@@ -41,13 +50,13 @@ def test_training_in_another_thread_leaves_the_handlers_alone():
 
 
 def test_other_ranks_print_nothing(capfd):
-    with StopSignals(is_main_process=False):
+    with stop_signals(is_main_process=False):
         send(signal.SIGTERM)
     assert capfd.readouterr().err == ""
 
 
 def test_a_second_ctrl_c_stops_at_once_but_a_copy_from_the_launcher_does_not(monkeypatch):
-    with StopSignals(is_main_process=False) as stop:
+    with stop_signals(is_main_process=False) as stop:
         send(signal.SIGINT)
         send(signal.SIGINT)  # at the same moment: the terminal's and the launcher's
         monkeypatch.setattr(signals, "_SECONDS_BETWEEN_TWO", 0.01)
@@ -60,7 +69,7 @@ def test_a_second_ctrl_c_stops_at_once_but_a_copy_from_the_launcher_does_not(mon
 
 def test_after_a_sigterm_ctrl_c_still_stops_at_once_and_further_sigterms_do_nothing(monkeypatch):
     monkeypatch.setattr(signals, "_SECONDS_BETWEEN_TWO", 0.0)
-    with StopSignals(is_main_process=False) as stop:
+    with stop_signals(is_main_process=False) as stop:
         for _ in range(3):
             send(signal.SIGTERM)
         assert stop.received == signal.SIGTERM
@@ -72,7 +81,7 @@ def test_an_ignored_signal_stays_ignored():
     """As a shell has it for what it starts in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with StopSignals(is_main_process=False) as stop:
+        with stop_signals(is_main_process=False) as stop:
             send(signal.SIGINT)
             assert stop.received == 0
     finally:
