@@ -35,6 +35,7 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
     records |= {str(run.path): run.record for run in comparison.runs}
     names = comparison.runs[0].class_names
     counts = np.bincount(comparison.runs[0].test.labels, minlength=len(names)).tolist()
+    settings = [dict(run.settings) for run in comparison.best.values()]  # an arm may not have one of another arm
     versions = {", ".join(f"{name} {version}" for name, version in it.versions.items()) for it in records.values()}
     return environment.get_template("report.html").render(
         comparison=comparison,
@@ -44,19 +45,13 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
         num_test_images=dict(zip(names, counts, strict=True)),
         recall=[_recall_of_classes(arm) for arm in comparison.chosen.values()],
         f1=[f1_of_classes(arm) for arm in comparison.chosen.values()],
-        settings=_settings(comparison),
+        settings={key: [arm.get(key, Undefined()) for arm in settings] for of_one in settings for key in of_one},
         runs_of_arms=_runs_of_arms(comparison),
         labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
         commands=_commands(comparison, output_dir),
     )
-
-
-def _settings(comparison: Comparison) -> dict[str, list[Any]]:
-    """Every setting with its value in the chosen recipe of each arm; undefined where an arm does not have it."""
-    settings = [dict(recipe[0].settings) for recipe in comparison.chosen.values()]
-    return {key: [of_arm.get(key, Undefined()) for of_arm in settings] for of_one in settings for key in of_one}
 
 
 def _runs_of_arms(comparison: Comparison) -> dict[str, list[str]]:

@@ -211,17 +211,14 @@ def copy_reconstruction(inits: Sequence[str], drawn: Pictures) -> None:
     for init in inits:
         origin = find_provenance(init)
         files = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
-        found = sorted(files, key=lambda path: (path.name == OVER_TIME, path.stat().st_mtime, path.name))
-        if found:
-            (drawn.folder / "reconstruction.png").write_bytes(found[-1].read_bytes())
-            drawn.captions["reconstruction"] = {
-                "file": found[-1].name,
-                "is_over_time": found[-1].name == OVER_TIME,
-                "is_normalised": origin.config is None or origin.config.model.norm_pix_loss,
-            }
+        newest = max(files, key=lambda path: (path.name == OVER_TIME, path.stat().st_mtime, path.name), default=None)
+        if newest:
+            (drawn.folder / "reconstruction.png").write_bytes(newest.read_bytes())
+            is_normalised = origin.config is None or origin.config.model.norm_pix_loss
+            caption = {"file": newest.name, "is_over_time": newest.name == OVER_TIME, "is_normalised": is_normalised}
+            drawn.captions["reconstruction"] = caption
             return
-    for init in dict.fromkeys(inits):
-        drawn.notes.append(f"No reconstruction: {init} has no figures/reconstruction*.png")
+    drawn.notes.extend(f"No reconstruction: {init} has no figures/reconstruction*.png" for init in dict.fromkeys(inits))
 
 
 def _panel_title(arm: str, run: Run) -> str:

@@ -5,13 +5,14 @@ A method returns values for a line of results.jsonl, and the class probabilities
 Shapes: n test images, C classes.
 """
 
-import dataclasses
+import itertools
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,6 @@ def measure_probe(
 # ---- fine-tuning ----
 
 
-def adapt_recipe(recipe: FinetuneConfig, label_set: LabelSet) -> FinetuneConfig:
-    """Return the recipe for one label set: its data, and at least 200 steps if it does not say a minimum.
-
-    The seed is the recipe's plus the number of the draw.
-    """
-    min_steps, seed = recipe.train.min_steps or MIN_STEPS, recipe.train.seed + label_set.draw
-    train = dataclasses.replace(recipe.train, min_steps=min_steps, seed=seed, trackers=())
-    return dataclasses.replace(recipe, data=label_set.data, train=train, hub=HubConfig())
-
-
 def describe_recipe(recipe: FinetuneConfig) -> dict[str, str]:
     """Return the settings that all fine-tunings of a folder share, by name, except data and architecture."""
     shared = ("augment.", "train.", "model.drop_path", "model.head")
@@ -117,18 +108,19 @@ def plan_finetunings(
 ) -> dict[str, FinetuneConfig]:
     """Return the config of every fine-tuning by LABELSET-ARM, the name of its run folder. Writes nothing.
 
-    Encoders are by arm, `model` and `scratch`. A folder that holds a run with a different config is a ConfigError,
-    which lists the differences.
+    Each has at least 200 steps if the recipe does not say a minimum; its seed is the recipe's plus the number of the
+    draw. Encoders are by arm, `model` and `scratch`. A folder that holds a run with a different config is a
+    ConfigError, which lists the differences.
     """
     runs = {}
-    for label_set in protocol.label_sets("finetune"):
-        adapted = adapt_recipe(recipe, label_set)
-        for arm, encoder in encoders.items():
-            init = SCRATCH if arm == "scratch" else protocol.config.model
-            model, name = dataclasses.replace(recipe.model, init=init, **shape_of(encoder)), f"{label_set.name}-{arm}"
-            folder = Path(protocol.config.output_dir) / "runs" / name
-            runs[name] = dataclasses.replace(adapted, model=model, output_dir=str(folder))
-            inspect_run(runs[name])
+    for label_set, (arm, encoder) in itertools.product(protocol.label_sets("finetune"), encoders.items()):
+        init = SCRATCH if arm == "scratch" else protocol.config.model
+        model, name = replace(recipe.model, init=init, **shape_of(encoder)), f"{label_set.name}-{arm}"
+        min_steps, seed = recipe.train.min_steps or MIN_STEPS, recipe.train.seed + label_set.draw
+        train = replace(recipe.train, min_steps=min_steps, seed=seed, trackers=())
+        folder = str(Path(protocol.config.output_dir) / "runs" / name)
+        runs[name] = replace(recipe, data=label_set.data, model=model, train=train, hub=HubConfig(), output_dir=folder)
+        inspect_run(runs[name])
     return runs
 
 

@@ -30,7 +30,6 @@ from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError, RunError, RunStopped
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.methods import (
-    adapt_recipe,
     describe_recipe,
     load_features,
     measure_finetuning,
@@ -104,15 +103,21 @@ def test_the_random_encoder_is_the_same_network_with_other_weights_and_the_same_
     assert not first.training
 
 
-BUDGET = LabelSet("budget-0.1-draw-2", 0.1, 2, dataclasses.replace(DATA, label_fraction=0.1), np.arange(30), "")
+def budgets_in(folder: Path, draws: int) -> Protocol:
+    """The protocol of fine-tuning on budgets of the digits."""
+    budgets = {"protocol": "budgets", "method": "finetune", "draws": draws, "finetune_config": "r.yaml"}
+    split = load_splits(DATA, "digits")["train"]
+    return Protocol(FewLabelsConfig("m", str(folder), data=DATA, **budgets), split, np.arange(len(split)))
 
 
-def test_a_label_set_has_its_own_data_and_seed_and_a_minimum_of_steps():
-    config = adapt_recipe(RECIPE, BUDGET)
-    assert (config.train.seed, config.train.min_steps, config.data) == (9, 200, BUDGET.data)
+def test_a_label_set_has_its_own_data_and_seed_and_a_minimum_of_steps(tmp_path: Path):
+    protocol, name = budgets_in(tmp_path, draws=3), "budget-0.1-draw-2-model"
+    config = plan_finetunings(protocol, RECIPE, {"model": encoder(0)})[name]
+    data = dataclasses.replace(DATA, label_fraction=0.1, label_seed=2)
+    assert (config.train.seed, config.train.min_steps, config.data) == (9, 200, data)
     assert config.train.trackers == () and not config.hub.push
     patient = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, min_steps=300))
-    assert adapt_recipe(patient, BUDGET).train.min_steps == 300
+    assert plan_finetunings(protocol, patient, {"model": encoder(0)})[name].train.min_steps == 300
     assert config.train.fit(20).epochs == 200, "batches of 20 give 40 steps in 40 epochs, so 200 steps take 200"
 
 
@@ -127,9 +132,7 @@ def test_recipes_differ_if_and_only_if_they_change_results():
 
 
 def test_folders_with_a_different_config_are_found_before_the_first_run_starts(tmp_path: Path):
-    budgets = {"protocol": "budgets", "method": "finetune", "draws": 1, "finetune_config": "r.yaml"}
-    split = load_splits(DATA, "digits")["train"]
-    protocol = Protocol(FewLabelsConfig("m", str(tmp_path), data=DATA, **budgets), split, np.arange(len(split)))
+    protocol = budgets_in(tmp_path, draws=1)
     encoders = {"model": encoder(0), "scratch": encoder(1)}
     runs = plan_finetunings(protocol, RECIPE, encoders)
     assert len(runs) == 2 * 5 and not list(tmp_path.iterdir())
