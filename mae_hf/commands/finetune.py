@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ from mae_hf.evaluation.probing import start_probe
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import seen_test_images
 from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
-from mae_hf.models.classifier import build_classifier, set_head
+from mae_hf.models.classifier import build_classifier
 from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
@@ -66,7 +67,8 @@ def finetune(config: FinetuneConfig) -> None:
         problem = f"model.head probe: this encoder has no linear probe of its classes: {fix}"
         require(head is not None or not probed, problem)
         if head and probed:
-            set_head(model, *head)
+            weight, bias = (torch.from_numpy(values) for values in head)
+            model.classifier.load_state_dict({"weight": weight, "bias": bias})  # LP-FT, arXiv 2202.10054
     optimizer = build_optimizer(model, config.train)
     decay = config.train.ema_decay
     average = WeightAverage(model, decay, accelerator.device) if decay else None

@@ -6,9 +6,7 @@ Shapes: B images, N patches of an image, D width, C channels, S image side.
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -54,15 +52,6 @@ def build_classifier(
     set_drop_path(model, config.drop_path)
     use_autocast_norms(model.vit.layers)
     return model
-
-
-def set_head(model: ViTForImageClassification, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
-    """Start the classifier from a linear layer on the CLS feature: weight (classes, D) and bias (classes,).
-
-    Source: LP-FT, Kumar et al. 2022 (arXiv 2202.10054).
-    """
-    state = {"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)}
-    model.classifier.load_state_dict(state)
 
 
 class DropPath(nn.Module):

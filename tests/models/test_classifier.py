@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation.probes import Labelled, linear_probe
-from mae_hf.models.classifier import DropPath, build_classifier, dropping_paths, set_drop_path, set_head
+from mae_hf.models.classifier import DropPath, build_classifier, dropping_paths, set_drop_path
 from mae_hf.models.mae import build_mae, export_encoder
 
 ENCODER = {
@@ -64,7 +64,8 @@ def test_a_head_from_the_linear_probe_gives_scikit_learns_probabilities_at_the_s
         features = model.vit(images).last_hidden_state[:, 0].numpy()
     labels = np.arange(60) % 3
     probe = linear_probe(Labelled(features, labels), features, 3)
-    set_head(model, *probe.head)
+    weight, bias = (torch.from_numpy(values) for values in probe.head)
+    model.classifier.load_state_dict({"weight": weight, "bias": bias})
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=probe.settings["C"], max_iter=2000))
     with torch.no_grad():
         probabilities = model(images).logits.softmax(dim=-1)
