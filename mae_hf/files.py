@@ -74,14 +74,14 @@ def write_json(path: Path, content: Any, *, shared: bool = False) -> None:
     write_file(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"), shared=shared)
 
 
-def write_npz(path: Path, *, shared: bool = False, **arrays: Any) -> None:
+def write_npz(path: Path, **arrays: Any) -> None:
     """Write NumPy arrays into a compressed .npz file like `write_file`."""
 
     def write(file: Path) -> None:
         with file.open("wb") as opened:  # given a path, NumPy would add `.npz` to it
             np.savez_compressed(opened, **arrays)
 
-    write_file(path, write, shared=shared)
+    write_file(path, write)
 
 
 def beside_of(path: Path) -> Path:

@@ -17,7 +17,7 @@ from mae_hf.data.decode import border_colour
 from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
-from mae_hf.leakage.record import AUDIT, Audit, audit_json, describe_audit
+from mae_hf.leakage.audit import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.io import RESIZE_KEY, quiet_transformers
 
 

@@ -83,17 +83,18 @@ def measure_recall(unlabeled: np.ndarray, labelled: np.ndarray, figure: str) -> 
         for change in kinds(random).values()
     ]
     found = find_duplicates(np.concatenate(planted), labelled)
-    hits = {int(row) for row, other in found.pairs if originals[row % NUM_PLANTED] == other}
+    hits = set(found["image"][originals[found["image"] % NUM_PLANTED] == found["against"]])
     print("| kind | the duplicate is unlabeled | the original is, the duplicate a test image |")
     for number, name in enumerate(kinds(random)):
         there = sum(row // NUM_PLANTED == number for row in hits)
-        back = len({row for row, other in find_duplicates(labelled[originals], planted[number]).pairs if row == other})
+        pairs = find_duplicates(labelled[originals], planted[number])
+        back = (pairs["image"] == pairs["against"]).sum()
         print(f"| {name} | {there / NUM_PLANTED:.1%} | {back / NUM_PLANTED:.1%} |", flush=True)
     found = find_duplicates(unlabeled, labelled)
     print(f"{len(unlabeled)} x {len(labelled)} without planted ones: {found.exact.sum()} exact", end=", ")
-    print(f"{(~found.exact).sum()} near, scores", np.sort(found.scores[~found.exact]).round(3).tolist())
-    near = found.select(np.flatnonzero(~found.exact)[np.argsort(found.scores[~found.exact])])
-    figures.save(pairs_figure(unlabeled, labelled, near, near.pairs, "not planted"), figure)
+    near = found[~found["exact"]].assign(row=found["image"], against_row=found["against"])
+    print(f"{len(near)} near, scores", np.sort(near["score"]).round(3).tolist())
+    figures.save(pairs_figure(unlabeled, labelled, near, "not planted"), figure)
 
 
 def measure_cost(unlabeled: np.ndarray, labelled: np.ndarray, num: str) -> None:

@@ -13,8 +13,7 @@ from mae_hf.evaluation.inference import extract_features, predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import probe_features
 from mae_hf.files import write_json, write_text
-from mae_hf.leakage.audit import seen_test_images
-from mae_hf.leakage.record import read_model_audit
+from mae_hf.leakage.audit import read_model_audit, seen_test_images
 from mae_hf.models.io import SHAPE_KEYS, image_size_of, open_classifier, open_encoder, prepared_as, weights_digest
 from mae_hf.training.distributed import end_processes, start_accelerator
 from mae_hf.training.hardware import attention_for

@@ -20,8 +20,7 @@ from mae_hf.evaluation.inference import predict_probabilities
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import start_probe
 from mae_hf.figures import charts
-from mae_hf.leakage.audit import seen_test_images
-from mae_hf.leakage.record import NOT_PRETRAINED, read_model_audit
+from mae_hf.leakage.audit import NOT_PRETRAINED, read_model_audit, seen_test_images
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints

@@ -40,7 +40,7 @@ def prepare_data(config: PrepareConfig) -> None:
             print(f"  all pairs of rows (unlabeled, {config.audit_against}) are in {write_pairs(match)}")
             if len(match.found):
                 title = f"unlabeled and {config.audit_against}"
-                figure = pairs_figure(match.images.images, match.against.images, match.found, match.rows, title)
+                figure = pairs_figure(match.images.images, match.against.images, match.found, title)
                 print(f"  the pairs are drawn in {figures.save(figure, match.file('png'))}")
 
     # ---- the channels of the pre-training images ----

@@ -32,8 +32,16 @@ from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, encoder_probe
 from mae_hf.evaluation.reconstruction import save_reconstructions
 from mae_hf.files import write_text
-from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, stream_search
-from mae_hf.leakage.record import AUDIT, audit_json, continue_audit, describe_audit, read_model_audit
+from mae_hf.leakage.audit import (
+    AUDIT,
+    audit_json,
+    audit_pretraining,
+    continue_audit,
+    describe_audit,
+    finish_stream_audit,
+    read_model_audit,
+    stream_search,
+)
 from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
 from mae_hf.models.origin import describe_start, find_start, keep_start, resolve, start_facts

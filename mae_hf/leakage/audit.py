@@ -1,13 +1,16 @@
-"""Search the images of pre-training for duplicates of test and validation images, and leave these duplicates out.
+"""Which images of pre-training duplicate test or validation images, and which of these the model has seen.
 
 A duplicate of a test image makes the test score too good. A duplicate of a validation image makes the held-out loss
 too good, and fine-tuning's choice of a checkpoint, since pre-training holds out fine-tuning's validation images.
+
+A run writes `audit.json`. A copy without the pairs, which name rows of the data, travels with the model.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,12 +18,51 @@ from mae_hf.data.cache import Store
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.stream.order import Stream
 from mae_hf.errors import ConfigError
-from mae_hf.leakage.matches import find_matches
+from mae_hf.files import read_json
+from mae_hf.leakage.matches import DuplicatePair, find_matches
 from mae_hf.leakage.near_duplicates import pixel_digest
-from mae_hf.leakage.record import Audit, AuditedSplit, DuplicatePair, EvaluationSplit
+from mae_hf.models.io import SavedModel
 
+AUDIT = "audit.json"
+EXACT_ONLY = "near-duplicates are not searched for in a stream"
+EvaluationSplit = Literal["test", "validation"]
 EvaluationSets = Mapping[EvaluationSplit, Sequence[ImageSet]]
 """The test images of each source, and the validation images of sources that are only audited."""
+
+
+@dataclass(frozen=True)
+class AuditedSplit:
+    """Test or validation images whose duplicates were searched for."""
+
+    source: str
+    split: EvaluationSplit
+    num_images: int
+    fingerprint: str  # of their pixels and labels (`ImageSet.fingerprint`)
+    num_duplicated: int = 0  # of the images, those with a duplicate among the images of pre-training
+    num_seen: int = 0  # of the images, those with a duplicate that pre-training was trained on
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result of an audit."""
+
+    pretrained: bool  # whether the model was pre-trained at all
+    left_out: bool  # whether duplicates were left out of pre-training
+    num_test_duplicates: int | None  # images to train on or held out that duplicate a test image; None during a stream
+    num_validation_duplicates: int | None  # images to train on that duplicate a validation image; likewise
+    audited: tuple[AuditedSplit, ...]  # the test and validation images whose duplicates were searched for
+    seen: tuple[str, ...]  # hexadecimal digests of the pixels of the test images that pre-training has seen
+    pairs: tuple[DuplicatePair, ...] = ()  # of duplicates; empty in the record that travels with the model
+    streamed: bool = False  # whether the images to train on were streamed, and searched for exact duplicates only
+    is_complete: bool = True  # whether the audit covers the training of the weights that pre-training started from
+
+    @property
+    def tests(self) -> list[AuditedSplit]:
+        """The test images among the audited ones."""
+        return [part for part in self.audited if part.split == "test"]
+
+
+NOT_PRETRAINED = Audit(False, False, 0, 0, (), ())
 
 
 def audit_pretraining(
@@ -41,10 +83,10 @@ def audit_pretraining(
         audited.append(AuditedSplit(images.parts[0][0].split.source, split, len(images), images.fingerprint))
         for own in searched if split == "test" else searched[:-1]:
             for match in find_matches(own, images):
-                duplicates[match.images] |= set(match.found.pairs[:, 0].tolist())
+                duplicates[match.images] |= set(match.found["image"])
                 pairs += match.records(split, held_out=own is held_out)
                 if split == "test" and own is not held_out:
-                    seen |= {pixel_digest(match.against.images[index]).hex() for index in match.found.pairs[:, 1]}
+                    seen |= {pixel_digest(match.against.images[index]).hex() for index in match.found["against"]}
     audit = Audit(True, leave_out, 0, 0, tuple(audited), () if leave_out else tuple(sorted(seen)), tuple(pairs))
     if leave_out:
         held_out = _without(held_out, duplicates)
@@ -125,3 +167,54 @@ def seen_test_images(audit: Audit | None, test: ImageSet) -> np.ndarray | None:
 def _digests(images: ImageSet) -> Iterator[bytes]:
     """Yield the digest of each image's pixels, one image in memory at a time."""
     return (pixel_digest(images.batch([number])[0].numpy()) for number in range(len(images)))
+
+
+def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
+    """Return the audit of a model's pre-training, None if the model has none; ConfigError if it cannot be read."""
+    file = SavedModel(name, revision=revision).folder / AUDIT
+    audit: Audit | None = read_json(file, Audit) if file.is_file() else None
+    return audit
+
+
+def continue_audit(audit: Audit, before: Audit | None) -> Audit:
+    """Return the audit of a pre-training that started from weights with the audit `before`, None if they have none."""
+    audited = {part.fingerprint: part for part in before.tests} if before else {}
+    is_known = before is not None and before.is_complete and not before.streamed
+    if before is None or not is_known or any(part.fingerprint not in audited for part in audit.tests):
+        return replace(audit, is_complete=False)
+    seen = tuple(sorted({*audit.seen, *before.seen}))
+    parts = [
+        replace(part, num_seen=max(part.num_seen, audited[part.fingerprint].num_seen)) if part in audit.tests else part
+        for part in audit.audited
+    ]
+    return replace(audit, seen=seen, audited=tuple(parts))
+
+
+def audit_json(audit: Audit) -> str:
+    """Return the text of `audit.json`."""
+    return json.dumps(asdict(audit)) + "\n"
+
+
+def describe_audit(audit: Audit) -> str:
+    """Return the result of an audit in a line."""
+    if not audit.pretrained:
+        return "trained from scratch: no test image was seen without its label"
+    clauses = [] if audit.tests else ["no test images to search for: name a source that has some (--audit.sources)"]
+    done = "left out" if audit.left_out else "kept"
+    for split, num in (("test", audit.num_test_duplicates), ("validation", audit.num_validation_duplicates)):
+        parts = [part for part in audit.audited if part.split == split]
+        total, duplicated = sum(part.num_images for part in parts), sum(part.num_duplicated for part in parts)
+        if not parts:
+            continue
+        if num is None:
+            clauses.append(f"streamed images that are equal to one of the {total:,} {split} images are {done}")
+        elif num:
+            verb = "images duplicate" if num > 1 else "image duplicates"
+            clauses.append(f"{num:,} {verb} {duplicated:,} of the {total:,} {split} images ({done})")
+        else:
+            clauses.append(f"no image duplicates any of the {total:,} {split} images")
+    if not audit.is_complete:
+        clauses.append("the images that its first weights were trained on are unknown")
+    elif audit.left_out and audit.seen:
+        clauses.append(f"test images that its first weights have seen: {len(audit.seen):,}")
+    return "; ".join([*clauses, *([EXACT_ONLY] if audit.streamed and audit.audited else [])])

@@ -1,29 +1,42 @@
-"""The duplicates between stores: searched once, then kept beside the decoded images; printed, listed and drawn.
-
-K pairs.
-"""
+"""The duplicates between stores: searched once, then kept beside the decoded images; printed, listed and drawn."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from mae_hf.data.cache import Store
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError
-from mae_hf.files import write_json, write_npz
-from mae_hf.leakage.near_duplicates import Duplicates, find_duplicates
-from mae_hf.leakage.record import DuplicatePair
+from mae_hf.files import write_file
+from mae_hf.leakage.near_duplicates import find_duplicates
 
-METHOD_VERSION = 2  # increase it when the search would find other pairs, or stores them in another way
+METHOD_VERSION = 3  # increase it when the search would find other pairs, or stores them in another way
 NUM_PRINTED = 10  # pairs of rows in a printed line; the file has all of them
 NUM_DRAWN = 48  # pairs in the picture
 COLUMNS = 4  # pairs beside each other
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """An image and the test or validation image that it duplicates."""
+
+    source: str  # of the image; of a streamed image its shard and number
+    split: str  # of the image in that source, `streamed` for streamed images
+    row: int  # of the image in the split, or its number in the stream
+    against: str  # source of the test or validation image
+    against_split: str  # `test` or `validation`, or the split that `prepare_data --audit_against` names
+    against_row: int  # row in the split that the test or validation image was taken from
+    kind: Literal["exact", "near"]  # whether the pixels are equal
+    score: float  # correlation of the fine structure, 1 for exact duplicates
+    held_out: bool = False  # whether pre-training held the image out, so that it was never trained on
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +45,8 @@ class Match:
 
     images: Store  # of pre-training
     against: Store  # what they were compared with
-    found: Duplicates  # the pairs, as indices into the arrays of both
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The pairs as rows of both splits, np.int64 (K, 2); they differ from the indices where images were skipped."""
-        pairs = self.found.pairs
-        return np.stack([self.images.rows[pairs[:, 0]], self.against.rows[pairs[:, 1]]], axis=1)
+    # as `find_duplicates` returns them; `row` and `against_row` also count images that were skipped
+    found: pd.DataFrame
 
     def file(self, kind: str) -> Path:
         """Return the file for the list (`json`) or the picture (`png`) of the pairs, beside the decoded images."""
@@ -48,10 +56,10 @@ class Match:
         """Return the pairs for a file."""
         source, split, against = self.images.split.source, self.images.split.role, self.against.split.source
         pairs = []
-        for (row, other), exact, score in zip(self.rows.tolist(), self.found.exact, self.found.scores, strict=True):
-            kind: Literal["exact", "near"] = "exact" if exact else "near"
-            score = round(float(score), 4)
-            pairs.append(DuplicatePair(source, split, row, against, against_split, other, kind, score, held_out))
+        for pair in self.found.itertuples():
+            kind: Literal["exact", "near"] = "exact" if pair.exact else "near"
+            other, score = pair.against_row, round(pair.score, 4)
+            pairs.append(DuplicatePair(source, split, pair.row, against, against_split, other, kind, score, held_out))
         return pairs
 
 
@@ -59,35 +67,35 @@ def find_matches(images: ImageSet, against: ImageSet) -> Iterator[Match]:
     """Yield the duplicates between two image sets, for each pair of their stores."""
     for store, indices in images.parts:
         for other, other_indices in against.parts:
-            found = duplicates_between(store, other)
+            found = compare_stores(store, other).found
             # Both sets may hold rows of one split, such as train and a validation set carved from it.
-            inside = np.isin(found.pairs[:, 0], indices) & np.isin(found.pairs[:, 1], other_indices)
-            yield Match(store, other, found.select(inside))
+            inside = found["image"].isin(indices) & found["against"].isin(other_indices)
+            yield Match(store, other, found[inside])
 
 
-def duplicates_between(images: Store, against: Store) -> Duplicates:
+def compare_stores(images: Store, against: Store) -> Match:
     """Return the duplicates between two stores, from the file beside `images` if they were compared before.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     key = hashlib.sha256(f"{METHOD_VERSION} {images.digest} {against.digest}".encode()).hexdigest()[:20]
-    file = images.path.with_name(f"duplicates-{key}.npz")
+    file = images.path.with_name(f"duplicates-{key}.parquet")
     try:
-        with np.load(file) as kept:
-            return Duplicates(kept["pairs"], kept["scores"], kept["exact"])
-    except Exception:  # missing or torn: zipfile, NumPy and the disk raise errors of many types
+        found = pd.read_parquet(file, columns=["image", "against", "exact", "score"])
+    except Exception:  # missing or torn: pyarrow and the disk raise errors of many types
         task = f"searching {images.split.role} for duplicates of {against.split.role}"
         found = find_duplicates(images.images, against.images, task)
+        _write(file, found.to_parquet)
+    rows = {"row": images.rows[found["image"]], "against_row": against.rows[found["against"]]}
+    return Match(images, against, found.assign(**rows))
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
     try:
-        write_npz(file, shared=True, **vars(found))
+        write_file(file, write, shared=True)
     except OSError as error:
-        raise _unwritable(file, error) from error
-    return found
-
-
-def _unwritable(file: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot write {file} ({error}): choose another folder with --data.cache_dir")
+        raise ConfigError(f"cannot write {file} ({error}): choose another folder with --data.cache_dir") from error
 
 
 # ---- prepare_data --audit_against ----
@@ -105,19 +113,20 @@ def check_splits(splits: Sequence[Split], role: str) -> None:
 def audit_stores(stores: Sequence[Store], role: str) -> list[Match]:
     """Search the unlabeled split of every source for duplicates of every split `role`: train, validation or test."""
     images, against = ([store for store in stores if store.split.role == wanted] for wanted in ("unlabeled", role))
-    return [Match(store, other, duplicates_between(store, other)) for other in against for store in images]
+    return [compare_stores(store, other) for other in against for store in images]
 
 
 def describe_match(match: Match) -> list[str]:
     """Return the duplicates in two lines to print, exact ones and near-duplicates."""
     lines = []
-    for kind, chosen in (("exact duplicates", match.found.exact), ("near-duplicates", ~match.found.exact)):
-        rows = match.rows[chosen]
+    for kind, is_exact in (("exact duplicates", True), ("near-duplicates", False)):
+        pairs = match.found[match.found["exact"] == is_exact]
         images, against = (
-            f"{len(np.unique(column)):,} of {len(store.rows):,} {store.split.role} images of {store.split.source}"
-            for store, column in ((match.images, rows[:, 0]), (match.against, rows[:, 1]))
+            f"{column.nunique():,} of {len(store.rows):,} {store.split.role} images of {store.split.source}"
+            for store, column in ((match.images, pairs["row"]), (match.against, pairs["against_row"]))
         )
-        shown = [f"{row} and {other}" for row, other in rows[:NUM_PRINTED]] + ["..."] * (len(rows) > NUM_PRINTED)
+        shown = [f"{pair.row} and {pair.against_row}" for pair in pairs[:NUM_PRINTED].itertuples()]
+        shown += ["..."] * (len(pairs) > NUM_PRINTED)
         lines.append(f"{images} are {kind} of {against}" + (f": rows {', '.join(shown)}" if shown else ""))
     return lines
 
@@ -128,31 +137,25 @@ def write_pairs(match: Match) -> Path:
     Raises:
         ConfigError: the file cannot be written.
     """
-    file = match.file("json")
-    try:
-        write_json(file, [asdict(pair) for pair in match.records(match.against.split.role)], shared=True)
-    except OSError as error:
-        raise _unwritable(file, error) from error
-    return file
+    pairs = json.dumps([asdict(pair) for pair in match.records(match.against.split.role)], indent=2)
+    _write(match.file("json"), lambda file: file.write_text(pairs + "\n"))
+    return match.file("json")
 
 
-def pairs_figure(images: np.ndarray, against: np.ndarray, found: Duplicates, rows: np.ndarray, title: str) -> Figure:
-    """Draw pairs of images (N, H, W, 3) and (M, H, W, 3) side by side, the least certain first.
-
-    Their numbers `rows`, np.int64 (K, 2), and their score are written above them.
-    """
-    order = np.argsort(found.scores, kind="stable")[:NUM_DRAWN]
-    num_lines = max(1, -(-len(order) // COLUMNS))
+def pairs_figure(images: np.ndarray, against: np.ndarray, found: pd.DataFrame, title: str) -> Figure:
+    """Draw pairs of images (N, H, W, 3) and (M, H, W, 3) side by side, the least certain first, as `Match.found`."""
+    pairs = found.sort_values("score", kind="stable")[:NUM_DRAWN]
+    num_lines = max(1, -(-len(pairs) // COLUMNS))
     figure = Figure(figsize=(2.6 * COLUMNS, 1.55 * num_lines + 0.7), layout="constrained")
     panels = figure.subplots(num_lines, COLUMNS, squeeze=False).ravel()
     for panel in panels:
         panel.axis("off")
-    for panel, number in zip(panels, order, strict=False):
-        left, right = images[found.pairs[number, 0]], against[found.pairs[number, 1]]
+    for panel, pair in zip(panels, pairs.itertuples(), strict=False):
+        left, right = images[pair.image], against[pair.against]
         gap = np.full((len(left), max(1, len(left) // 16), 3), 255, np.uint8)
         panel.imshow(np.concatenate([left, gap, right], axis=1), interpolation="nearest")
-        kind = "exact" if found.exact[number] else f"near, {found.scores[number]:.2f}"
-        panel.set_title(f"{rows[number, 0]} and {rows[number, 1]}: {kind}", fontsize=8)
+        kind = "exact" if pair.exact else f"near, {pair.score:.2f}"
+        panel.set_title(f"{pair.row} and {pair.against_row}: {kind}", fontsize=8)
     more = f"; {len(found) - NUM_DRAWN:,} more are not shown" if len(found) > NUM_DRAWN else ""
     figure.suptitle(f"{title}: {len(found):,} pairs, the least certain first{more}", fontsize=10)
     return figure

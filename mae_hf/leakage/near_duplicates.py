@@ -15,11 +15,11 @@ Shapes: N images, M images they are compared with, H = W their side, K pairs, S 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -67,39 +67,25 @@ _VIEWS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Duplicates:
-    """Pairs of an image and its duplicate."""
-
-    pairs: np.ndarray  # np.int64 (K, 2), index of the image and of the one it was compared with, ascending
-    scores: np.ndarray  # np.float32 (K,), correlation of the fine structure, 1 where the pixels are equal
-    exact: np.ndarray  # bool (K,), whether the pixels are equal
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def select(self, chosen: np.ndarray) -> "Duplicates":
-        """Return the pairs that a mask or indices choose."""
-        return Duplicates(self.pairs[chosen], self.scores[chosen], self.exact[chosen])
-
-
-def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "searching for duplicates") -> Duplicates:
+def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "searching for duplicates") -> pd.DataFrame:
     """Return every pair of equal images, and the near-duplicates.
 
     An image has at most `NUM_CANDIDATES` near-duplicates for each way of cropping. Images without detail have none,
     because they all look alike: one plain colour, or 8 pixels enlarged to 32. `images`, np.uint8 (N, H, W, 3), and
     `against`, np.uint8 (M, H, W, 3), are read in chunks; about 12 kB are kept for each image of `against`. The progress
     is shown as `task`.
+
+    The columns are `image` and `against`, the indices of both, ascending; `exact`, whether the pixels are equal; and
+    `score`, the correlation of the fine structure, 1 where the pixels are equal.
     """
     exact = set(exact_duplicates(images, against))
     with Progress(desc=task, total=len(against) + len(images), unit="image") as progress:
         near = _near_duplicates(images, against, progress)
     pairs = sorted(exact | near.keys())
-    return Duplicates(
-        pairs=np.array(pairs, np.int64).reshape(-1, 2),
-        scores=np.array([1.0 if pair in exact else near[pair] for pair in pairs], np.float32),
-        exact=np.array([pair in exact for pair in pairs], bool),
-    )
+    found = pd.DataFrame(pairs, columns=["image", "against"], dtype=np.int64)
+    found["exact"] = np.array([pair in exact for pair in pairs], bool)
+    found["score"] = np.array([1.0 if pair in exact else near[pair] for pair in pairs], np.float32)
+    return found
 
 
 def exact_duplicates(images: np.ndarray, against: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -120,37 +106,41 @@ def pixel_digest(image: np.ndarray) -> bytes:
 
 def _near_duplicates(images: np.ndarray, against: np.ndarray, progress: Progress) -> dict[tuple[int, int], float]:
     """Return the score of every pair of near-duplicates, including pairs of equal images that have detail."""
-    side = min(SIDE, images.shape[1])
-    grey_chunks: list[Tensor] = []
-    chunks: dict[tuple[Box, bool], list[Tensor]] = {(view.partner, view.mirrored): [] for view in _VIEWS}
-    for start in range(0, len(against), CHUNK):
-        thumbnails = _thumbnails(against[start : start + CHUNK], side)
-        grey_chunks.append(thumbnails.mean(1).half())
-        detailed = _has_detail(thumbnails.mean(1))[:, None]  # without detail, all cosines are 0
-        for (box, mirrored), frequencies in chunks.items():
-            frequencies.append(_low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed)
-        progress.update(len(thumbnails))
-    partners, partner_frequencies = torch.cat(grey_chunks), {key: torch.cat(parts) for key, parts in chunks.items()}
+    parts = {(view.partner, view.mirrored) for view in _VIEWS}
+    chunks = [(grey.half(), frequencies) for grey, frequencies in _described_chunks(against, parts, progress)]
+    partners = torch.cat([grey for grey, _ in chunks])
+    partner_frequencies = {part: torch.cat([frequencies[part] for _, frequencies in chunks]) for part in parts}
     scores: dict[tuple[int, int], float] = {}
-    for start in range(0, len(images), CHUNK):
-        thumbnails = _thumbnails(images[start : start + CHUNK], side)
-        grey = thumbnails.mean(1)
-        detailed = _has_detail(grey)[:, None]
-        own_frequencies = {box: _low_frequencies(thumbnails, box) * detailed for box in (WHOLE, *CROPS)}
+    start = 0
+    for grey, frequencies in _described_chunks(images, {(view.own, False) for view in _VIEWS}, progress):
         for view in _VIEWS:
-            rows, columns = _candidates(own_frequencies[view.own], partner_frequencies[view.partner, view.mirrored])
+            partner = partner_frequencies[view.partner, view.mirrored]
+            rows, columns = _candidates(frequencies[view.own, False], partner)
             other = partners[columns].float()
             for index, score in _compare(grey[rows], other.flip(-1) if view.mirrored else other, view.warp()):
                 pair = start + int(rows[index]), int(columns[index])
                 scores[pair] = max(score, scores.get(pair, 0.0))
-        progress.update(len(thumbnails))
+        start += len(grey)
     return scores
 
 
-def _thumbnails(images: np.ndarray, side: int) -> Tensor:
-    """Reduce images (n, H, W, 3) by averaging to float (n, 3, S, S)."""
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
-    return functional.adaptive_avg_pool2d(pixels, side)
+def _described_chunks(
+    images: np.ndarray, parts: Set[tuple[Box, bool]], progress: Progress
+) -> Iterator[tuple[Tensor, dict[tuple[Box, bool], Tensor]]]:
+    """Yield grey thumbnails (n, S, S) of n images at a time, and the low frequencies of parts of them."""
+    for start in range(0, len(images), CHUNK):
+        pixels = torch.from_numpy(np.array(images[start : start + CHUNK])).permute(0, 3, 1, 2).float()
+        thumbnails = functional.adaptive_avg_pool2d(pixels, min(SIDE, images.shape[1]))
+        grey = thumbnails.mean(1)
+        detailed = _has_detail(grey)[:, None]  # without detail, all cosines are 0
+        yield (
+            grey,
+            {
+                (box, mirrored): _low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed
+                for box, mirrored in parts
+            },
+        )
+        progress.update(len(grey))
 
 
 def _low_frequencies(thumbnails: Tensor, box: Box) -> Tensor:

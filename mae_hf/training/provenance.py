@@ -19,7 +19,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.errors import redact
 from mae_hf.files import read_json
-from mae_hf.leakage.record import AUDIT, Audit
+from mae_hf.leakage.audit import AUDIT, Audit
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy", "Pillow")
 

@@ -368,7 +368,7 @@ def test_leftovers_of_killed_processes_are_swept_and_files_in_use_are_not(tmp_pa
     array = open_store(split, 8, config).path
     if not is_complete:
         array.unlink()
-    left = [tmp_path / f".{name}.{'0f' * 8}.partial" for name in (array.name, "duplicates-a.npz", "stream-a.json")]
+    left = [tmp_path / f".{name}.{'0f' * 8}.partial" for name in (array.name, "duplicates-a.parquet", "stream-a.json")]
     in_use, others = tmp_path / f".{array.name}.{'1e' * 8}.partial", tmp_path / ".mine.partial"
     for file in (*left, in_use, others):
         file.write_bytes(b"half")

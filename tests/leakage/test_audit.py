@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -17,8 +18,7 @@ from mae_hf.config.commands import PrepareConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_evaluation_images, load_labelled_images, load_pretraining_images
 from mae_hf.errors import ConfigError
-from mae_hf.leakage.audit import audit_pretraining, seen_test_images
-from mae_hf.leakage.record import NOT_PRETRAINED, Audit
+from mae_hf.leakage.audit import NOT_PRETRAINED, Audit, audit_pretraining, seen_test_images
 
 SIZE = 12
 
@@ -293,12 +293,10 @@ def test_an_enlarged_image_is_a_near_duplicate_and_is_drawn(tmp_path: Path, prep
 def test_a_comparison_is_cached_and_a_broken_file_is_replaced(tmp_path: Path, prepare):
     source = write(tmp_path / "source", train=noise(20, seed=1), unlabeled=noise(20, seed=1)[:2])
     prepare(source, "--audit-against", "train")
-    [kept] = (tmp_path / "cache").glob("duplicates-*.npz")
-    with np.load(kept) as whole:
-        forged = {**whole, "pairs": whole["pairs"][:1], "scores": whole["scores"][:1], "exact": whole["exact"][:1]}
-    np.savez(kept, **forged)
+    [kept] = (tmp_path / "cache").glob("duplicates-*.parquet")
+    pd.read_parquet(kept)[:1].to_parquet(kept)
     assert "1 of 2 unlabeled" in prepare(source, "--audit-against", "train")[0]  # it was read
-    kept.write_bytes(b"not an archive")
+    kept.write_bytes(b"not a table")
     assert "2 of 2 unlabeled" in prepare(source, "--audit-against", "train")[0]
 
 

@@ -1,18 +1,18 @@
 """The picture of an audit shows the pairs that are least certain first."""
 
 import numpy as np
+import pandas as pd
 
 from mae_hf.leakage.matches import COLUMNS, NUM_DRAWN, pairs_figure
-from mae_hf.leakage.near_duplicates import Duplicates
 
 
 def draw(num: int):
     random = np.random.default_rng(0)
     images, against = (random.integers(0, 256, (num, 12, 12, 3), np.uint8) for _ in range(2))
-    pairs = np.stack([np.arange(num), np.arange(num)[::-1]], axis=1)
-    scores = np.linspace(1, 0.83, num, dtype=np.float32)
-    found = Duplicates(pairs, scores, scores == 1)
-    return images, against, pairs_figure(images, against, found, pairs + 100, "unlabeled and test")
+    found = pd.DataFrame({"image": np.arange(num), "against": np.arange(num)[::-1]})
+    found["score"] = np.linspace(1, 0.83, num, dtype=np.float32)
+    found = found.assign(exact=found["score"] == 1, row=found["image"] + 100, against_row=found["against"] + 100)
+    return images, against, pairs_figure(images, against, found, "unlabeled and test")
 
 
 def test_pairs_are_drawn_side_by_side_with_rows_and_score_the_least_certain_first():

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 from sklearn.datasets import load_digits
@@ -39,6 +40,10 @@ def drawing(seed: int, size: int = 96) -> Image.Image:
 
 def drawings(seeds: range, change: Callable[[Image.Image], Image.Image] = lambda image: image) -> np.ndarray:
     return np.stack([np.asarray(change(drawing(seed))) for seed in seeds])
+
+
+def pairs_of(found: pd.DataFrame) -> list[list[int]]:
+    return found[["image", "against"]].values.tolist()
 
 
 def compress(image: Image.Image, kind: str) -> Image.Image:
@@ -81,9 +86,9 @@ def test_a_changed_duplicate_is_found_on_either_side(originals: np.ndarray, kind
     cases = [(np.concatenate([distinct, changed]), originals, 0), (originals, changed, 10)]
     for images, against, first in cases:
         found = find_duplicates(images, against)
-        assert [[left, right + first] for left, right in found.pairs] == expected
+        assert [[left, right + first] for left, right in pairs_of(found)] == expected
         assert not found.exact.any()
-        assert found.scores.min() > near_duplicates.NEAR
+        assert found.score.min() > near_duplicates.NEAR
 
 
 def test_distinct_pictures_are_no_duplicates(originals: np.ndarray):
@@ -93,9 +98,9 @@ def test_distinct_pictures_are_no_duplicates(originals: np.ndarray):
 def test_equal_pixels_have_score_1_and_a_change_makes_them_near(originals: np.ndarray):
     images = np.concatenate([originals[[7]], drawings(range(9, 10), CHANGES["JPEG"])])
     found = find_duplicates(images, originals)
-    assert found.pairs.tolist() == [[0, 7], [1, 9]]
+    assert pairs_of(found) == [[0, 7], [1, 9]]
     assert found.exact.tolist() == [True, False]
-    assert found.scores[0] == 1 > found.scores[1]
+    assert found.score[0] == 1 > found.score[1]
 
 
 def test_pictures_without_fine_structure_are_duplicates_only_if_they_are_equal():
@@ -103,7 +108,7 @@ def test_pictures_without_fine_structure_are_duplicates_only_if_they_are_equal()
     skies = np.concatenate([slopes.astype(np.uint8), np.full((2, 96, 96, 3), 90, np.uint8)])
     found = find_duplicates(skies, skies)
     assert found.exact.all()
-    assert found.pairs.tolist() == [[i, i] for i in range(6)] + [[6, 6], [6, 7], [7, 6], [7, 7]]
+    assert pairs_of(found) == [[i, i] for i in range(6)] + [[6, 6], [6, 7], [7, 6], [7, 7]]
 
 
 @pytest.mark.parametrize("size", [32, 96])
@@ -119,10 +124,8 @@ def test_the_size_of_chunks_makes_no_difference(originals: np.ndarray, monkeypat
     whole = find_duplicates(images, originals)
     monkeypatch.setattr(near_duplicates, "CHUNK", 3)
     parts = find_duplicates(images, originals)
-    assert (
-        whole.pairs.tolist() == parts.pairs.tolist() == [[i, i] for i in range(3)] + [[i, i + 2] for i in range(3, 7)]
-    )
-    np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-4)
+    assert pairs_of(whole) == pairs_of(parts) == [[i, i] for i in range(3)] + [[i, i + 2] for i in range(3, 7)]
+    np.testing.assert_allclose(whole.score, parts.score, atol=1e-4)
 
 
 # ---- exact duplicates ----

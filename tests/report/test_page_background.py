@@ -9,7 +9,8 @@ from run_folders import write_run
 
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
-from mae_hf.leakage.record import NOT_PRETRAINED, AuditedSplit, DuplicatePair
+from mae_hf.leakage.audit import NOT_PRETRAINED, AuditedSplit
+from mae_hf.leakage.matches import DuplicatePair
 from mae_hf.report.arms import compare_runs
 from mae_hf.report.comparison import Comparison
 from mae_hf.training.provenance import Provenance, RunRecord

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from run_folders import HALF, THREE, write_run
 
 from mae_hf.errors import ConfigError
-from mae_hf.leakage.record import Audit, AuditedSplit, DuplicatePair, audit_json, read_model_audit
+from mae_hf.leakage.audit import Audit, AuditedSplit, audit_json, read_model_audit
+from mae_hf.leakage.matches import DuplicatePair
 from mae_hf.report.arms import compare_runs
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Pictures

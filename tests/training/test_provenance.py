@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_hf.leakage.record import NOT_PRETRAINED, audit_json
+from mae_hf.leakage.audit import NOT_PRETRAINED, audit_json
 from mae_hf.training.provenance import Provenance, RunRecord, find_provenance
 
 AUDIT = audit_json(NOT_PRETRAINED)

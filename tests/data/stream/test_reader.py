@@ -22,8 +22,15 @@ from mae_hf.data.stream.notes import read_notes
 from mae_hf.data.stream.reader import StreamedImages, load_stream
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.files import read_json
-from mae_hf.leakage.audit import audit_pretraining, finish_stream_audit, seen_test_images, stream_search
-from mae_hf.leakage.record import Audit, audit_json, describe_audit
+from mae_hf.leakage.audit import (
+    Audit,
+    audit_json,
+    audit_pretraining,
+    describe_audit,
+    finish_stream_audit,
+    seen_test_images,
+    stream_search,
+)
 from mae_hf.training.losses import pretraining_loss
 
 SIZE = 8

@@ -11,16 +11,16 @@ from mae_hf.config.model import MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.files import read_json
 from mae_hf.hub import save_model
-from mae_hf.leakage.record import (
+from mae_hf.leakage.audit import (
     NOT_PRETRAINED,
     Audit,
     AuditedSplit,
-    DuplicatePair,
     audit_json,
     continue_audit,
     describe_audit,
     read_model_audit,
 )
+from mae_hf.leakage.matches import DuplicatePair
 from mae_hf.models.mae import build_mae, export_encoder
 
 TEST = AuditedSplit("me/data", "test", 1234, "abc", num_duplicated=2, num_seen=2)
