@@ -9,7 +9,7 @@ from mae_hf import figures
 from mae_hf.config.commands import EmbedConfig
 from mae_hf.data.cache import open_stores
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.listing import list_images
+from mae_hf.data.sources import list_images
 from mae_hf.errors import require
 from mae_hf.evaluation.embedding import draw_map, draw_neighbours, write_features
 from mae_hf.models.io import image_size_of, open_encoder, prepared_as

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -73,11 +72,6 @@ class ImageSet:
         """(H, W, 3) of an image."""
         return self._images[0].shape[1:]
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of all images as uint8."""
-        return len(self) * math.prod(self.shape)
-
     def file_names(self) -> list[str | None]:
         """The file name of each image as its source gives it, n in all; None for an image without a file."""
         names = [np.array(store.split.file_names(), object)[store.rows[indices]] for store, indices in self.parts]
@@ -114,7 +108,8 @@ class DeviceImages:
         self.labels = images.labels
         self._images = images
         self._resident: torch.Tensor | None = None
-        if device.type == "cuda" and holds_all(images.num_bytes, torch.cuda.mem_get_info(device)[0], on_device):
+        num_bytes = len(images) * math.prod(images.shape)
+        if device.type == "cuda" and holds_all(num_bytes, torch.cuda.mem_get_info(device)[0], on_device):
             self._resident = _copy_whole(images, device)
 
     def batch(self, rows: np.ndarray) -> torch.Tensor:
@@ -156,16 +151,15 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
     return train_images, held_out_images
 
 
-def load_evaluation_images(
-    config: DataConfig, others: Sequence[str], image_size: int
-) -> dict[Literal["test", "validation"], list[ImageSet]]:
+def load_evaluation_images(config: DataConfig, others: Sequence[str], image_size: int) -> dict[str, list[ImageSet]]:
     """Return the images that pre-training must not see, source by source.
 
     `test` has the test images of every source with a test split, and `others` must have one. `validation` has the
     validation images of `others`; `load_pretraining_images` holds out the config's own. The sources of a stream are not
     read.
     """
-    test, validation, trained_on = list[Part](), list[Part](), list[Part]()
+    found: dict[str, list[Part]] = {"test": [], "validation": []}
+    trained_on: list[Part] = []
     own_sources = () if config.streaming else config.sources
     for source in dict.fromkeys((*own_sources, *others)):
         own = source in own_sources
@@ -175,18 +169,14 @@ def load_evaluation_images(
         fix = "name another source (--audit.sources)"
         require(own or "test" in parts, f"{source} has no test split to audit against: {fix}")
         for role, part in parts.items():
-            if role == "test":
-                test.append(part)
+            if role == "test" or (role == "validation" and not own):
+                found[role].append(part)
             elif own:
                 trained_on.append(part)
-            elif role == "validation":
-                validation.append(part)
     # Also those to train on, so that one message names the bad images of all splits.
-    open_stores(list(dict.fromkeys(part.split for part in (*test, *validation, *trained_on))), image_size, config)
-    of_test, of_validation = (
-        _image_sets([[part] for part in parts], image_size, config) for parts in (test, validation)
-    )
-    return {"test": of_test, "validation": of_validation}
+    every = [part.split for parts in (*found.values(), trained_on) for part in parts]
+    open_stores(list(dict.fromkeys(every)), image_size, config)
+    return {split: _image_sets([[part] for part in parts], image_size, config) for split, parts in found.items()}
 
 
 def load_labelled_images(

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mae_hf.data.decode import ENDINGS
-from mae_hf.data.splits import Split, names_by_role, role_of
+from mae_hf.data.splits import NO_SPLIT, Split, names_by_role, role_of
 from mae_hf.errors import ConfigError, require, warn
 
-NO_SPLIT = "files"  # the role of images without a split
 _HIDDEN = (".", "__", "@eadir", "thumbs.db", "desktop.ini")  # how names begin that systems and archives add
 
 

@@ -44,9 +44,8 @@ def store_images(data: Any, labels: Any, cache: Path) -> Path:
     require(labels is None or isinstance(labels, Mapping), "labels are a list, but the images are splits: give a dict")
     names, labels = names_by_role("data", data), labels or {}
     require(set(labels) <= set(data), f"labels are of {', '.join(labels)}, but the splits are {', '.join(data)}")
-    known = sorted(
-        {label for each in labels.values() for label in (each if each is not None else ()) if _is_name(label)}
-    )
+    given = [label for each in labels.values() if each is not None for label in each]
+    known = sorted({label for label in given if isinstance(label, str)})
     found: list[Split] = []
     for role, name in names.items():
         for part, dataset in _datasets(role, data[name], labels.get(name), known).items():
@@ -67,10 +66,6 @@ def store_images(data: Any, labels: Any, cache: Path) -> Path:
     return folder
 
 
-def _is_name(label: Any) -> bool:
-    return isinstance(label, str)
-
-
 def _datasets(role: str, images: Any, labels: Any, known: list[str]) -> dict[str, datasets.Dataset]:
     """Return a dataset with its role; two if some of the images have no labels."""
     if isinstance(images, datasets.Dataset):
@@ -78,25 +73,22 @@ def _datasets(role: str, images: Any, labels: Any, known: list[str]) -> dict[str
         return {role: images.with_format(None)}
     is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str)
     require(is_list, f"data is a {type(images).__name__}: give {_KINDS}")
+    num_labels = len(images) if labels is None else len(labels)
+    require(num_labels == len(images), f"{role} has {len(images)} images, but {num_labels} labels")
+    columns: dict[str, Any] = {"image": [_encode(image) for image in images]}
+    features: dict[str, Any] = {"image": datasets.Image(decode=False)}
     if labels is None:
-        rows: dict[str, list[tuple[Any, Any]]] = {role: [(image, None) for image in images]}
-    else:
-        require(len(labels) == len(images), f"{role} has {len(images)} images, but {len(labels)} labels")
-        pairs = list(zip(images, labels, strict=True))
-        rows = {role: [pair for pair in pairs if pair[1] is not None]}
-        rows |= {"unlabeled": rest} if (rest := [pair for pair in pairs if pair[1] is None]) else {}
-    found = {}
-    for part, chosen in rows.items():
-        columns: dict[str, Any] = {"image": [_encode(image) for image, _ in chosen]}
-        features: dict[str, Any] = {"image": datasets.Image(decode=False)}
-        if labels is not None and part == role:
-            try:
-                columns["label"] = [known.index(label) if known else operator.index(label) for _, label in chosen]
-            except (ValueError, TypeError):
-                raise ConfigError("labels are neither all class names nor all whole numbers: choose one") from None
-            features["label"] = datasets.ClassLabel(names=known) if known else datasets.Value("int64")
-        found[part] = datasets.Dataset.from_dict(columns, datasets.Features(features))
-    return found
+        return {role: datasets.Dataset.from_dict(columns, datasets.Features(features))}
+    number_of = known.index if known else operator.index
+    try:
+        columns["label"] = [None if label is None else number_of(label) for label in labels]
+    except (ValueError, TypeError):
+        raise ConfigError("labels are neither all class names nor all whole numbers: choose one") from None
+    features["label"] = datasets.ClassLabel(names=known) if known else datasets.Value("int64")
+    dataset = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    is_missing = np.array([label is None for label in labels], bool)
+    found = {role: dataset.select(np.flatnonzero(~is_missing))}
+    return found | ({"unlabeled": dataset.select(np.flatnonzero(is_missing))} if is_missing.any() else {})
 
 
 def _encode(image: Any) -> dict[str, Any]:
@@ -104,19 +96,14 @@ def _encode(image: Any) -> dict[str, Any]:
     if isinstance(image, str | Path):
         require(Path(image).is_file(), f"{image} is not an image file that exists: correct its name, or leave it out")
         return {"bytes": None, "path": str(image)}
-    image, file = as_image(image), io.BytesIO()
-    to_rgb(image).save(file, "PNG", compress_level=1)
-    return {"bytes": file.getvalue(), "path": getattr(image, "filename", None) or None}
-
-
-def as_image(image: Any) -> Image.Image:
-    """Return an image in memory as a PIL image; ConfigError if it is none."""
     if isinstance(image, np.ndarray):
         problem = f"data holds an array of {image.dtype} {image.shape}: give uint8 (H, W) or (H, W, 3)"
         require(image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] in ((3,), (4,))), problem)
         image = Image.fromarray(image)
     require(isinstance(image, Image.Image), f"data holds a {type(image).__name__}: give {_KINDS}")
-    return image
+    file = io.BytesIO()
+    to_rgb(image).save(file, "PNG", compress_level=1)
+    return {"bytes": file.getvalue(), "path": getattr(image, "filename", None) or None}
 
 
 def _rows(split: Split) -> Iterator[dict[str, Any]]:

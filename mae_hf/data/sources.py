@@ -4,8 +4,10 @@ A source is `digits`, a folder with the official STL-10 binaries, parquet files,
 Its files decide which of these it is.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,10 @@ import datasets
 import numpy as np
 
 from mae_hf.config.data import STL10_CLASSES, DataConfig, check_class_names
-from mae_hf.data.folders import read_image_folder
-from mae_hf.data.locations import check_source
+from mae_hf.data.folders import list_folder, read_image_folder, split_of_files
+from mae_hf.data.locations import are_files, check_source
 from mae_hf.data.readers import read_datasets
-from mae_hf.data.splits import Split, stratified_draw
+from mae_hf.data.splits import NO_SPLIT, Split, stratified_draw
 from mae_hf.errors import ConfigError, require
 
 OFFICIAL_COUNTS = {"jxie/stl10": {"train": 5_000, "test": 8_000, "unlabeled": 100_000}}
@@ -53,6 +55,27 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
         fix = "the download is incomplete or the dataset has changed, pin a revision (--data.revision)"
         require(len(split) == expected, f"{differs}: {fix}")
     return _name_classes(source, splits, config.class_names)
+
+
+def list_images(config: DataConfig, *, like_training: bool) -> list[Split]:
+    """Return the images of the config's sources, still encoded, by split.
+
+    The sources are image files, one folder of images in any layout, or one source as `load_splits` takes it. In a
+    folder of images, the label is the name of the folder that holds the image. With `like_training`, a folder in a
+    layout of `load_splits` is read by it, so that its images share the cache of training.
+    """
+    source = config.sources[0]
+    if are_files(config.sources):
+        files = [os.path.expanduser(file) for file in config.sources]
+        return [split_of_files("the command line", NO_SPLIT, "", files, [""] * len(files))]
+    folder = Path(source).expanduser()
+    if is_image_folder(folder):
+        with contextlib.suppress(ConfigError):  # another layout, such as images beside split folders
+            if like_training:
+                return list(load_splits(config, source).values())
+        if found := list_folder(source, folder):
+            return found
+    return list(load_splits(config, source).values())
 
 
 def is_image_folder(path: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.data_files import SPLIT_KEYWORDS
 
@@ -19,6 +20,10 @@ from mae_hf.errors import require, warn
 FOLD_FRACTION = 0.2  # STL-10: 1,000 of 5,000
 FOLD_SEED = 0
 MIN_PER_CLASS = 2  # one to train on, one to validate on
+
+NO_SPLIT = "files"  # the role of images without a split
+# How an image is named in tables: its file in the source, if it has one, its split with its row there, and its class.
+NAMED = pa.schema({"file": pa.string(), "split": pa.string(), "row": pa.int64(), "label": pa.string()})
 
 # The names that the datasets library takes for splits, and two of our own.
 _ROLES = {word: str(role) for role, words in SPLIT_KEYWORDS.items() for word in words}
@@ -86,6 +91,14 @@ class Part:
 def printable(name: str) -> str:
     """A name of a file or folder, with a replacement character for each byte that is not UTF-8."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def name_images(split: Split) -> pa.Table:
+    """Return the table `NAMED` of all images of a split."""
+    labels = [-1] * len(split) if split.labels is None else split.labels.tolist()
+    classes = [None if label < 0 else printable((split.class_names or ())[label]) for label in labels]
+    roles = [None if split.role == NO_SPLIT else split.role] * len(split)
+    return pa.table([split.file_names(), roles, range(len(split)), classes], NAMED)
 
 
 def role_of(name: str) -> str | None:

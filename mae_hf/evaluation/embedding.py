@@ -22,7 +22,7 @@ from torch import nn
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.listing import NAMED, name_images
+from mae_hf.data.splits import NAMED, name_images
 from mae_hf.errors import require
 from mae_hf.evaluation import projection
 from mae_hf.evaluation.inference import pixel_values_of, pooled_features

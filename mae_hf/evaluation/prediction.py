@@ -19,8 +19,7 @@ from torch import nn
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import decoded_images
-from mae_hf.data.listing import NAMED, name_images
-from mae_hf.data.splits import Split
+from mae_hf.data.splits import NAMED, Split, name_images
 from mae_hf.evaluation.inference import class_probabilities, normalized
 from mae_hf.files import write_file
 

@@ -26,8 +26,8 @@ from mae_hf.models.io import SavedModel
 AUDIT = "audit.json"
 EXACT_ONLY = "near-duplicates are not searched for in a stream"
 EvaluationSplit = Literal["test", "validation"]
-EvaluationSets = Mapping[EvaluationSplit, Sequence[ImageSet]]
-"""The test images of each source, and the validation images of sources that are only audited."""
+EvaluationSets = Mapping[str, Sequence[ImageSet]]
+"""By split: the test images of each source, and the validation images of sources that are only audited."""
 
 
 @dataclass(frozen=True)

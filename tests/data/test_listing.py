@@ -16,9 +16,9 @@ from mae_hf.config.commands import (
     ReconstructConfig,
 )
 from mae_hf.config.data import DataConfig
-from mae_hf.data.listing import list_images, name_images
 from mae_hf.data.locations import check_images, check_output_file, check_output_folder
-from mae_hf.data.sources import load_splits
+from mae_hf.data.sources import list_images, load_splits
+from mae_hf.data.splits import name_images
 from mae_hf.errors import ConfigError
 
 FILES = {  # file -> split and label

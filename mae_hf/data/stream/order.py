@@ -64,13 +64,7 @@ class StreamSampler:
     """
 
     def __init__(self, stream: Stream, config: PretrainConfig, plan: Plan, process_index: int) -> None:
-        batch_size, num_readers = config.train.batch_size, config.data.stream_readers
-        starts = np.concatenate([[0], np.cumsum(stream.lengths)])
-        # rows (K,) at which each shard's part in training begins
-        self._begin = np.maximum(starts[:-1], stream.num_held_out)
-        self._skipped = self._begin - starts[:-1]
-        self._lengths = np.maximum(starts[1:] - self._begin, 0)
-        self.num_images = int(self._lengths.sum())
+        num_readers = config.data.stream_readers
         require(
             num_readers % plan.num_processes == 0,
             f"stream_readers {num_readers} cannot be divided among {plan.num_processes} processes: choose a multiple "
@@ -78,18 +72,20 @@ class StreamSampler:
         )
         share = num_readers // plan.num_processes
         self.readers = range(process_index * share, (process_index + 1) * share)
-        self.batches_per_epoch = self.num_images // batch_size
-        self.accumulation_steps = plan.accumulation_steps
+        self._starts = np.cumsum(stream.lengths) - stream.lengths  # rows (K,) at which each shard begins
+        self._skipped = np.clip(stream.num_held_out - self._starts, 0, stream.lengths)  # (K,), held-out images
+        self._lengths = stream.lengths - self._skipped
+        self.plan = plan
         self._seed = config.train.seed
-        self._part = self.num_images // num_readers
-        self._share = batch_size // num_readers
-        self.window_size = min(max(1, config.data.stream_buffer // num_readers), self._part)
+        self._part = len(stream) // num_readers
+        self._share = config.train.batch_size // num_readers
+        self._window_size = min(max(1, config.data.stream_buffer // num_readers), self._part)
         # one per reader is in use at a time, two where a batch or reading ahead crosses a border
         self.window = functools.lru_cache(maxsize=4 * share)(self._window)
 
     def epoch(self, step: int) -> int:
         """The epoch of a step, both from 0."""
-        return step // self.batches_per_epoch
+        return step // self.plan.steps_per_epoch
 
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
@@ -97,17 +93,17 @@ class StreamSampler:
         for reader, index, positions in self.positions(step):
             window = self.window(epoch, reader, index)
             rows.append(window.rows[window.order[positions]])
-        return np.split(np.concatenate(rows), self.accumulation_steps)
+        return np.split(np.concatenate(rows), self.plan.accumulation_steps)
 
     def positions(self, step: int) -> list[tuple[int, int, range]]:
         """This process's images of a batch: reader, number of its window in the epoch, and positions in its order."""
-        start = step % self.batches_per_epoch * self._share
+        start = step % self.plan.steps_per_epoch * self._share
         pieces = []
         for reader in self.readers:
             at, stop = start, start + self._share
             while at < stop:
-                index, position = divmod(at, self.window_size)
-                num = min(stop - at, self.window_size - position)
+                index, position = divmod(at, self._window_size)
+                num = min(stop - at, self._window_size - position)
                 pieces.append((reader, index, range(position, position + num)))
                 at += num
         return pieces
@@ -125,16 +121,15 @@ class StreamSampler:
     def _window(self, epoch: int, reader: int, index: int) -> Window:
         order = permutation(len(self._lengths), self._seed, epoch, "shards")
         ends = np.cumsum(self._lengths[order])
-        start = reader * self._part + index * self.window_size
-        stop = min(start + self.window_size, (reader + 1) * self._part)
+        start = reader * self._part + index * self._window_size
+        stop = min(start + self._window_size, (reader + 1) * self._part)
         pieces, rows, at = [], [], start
         while at < stop:
             nth = int(np.searchsorted(ends, at, side="right"))
-            shard = int(order[nth])
-            within = at - int(ends[nth] - self._lengths[shard])
-            num = min(stop - at, int(self._lengths[shard]) - within)
-            pieces.append((shard, int(self._skipped[shard]) + within, num))
-            rows.append(np.arange(num) + self._begin[shard] + within)
+            shard, num = int(order[nth]), min(stop, int(ends[nth])) - at
+            first = int(self._skipped[shard] + self._lengths[shard] - ends[nth]) + at
+            pieces.append((shard, first, num))
+            rows.append(self._starts[shard] + first + np.arange(num))
             at += num
         shuffled = permutation(stop - start, self._seed, epoch, f"window {reader} {index}")
         return Window(tuple(pieces), np.concatenate(rows), shuffled)

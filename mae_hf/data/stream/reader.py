@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.pool import ThreadPool
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,26 @@ class StreamedImages:
         self._decoders = ThreadPoolExecutor(num_threads, "decode")
         self._stopped = threading.Event()
         with ThreadPool(len(self.sampler.readers)) as pool:
-            readers = {
-                reader: _Reader(self.sampler.windows(reader, first_step, end), self._stream, self._stopped, pool)
-                for reader in self.sampler.readers
-            }
-            feeder = threading.Thread(target=self._feed, args=(first_step, end, readers), daemon=True)
+            windows = {reader: self.sampler.windows(reader, first_step, end) for reader in self.sampler.readers}
+            shards = {reader: ShardReader(self._stream, self._stopped) for reader in windows}
+            ahead: dict[int, AsyncResult[_Opened]] = {}  # the window of each reader that a thread reads or has read
+
+            def read(reader: int, window: Window) -> _Opened:
+                return window, [image for piece in window.pieces for image in shards[reader].read(*piece)]
+
+            def next_window(reader: int) -> _Opened:
+                """The window that was read ahead; a thread of the pool reads the next one meanwhile."""
+                opened = ahead[reader].get()
+                read_ahead(reader)
+                return opened
+
+            def read_ahead(reader: int) -> None:
+                if window := next(windows[reader], None):
+                    ahead[reader] = pool.apply_async(read, (reader, window))
+
+            for reader in windows:
+                read_ahead(reader)
+            feeder = threading.Thread(target=self._feed, args=(first_step, end, next_window), daemon=True)
             feeder.start()
             try:
                 yield
@@ -120,8 +135,8 @@ class StreamedImages:
                 self._stopped.set()
                 # A thread that still reads when Python ends can crash it, but a server is not waited for.
                 deadline = time.monotonic() + SECONDS_TO_STOP
-                for reader in readers.values():
-                    reader.wait(deadline - time.monotonic())
+                for task in list(ahead.values()):
+                    task.wait(max(0.0, deadline - time.monotonic()))
                 feeder.join(max(0.0, deadline - time.monotonic()))
                 self._decoders.shutdown(cancel_futures=True)
                 self._batches = None
@@ -145,14 +160,16 @@ class StreamedImages:
             np.concatenate([task.result() for task in batch[1]], out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
-    def _feed(self, step: int, end: int, readers: "Mapping[int, _Reader]") -> None:
+    def _feed(self, step: int, end: int, next_window: Callable[[int], _Opened]) -> None:
         """Hand the images of one batch after another to the decoding threads."""
+        in_use: dict[int, tuple[tuple[int, int], _Opened]] = {}  # of each reader: epoch and number, the window
         try:
             while step < end and not self._stopped.is_set():
                 epoch, images = self.sampler.epoch(step), []
                 for reader, index, positions in self.sampler.positions(step):
-                    opened = readers[reader].opened((epoch, index))
-                    images += [(opened, position) for position in positions]
+                    if reader not in in_use or in_use[reader][0] != (epoch, index):
+                        in_use[reader] = (epoch, index), next_window(reader)
+                    images += [(in_use[reader][1], position) for position in positions]
                 start = 0
                 for rows in self.sampler.micro_batches(step):
                     share, start = images[start : start + len(rows)], start + len(rows)
@@ -194,37 +211,3 @@ class StreamedImages:
             "broken or duplicate test or validation images: leave that shard out (--data.source), or shuffle more at a "
             "time (--data.stream_buffer)"
         )
-
-
-class _Reader:
-    """The window that a reader has in use; a thread of the pool reads the next one meanwhile."""
-
-    def __init__(self, windows: Iterator[Window], stream: Stream, stopped: threading.Event, pool: ThreadPool) -> None:
-        self._windows = windows
-        self._shards = ShardReader(stream, stopped)
-        self._pool = pool
-        self._key: tuple[int, int] | None = None
-        self._read_ahead()
-
-    def opened(self, key: tuple[int, int]) -> _Opened:
-        """The window of this epoch and number: the one in use or the next."""
-        if key != self._key:
-            assert self._next is not None
-            self._key, self._opened = key, self._next.get()
-            self._read_ahead()
-        return self._opened
-
-    def wait(self, seconds: float) -> None:
-        """Wait until the thread is done, for that time at most."""
-        if self._next is not None:
-            self._next.wait(max(0.0, seconds))
-
-    def _read_ahead(self) -> None:
-        window = next(self._windows, None)
-        self._next = None if window is None else self._pool.apply_async(self._read, (window,))
-
-    def _read(self, window: Window) -> _Opened:
-        encoded: list[Encoded] = []
-        for shard, first, num in window.pieces:
-            encoded += self._shards.read(shard, first, num)
-        return window, encoded

@@ -32,7 +32,7 @@ def rows_of_step(step, num_processes=1, accumulation_steps=1, **changes):
 
 def test_an_epoch_visits_each_image_once_except_held_out_ones():
     sampler = sampler_of()
-    assert (sampler.num_images, sampler.batches_per_epoch) == (80, 10)
+    assert (sampler.plan.num_images, sampler.plan.steps_per_epoch) == (80, 10)
     for epoch in range(5):
         seen = np.concatenate([rows for step in range(10) for rows in sampler.micro_batches(10 * epoch + step)])
         assert sorted(seen) == list(range(4, 84))
@@ -59,7 +59,7 @@ def test_a_batch_does_not_depend_on_earlier_calls():
 
 def windows_of(sampler, reader, epoch=0):
     """The windows that a reader opens in an epoch."""
-    return sampler.windows(reader, epoch * sampler.batches_per_epoch, (epoch + 1) * sampler.batches_per_epoch)
+    return sampler.windows(reader, epoch * sampler.plan.steps_per_epoch, (epoch + 1) * sampler.plan.steps_per_epoch)
 
 
 def test_epochs_and_seeds_have_different_orders():

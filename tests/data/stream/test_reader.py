@@ -206,7 +206,7 @@ def test_the_first_images_are_held_out_and_never_trained_on(tmp_path, folder):
     stream, held_out = load_stream(config_of(tmp_path, str(folder), stream_held_out=23).data, SIZE)
     assert (len(stream), len(held_out)) == (37, 23)
     every = stream_of(config_of(tmp_path, str(folder), stream_held_out=23)).sampler
-    rows = np.concatenate([every.micro_batches(step)[0] for step in range(every.batches_per_epoch)])
+    rows = np.concatenate([every.micro_batches(step)[0] for step in range(every.plan.steps_per_epoch)])
     assert rows.min() >= 23
     with pytest.raises(ConfigError, match=r"stream_held_out 60 leaves none of the 60 images"):
         load_stream(config_of(tmp_path, str(folder), stream_held_out=60).data, SIZE)
