@@ -49,9 +49,8 @@ class Store:
 def open_stores(splits: Sequence[Split], image_size: int, config: DataConfig) -> list[Store]:
     """Read the decoded images of splits, of side S, from the cache, or decode them into it first.
 
-    Raises:
-        ConfigError: the disk is full, the cache cannot be written, or images cannot be decoded and the config does not
-            say to skip them. Then the message is about all splits.
+    ConfigError if the disk is full, the cache cannot be written, or images cannot be decoded and the config does not
+    say to skip them. Then the message is about all splits.
     """
     stores = [read_or_decode(split, image_size, config) for split in splits]
     bad = [store for store in stores if store.bad]

@@ -11,20 +11,21 @@ def num_cores(root: Path = Path("/")) -> int:
     """Return the number of usable cores: the CPU affinity, or less if a container's CPU quota (cgroup) says so.
 
     Docker's `--cpus`, Kubernetes' CPU limits and systemd's `CPUQuota` set such quotas. The affinity does not show them.
-
-    Args:
-        root: the file system to read the quota from; tests give their own.
+    They are read below `root`.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas(root))]))
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for group, is_v1 in control_groups("cpu", root):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_v1 else ("cpu.max",)
+        with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
+            quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+            limits += [math.ceil(quota / period)] if quota > 0 else []  # -1 is no limit
+    return max(1, min(limits))
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:
     """Yield the folder of this process's control group and of every group around it, and whether it is of cgroup v1.
 
-    Args:
-        controller: `cpu` or `memory`.
-        root: as `num_cores` takes it.
+    `controller` is `cpu` or `memory`.
     """
     try:
         groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
@@ -36,14 +37,3 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Pa
             # inside a container the path may be the host's, while the mount shows the container's own group at its root
             own = mount / path.lstrip("/")
             yield from ((group, bool(controllers)) for group in (own, *own.parents) if group.is_relative_to(mount))
-
-
-def _quotas(root: Path) -> list[float]:
-    """The CPU quotas, in cores, of this process's control group and of every group around it."""
-    found = []
-    for group, is_v1 in control_groups("cpu", root):
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_v1 else ("cpu.max",)
-        with contextlib.suppress(OSError, ValueError):  # the file is missing, or says "max"
-            quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
-            found += [quota / period] if quota > 0 else []  # -1 is no limit
-    return found

@@ -63,10 +63,7 @@ def decode(
 ) -> np.ndarray | str:
     """Return an image as np.uint8 (S, S, 3), or the reason why it cannot be decoded.
 
-    Args:
-        encoded: bytes of an image file, its path, raw pixels, or an open image.
-        image_size: side S.
-        data: how an image becomes a square.
+    `encoded` is the bytes of an image file, its path, raw pixels, or an open image.
     """
     try:
         if isinstance(encoded, np.ndarray):

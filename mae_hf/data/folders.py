@@ -20,10 +20,8 @@ _HIDDEN = (".", "__", "@eadir", "thumbs.db", "desktop.ini")  # how names begin t
 def read_image_folder(source: str, folder: Path) -> list[Split]:
     """The splits of a folder for training: its folders with names of splits, or else all of it as `train`.
 
-    The class of an image is the folder that holds it, if all images of the split are at the same depth.
-
-    Raises:
-        ConfigError: the folder has no images, or images beside its split folders, or two folders for one split.
+    The class of an image is the folder that holds it, if all images of the split are at the same depth. ConfigError if
+    the folder has no images, or images beside its split folders, or two folders for one split.
     """
     groups: dict[str, list[str]] = {name: [] for name in sorted(os.listdir(folder)) if role_of(name)}
     groups = {name: files for name, files in groups.items() if (folder / name).is_dir()}

@@ -37,8 +37,7 @@ def store_images(data: Any, labels: Any, cache: Path) -> Path:
             mapping. None if there are none, or if they are a column of the dataset.
         cache: the folder of decoded images.
 
-    Raises:
-        ConfigError: data of other types, an image file that does not exist, or labels that do not fit.
+    ConfigError if data has other types, an image file does not exist, or labels do not fit.
     """
     data, labels = (data, labels) if isinstance(data, Mapping) else ({"train": data}, {"train": labels})
     require(labels is None or isinstance(labels, Mapping), "labels are a list, but the images are splits: give a dict")

@@ -21,8 +21,7 @@ from mae_hf.errors import ConfigError, require
 def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Dataset]:
     """The splits by role of a parquet file, a folder of them or of images with tables of labels, or a Hub dataset.
 
-    Raises:
-        ConfigError: the source does not exist or cannot be read, or the names of its splits are not clear.
+    ConfigError if the source does not exist or cannot be read, or the names of its splits are not clear.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".parquet":
@@ -37,8 +36,7 @@ def read_datasets(source: str, revision: str | None) -> dict[str, datasets.Datas
 def find_shards(source: str, revision: str | None) -> list[str]:
     """The paths or addresses of the shards to pre-train on: the files of the split `unlabeled`, or else of `train`.
 
-    Raises:
-        ConfigError: the source does not exist, has no such split, or has files of other kinds.
+    ConfigError if the source does not exist, has no such split, or has files of other kinds.
     """
     check_source(source, streaming=True)
     path = Path(source).expanduser()

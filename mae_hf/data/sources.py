@@ -31,9 +31,8 @@ STL10_BYTES = 3 * 96 * 96
 def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     """The splits of a source by role: some of `unlabeled`, `train`, `validation`, `test`.
 
-    Raises:
-        ConfigError: the source does not exist or cannot be read, a column is missing, a split is empty, or counts,
-            class names or labels are wrong.
+    ConfigError if the source does not exist or cannot be read, a column is missing, a split is empty, or counts, class
+    names or labels are wrong.
     """
     check_source(source)
     path = Path(source).expanduser()

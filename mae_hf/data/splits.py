@@ -109,8 +109,7 @@ def role_of(name: str) -> str | None:
 def names_by_role(source: str, names: Collection[str]) -> dict[str, str]:
     """Match names of splits to roles; a name that is no split's is left out with a warning.
 
-    Raises:
-        ConfigError: no name is a split's, or two names mean the same role.
+    ConfigError if no name is a split's, or two names mean the same role.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -190,10 +189,8 @@ def set_aside(part: Part, role: str, config: DataConfig) -> tuple[Part, Part]:
 def few_label_rows(split: Split, rows: np.ndarray, config: DataConfig) -> np.ndarray:
     """The rows of a labelled train split that `config.fold` or `config.label_fraction` keeps, np.int64, ascending.
 
-    `rows`, np.int64 (n,), are those whose image can be decoded and is not set aside as test.
-
-    Raises:
-        ConfigError: the source has no such fold, or the fold overlaps with the rows set aside as test.
+    `rows`, np.int64 (n,), are those whose image can be decoded and is not set aside as test. ConfigError if the source
+    has no such fold, or the fold overlaps with the rows set aside as test.
     """
     assert split.labels is not None
     if config.fold is None:

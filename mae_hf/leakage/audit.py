@@ -71,10 +71,8 @@ def audit_pretraining(
     """Search for duplicates of test and validation images, and leave them out of pre-training, or only record them.
 
     Training images must not duplicate a test or validation image. Held-out images, which are validation images of the
-    same sources, must not duplicate a test image. A stream is searched while it is read (`stream_search`).
-
-    Raises:
-        ConfigError: no image would be left.
+    same sources, must not duplicate a test image. A stream is searched while it is read (`stream_search`). ConfigError
+    if no image would be left.
     """
     searched = [held_out] if isinstance(train, Stream) else [train, held_out]
     duplicates: dict[Store, set[int]] = defaultdict(set)  # indices into the images of a store

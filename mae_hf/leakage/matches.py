@@ -76,8 +76,7 @@ def find_matches(images: ImageSet, against: ImageSet) -> Iterator[Match]:
 def compare_stores(images: Store, against: Store) -> Match:
     """Return the duplicates between two stores, from the file beside `images` if they were compared before.
 
-    Raises:
-        ConfigError: the file cannot be written.
+    ConfigError if the file cannot be written.
     """
     key = hashlib.sha256(f"{METHOD_VERSION} {images.digest} {against.digest}".encode()).hexdigest()[:20]
     file = images.path.with_name(f"duplicates-{key}.parquet")
@@ -134,8 +133,7 @@ def describe_match(match: Match) -> list[str]:
 def write_pairs(match: Match) -> Path:
     """Write the list of all pairs, each a `DuplicatePair`, beside the decoded images, and return the file.
 
-    Raises:
-        ConfigError: the file cannot be written.
+    ConfigError if the file cannot be written.
     """
     pairs = json.dumps([asdict(pair) for pair in match.records(match.against.split.role)], indent=2)
     _write(match.file("json"), lambda file: file.write_text(pairs + "\n"))

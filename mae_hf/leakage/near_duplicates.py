@@ -150,21 +150,16 @@ def _low_frequencies(thumbnails: Tensor, box: Box) -> Tensor:
     count more than it does in the pixels. Otherwise all skies would be alike.
     """
     side = thumbnails.shape[-1]
-    of_rows, of_columns = (_cosines() @ _cells(low, high, side) for low, high in (box[1], box[0]))
+    index = torch.arange(GRID)  # the discrete cosine transform of G x G cells
+    cosines = functional.normalize(torch.cos(torch.pi * (index + 0.5) * index[:, None] / GRID), dim=1)
+    of_rows, of_columns = (cosines @ _cells(low, high, side) for low, high in (box[1], box[0]))
     colours = torch.tensor([[1.0, 1, 1], [1, -1, 0], [0.5, 0.5, -1]])
     colours = functional.normalize(colours, dim=1) * torch.tensor([[1.0], [2], [2]])
-    f = torch.arange(GRID)
-    weights = (f[:, None] ** 2 + f**2).float().clamp_min(1) ** 0.375
+    weights = (index[:, None] ** 2 + index**2).float().clamp_min(1) ** 0.375
     found = torch.einsum("oc,nchw->nohw", colours, of_rows @ thumbnails @ of_columns.T) * weights
     brightness = found[:, 0].flatten(1)[:, 1:]
     difference = found[:, 1:, :COLOUR_GRID, :COLOUR_GRID].flatten(1)
     return functional.normalize(torch.cat([brightness, difference], 1), dim=1)
-
-
-def _cosines() -> Tensor:
-    """Return the discrete cosine transform, (G, G)."""
-    index = torch.arange(GRID)
-    return functional.normalize(torch.cos(torch.pi * (index + 0.5) * index[:, None] / GRID), dim=1)
 
 
 def _cells(low: float, high: float, side: int) -> Tensor:

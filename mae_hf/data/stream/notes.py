@@ -29,8 +29,7 @@ class StreamNotes:
     def add(self, row: int, image: str, what: Mapping[str, Any]) -> None:
         """Write a note about an image unless there is one, and warn of the first bad image.
 
-        Raises:
-            RunError: the run folder was moved away.
+        RunError if the run folder was moved away.
         """
         with self._lock:
             if row in self._noted:

@@ -57,10 +57,8 @@ class StreamSampler:
     """The rows of every global batch, for images that are read in sequence.
 
     A row is the number of an image over all shards in the order of their names, so its random draws do not depend on
-    when it is read. As with `BatchSampler`, a batch is the same set of images on any number of processes.
-
-    Raises:
-        ConfigError: the readers cannot be divided evenly among the processes.
+    when it is read. As with `BatchSampler`, a batch is the same set of images on any number of processes. ConfigError
+    if the readers cannot be divided evenly among the processes.
     """
 
     def __init__(self, stream: Stream, config: PretrainConfig, plan: Plan, process_index: int) -> None:

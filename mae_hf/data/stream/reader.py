@@ -54,9 +54,7 @@ _Opened = tuple[Window, list[Encoded]]
 def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
     """The shards to pre-train on, and the held-out images for the evaluation loss: the first of the stream.
 
-    Raises:
-        ConfigError: a source is wrong, or a held-out image cannot be decoded.
-        RunError: a shard cannot be read.
+    ConfigError if a source is wrong, or a held-out image cannot be decoded; RunError if a shard cannot be read.
     """
     stream, num = open_shards(config), config.stream_held_out
     require(
@@ -76,11 +74,7 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
 
 
 class StreamedImages:
-    """The images of a process's batches on the device that trains on them, in the order of `sampler`.
-
-    Raises:
-        ConfigError: the readers cannot be divided among the processes.
-    """
+    """The images of a process's batches on the device that trains on them, in the order of `sampler`."""
 
     def __init__(
         self,
@@ -144,10 +138,8 @@ class StreamedImages:
     def batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """The images of `rows`, np.int64 (B,), as torch.uint8 (B, S, S, 3) on the device.
 
-        `rows` must belong to the next micro-batch. Outside of `reading` all images are black.
-
-        Raises:
-            RunError: a shard cannot be read, or an image cannot be decoded.
+        `rows` must belong to the next micro-batch. Outside of `reading` all images are black. RunError if a shard
+        cannot be read, or an image cannot be decoded.
         """
         pinned, size = self.device.type == "cuda", self._config.model.image_size
         images = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=pinned)

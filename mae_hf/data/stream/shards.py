@@ -52,8 +52,7 @@ class ShardReader:
     def read(self, shard: int, first: int, num: int) -> list[Encoded]:
         """`num` images of a shard from image `first` on, still encoded.
 
-        Raises:
-            RunError: the shard cannot be read, or has fewer images than were counted.
+        RunError if the shard cannot be read, or has fewer images than were counted.
         """
         return [self._read_one(shard, at) for at in range(first, first + num)]
 
@@ -79,11 +78,7 @@ class ShardReader:
 
 
 def open_shards(config: DataConfig) -> Stream:
-    """The shards of every source, counted; nothing is decoded.
-
-    Raises:
-        ConfigError: a source does not exist, has other files, or cannot be counted.
-    """
+    """The shards of every source, counted; ConfigError if one does not exist, has other files, or cannot be counted."""
     files = [file for source in config.sources for file in find_shards(source, config.revision)]
     counted = _count_all(files, cache_folder(config))
     names = [[Path(urlsplit(file).path).name, *counted[file]] for file in files]
