@@ -113,11 +113,12 @@ def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, dataset
     # Without this, pyarrow keeps all that it has read of a file in memory.
     scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
     # One call per split, because splits may differ in their columns.
-    found = {}
-    for role, name in names_by_role(source, files).items():
-        options: dict[str, Any] = {"data_files": {"train": files[name]}, "fragment_scan_options": scan}
-        found[role] = _load_local(f"{name} of {source}", "parquet", **options)
-    return found
+    return {
+        role: _load_local(
+            f"{name} of {source}", "parquet", data_files={"train": files[name]}, fragment_scan_options=scan
+        )
+        for role, name in names_by_role(source, files).items()
+    }
 
 
 def _read_tables(source: str, folder: Path) -> dict[str, datasets.Dataset]:

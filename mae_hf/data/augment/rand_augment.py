@@ -38,7 +38,7 @@ def rand_augment(pixels: Tensor, num_ops: int, magnitude: float, draws: Draws) -
     """
     pixels = pixels.clone()
     for chosen, levels, signs in zip(*draw_operations(num_ops, magnitude, draws), strict=True):
-        for number, (operation, to_amount) in enumerate(OPERATIONS):
+        for number, (operation, to_amount) in enumerate(OPERATIONS.values()):
             members = np.flatnonzero(chosen == number)
             if len(members) == 0:
                 continue
@@ -81,11 +81,6 @@ def equalize(pixels: Tensor, amount: Tensor) -> Tensor:
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     flat = table.gather(2, values).view_as(pixels).float()
     return torch.where(step.unsqueeze(3) > 0, flat, pixels)
-
-
-def invert(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Invert all values; `amount` is not used."""
-    return 255 - pixels
 
 
 def posterize(pixels: Tensor, amount: Tensor) -> Tensor:
@@ -131,12 +126,6 @@ def _smooth(pixels: Tensor) -> Tensor:
     return smooth
 
 
-color = _blend(_grey)
-contrast = _blend(lambda pixels: (_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor())
-brightness = _blend(torch.zeros_like)
-sharpness = _blend(_smooth)
-
-
 def _affine(matrix_of: Callable[[Tensor], Matrix]) -> Operation:
     """An operation that samples the input at matrix . (x, y, 1) for each output (x, y) in -1..1.
 
@@ -158,13 +147,6 @@ def _rotation(degrees: Tensor) -> Matrix:
     return (angle.cos(), -angle.sin(), 0, angle.sin(), angle.cos(), 0)
 
 
-rotate = _affine(_rotation)  # counter-clockwise about the centre
-shear_x = _affine(lambda shear: (1, shear, shear, 0, 1, 0))  # moves a line left by shear x its distance from the top
-shear_y = _affine(lambda shear: (1, 0, 0, shear, 1, shear))  # moves a column up by shear x its distance from the left
-translate_x = _affine(lambda part: (1, 0, 2 * part, 0, 1, 0))  # moves left by a part of the width
-translate_y = _affine(lambda part: (1, 0, 0, 0, 1, 2 * part))  # moves up by a part of the height
-
-
 def _up_to(greatest: float) -> Rule:
     return lambda levels, signs: signs * levels / GREATEST_LEVEL * greatest
 
@@ -174,20 +156,22 @@ def _factor(levels: Levels, signs: Levels) -> Levels:
 
 
 # Each operation with the rule that turns level (0..10) and sign into its amount: timm's "increasing" set.
-OPERATIONS: tuple[tuple[Operation, Rule], ...] = (
-    (auto_contrast, lambda levels, signs: levels),
-    (equalize, lambda levels, signs: levels),
-    (invert, lambda levels, signs: levels),
-    (rotate, _up_to(30.0)),
-    (posterize, lambda levels, signs: (4 - np.floor(levels / GREATEST_LEVEL * 4)).clip(min=1)),
-    (solarize, lambda levels, signs: 256 - np.floor(levels / GREATEST_LEVEL * 256)),
-    (solarize_add, lambda levels, signs: np.floor(levels / GREATEST_LEVEL * 110)),
-    (color, _factor),
-    (contrast, _factor),
-    (brightness, _factor),
-    (sharpness, _factor),
-    (shear_x, _up_to(0.3)),
-    (shear_y, _up_to(0.3)),
-    (translate_x, _up_to(0.45)),
-    (translate_y, _up_to(0.45)),
-)
+OPERATIONS: dict[str, tuple[Operation, Rule]] = {
+    "auto_contrast": (auto_contrast, lambda levels, signs: levels),
+    "equalize": (equalize, lambda levels, signs: levels),
+    "invert": (lambda pixels, amount: 255 - pixels, lambda levels, signs: levels),
+    "rotate": (_affine(_rotation), _up_to(30.0)),  # counter-clockwise about the centre
+    "posterize": (posterize, lambda levels, signs: (4 - np.floor(levels / GREATEST_LEVEL * 4)).clip(min=1)),
+    "solarize": (solarize, lambda levels, signs: 256 - np.floor(levels / GREATEST_LEVEL * 256)),
+    "solarize_add": (solarize_add, lambda levels, signs: np.floor(levels / GREATEST_LEVEL * 110)),
+    "color": (_blend(_grey), _factor),
+    "contrast": (_blend(lambda pixels: (_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor()), _factor),
+    "brightness": (_blend(torch.zeros_like), _factor),
+    "sharpness": (_blend(_smooth), _factor),
+    # move a line left by shear x its distance from the top, and a column up by shear x its distance from the left
+    "shear_x": (_affine(lambda shear: (1, shear, shear, 0, 1, 0)), _up_to(0.3)),
+    "shear_y": (_affine(lambda shear: (1, 0, 0, shear, 1, shear)), _up_to(0.3)),
+    # move left by a part of the width, and up by a part of the height
+    "translate_x": (_affine(lambda part: (1, 0, 2 * part, 0, 1, 0)), _up_to(0.45)),
+    "translate_y": (_affine(lambda part: (1, 0, 0, 0, 1, 2 * part)), _up_to(0.45)),
+}

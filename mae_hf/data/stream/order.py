@@ -11,6 +11,7 @@ K shards, n images of a window.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -108,13 +109,10 @@ class StreamSampler:
 
     def windows(self, reader: int, first_step: int, end: int) -> Iterator[Window]:
         """The windows that a reader needs for the steps from `first_step` to before `end`, in their order."""
-        previous = None
-        for step in range(first_step, end):
-            for owner, index, _ in self.positions(step):
-                key = self.epoch(step), index
-                if owner == reader and key != previous:
-                    previous = key
-                    yield self.window(key[0], reader, index)
+        steps = range(first_step, end)
+        needed = ((self.epoch(step), at) for step in steps for owner, at, _ in self.positions(step) if owner == reader)
+        for (epoch, index), _ in itertools.groupby(needed):
+            yield self.window(epoch, reader, index)
 
     def _window(self, epoch: int, reader: int, index: int) -> Window:
         order = permutation(len(self._lengths), self._seed, epoch, "shards")

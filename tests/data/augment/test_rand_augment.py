@@ -26,7 +26,7 @@ def make_images():
 
 def apply(operation, images, amount):
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    result = operation(pixels, torch.full((len(images), 1, 1, 1), float(amount)))
+    result = ra.OPERATIONS[operation][0](pixels, torch.full((len(images), 1, 1, 1), float(amount)))
     return result.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(int)
 
 
@@ -39,20 +39,20 @@ def solarize_add_table(amount):
 
 
 COLOUR_CASES = [
-    (ra.auto_contrast, 0, ImageOps.autocontrast),
-    (ra.equalize, 0, ImageOps.equalize),
-    (ra.invert, 0, ImageOps.invert),
-    *[(ra.posterize, bits, lambda i, bits=bits: ImageOps.posterize(i, bits)) for bits in (1, 2, 4, 8)],
-    *[(ra.solarize, t, lambda i, t=t: ImageOps.solarize(i, t)) for t in (0, 26, 200, 256)],
-    *[(ra.solarize_add, a, lambda i, a=a: i.point(solarize_add_table(a))) for a in (0, 50, 110)],
+    ("auto_contrast", 0, ImageOps.autocontrast),
+    ("equalize", 0, ImageOps.equalize),
+    ("invert", 0, ImageOps.invert),
+    *[("posterize", bits, lambda i, bits=bits: ImageOps.posterize(i, bits)) for bits in (1, 2, 4, 8)],
+    *[("solarize", t, lambda i, t=t: ImageOps.solarize(i, t)) for t in (0, 26, 200, 256)],
+    *[("solarize_add", a, lambda i, a=a: i.point(solarize_add_table(a))) for a in (0, 50, 110)],
     *[
         (operation, factor, lambda i, e=enhancer, f=factor: e(i).enhance(f))
         for factor in (0.1, 0.7, 1.0, 1.81)
         for operation, enhancer in (
-            (ra.color, ImageEnhance.Color),
-            (ra.contrast, ImageEnhance.Contrast),
-            (ra.brightness, ImageEnhance.Brightness),
-            (ra.sharpness, ImageEnhance.Sharpness),
+            ("color", ImageEnhance.Color),
+            ("contrast", ImageEnhance.Contrast),
+            ("brightness", ImageEnhance.Brightness),
+            ("sharpness", ImageEnhance.Sharpness),
         )
     ],
 ]
@@ -73,11 +73,11 @@ def affine(*coefficients):
 
 
 GEOMETRIC_CASES = [
-    *[(ra.rotate, a, lambda i, a=a: i.rotate(a, Image.Resampling.BILINEAR, fillcolor=GREY)) for a in (-29.0, 13.0)],
-    *[(ra.shear_x, s, affine(1, s, 0, 0, 1, 0)) for s in (-0.3, 0.2)],
-    *[(ra.shear_y, s, affine(1, 0, 0, s, 1, 0)) for s in (-0.3, 0.2)],
-    *[(ra.translate_x, s, affine(1, 0, s * S, 0, 1, 0)) for s in (-0.44, 0.13)],
-    *[(ra.translate_y, s, affine(1, 0, 0, 0, 1, s * S)) for s in (-0.44, 0.13)],
+    *[("rotate", a, lambda i, a=a: i.rotate(a, Image.Resampling.BILINEAR, fillcolor=GREY)) for a in (-29.0, 13.0)],
+    *[("shear_x", s, affine(1, s, 0, 0, 1, 0)) for s in (-0.3, 0.2)],
+    *[("shear_y", s, affine(1, 0, 0, s, 1, 0)) for s in (-0.3, 0.2)],
+    *[("translate_x", s, affine(1, 0, s * S, 0, 1, 0)) for s in (-0.44, 0.13)],
+    *[("translate_y", s, affine(1, 0, 0, 0, 1, s * S)) for s in (-0.44, 0.13)],
 ]
 
 
@@ -94,13 +94,13 @@ def test_a_geometric_operation_equals_pillows_away_from_the_border(operation, am
     assert difference[:, inside | beyond].max() <= 1
 
 
-@pytest.mark.parametrize("operation", [ra.rotate, ra.shear_x, ra.shear_y, ra.translate_x, ra.translate_y])
+@pytest.mark.parametrize("operation", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
 def test_a_geometric_operation_of_amount_zero_changes_nothing(operation):
     images = make_images()
     np.testing.assert_array_equal(apply(operation, images, 0.0), images)
 
 
-@pytest.mark.parametrize("operation", [operation for operation, _ in ra.OPERATIONS])
+@pytest.mark.parametrize("operation", [operation for operation, _ in ra.OPERATIONS.values()])
 def test_each_image_of_a_batch_gets_its_own_amount(operation):
     pixels = torch.from_numpy(make_images()[:4]).permute(0, 3, 1, 2).float()
     amount = torch.tensor([0.1, 0.2, 0.0, 0.3]).view(4, 1, 1, 1)
@@ -126,15 +126,15 @@ TIMM_LEVEL_9 = {
 
 
 def test_the_strengths_at_level_nine_equal_timms():
-    names = {value: name for name, value in vars(ra).items() if callable(value)}
-    amounts = {names[op]: to_amount(np.array([9.0, 9.0]), np.array([-1.0, 1.0])) for op, to_amount in ra.OPERATIONS}
+    levels, signs = np.array([9.0, 9.0]), np.array([-1.0, 1.0])
+    amounts = {name: to_amount(levels, signs) for name, (_, to_amount) in ra.OPERATIONS.items()}
     assert set(amounts) == {"auto_contrast", "equalize", "invert", *TIMM_LEVEL_9}
     for name, expected in TIMM_LEVEL_9.items():
         np.testing.assert_allclose(amounts[name], expected, err_msg=name)
 
 
 def test_posterize_never_blackens_an_image():
-    to_amount = dict(ra.OPERATIONS)[ra.posterize]
+    to_amount = ra.OPERATIONS["posterize"][1]
     np.testing.assert_array_equal(to_amount(np.array([0.0, 5.0, 10.0]), np.ones(3)), [4, 2, 1])
 
 
@@ -176,7 +176,8 @@ def test_each_image_gets_its_drawn_operations_in_order():
         expected = images[i : i + 1]
         for slot in range(2):
             if chosen[slot, i] >= 0:
-                operation, to_amount = ra.OPERATIONS[chosen[slot, i]]
+                operation = list(ra.OPERATIONS)[chosen[slot, i]]
+                to_amount = ra.OPERATIONS[operation][1]
                 amount = to_amount(levels[slot, i : i + 1], signs[slot, i : i + 1])[0]
                 expected = apply(operation, expected, amount).astype(np.uint8)
         np.testing.assert_array_equal(result[i].permute(1, 2, 0), expected[0])
