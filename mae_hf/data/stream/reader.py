@@ -37,15 +37,15 @@ from mae_hf.data.stream.order import Encoded, Stream, StreamSampler, Window
 from mae_hf.data.stream.shards import ShardReader, open_shards
 from mae_hf.errors import RunError, require
 
-TASKS_AHEAD_PER_THREAD = 4
-POLL = 0.2  # seconds after which the feeding thread checks whether it is to stop
+AHEAD_PER_THREAD = 4 * IMAGES_PER_TASK  # images
+POLL = 0.05  # seconds between checks whether the feeding thread has stopped
 SECONDS_TO_STOP = 5.0  # for threads that read: a preempted machine has 30
 
 FindDuplicate = Callable[[NDArray[np.uint8]], Mapping[str, Any] | None]
 """Recognises images (S, S, 3) that must not be seen: returns what to note about one, None for all others."""
 
-_Batch = tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]
-"""The rows of a micro-batch, and the tasks that decode their images."""
+_Batches = queue.Queue[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]] | BaseException]
+"""The rows of micro-batches, and the tasks that decode their images; or why they cannot be read."""
 
 _Opened = tuple[Window, list[Encoded]]
 """A window with its images in the order in which they were read."""
@@ -91,14 +91,14 @@ class StreamedImages:
         self._config = config
         self._notes = StreamNotes(Path(config.output_dir), process_index)
         self._find_duplicate = find_duplicate
-        self._batches: queue.Queue[_Batch | BaseException] | None = None
+        self._batches: _Batches | None = None
 
     @contextlib.contextmanager
     def reading(self, first_step: int, end: int) -> Iterator[None]:
         """Read the batches of the steps from `first_step` to before `end`, until this context ends."""
         num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         micro_batch_size = len(self.sampler.micro_batches(first_step)[0])
-        self._batches = queue.Queue(max(2, num_threads * TASKS_AHEAD_PER_THREAD * IMAGES_PER_TASK // micro_batch_size))
+        self._batches = batches = _Batches(max(2, num_threads * AHEAD_PER_THREAD // micro_batch_size))
         self._decoders = ThreadPoolExecutor(num_threads, "decode")
         self._stopped = threading.Event()
         with ThreadPool(len(self.sampler.readers)) as pool:
@@ -121,7 +121,7 @@ class StreamedImages:
 
             for reader in windows:
                 read_ahead(reader)
-            feeder = threading.Thread(target=self._feed, args=(first_step, end, next_window), daemon=True)
+            feeder = threading.Thread(target=self._feed, args=(first_step, end, next_window, batches), daemon=True)
             feeder.start()
             try:
                 yield
@@ -131,7 +131,9 @@ class StreamedImages:
                 deadline = time.monotonic() + SECONDS_TO_STOP
                 for task in list(ahead.values()):
                     task.wait(max(0.0, deadline - time.monotonic()))
-                feeder.join(max(0.0, deadline - time.monotonic()))
+                while feeder.is_alive() and time.monotonic() < deadline:
+                    with contextlib.suppress(queue.Empty):
+                        batches.get(timeout=POLL)  # makes room for the batch that it puts last
                 self._decoders.shutdown(cancel_futures=True)
                 self._batches = None
 
@@ -152,7 +154,7 @@ class StreamedImages:
             np.concatenate([task.result() for task in batch[1]], out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
-    def _feed(self, step: int, end: int, next_window: Callable[[int], _Opened]) -> None:
+    def _feed(self, step: int, end: int, next_window: Callable[[int], _Opened], batches: _Batches) -> None:
         """Hand the images of one batch after another to the decoding threads."""
         in_use: dict[int, tuple[tuple[int, int], _Opened]] = {}  # of each reader: epoch and number, the window
         try:
@@ -166,18 +168,10 @@ class StreamedImages:
                 for rows in self.sampler.micro_batches(step):
                     share, start = images[start : start + len(rows)], start + len(rows)
                     parts = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
-                    self._put((rows, [self._decoders.submit(self._decode, part) for part in parts]))
+                    batches.put((rows, [self._decoders.submit(self._decode, part) for part in parts]))
                 step += 1
         except BaseException as error:  # raised again where the batch is asked for
-            self._put(error)
-
-    def _put(self, batch: _Batch | BaseException) -> None:
-        assert self._batches is not None
-        while not self._stopped.is_set():
-            try:
-                return self._batches.put(batch, timeout=POLL)
-            except queue.Full:
-                continue
+            batches.put(error)
 
     def _decode(self, images: Sequence[tuple[_Opened, int]]) -> NDArray[np.uint8]:
         return np.stack([self._image(*opened, position) for opened, position in images])

@@ -297,7 +297,7 @@ def test_outside_of_reading_images_are_black(tmp_path, folder):
 
 def test_each_reader_reads_at_most_one_window_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "IMAGES_PER_TASK", 1)  # of decoded images, too, no more than two batches wait
-    monkeypatch.setattr(reader, "TASKS_AHEAD_PER_THREAD", 0)
+    monkeypatch.setattr(reader, "AHEAD_PER_THREAD", 0)
     with ShardServer({f"/s-{i:02}.tar": tar(PICTURES[:4]) for i in range(40)}) as server:
         config = config_of(tmp_path, f"{server.address}/s-{{00..39}}.tar", batch_size=4, stream_readers=2)
         images = stream_of(config)
