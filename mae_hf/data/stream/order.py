@@ -38,28 +38,35 @@ class Stream:
     def __len__(self) -> int:
         return int(self.lengths.sum()) - self.num_held_out
 
+    @functools.cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """The row after the last one of each shard, (K,). A row is the number of an image over all shards."""
+        return np.cumsum(self.lengths)
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The shard of an image, and its number there."""
+        shard = int(np.searchsorted(self.ends, row, side="right"))
+        return shard, int(row - self.ends[shard] + self.lengths[shard])
+
     def where(self, row: int) -> str:
-        """The name of an image in a message, from its number over all shards."""
-        ends = np.cumsum(self.lengths)
-        shard = int(np.searchsorted(ends, row, side="right"))
-        return f"image {row - int(ends[shard] - self.lengths[shard])} of {self.files[shard]}"
+        """The name of an image in a message."""
+        shard, number = self.locate(row)
+        return f"image {number} of {self.files[shard]}"
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
     """Images that are read one after another and shuffled."""
 
-    pieces: tuple[tuple[int, int, int], ...]  # what to read: shard, its first image to read, number of images
-    rows: NDArray[np.int64]  # (n,), the numbers of the images as they are read
+    rows: NDArray[np.int64]  # (n,), as they are read
     order: NDArray[np.int64]  # (n,), which of them comes first, second, ... in training: indices into `rows`
 
 
 class StreamSampler:
     """The rows of every global batch, for images that are read in sequence.
 
-    A row is the number of an image over all shards in the order of their names, so its random draws do not depend on
-    when it is read. As with `BatchSampler`, a batch is the same set of images on any number of processes. ConfigError
-    if the readers cannot be divided evenly among the processes.
+    An image has the same row whenever it is read, and so the same random draws. As with `BatchSampler`, a batch is the
+    same set of images on any number of processes. ConfigError if the readers cannot be divided evenly among these.
     """
 
     def __init__(self, stream: Stream, config: PretrainConfig, plan: Plan, process_index: int) -> None:
@@ -71,9 +78,8 @@ class StreamSampler:
         )
         share = num_readers // plan.num_processes
         self.readers = range(process_index * share, (process_index + 1) * share)
-        self._starts = np.cumsum(stream.lengths) - stream.lengths  # rows (K,) at which each shard begins
-        self._skipped = np.clip(stream.num_held_out - self._starts, 0, stream.lengths)  # (K,), held-out images
-        self._lengths = stream.lengths - self._skipped
+        self.stream = stream
+        self._lengths = np.clip(stream.ends - stream.num_held_out, 0, stream.lengths)  # without held-out images
         self.plan = plan
         self._seed = config.train.seed
         self._part = len(stream) // num_readers
@@ -118,14 +124,7 @@ class StreamSampler:
         order = permutation(len(self._lengths), self._seed, epoch, "shards")
         ends = np.cumsum(self._lengths[order])
         start = reader * self._part + index * self._window_size
-        stop = min(start + self._window_size, (reader + 1) * self._part)
-        pieces, rows, at = [], [], start
-        while at < stop:
-            nth = int(np.searchsorted(ends, at, side="right"))
-            shard, num = int(order[nth]), min(stop, int(ends[nth])) - at
-            first = int(self._skipped[shard] + self._lengths[shard] - ends[nth]) + at
-            pieces.append((shard, first, num))
-            rows.append(self._starts[shard] + first + np.arange(num))
-            at += num
-        shuffled = permutation(stop - start, self._seed, epoch, f"window {reader} {index}")
-        return Window(tuple(pieces), np.concatenate(rows), shuffled)
+        places = np.arange(start, min(start + self._window_size, (reader + 1) * self._part))  # in the epoch
+        nth = np.searchsorted(ends, places, side="right")
+        shuffled = permutation(len(places), self._seed, epoch, f"window {reader} {index}")
+        return Window(self.stream.ends[order[nth]] - ends[nth] + places, shuffled)

@@ -62,10 +62,7 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
         f"stream_held_out {num} leaves none of the {stream.lengths.sum()} images of {', '.join(config.sources)} to "
         "train on: choose fewer (--data.stream_held_out)",
     )
-    reader = ShardReader(stream, threading.Event())
-    encoded: list[Encoded] = []
-    for shard, length in enumerate(stream.lengths):
-        encoded += reader.read(shard, 0, min(int(length), num - len(encoded)))
+    encoded = ShardReader(stream, threading.Event()).read(np.arange(num))
     features = datasets.Features({"image": datasets.Image(decode=False)})
     images = datasets.Dataset.from_dict({"image": encoded}, features)
     split = Split(config.sources[0], "held-out", images, None, None, stream.fingerprint)
@@ -107,7 +104,7 @@ class StreamedImages:
             ahead: dict[int, AsyncResult[_Opened]] = {}  # the window of each reader that a thread reads or has read
 
             def read(reader: int, window: Window) -> _Opened:
-                return window, [image for piece in window.pieces for image in shards[reader].read(*piece)]
+                return window, shards[reader].read(window.rows)
 
             def next_window(reader: int) -> _Opened:
                 """The window that was read ahead; a thread of the pool reads the next one meanwhile."""

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 import numpy as np
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import cache_folder
@@ -41,7 +42,7 @@ Result = TypeVar("Result")
 
 
 class ShardReader:
-    """Reads pieces of shards, with retries until `stopped` is set. A piece after the last one keeps its connection."""
+    """Reads images of shards, with retries until `stopped` is set. For the next image, a connection is kept."""
 
     def __init__(self, stream: Stream, stopped: threading.Event) -> None:
         self._stream = stream
@@ -49,12 +50,9 @@ class ShardReader:
         self._position = (-1, 0)  # shard, and the image that comes next
         self._images: Iterator[Encoded] = iter(())
 
-    def read(self, shard: int, first: int, num: int) -> list[Encoded]:
-        """`num` images of a shard from image `first` on, still encoded.
-
-        RunError if the shard cannot be read, or has fewer images than were counted.
-        """
-        return [self._read_one(shard, at) for at in range(first, first + num)]
+    def read(self, rows: NDArray[np.int64]) -> list[Encoded]:
+        """The images of `rows` (n,), still encoded; RunError if a shard cannot be read, or has lost images."""
+        return [self._read_one(*self._stream.locate(row)) for row in rows.tolist()]
 
     def _read_one(self, shard: int, at: int) -> Encoded:
         def read() -> Encoded:

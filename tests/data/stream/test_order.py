@@ -73,14 +73,10 @@ def test_every_window_is_shuffled_differently():
     assert len(orders) == 24
 
 
-def test_the_pieces_of_a_window_name_the_images_of_its_rows():
-    starts = np.cumsum([0, *LENGTHS])
-    sampler = sampler_of()
-    for reader in range(4):
-        for window in windows_of(sampler, reader, epoch=1):
-            read = [starts[shard] + first + i for shard, first, num in window.pieces for i in range(num)]
-            assert read == window.rows.tolist()
-            assert sorted(window.order) == list(range(len(window.rows)))
+def test_a_row_is_located_in_its_shard():
+    stream = Stream((), np.array(LENGTHS), 4, "")
+    expected = [(shard, number) for shard, length in enumerate(LENGTHS) for number in range(length)]
+    assert [stream.locate(row) for row in range(sum(LENGTHS))] == expected
 
 
 def test_a_window_begins_where_the_previous_one_ended():
@@ -88,9 +84,9 @@ def test_a_window_begins_where_the_previous_one_ended():
     for reader in range(4):
         ends = {}
         for window in windows_of(sampler, reader):
-            for shard, first, num in window.pieces:
-                assert first == ends.get(shard, first)
-                ends[shard] = first + num
+            for shard, number in map(sampler.stream.locate, window.rows.tolist()):
+                assert number == ends.get(shard, number)
+                ends[shard] = number + 1
 
 
 def test_each_process_reads_its_own_part_and_a_window_is_as_large_as_its_share_of_the_buffer():
@@ -123,8 +119,8 @@ def test_a_reader_opens_the_windows_of_its_batches_in_order_and_no_other(start, 
 
 def test_a_shard_is_not_read_if_all_its_images_are_held_out():
     sampler = sampler_of(first=8, batch_size=4)
-    pieces = [piece for reader in range(4) for window in windows_of(sampler, reader) for piece in window.pieces]
-    assert {shard for shard, _, _ in pieces} == {2, 3, 4, 5}
+    rows = [row for reader in range(4) for window in windows_of(sampler, reader) for row in window.rows.tolist()]
+    assert {sampler.stream.locate(row)[0] for row in rows} == {2, 3, 4, 5}
 
 
 def test_readers_that_cannot_be_divided_among_the_processes_are_refused():

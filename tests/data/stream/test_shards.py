@@ -6,6 +6,7 @@ import tarfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shard_server import ShardServer, parquet, picture, tar
 
@@ -31,7 +32,8 @@ def config_of(tmp_path: Path, source) -> DataConfig:
 
 
 def read(shards, shard, first, num):
-    return ShardReader(shards, threading.Event()).read(shard, first, num)
+    rows = shards.lengths[:shard].sum() + first + np.arange(num)
+    return ShardReader(shards, threading.Event()).read(rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,9 +82,9 @@ def test_a_tar_is_counted_again_only_after_it_changes(tmp_path, server):
 def test_consecutive_pieces_are_read_from_one_connection(tmp_path, server):
     reader = ShardReader(open_shards(config_of(tmp_path, f"{server.address}/s-0.tar")), threading.Event())
     server.gets.clear()
-    assert reader.read(0, 0, 3) + reader.read(0, 3, 7) == PICTURES[:10]
+    assert reader.read(np.arange(3)) + reader.read(np.arange(3, 10)) == PICTURES[:10]
     assert len(server.gets) == 1
-    assert reader.read(0, 0, 1) == PICTURES[:1]
+    assert reader.read(np.arange(1)) == PICTURES[:1]
     assert len(server.gets) == 2
 
 
@@ -93,7 +95,7 @@ def test_occasional_failures_of_a_server_do_not_change_the_images(tmp_path, serv
     turns = itertools.count()
     server.fault = lambda request: fault if next(turns) % 2 == 0 else None
     reader = ShardReader(shards, threading.Event())
-    assert reader.read(0, 2, 8) + reader.read(1, 0, 10) == PICTURES[2:]
+    assert reader.read(np.arange(2, 20)) == PICTURES[2:]
     assert next(turns) >= 2, "the server had a chance to fail"
 
 
