@@ -91,8 +91,8 @@ def measure_recall(unlabeled: np.ndarray, labelled: np.ndarray, figure: str) -> 
         back = (pairs["image"] == pairs["against"]).sum()
         print(f"| {name} | {there / NUM_PLANTED:.1%} | {back / NUM_PLANTED:.1%} |", flush=True)
     found = find_duplicates(unlabeled, labelled)
-    print(f"{len(unlabeled)} x {len(labelled)} without planted ones: {found.exact.sum()} exact", end=", ")
-    near = found[~found["exact"]].assign(row=found["image"], against_row=found["against"])
+    near = found[found["kind"] == "near"].assign(row=found["image"], against_row=found["against"])
+    print(f"{len(unlabeled)} x {len(labelled)} without planted ones: {len(found) - len(near)} exact", end=", ")
     print(f"{len(near)} near, scores", np.sort(near["score"]).round(3).tolist())
     figures.save(pairs_figure(unlabeled, labelled, near, "not planted"), figure)
 

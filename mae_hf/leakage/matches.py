@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mae_hf.data.cache import Store
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
-from mae_hf.errors import ConfigError
+from mae_hf.errors import ConfigError, require
 from mae_hf.files import write_file
 from mae_hf.leakage.near_duplicates import find_duplicates
 
@@ -55,12 +55,10 @@ class Match:
     def records(self, against_split: str, held_out: bool = False) -> list[DuplicatePair]:
         """Return the pairs for a file."""
         source, split, against = self.images.split.source, self.images.split.role, self.against.split.source
-        pairs = []
-        for pair in self.found.itertuples():
-            kind: Literal["exact", "near"] = "exact" if pair.exact else "near"
-            other, score = pair.against_row, round(pair.score, 4)
-            pairs.append(DuplicatePair(source, split, pair.row, against, against_split, other, kind, score, held_out))
-        return pairs
+        return [
+            DuplicatePair(source, split, row, against, against_split, other, kind, round(score, 4), held_out)
+            for row, other, kind, score in self.found[["row", "against_row", "kind", "score"]].itertuples(index=False)
+        ]
 
 
 def find_matches(images: ImageSet, against: ImageSet) -> Iterator[Match]:
@@ -74,14 +72,11 @@ def find_matches(images: ImageSet, against: ImageSet) -> Iterator[Match]:
 
 
 def compare_stores(images: Store, against: Store) -> Match:
-    """Return the duplicates between two stores, from the file beside `images` if they were compared before.
-
-    ConfigError if the file cannot be written.
-    """
+    """Return the duplicates between two stores, from the file beside `images` if one can be read, else write it."""
     key = hashlib.sha256(f"{METHOD_VERSION} {images.digest} {against.digest}".encode()).hexdigest()[:20]
     file = images.path.with_name(f"duplicates-{key}.parquet")
     try:
-        found = pd.read_parquet(file, columns=["image", "against", "exact", "score"])
+        found = pd.read_parquet(file, columns=["image", "against", "kind", "score"])
     except Exception:  # missing or torn: pyarrow and the disk raise errors of many types
         task = f"searching {images.split.role} for duplicates of {against.split.role}"
         found = find_duplicates(images.images, against.images, task)
@@ -104,9 +99,8 @@ def check_splits(splits: Sequence[Split], role: str) -> None:
     """Raise ConfigError, before any image is decoded, if there are no unlabeled images or no split `role`."""
     found = ", ".join(f"{split.role} of {split.source} ({len(split)} images)" for split in splits)
     for wanted, fix in (("unlabeled", ""), (role, "choose a different one (--audit_against train), or ")):
-        if wanted not in {split.role for split in splits}:
-            fix += "name a source that has one (--data.source)"
-            raise ConfigError(f"no {wanted} split to audit, only {found}: {fix}")
+        fix += "name a source that has one (--data.source)"
+        require(wanted in [split.role for split in splits], f"no {wanted} split to audit, only {found}: {fix}")
 
 
 def audit_stores(stores: Sequence[Store], role: str) -> list[Match]:
@@ -118,30 +112,27 @@ def audit_stores(stores: Sequence[Store], role: str) -> list[Match]:
 def describe_match(match: Match) -> list[str]:
     """Return the duplicates in two lines to print, exact ones and near-duplicates."""
     lines = []
-    for kind, is_exact in (("exact duplicates", True), ("near-duplicates", False)):
-        pairs = match.found[match.found["exact"] == is_exact]
+    for kind, name in (("exact", "exact duplicates"), ("near", "near-duplicates")):
+        pairs = match.found[match.found["kind"] == kind]
         images, against = (
             f"{column.nunique():,} of {len(store.rows):,} {store.split.role} images of {store.split.source}"
             for store, column in ((match.images, pairs["row"]), (match.against, pairs["against_row"]))
         )
         shown = [f"{pair.row} and {pair.against_row}" for pair in pairs[:NUM_PRINTED].itertuples()]
         shown += ["..."] * (len(pairs) > NUM_PRINTED)
-        lines.append(f"{images} are {kind} of {against}" + (f": rows {', '.join(shown)}" if shown else ""))
+        lines.append(f"{images} are {name} of {against}" + (f": rows {', '.join(shown)}" if shown else ""))
     return lines
 
 
 def write_pairs(match: Match) -> Path:
-    """Write the list of all pairs, each a `DuplicatePair`, beside the decoded images, and return the file.
-
-    ConfigError if the file cannot be written.
-    """
+    """Write all pairs, each a `DuplicatePair`, beside the decoded images, and return the file; else ConfigError."""
     pairs = json.dumps([asdict(pair) for pair in match.records(match.against.split.role)], indent=2)
     _write(match.file("json"), lambda file: file.write_text(pairs + "\n"))
     return match.file("json")
 
 
 def pairs_figure(images: np.ndarray, against: np.ndarray, found: pd.DataFrame, title: str) -> Figure:
-    """Draw pairs of images (N, H, W, 3) and (M, H, W, 3) side by side, the least certain first, as `Match.found`."""
+    """Draw the pairs of images (N, H, W, 3) and (M, H, W, 3) in a table like `Match.found`, the least certain first."""
     pairs = found.sort_values("score", kind="stable")[:NUM_DRAWN]
     num_lines = max(1, -(-len(pairs) // COLUMNS))
     figure = Figure(figsize=(2.6 * COLUMNS, 1.55 * num_lines + 0.7), layout="constrained")
@@ -152,8 +143,8 @@ def pairs_figure(images: np.ndarray, against: np.ndarray, found: pd.DataFrame, t
         left, right = images[pair.image], against[pair.against]
         gap = np.full((len(left), max(1, len(left) // 16), 3), 255, np.uint8)
         panel.imshow(np.concatenate([left, gap, right], axis=1), interpolation="nearest")
-        kind = "exact" if pair.exact else f"near, {pair.score:.2f}"
-        panel.set_title(f"{pair.row} and {pair.against_row}: {kind}", fontsize=8)
+        score = f", {pair.score:.2f}" if pair.kind == "near" else ""
+        panel.set_title(f"{pair.row} and {pair.against_row}: {pair.kind}{score}", fontsize=8)
     more = f"; {len(found) - NUM_DRAWN:,} more are not shown" if len(found) > NUM_DRAWN else ""
     figure.suptitle(f"{title}: {len(found):,} pairs, the least certain first{more}", fontsize=10)
     return figure

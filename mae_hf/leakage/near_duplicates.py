@@ -75,15 +75,15 @@ def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "search
     `against`, np.uint8 (M, H, W, 3), are read in chunks; about 12 kB are kept for each image of `against`. The progress
     is shown as `task`.
 
-    The columns are `image` and `against`, the indices of both, ascending; `exact`, whether the pixels are equal; and
-    `score`, the correlation of the fine structure, 1 where the pixels are equal.
+    The columns are `image` and `against`, the indices of both, ascending; `kind`, which is `exact` where the pixels are
+    equal, else `near`; and `score`, the correlation of the fine structure, 1 where the pixels are equal.
     """
     exact = set(exact_duplicates(images, against))
     with Progress(desc=task, total=len(against) + len(images), unit="image") as progress:
         near = _near_duplicates(images, against, progress)
     pairs = sorted(exact | near.keys())
     found = pd.DataFrame(pairs, columns=["image", "against"], dtype=np.int64)
-    found["exact"] = np.array([pair in exact for pair in pairs], bool)
+    found["kind"] = ["exact" if pair in exact else "near" for pair in pairs]
     found["score"] = np.array([1.0 if pair in exact else near[pair] for pair in pairs], np.float32)
     return found
 

@@ -11,7 +11,11 @@ def draw(num: int):
     images, against = (random.integers(0, 256, (num, 12, 12, 3), np.uint8) for _ in range(2))
     found = pd.DataFrame({"image": np.arange(num), "against": np.arange(num)[::-1]})
     found["score"] = np.linspace(1, 0.83, num, dtype=np.float32)
-    found = found.assign(exact=found["score"] == 1, row=found["image"] + 100, against_row=found["against"] + 100)
+    found = found.assign(
+        kind=np.where(found["score"] == 1, "exact", "near"),
+        row=found["image"] + 100,
+        against_row=found["against"] + 100,
+    )
     return images, against, pairs_figure(images, against, found, "unlabeled and test")
 
 

@@ -102,16 +102,13 @@ class StreamSampler:
 
     def positions(self, step: int) -> list[tuple[int, int, range]]:
         """This process's images of a batch: reader, number of its window in the epoch, and positions in its order."""
-        start = step % self.plan.steps_per_epoch * self._share
-        pieces = []
-        for reader in self.readers:
-            at, stop = start, start + self._share
-            while at < stop:
-                index, position = divmod(at, self._window_size)
-                num = min(stop - at, self._window_size - position)
-                pieces.append((reader, index, range(position, position + num)))
-                at += num
-        return pieces
+        start, size = step % self.plan.steps_per_epoch * self._share, self._window_size
+        stop = start + self._share
+        return [
+            (reader, index, range(max(start - index * size, 0), min(stop - index * size, size)))
+            for reader in self.readers
+            for index in range(start // size, (stop - 1) // size + 1)
+        ]
 
     def windows(self, reader: int, first_step: int, end: int) -> Iterator[Window]:
         """The windows that a reader needs for the steps from `first_step` to before `end`, in their order."""
