@@ -34,8 +34,7 @@ COPIED_AT_ONCE = 1024  # images, from the cache to a GPU
 class ImageSet:
     """Images of one or several stores, joined and numbered from 0.
 
-    Args:
-        parts: stores of images of one size, each with the indices np.int64 of the images that belong to the set.
+    `parts` are stores of images of one size, each with the indices np.int64 of the images that belong to the set.
 
     Attributes:
         note: how the images were chosen, if results must say so, such as an unofficial fold.
@@ -188,12 +187,10 @@ def load_labelled_images(
     splits = load_splits(config, source)
     parts = _carve(splits, image_size, config)
     for role in roles:
-        if role not in parts:
-            found = ", ".join(f"{role} ({len(split)} images)" for role, split in splits.items())
-            missing, fix = "train", "name a source that has one (--data.source)"
-            if role == "test":
-                missing, fix = "test", "set part of train aside (--data.test_fraction 0.2)" if "train" in parts else fix
-            raise ConfigError(f"{source} has no labelled {missing} split, only {found}: {fix}")
+        found = ", ".join(f"{role} ({len(split)} images)" for role, split in splits.items())
+        missing, fix = "test" if role == "test" else "train", "name a source that has one (--data.source)"
+        fix = "set part of train aside (--data.test_fraction 0.2)" if role == "test" and "train" in parts else fix
+        require(role in parts, f"{source} has no labelled {missing} split, only {found}: {fix}")
         fix = "put its images into a folder per class, add a column `label`, or remove it (--data.source)"
         require(parts[role].split.labels is not None, f"{role} of {source} has no labels: {fix}")
     images = dict(zip(roles, _image_sets([[parts[role]] for role in roles], image_size, config), strict=True))

@@ -27,10 +27,9 @@ _CROPPED = DataConfig()
 FIX_BAD_IMAGE = "replace such files, or leave them out (--data.on_bad_image skip)"
 
 
-def border_colour(data: DataConfig) -> tuple[int, int, int]:
+def border_colour(data: DataConfig) -> tuple[int, ...]:
     """Return the mean colour of the images as RGB, for the borders of `data.resize pad`."""
-    red, green, blue = (min(255, max(0, round(255 * value))) for value in data.image_mean)
-    return red, green, blue
+    return tuple(min(255, max(0, round(255 * value))) for value in data.image_mean)
 
 
 def to_rgb_square(image: Image.Image, image_size: int, data: DataConfig = _CROPPED) -> np.ndarray:

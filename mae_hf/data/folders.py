@@ -106,16 +106,16 @@ def split_of_files(source: str, role: str, folder: str, files: Sequence[str], cl
 
 def _for_training(source: str, role: str, folder: Path, files: list[str]) -> Split:
     """A split for training; without labels, `train` is `unlabeled`."""
-    classes, depths = [os.path.dirname(file) for file in files], [file.count(os.sep) for file in files]
-    has_classes = role != "unlabeled" and len({os.path.basename(name) for name in classes}) > 1
+    classes = [os.path.basename(os.path.dirname(file)) for file in files]
+    depths = [file.count(os.sep) for file in files]
+    has_classes = role != "unlabeled" and len(set(classes)) > 1
     if has_classes and len(set(depths)) > 1:
         high, low = files[np.argmin(depths)], files[np.argmax(depths)]
         fix = "for labels, put each image into the folder of its class"
         warn(f"{role} of {source} has no labels, because its images are at different depths ({high}, {low}): {fix}")
     if not has_classes or len(set(depths)) > 1:
-        role = "unlabeled" if role == "train" else role
-        return split_of_files(source, role, os.path.abspath(folder), files, [""] * len(files))
-    return split_of_files(source, role, os.path.abspath(folder), files, [os.path.basename(name) for name in classes])
+        role, classes = "unlabeled" if role == "train" else role, [""] * len(files)
+    return split_of_files(source, role, os.path.abspath(folder), files, classes)
 
 
 def _is_text(name: str) -> bool:
