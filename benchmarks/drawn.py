@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.cache import Store, open_store
+from mae_hf.data.cache import Store, open_stores
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
 from mae_hf.errors import require
@@ -67,7 +67,7 @@ def image_set(folder: Path, image_size: int) -> ImageSet:
     drawn = _drawn(folder)
     encoded = drawn.cast_column("image", datasets.Image(decode=False))
     split = Split("drawn", "train", encoded, np.array(drawn["label"]), CLASS_NAMES, fingerprint="drawn")
-    store = open_store(split, image_size, DataConfig(cache_dir=str(folder)))
+    [store] = open_stores([split], image_size, DataConfig(cache_dir=str(folder)))
     return ImageSet([(store, np.arange(NUM_ROWS) % NUM_DRAWN)])
 
 

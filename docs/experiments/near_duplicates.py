@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 
 from mae_hf import figures
 from mae_hf.config.data import DataConfig
-from mae_hf.data.cache import open_store
+from mae_hf.data.cache import open_stores
 from mae_hf.data.sources import load_splits
 from mae_hf.leakage.matches import pairs_figure
 from mae_hf.leakage.near_duplicates import find_duplicates
@@ -71,7 +71,8 @@ def kinds(random: np.random.Generator) -> dict[str, Callable[[Image.Image], Imag
 def load(source: str, roles: tuple[str, ...]) -> np.ndarray:
     """Return the images of some splits, in memory."""
     splits = load_splits(DataConfig(source=source), source)
-    return np.concatenate([open_store(splits[role], 96, DataConfig()).images for role in roles if role in splits])
+    stores = open_stores([splits[role] for role in roles if role in splits], 96, DataConfig())
+    return np.concatenate([store.images for store in stores])
 
 
 def measure_recall(unlabeled: np.ndarray, labelled: np.ndarray, figure: str) -> None:

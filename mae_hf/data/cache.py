@@ -64,11 +64,6 @@ def open_stores(splits: Sequence[Split], image_size: int, config: DataConfig) ->
     return stores
 
 
-def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
-    """Open the store of one split like `open_stores`."""
-    return open_stores([split], image_size, config)[0]
-
-
 def read_or_decode(split: Split, image_size: int, config: DataConfig) -> Store:
     """Open the store of a split like `open_stores`, without reporting images that cannot be decoded."""
     folder = cache_folder(config)

@@ -116,8 +116,7 @@ def _stl10_binaries(source: str, folder: Path) -> list[Split]:
             continue
         status = images_file.stat()
         differs = f"{images_file} has {status.st_size} bytes, not a multiple of {STL10_BYTES} (3x96x96)"
-        fix = "the file is cut short or not STL-10's, unpack it again"
-        require(status.st_size % STL10_BYTES == 0, f"{differs}: {fix}")
+        require(status.st_size % STL10_BYTES == 0, f"{differs}: the file is cut short or not STL-10's, unpack it again")
         num = status.st_size // STL10_BYTES
         columns = np.memmap(images_file, np.uint8, "r", shape=(num, 3, 96, 96)) if num else np.empty((0, 3, 96, 96))
         labels = folds = None
@@ -188,14 +187,12 @@ def _name_classes(source: str, splits: dict[str, Split], configured: tuple[str, 
     if names and expected and names != expected:
         fix = "use the source's names (--data.class_names null)" if configured else "pin a revision (--data.revision)"
         accept = f"accept them (--data.class_names {shlex.quote(json.dumps(names, ensure_ascii=False))})"
-        differ = f"{source} has the classes {', '.join(names)}, not {', '.join(expected)}"
-        raise ConfigError(f"{differ}: {fix} or {accept}")
+        raise ConfigError(f"{source} has the classes {', '.join(names)}, not {', '.join(expected)}: {fix} or {accept}")
     names = names or expected
     if not names:
         highest = max(int(values.max()) for values in labels.values())
         too_many = f"{source} has the label {highest}, which makes more than {MAX_CLASSES} classes"
-        fix = "number them from 0, or name them in order (--data.class_names)"
-        require(highest < MAX_CLASSES, f"{too_many}: {fix}")
+        require(highest < MAX_CLASSES, f"{too_many}: number them from 0, or name them in order (--data.class_names)")
         names = tuple(map(str, range(highest + 1)))
     check_class_names(names, source)
     for role, values in labels.items():

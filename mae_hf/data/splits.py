@@ -202,9 +202,8 @@ def few_label_rows(split: Split, rows: np.ndarray, config: DataConfig) -> np.nda
     fix = f"the fold_indices.txt of {split.source} has {num} folds, choose 0 to {num - 1} (--data.fold)"
     require(config.fold < num, f"fold {config.fold} does not exist: {fix}")
     fold = np.sort(split.folds[config.fold])
-    fix = "give the source a test split (--data.test_fraction 0)"
     overlap = f"fold {config.fold} of {split.source} has images of train that are set aside as test"
-    require(bool(np.isin(fold, rows).all()), f"{overlap}: {fix}")
+    require(bool(np.isin(fold, rows).all()), f"{overlap}: give the source a test split (--data.test_fraction 0)")
     return fold
 
 

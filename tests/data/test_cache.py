@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.cache import open_store
+from mae_hf.data.cache import Store, open_stores
 from mae_hf.data.sources import load_splits
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, PlainWarning
@@ -33,6 +33,11 @@ RANDOM = np.random.default_rng(0)
 
 def pixels(*shape: int, high: int = 256, dtype=np.uint8) -> np.ndarray:
     return RANDOM.integers(0, high, shape).astype(dtype)
+
+
+def open_store(split: Split, image_size: int, config: DataConfig) -> Store:
+    [store] = open_stores([split], image_size, config)
+    return store
 
 
 def split_of(images: np.ndarray, fingerprint: str) -> Split:
@@ -200,12 +205,12 @@ BUILD = """
 import sys
 from mae_hf.config.data import DataConfig
 from mae_hf.data.sources import load_splits
-from mae_hf.data.cache import open_store
+from mae_hf.data.cache import open_stores
 config = DataConfig(cache_dir=sys.argv[1])
 split = load_splits(config, sys.argv[2])["unlabeled"]
 print("ready", flush=True)
 sys.stdin.readline()
-store = open_store(split, 96, config)
+[store] = open_stores([split], 96, config)
 print(store.was_there, store.digest, int(store.images.sum()))
 """
 
@@ -293,11 +298,11 @@ def test_bad_files_are_reported_once_per_process_and_by_the_first_rank_alone(bro
         from mae_hf.commands import exits
         def main():
             from mae_hf.config.data import DataConfig
-            from mae_hf.data.cache import open_store
+            from mae_hf.data.cache import open_stores
             from mae_hf.data.sources import load_splits
             config = DataConfig(class_names=None, on_bad_image="skip", cache_dir="cache")
             for _ in range(3):
-                open_store(load_splits(config, "pictures")["train"], 12, config)
+                open_stores([load_splits(config, "pictures")["train"]], 12, config)
         exits.run(main)
     """
     command = [sys.executable, "-c", code]
@@ -384,10 +389,10 @@ DECODE_FOR_LONG = """if True:
     def main():
         import numpy as np
         from mae_hf.config.data import DataConfig
-        from mae_hf.data.cache import open_store
+        from mae_hf.data.cache import open_stores
         from mae_hf.data.splits import Split
         images = np.broadcast_to(np.zeros((), np.uint8), (100_000, 700, 700, 3))
-        open_store(Split("drawn", "unlabeled", images, None, None, "long"), 96, DataConfig(cache_dir=sys.argv[1]))
+        open_stores([Split("drawn", "unlabeled", images, None, None, "long")], 96, DataConfig(cache_dir=sys.argv[1]))
     exits.run(main)
 """
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.cache import open_store
+from mae_hf.data.cache import open_stores
 from mae_hf.data.dataset import (
     DeviceImages,
     ImageSet,
@@ -137,13 +137,13 @@ def test_the_memory_of_a_process_does_not_grow_with_the_images(tmp_path):
     cached = DataConfig(cache_dir=str(tmp_path))
     one = np.zeros((1, 96, 96, 3), np.uint8)
     many = np.broadcast_to(one[0], (100_000, 96, 96, 3))
-    path = open_store(Split("drawn", "unlabeled", one, None, None, "many"), 96, cached).path
-    with open(path, "wb") as file:
+    [store] = open_stores([Split("drawn", "unlabeled", one, None, None, "many")], 96, cached)
+    with open(store.path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": many.shape})
         file.truncate(file.tell() + many.size)
 
     before = own_memory()
-    store = open_store(Split("drawn", "unlabeled", many, None, None, "many"), 96, cached)
+    [store] = open_stores([Split("drawn", "unlabeled", many, None, None, "many")], 96, cached)
     assert store.was_there
     images = ImageSet([(store, np.arange(100_000))])
     assert images.labels.tolist() == [-1] * 100_000

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.train import Plan
-from mae_hf.data.cache import open_store
+from mae_hf.data.cache import open_stores
 from mae_hf.data.cores import num_cores
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
@@ -66,7 +66,7 @@ def load_stream(config: DataConfig, image_size: int) -> tuple[Stream, ImageSet]:
     features = datasets.Features({"image": datasets.Image(decode=False)})
     images = datasets.Dataset.from_dict({"image": encoded}, features)
     split = Split(config.sources[0], "held-out", images, None, None, stream.fingerprint)
-    store = open_store(split, image_size, config)
+    [store] = open_stores([split], image_size, config)
     return stream, ImageSet([(store, np.arange(len(store.rows)))])
 
 

@@ -71,8 +71,7 @@ class ShardReader:
             raise RunError(f"{file} ends after {at} images, {num} were counted: {fix}") from None
         except Exception as error:
             what = f"{file} cannot be read from image {at} on ({_cause(error)}), after {len(PAUSES)} retries"
-            fix = "once it can be read, the same command resumes from the last checkpoint"
-            raise RunError(f"{what}: {fix}") from error
+            raise RunError(f"{what}: once it can be read, the same command resumes from the last checkpoint") from error
 
 
 def open_shards(config: DataConfig) -> Stream:
