@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets.data_files import SPLIT_KEYWORDS
 
 from mae_hf.config.data import NUM_FOLDS, DataConfig
@@ -68,9 +67,7 @@ class Split:
         if isinstance(self.images, np.ndarray):
             paths = list(self.images) if self.images.dtype == object else [None] * len(self)
         else:
-            images = self.images.with_format("arrow")
-            batches = (images[start : start + 1000]["image"] for start in range(0, len(self), 1000))
-            paths = [path for batch in batches for path in pc.struct_field(batch, "path").to_pylist()]
+            paths = self.images.flatten().select_columns("image.path")[:]["image.path"]
         folder = os.path.abspath(os.path.expanduser(self.source)) + os.sep
         return [printable(path.removeprefix(folder)) if path else None for path in paths]
 
