@@ -67,7 +67,7 @@ def preparation_alone(turns: Turns, config: PretrainConfig, open_images: OpenIma
     turns.begin()
     for step in itertools.count():
         for rows in sampler.micro_batches(step):
-            prepare(Draws(config.train.seed, sampler.epoch(step), rows, step))
+            prepare(Draws(config.train.seed, sampler.plan.epoch(step), rows, step))
             turns.done(len(rows))
 
 

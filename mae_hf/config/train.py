@@ -109,6 +109,10 @@ class Plan:
         """Micro-batches of a process per optimizer step."""
         return self.train.batch_size // (self.num_processes * self.micro_batch_size)
 
+    def epoch(self, step: int) -> int:
+        """Return the epoch of a step, both from 0."""
+        return step // self.steps_per_epoch
+
     def steps(self, epochs: float) -> int:
         """Return the number of steps nearest to this number of epochs, at least 1."""
         return max(1, round(epochs * self.steps_per_epoch))

@@ -27,15 +27,11 @@ class BatchSampler:
     seed: int  # of the order
     process_index: int = 0  # this process, from 0
 
-    def epoch(self, step: int) -> int:
-        """The epoch of a step, both from 0."""
-        return step // self.plan.steps_per_epoch
-
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
         plan, size = self.plan, self.plan.train.batch_size
         folded = np.stack((np.arange(size), np.arange(size)[::-1]), axis=1).ravel()[:size]  # first, last, second, ...
         positions = folded.reshape(plan.num_processes, plan.accumulation_steps, -1)[self.process_index]
         start = step % plan.steps_per_epoch * size
-        order = _order_in_use(plan.num_images, self.seed, self.epoch(step), "order")
+        order = _order_in_use(plan.num_images, self.seed, plan.epoch(step), "order")
         return list(order[start + np.sort(positions)])

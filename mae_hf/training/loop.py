@@ -157,7 +157,7 @@ def gradients(training: Training, step: int, signals: StopSignals) -> tuple[Tens
         signals.raise_if_received()
         last = index == len(micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(training.model):
-            draws = Draws(config.seed, training.sampler.epoch(step), rows, step)
+            draws = Draws(config.seed, training.sampler.plan.epoch(step), rows, step)
             loss = training.loss_of(draws) / len(micro_batches)
             # A loss that is not finite can have finite gradients. Make them NaN: the scaler of fp16 checks only these.
             accelerator.backward(loss * torch.ones_like(loss).masked_fill(~loss.isfinite(), math.nan))

@@ -77,4 +77,4 @@ def test_all_images_are_equally_frequent_over_many_epochs():
 
 def test_the_epoch_of_each_step_is_known():
     sampler = BatchSampler(PLAN, seed=0)
-    assert [sampler.epoch(step) for step in (0, 2, 3, 5, 6)] == [0, 0, 1, 1, 2]
+    assert [sampler.plan.epoch(step) for step in (0, 2, 3, 5, 6)] == [0, 0, 1, 1, 2]

@@ -101,9 +101,9 @@ def test_a_split_batch_has_the_loss_and_gradients_of_the_whole_batch_to_twelve_d
     plan = split.plan(len(images), num_processes)
     for step in range(6):
         (rows,) = whole.micro_batches(step)
-        expected = loss_of(Draws(0, whole.epoch(step), rows, step))
+        expected = loss_of(Draws(0, whole.plan.epoch(step), rows, step))
         parts = [
-            loss_of(Draws(0, whole.epoch(step), rows, step))
+            loss_of(Draws(0, whole.plan.epoch(step), rows, step))
             for index in range(num_processes)
             for rows in BatchSampler(plan, 0, index).micro_batches(step)
         ]

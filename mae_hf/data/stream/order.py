@@ -88,13 +88,9 @@ class StreamSampler:
         # one per reader is in use at a time, two where a batch or reading ahead crosses a border
         self.window = functools.lru_cache(maxsize=4 * share)(self._window)
 
-    def epoch(self, step: int) -> int:
-        """The epoch of a step, both from 0."""
-        return step // self.plan.steps_per_epoch
-
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
-        epoch, rows = self.epoch(step), []
+        epoch, rows = self.plan.epoch(step), []
         for reader, index, positions in self.positions(step):
             window = self.window(epoch, reader, index)
             rows.append(window.rows[window.order[positions]])
@@ -113,7 +109,9 @@ class StreamSampler:
     def windows(self, reader: int, first_step: int, end: int) -> Iterator[Window]:
         """The windows that a reader needs for the steps from `first_step` to before `end`, in their order."""
         steps = range(first_step, end)
-        needed = ((self.epoch(step), at) for step in steps for owner, at, _ in self.positions(step) if owner == reader)
+        needed = (
+            (self.plan.epoch(step), at) for step in steps for owner, at, _ in self.positions(step) if owner == reader
+        )
         for (epoch, index), _ in itertools.groupby(needed):
             yield self.window(epoch, reader, index)
 

@@ -156,7 +156,7 @@ class StreamedImages:
         in_use: dict[int, tuple[tuple[int, int], _Opened]] = {}  # of each reader: epoch and number, the window
         try:
             while step < end and not self._stopped.is_set():
-                epoch, images = self.sampler.epoch(step), []
+                epoch, images = self.sampler.plan.epoch(step), []
                 for reader, index, positions in self.sampler.positions(step):
                     if reader not in in_use or in_use[reader][0] != (epoch, index):
                         in_use[reader] = (epoch, index), next_window(reader)
