@@ -66,7 +66,6 @@ class CommandResult:
         return load(str(self.name))
 
     def __repr__(self) -> str:
-        """The folder and the first numbers in one line."""
         shown = [f"{key} {text}" for key, text in self._numbers()]
         return f"<{self.file or self.folder}: {', '.join(shown[:6])}{', ...' if len(shown) > 6 else ''}>"
 

@@ -102,7 +102,6 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
 
 
 def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any]) -> ModelCardData:
-    """The card's front matter."""
     fields: dict[str, Any] = {"library_name": "transformers", "tags": ["mae_hf", "vit", "masked-autoencoder"]}
     fields["datasets"] = [source for source in config.data.sources if _is_hub_id(source)] or None
     if not config.model.is_new and _is_hub_id(config.model.init):

@@ -61,7 +61,7 @@ def test_the_command_in_the_header_runs_this_preset(path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_defaults_are_the_preset_stl10_base(stage):
-    assert parse.differences(STAGES[stage](), load(stage, "stl10_base")) == []
+    assert load(stage, "stl10_base") == STAGES[stage]()
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -55,11 +55,10 @@ def evaluate(config: EvaluateConfig) -> None:
         accelerator.print(describe_seen(seen))
     else:
         names = tuple((model.config.id2label or {}).values())
-        require(
-            names == test.class_names,
-            f"{config.model} knows the classes {', '.join(names)}, {data.sources[0]} has "
-            f"{', '.join(test.class_names)}: evaluate on data with the model's classes, in its order (--data.source)",
-        )
+        known, found = ", ".join(names), ", ".join(test.class_names)
+        fix = "evaluate on data with the model's classes, in its order (--data.source)"
+        problem = f"{config.model} knows the classes {known}, {data.sources[0]} has {found}: {fix}"
+        require(names == test.class_names, problem)
         probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
         scores = classification_metrics(probabilities, test.labels, names)
         unseen = unseen_metrics(probabilities, test.labels, names, seen)

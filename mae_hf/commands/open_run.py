@@ -74,9 +74,8 @@ class OpenRun:
 def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
     """Start the processes of a run and lock its folder; None if the run is finished, which is printed.
 
-    Raises:
-        ConfigError: the processes were started in a wrong way or with different settings; the folder is in use, cannot
-            be written to, or holds something else; the model cannot be uploaded.
+    Raises ConfigError if the processes were started in a wrong way or with different settings, if the folder is in use,
+    cannot be written to, or holds something else, and if the model cannot be uploaded.
     """
     folder = Path(config.output_dir)
     accelerator = start_accelerator(

@@ -17,13 +17,7 @@ from mae_hf.commands.open_run import OpenRun, open_run
 from mae_hf.config import parse
 from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.train import Plan
-from mae_hf.data.dataset import (
-    DeviceImages,
-    ImageSet,
-    load_evaluation_images,
-    load_pretraining_images,
-    load_probe_images,
-)
+from mae_hf.data import dataset
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.stream.notes import describe_notes, read_notes
 from mae_hf.data.stream.order import Stream
@@ -64,16 +58,16 @@ def pretrain(config: PretrainConfig) -> None:
     accelerator, folder = run.accelerator, run.folder
 
     # ---- data: images to train on, held-out images, labelled images for a probe, and which are duplicates of test ----
-    train_images: ImageSet | Stream
+    train_images: dataset.ImageSet | Stream
     probed = None  # labelled train images that vote, and validation images to classify
     with accelerator.local_main_process_first():
-        evaluation = load_evaluation_images(config.data, config.audit.sources, config.model.image_size)
+        evaluation = dataset.load_evaluation_images(config.data, config.audit.sources, config.model.image_size)
         if config.data.streaming:
             train_images, held_out = load_stream(config.data, config.model.image_size)
             find_duplicate = stream_search(held_out, evaluation)
         else:
-            train_images, held_out = load_pretraining_images(config.data, config.model.image_size)
-            probed = load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
+            train_images, held_out = dataset.load_pretraining_images(config.data, config.model.image_size)
+            probed = dataset.load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
         train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
     start = find_start(config.model, folder)
     if not start.is_new:
@@ -89,12 +83,12 @@ def pretrain(config: PretrainConfig) -> None:
     is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the masked patches ----
-    images: DeviceImages | StreamedImages
+    images: dataset.DeviceImages | StreamedImages
     if isinstance(train_images, Stream):
         rank = accelerator.process_index
         images = StreamedImages(train_images, config, plan, accelerator.device, rank, find_duplicate)
     else:
-        images = DeviceImages(train_images, accelerator.device, config.data.on_device)
+        images = dataset.DeviceImages(train_images, accelerator.device, config.data.on_device)
     streamed = images if isinstance(images, StreamedImages) else None
     sampler = streamed.sampler if streamed else BatchSampler(plan, config.train.seed, accelerator.process_index)
     loss_of = pretraining_loss(prepared, images, config)
@@ -167,8 +161,8 @@ def _evaluations(
     plan: Plan,
     prepared: nn.Module,
     whole: Callable[[], MaskedAutoencoder | None],
-    held_out: ImageSet,
-    probed: tuple[ImageSet, ImageSet] | None,
+    held_out: dataset.ImageSet,
+    probed: tuple[dataset.ImageSet, dataset.ImageSet] | None,
 ) -> list[Evaluation]:
     """The loss on held-out images with fixed masks, figures of reconstructions, and probes of the encoder."""
     accelerator, batch_size = run.accelerator, plan.eval_batch_size

@@ -125,9 +125,6 @@ def _check_item(key: str, item: Any) -> None:
         require(abs(item) < _MAX_INT, f"{key} is a number of {bits} bits: choose a smaller one (--{key})")
     if isinstance(item, str):
         require(is_plain(item), f"{key} {item} contains control characters: remove them (--{key})")
-        require(
-            redact(item) == item,
-            f"{key} {item} contains a password or token, which would be written into config.yaml, run.json and the "
-            "model card: remove it. A server's password belongs in ~/.netrc, the Hub's token in `hf auth login` or "
-            f"HF_TOKEN (--{key})",
-        )
+        problem = "contains a password or token, which would be written into config.yaml, run.json and the model card"
+        fix = "remove it. A server's password belongs in ~/.netrc, the Hub's token in `hf auth login` or HF_TOKEN"
+        require(redact(item) == item, f"{key} {item} {problem}: {fix} (--{key})")

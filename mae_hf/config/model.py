@@ -44,7 +44,6 @@ class EncoderConfig(Settings):
         self._check_width("")
 
     def _has(self, *names: str) -> bool:
-        """Return whether all of these settings have values."""
         return all(getattr(self, name) is not None for name in names)
 
     def _check_width(self, prefix: str) -> None:

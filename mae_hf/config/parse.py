@@ -125,12 +125,6 @@ def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
     return words
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """Return `key: old value -> new value` for every field in which two configs of one class differ."""
-    before, after = flatten(old), flatten(new)
-    return [f"{key}: {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
-
-
 def _parser(config_class: type, prog: str) -> tuple[ArgumentParser, dict[str, Any]]:
     """Return the parser of a config, and the type of each of its settings and sections by dotted key."""
     types = dict(_types(config_class))

@@ -49,7 +49,9 @@ def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfi
     except ConfigError as error:
         problem = f"holds a different kind of run, or its config.yaml is damaged ({error})"
         raise ConfigError(f"{folder} {problem}: choose another --output_dir") from None
-    changed = [line for line in parse.differences(old, config) if line.partition(": ")[0] not in MACHINE_SETTINGS]
+    before, after = parse.flatten(old), parse.flatten(config)
+    keys = [key for key in after if before[key] != after[key] and key not in MACHINE_SETTINGS]
+    changed = [f"{key}: {before[key]} -> {after[key]}" for key in keys]
     fix = "choose another --output_dir, or remove the folder"
     require(not changed, f"{folder} holds a run with a different config ({'; '.join(changed)}): {fix}")
     return "finished" if (folder / "metrics.json").exists() else "unfinished"

@@ -318,13 +318,6 @@ def test_any_config_survives_being_written_and_read(tmp_path_factory, base_lr, s
     assert parsing.read_file(PretrainConfig, path) == config
 
 
-def test_differences_name_key_old_and_new_value():
-    old = PretrainConfig()
-    new = parse("--train.seed", "4", "--data.source", "[a, b]")
-    assert parsing.differences(old, old) == []
-    assert parsing.differences(old, new) == ["data.source: jxie/stl10 -> ['a', 'b']", "train.seed: 0 -> 4"]
-
-
 # ---- a script as a process ----
 
 SCRIPTS = {
