@@ -56,26 +56,22 @@ def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     CLIP's processor resizes the shorter side and accepts grey images. ViT's squeezes images into a square and refuses
     grey ones. No processor pads evenly: after `data.resize pad` it leaves the size alone, and the card says what to do.
     """
-    size = config.model.image_size
+    size, resize = config.model.image_size, config.data.resize
     square = {"height": size, "width": size}
-    changes: dict[str | None, dict[str, Any]] = {
-        "pad": {"do_resize": False, "do_center_crop": False, RESIZE_KEY: "pad"},
-        "squash": {"size": square, "do_center_crop": False, RESIZE_KEY: "squash"},
-    }
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
+        "do_resize": resize != "pad",
+        "size": square if resize == "squash" else {"shortest_edge": size},
         "resample": 3,  # bicubic
-        "do_center_crop": True,
+        "do_center_crop": resize == "crop",
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(config.data.image_mean),
         "image_std": list(config.data.image_std),
-        **changes.get(config.data.resize, {}),
+        **({} if resize == "crop" else {RESIZE_KEY: resize}),
     }
 
 

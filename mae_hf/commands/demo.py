@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import gradio
 
 PICTURE_SIZE = 320  # pixels on the page; a digit of 32 pixels is enlarged ten times
-
 _PAGE: dict[str, Any] = {
     "live": True,  # answer each change
     "flagging_mode": "never",

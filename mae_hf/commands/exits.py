@@ -23,6 +23,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 _SECONDS_APART = 3.0
 # A failed collective operation raises a DistError of torch, or an error with a message of gloo or torch's store.
 _LOST_PROCESS = r"\bgloo\b|ProcessGroup|Connection (closed|reset) by peer"
+_format_with_code = warnings.formatwarning
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -73,9 +74,6 @@ def run(main: Callable[[], None]) -> NoReturn:
             time.sleep(_SECONDS_APART)
         os._exit(1)  # a broken process group cannot be closed: its threads still wait
     sys.exit(0)
-
-
-_format_with_code = warnings.formatwarning
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *code: Any, **named: Any) -> str:

@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 from mae_hf.config.fields import FromInit, Range, Rate, Settings, Share
 
 MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
-
 NO_CHECKPOINT = "needs a checkpoint to take it from (--model.init), or a value"
-
 Size = Annotated[int, Range(above=0, at_most=MAX_SIZE)]
 
 
