@@ -56,7 +56,7 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
 
 def check_paths(config: Any) -> None:
     """Check that the models, sources, runs and files that a config names exist."""
-    is_run = isinstance(config, configs.PretrainConfig | configs.FinetuneConfig)
+    is_run = isinstance(config, configs.RunConfig)
     if is_run and Path(config.output_dir, "metrics.json").exists():
         return  # the data and the encoder of a finished run need not exist any more
     if isinstance(getattr(config, "model", None), str):

@@ -12,32 +12,29 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import PreTrainedModel
 
-from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig
+from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig, RunConfig
 from mae_hf.data.decode import border_colour
 from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.audit import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.io import RESIZE_KEY, quiet_transformers
+from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
 
 def save_model(
-    folder: Path,
-    model: PreTrainedModel,
-    config: PretrainConfig | FinetuneConfig,
-    metrics: Mapping[str, Any],
-    encoder: PreTrainedModel | None = None,
-    audit: Audit | None = None,
+    folder: Path, model: PreTrainedModel, config: RunConfig, metrics: Mapping[str, Any], audit: Audit | None = None
 ) -> None:
     """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
 
-    The card shows the final `metrics`. `encoder` is the plain `vit` of a masked autoencoder, for the subfolder
-    `encoder/`. `audit` says which test images pre-training has seen; rows of the data and paths of this machine stay
-    here.
+    The subfolder `encoder/` of a masked autoencoder is its plain `vit`. The card shows the final `metrics`. `audit`
+    says which test images pre-training has seen; rows of the data and paths of this machine stay here.
     """
 
     def write(beside: Path) -> None:
-        parts = {beside: model} if encoder is None else {beside: model, beside / "encoder": encoder}
+        parts = {beside: model}
+        if isinstance(model, MaskedAutoencoder):
+            parts[beside / "encoder"] = export_encoder(model)
         for path, part in parts.items():
             with quiet_transformers():
                 part.save_pretrained(path)
@@ -50,7 +47,7 @@ def save_model(
     write_folder(folder, write)
 
 
-def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+def image_processor(config: RunConfig) -> dict[str, Any]:
     """Return the `preprocessor_config.json` that prepares images as the run did: resize, centre crop, normalise.
 
     CLIP's processor resizes the shorter side and accepts grey images. ViT's squeezes images into a square and refuses
@@ -75,7 +72,7 @@ def image_processor(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any], audit: Audit | None = None) -> str:
+def model_card(config: RunConfig, metrics: Mapping[str, Any], audit: Audit | None = None) -> str:
     """Return the model's README.md: metadata, how to load it, results and recipe.
 
     Names on the Hub become links. Paths of this machine are cut to their last part.
@@ -97,7 +94,7 @@ def model_card(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, An
     )
 
 
-def _metadata(config: PretrainConfig | FinetuneConfig, metrics: Mapping[str, Any]) -> ModelCardData:
+def _metadata(config: RunConfig, metrics: Mapping[str, Any]) -> ModelCardData:
     fields: dict[str, Any] = {"library_name": "transformers", "tags": ["mae_hf", "vit", "masked-autoencoder"]}
     fields["datasets"] = [source for source in config.data.sources if _is_hub_id(source)] or None
     if not config.model.is_new and _is_hub_id(config.model.init):

@@ -67,7 +67,7 @@ def publish(folder: Path) -> dict[str, Any]:
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
     mae = build_mae(PRETRAIN.model, "sdpa").eval()
-    sharing.save_model(folder / "mae", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, encoder=export_encoder(mae))
+    sharing.save_model(folder / "mae", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25})
     seen: dict[str, Any] = {"created": [sharing.push(None, PRETRAIN.hub) for _ in range(2)]}
     seen["mae"] = sharing.push(folder / "mae", PRETRAIN.hub)
     seen["revision"] = SavedModel("me/mae").commit
@@ -91,7 +91,7 @@ def publish(folder: Path) -> dict[str, Any]:
     sharing.push(folder / "mae", changed)
     first = SavedModel("me/changed").commit
     mae.vit.layernorm.bias.add_(1)
-    sharing.save_model(folder / "changed", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, encoder=export_encoder(mae))
+    sharing.save_model(folder / "changed", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25})
     sharing.push(folder / "changed", changed)
     for name, revision in (("first", first), ("latest", None)):
         model = dataclasses.replace(FINETUNE.model, init="me/changed", revision=revision)

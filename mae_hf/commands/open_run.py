@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from mae_hf import hub
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.commands import RunConfig
 from mae_hf.config.train import Plan
 from mae_hf.errors import require
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator
@@ -24,14 +24,14 @@ from mae_hf.training.run_folder import RunLog, inspect_run, lock_folder, read_re
 class OpenRun:
     """A run whose processes agree. Before it trains, its folder is locked against other runs."""
 
-    config: PretrainConfig | FinetuneConfig
+    config: RunConfig
     accelerator: Accelerator
     folder: Path
     lock: IO[str] | None = None  # until it is closed
     record: RunRecord = field(default_factory=RunRecord)  # run.json of an earlier start
     memory: str = ""  # what the run needs and what is free, in words
 
-    def plan(self, config: PretrainConfig | FinetuneConfig, num_images: int) -> Plan:
+    def plan(self, config: RunConfig, num_images: int) -> Plan:
         """Return the run in optimizer steps, with the micro-batches that fit into memory; ConfigError if none fits."""
         size, self.memory = choose_micro_batch(config, self.accelerator, self.record.micro_batch_size)
         plan = config.train.plan(num_images, self.accelerator.num_processes, size)
@@ -71,7 +71,7 @@ class OpenRun:
             self.accelerator.print(f"uploaded to {hub.push(self.folder / 'model', self.config.hub)}")
 
 
-def open_run(config: PretrainConfig | FinetuneConfig) -> OpenRun | None:
+def open_run(config: RunConfig) -> OpenRun | None:
     """Start the processes of a run and lock its folder; None if the run is finished, which is printed.
 
     Raises ConfigError if the processes were started in a wrong way or with different settings, if the folder is in use,

@@ -144,7 +144,7 @@ def pretrain(config: PretrainConfig) -> None:
     }
     complete = whole()
     if complete is not None and accelerator.is_main_process:
-        hub.save_model(folder / "model", complete, config, metrics, encoder=export_encoder(complete), audit=audit)
+        hub.save_model(folder / "model", complete, config, metrics, audit)
     run.upload()
     log.finish(metrics)
     loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"

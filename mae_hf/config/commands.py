@@ -112,6 +112,9 @@ class FinetuneConfig(_StoredImages):
         _check_normalization(self.data, self.model)
 
 
+RunConfig = PretrainConfig | FinetuneConfig  # of what trains, in a run folder
+
+
 @dataclass(frozen=True)
 class PrepareConfig(_StoredImages):
     """Decode the images of every source before the runs need them.

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.commands import FinetuneConfig, RunConfig
 from mae_hf.config.model import EncoderConfig, MAEConfig
 from mae_hf.config.train import Plan
 from mae_hf.data.cores import control_groups
@@ -112,7 +112,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> float:
 # ---- what fits ----
 
 
-def run_bytes(config: PretrainConfig | FinetuneConfig, plan: Plan, accelerator: Accelerator) -> float:
+def run_bytes(config: RunConfig, plan: Plan, accelerator: Accelerator) -> float:
     """Return an upper estimate of the memory that a process of a run takes, besides Python and the libraries.
 
     It is meant to be too high: on a CPU, freed memory is in pieces, and the libraries grow while they work. At the peak
@@ -132,9 +132,7 @@ def run_bytes(config: PretrainConfig | FinetuneConfig, plan: Plan, accelerator: 
     return _OVERHEAD + fixed + _FRAGMENTED * max(training, evaluating)
 
 
-def choose_micro_batch(
-    config: PretrainConfig | FinetuneConfig, accelerator: Accelerator, recorded: int | None = None
-) -> tuple[int, str]:
+def choose_micro_batch(config: RunConfig, accelerator: Accelerator, recorded: int | None = None) -> tuple[int, str]:
     """Return the size of a run's micro-batches, the same on every process, and the memory that it takes, in words.
 
     With `auto`, this is the size that the run started with (`recorded`), or the largest that fits into free memory.

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mae_hf.config import parse
-from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
+from mae_hf.config.commands import MACHINE_SETTINGS, RunConfig
 from mae_hf.errors import ConfigError, require, warn
 from mae_hf.files import PARTIAL, moved_away, read_json, sync, write_json, write_text
 from mae_hf.models.locate import KEPT
@@ -28,7 +28,7 @@ from mae_hf.training.provenance import RunRecord, environment
 LOCK = ".lock"
 
 
-def inspect_run(config: PretrainConfig | FinetuneConfig) -> Literal["new", "unfinished", "finished"]:
+def inspect_run(config: RunConfig) -> Literal["new", "unfinished", "finished"]:
     """Return the state of a config's run folder: `new` if it is empty, `unfinished` if the run can resume.
 
     ConfigError if it holds other files or a run with a different config, or if a tracker is not installed.
@@ -94,9 +94,7 @@ class RunLog:
     images differ between the processes, or have changed since the run started.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, config: PretrainConfig | FinetuneConfig, step: int, facts: dict[str, Any]
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, config: RunConfig, step: int, facts: dict[str, Any]) -> None:
         self._accelerator = accelerator
         self._folder = Path(config.output_dir)
         self._path = self._folder / "metrics.jsonl"

@@ -23,7 +23,7 @@ from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation.loaded import open_any
 from mae_hf.hub import save_model
-from mae_hf.models.mae import build_mae, export_encoder
+from mae_hf.models.mae import build_mae
 
 ROOT = Path(__file__).parents[2]
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.manual_seed(0)
     config = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32)
     mae = build_mae(config, "sdpa").eval()
-    save_model(folder / "mae/model", mae, PretrainConfig(data=DATA, model=config), {}, encoder=export_encoder(mae))
+    save_model(folder / "mae/model", mae, PretrainConfig(data=DATA, model=config), {})
     names = dict(enumerate(("cat", "dog", "horse")))
     classifier = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, id2label=names))
     torch.nn.init.normal_(classifier.classifier.weight)  # so that the image decides, not the start near zero

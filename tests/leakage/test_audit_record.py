@@ -21,7 +21,7 @@ from mae_hf.leakage.audit import (
     read_model_audit,
 )
 from mae_hf.leakage.matches import DuplicatePair
-from mae_hf.models.mae import build_mae, export_encoder
+from mae_hf.models.mae import build_mae
 
 TEST = AuditedSplit("me/data", "test", 1234, "abc", num_duplicated=2, num_seen=2)
 VALIDATION = AuditedSplit("me/data", "validation", 50, "def", num_duplicated=1, num_seen=1)
@@ -65,7 +65,7 @@ def test_a_value_of_another_type_is_named(tmp_path: Path, change: dict, message:
 def test_the_audit_travels_with_the_model_and_its_encoder_without_pairs(tmp_path: Path):
     mae = build_mae(CONFIG.model, "sdpa")
     run = tmp_path / "run"
-    save_model(run / "model", mae, CONFIG, {}, encoder=export_encoder(mae), audit=AUDIT)
+    save_model(run / "model", mae, CONFIG, {}, audit=AUDIT)
     for name in (run, run / "model" / "encoder"):
         assert read_model_audit(str(name)) == dataclasses.replace(AUDIT, pairs=())
     save_model(tmp_path / "model", mae, CONFIG, {})

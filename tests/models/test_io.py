@@ -34,7 +34,7 @@ CONFIG = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediat
 
 def test_the_encoder_of_every_kind_of_model_gives_unmasked_features(tmp_path: Path):
     mae = build_mae(CONFIG, "sdpa").eval()
-    save_model(tmp_path / "run" / "model", mae, PretrainConfig(model=CONFIG), {}, encoder=export_encoder(mae))
+    save_model(tmp_path / "run" / "model", mae, PretrainConfig(model=CONFIG), {})
     classifier = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, layer_norm_eps=1e-6)).eval()
     classifier.save_pretrained(tmp_path / "classifier")
     pixel_values = torch.randn(2, 3, 16, 16)
@@ -50,7 +50,7 @@ def test_the_encoder_of_every_kind_of_model_gives_unmasked_features(tmp_path: Pa
 
 def test_the_digest_of_an_encoder_survives_the_transfer_and_changes_with_any_weight(tmp_path: Path):
     mae = build_mae(CONFIG, "sdpa")
-    save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {}, encoder=export_encoder(mae))
+    save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {})
     shape = {**SHAPE, "intermediate_size": 32}
     classifier = build_classifier(ClassifierConfig(init=str(tmp_path), **shape), ("a", "b"), "sdpa", seed=3)
     digest = weights_digest(classifier.vit)
