@@ -19,8 +19,7 @@ from mae_hf.training.hardware import attention_for
 
 def embed(config: EmbedConfig) -> None:
     """Compute the features, or resume, and draw what the config asks for."""
-    accelerator = start_accelerator(shards=False)
-    require(accelerator.num_processes == 1, "embed.py runs as one process: start it with --num_processes 1")
+    accelerator = start_accelerator(shards=False, alone="embed.py")
     output = Path(config.output).expanduser()
     # an image that cannot be decoded has no features
     data = dataclasses.replace(prepared_as(config.model, config.data), on_bad_image="skip")

@@ -8,7 +8,6 @@ import numpy as np
 
 from mae_hf.config import parse
 from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig
-from mae_hf.errors import require
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
 from mae_hf.evaluation.few_labels.results import Measurements, check_inputs, write_summary
@@ -26,8 +25,7 @@ def few_labels(config: FewLabelsConfig) -> None:
     recipe = parse.read_file(FinetuneConfig, config.finetune_config) if config.finetune_config else None
     folder = Path(config.output_dir)
 
-    accelerator = start_accelerator(shards=False)
-    require(accelerator.num_processes == 1, "few_labels.py runs as one process: start it with --num_processes 1")
+    accelerator = start_accelerator(shards=False, alone="few_labels.py")
 
     # ---- images: all labelled train images, from which label sets are chosen, and test images ----
     config = dataclasses.replace(config, data=prepared_as(config.model, config.data))

@@ -5,7 +5,6 @@ from pathlib import Path
 from mae_hf.config.commands import PredictConfig
 from mae_hf.config.data import check_class_names
 from mae_hf.data.sources import list_images
-from mae_hf.errors import require
 from mae_hf.evaluation.prediction import write_classes
 from mae_hf.models.io import image_size_of, open_classifier, prepared_as
 from mae_hf.training.distributed import end_processes, start_accelerator
@@ -14,8 +13,7 @@ from mae_hf.training.hardware import attention_for
 
 def predict(config: PredictConfig) -> None:
     """Predict the classes, and say how many images could not be decoded."""
-    accelerator = start_accelerator(shards=False)
-    require(accelerator.num_processes == 1, "predict.py runs as one process: start it with --num_processes 1")
+    accelerator = start_accelerator(shards=False, alone="predict.py")
     data = prepared_as(config.model, config.data)
     model = open_classifier(config.model, attention_for(accelerator))
     class_names = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))

@@ -32,11 +32,12 @@ Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
 def start_accelerator(
-    *, shards: bool = True, timeout_minutes: float = TrainConfig.timeout_minutes, **options: Any
+    *, shards: bool = True, alone: str = "", timeout_minutes: float = TrainConfig.timeout_minutes, **options: Any
 ) -> Accelerator:
     """Return `Accelerator(**options)`, after checking that it runs what the launch command asked for.
 
     A rank waits `timeout_minutes` for its peers before it fails. Commands that only evaluate cannot use `shards`.
+    `alone` is the name of a script that runs as one process.
     """
     check_launch()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -49,6 +50,8 @@ def start_accelerator(
     require(is_sharded or not asked, f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}: {fix}")
     fix = "start it with --multi_gpu, or on one process"
     require(shards or not is_sharded, f"this command does not train, and only training uses FSDP: {fix}")
+    is_alone = accelerator.num_processes == 1
+    require(is_alone or not alone, f"{alone} runs as one process: start it with --num_processes 1")
     use_cpu_well(accelerator)
     return accelerator
 
