@@ -13,8 +13,7 @@ from mae_hf.errors import require
 # Settings that do not affect results: paths, hardware, trackers, error handling. An unfinished run may change them.
 MACHINE_SETTINGS = frozenset(
     {"output_dir", "data.cache_dir", "data.on_device", "data.on_bad_image", "hub.push", "hub.repo_id", "hub.private"}
-    | {"train.per_device_batch_size", "train.compile", "train.timeout_minutes"}
-    | {"train.trackers"}
+    | {"train.per_device_batch_size", "train.compile", "train.timeout_minutes", "train.trackers"}
 )
 
 
