@@ -1,5 +1,6 @@
 """Where the images come from, how they are split, and which duplicates of test images are searched for."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -88,6 +89,8 @@ class DataConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.sources) > 0, "data.source is empty: name at least one source (--data.source digits)")
+        is_list = isinstance(self.source, str) and re.match(r"\s*(\[|-(\s|$))", self.source)
+        self.check("source", not is_list, "reads like a list that is not closed: write [first,second], or rename it")
         check_class_names(self.class_names or (), "data.class_names")
         problem = f"and data.label_fraction {self.label_fraction} both restrict the labels: set one to null"
         self.check("fold", self.fold is None or self.label_fraction is None, problem)
