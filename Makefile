@@ -31,8 +31,10 @@ quickstart: venv
 	python scripts/compare.py --pretrained runs/finetune/digits --scratch runs/finetune/digits-scratch runs/finetune/digits-scratch-flat --output_dir runs/compare/digits
 
 # COVERAGE=1 make test also prints which lines the tests run in their own processes, not in those that they start.
+# Two files are left out: torch.compile does not understand the code with which slipcover counts lines.
+COUNTED = -m slipcover --source mae_hf --omit mae_hf/models/layers.py,mae_hf/models/classifier.py --skip-covered
 test: venv
-	python $(if $(COVERAGE),-m slipcover --source mae_hf --skip-covered) -m pytest
+	python $(if $(COVERAGE),$(COUNTED)) -m pytest
 
 chaos: venv
 	python tests/chaos.py --kills 30

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.data import DataConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.random import Draws
 from mae_hf.data.sampler import BatchSampler
@@ -34,6 +35,7 @@ NUM_IMAGES = 32
 DEFAULTS = {"batch_size": 8, "epochs": 5, "warmup_ratio": 0.2, "base_lr": 0.6, "log_every_steps": 3}
 DEFAULTS |= {"eval_every_epochs": 1.5, "save_every_epochs": 1.75}
 
+PLAIN = DataConfig(image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0))  # pixel_values are pixels / 255
 Change = Callable[[int, Tensor], Tensor]
 
 
@@ -111,6 +113,27 @@ def run(
     return average.module if average else accelerator.unwrap_model(model), state
 
 
+class Numbered:
+    """Images of one pixel, whose level is the number of the image."""
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images, self.asked = num_images, list[int]()
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def batch_on(self, device: torch.device, rows: np.ndarray) -> Tensor:
+        """The images of these rows, which are noted in `asked`."""
+        self.asked += rows.tolist()
+        return torch.from_numpy(rows).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 1, 3)
+
+
+def number_and_square(network: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The number of each image and its square, (B, 2)."""
+    numbers = (255 * network(pixel_values)[:, 0, 0, 0]).round()
+    return torch.stack([numbers, numbers**2], dim=1)
+
+
 def main(folder: Path) -> None:
     """Write the files that test_two_processes.py checks."""
     accelerator = Accelerator(cpu=True)
@@ -147,15 +170,10 @@ def main(folder: Path) -> None:
         seen["error"] = str(error)
 
     for num_images in (1, 2, 3, 8, 13):
-        computed: list[int] = []
-
-        def values_of(rows: np.ndarray, computed: list[int] = computed) -> Tensor:
-            computed.extend(rows.tolist())
-            return torch.from_numpy(np.stack([rows, rows**2], axis=1)).float()
-
-        values = _every_image(accelerator, num_images, 2, values_of)
+        images = Numbered(num_images)
+        values = _every_image(accelerator, number_and_square, nn.Identity(), images, PLAIN, 2)  # type: ignore[arg-type]
         seen[f"values of {num_images}"] = values.tolist()
-        seen[f"computed of {num_images}"] = computed
+        seen[f"computed of {num_images}"] = images.asked
     (folder / f"process-{rank}.json").write_text(json.dumps(seen))
     accelerator.wait_for_everyone()
     if is_main:

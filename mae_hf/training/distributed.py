@@ -95,13 +95,14 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
     """Check that all machines of a run share the output folder, since every rank writes checkpoints into it."""
     if accelerator.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         return
-    parent, written = folder.absolute().parent, ""
+    parent, name = folder.absolute().parent, ""
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             with contextlib.suppress(OSError):  # `lock_folder` reports a folder that cannot be written
                 parent.mkdir(parents=True, exist_ok=True)
-                written = stack.enter_context(NamedTemporaryFile(prefix=f".{folder.name}.", dir=parent)).name
-        seen = gather_object([Path(broadcast_object_list([written])[0]).exists()])
+                name = Path(stack.enter_context(NamedTemporaryFile(prefix=f".{folder.name}.", dir=parent)).name).name
+        name = broadcast_object_list([name])[0]
+        seen = gather_object([not name or (parent / name).exists()])  # where this process would write
     problem = f"{seen.count(False)} of {len(seen)} processes do not see what the main process writes there"
     fix = "choose a folder on a shared file system (--output_dir)"
     require(all(seen), f"the machines do not share {parent}: {problem}; {fix}")
