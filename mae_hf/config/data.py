@@ -90,7 +90,7 @@ class DataConfig(Settings):
         super().__post_init__()
         require(len(self.sources) > 0, "data.source is empty: name at least one source (--data.source digits)")
         is_list = isinstance(self.source, str) and re.match(r"\s*(\[|-(\s|$))", self.source)
-        self.check("source", not is_list, "reads like a list that is not closed: write [first,second], or rename it")
+        self.check("source", not is_list, "reads like a list: write [first,second], or rename the folder")
         check_class_names(self.class_names or (), "data.class_names")
         problem = f"and data.label_fraction {self.label_fraction} both restrict the labels: set one to null"
         self.check("fold", self.fold is None or self.label_fraction is None, problem)

@@ -97,7 +97,8 @@ def tells_patches_apart(table: Tensor) -> bool:
     Transformers 5 leaves both tables of a new ViTMAE zero and frozen, so that no training can repair them.
     """
     rows = table.detach()[0, 1:].float()
-    return 1e-4 < float((rows - rows[0]).abs().max()) < math.inf
+    difference = float((rows - rows[0]).abs().max())
+    return math.isfinite(difference) and (difference > 1e-4 or len(rows) == 1)
 
 
 def check_positions(model: ViTMAEForPreTraining) -> None:
@@ -105,4 +106,6 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
     for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
         if not tells_patches_apart(model.get_parameter(name)):
             fix = "fill it as mae_hf.models.mae.build_mae does, or start from other weights (--model.init)"
-            raise RunError(f"the model does not know where a patch is: all rows of its table {name} are equal: {fix}")
+            raise RunError(
+                f"the model does not know where a patch is: the rows of its table {name} are equal or not finite: {fix}"
+            )

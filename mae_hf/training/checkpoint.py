@@ -84,6 +84,7 @@ class Checkpoints:
                 files = sorted(file for file in beside.rglob("*") if file.is_file())
                 digests = {file.relative_to(beside).as_posix(): _sha256(file) for file in files}
                 (beside / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
+                sync(beside)  # `checkpoints` may be a link to another disk
                 sync(self.folder.parent)  # otherwise a power cut could leave a checkpoint whose log lines are lost
                 shutil.rmtree(path, ignore_errors=True)
                 rename(beside, path)

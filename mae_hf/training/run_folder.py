@@ -74,7 +74,9 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
             file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
             file.flush()
         except BlockingIOError:
-            holder = (folder / LOCK).read_text().strip() or "another process"
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
             problem = f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):

@@ -13,7 +13,7 @@ from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEMo
 
 from mae_hf.config.model import MAEConfig
 from mae_hf.errors import ConfigError, RunError
-from mae_hf.models.initialization import check_positions
+from mae_hf.models.initialization import check_positions, tells_patches_apart
 from mae_hf.models.layers import CPU_ATTENTION
 from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder, mae_config, reconstruct_pixels
 
@@ -165,6 +165,13 @@ def test_the_position_check_refuses_a_model_with_an_empty_table(tables, named, d
     model = without(model_with(), *tables).to(dtype)
     with pytest.raises(RunError, match=f"does not know where a patch is.*{named}"):
         check_positions(model)
+
+
+def test_a_table_of_one_patch_has_nothing_to_tell_apart():
+    table = torch.zeros(1, 2, 4)
+    assert tells_patches_apart(table)
+    assert not tells_patches_apart(table.fill_(torch.inf))
+    assert not tells_patches_apart(torch.zeros(1, 3, 4))
 
 
 def test_the_position_check_refuses_a_new_stock_model():

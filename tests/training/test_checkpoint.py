@@ -385,7 +385,15 @@ def test_a_file_server_that_does_not_answer_is_no_damage(training, tmp_path, mon
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_everything_and_the_log_are_on_the_disk_before_the_checkpoint_has_its_name(training, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_everything_and_the_log_are_on_the_disk_before_the_checkpoint_has_its_name(
+    training, tmp_path, monkeypatch, is_linked
+):
+    run, checkpoints, disk = tmp_path / "run", tmp_path / "run" / "checkpoints", tmp_path / "disk"
+    for folder in (run, disk if is_linked else checkpoints):
+        folder.mkdir()
+    if is_linked:
+        checkpoints.symlink_to(disk)
     calls: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 
@@ -399,12 +407,13 @@ def test_everything_and_the_log_are_on_the_disk_before_the_checkpoint_has_its_na
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "replace", spy_replace)
-    (tmp_path.parent / "metrics.jsonl").touch()
-    save_steps(training, tmp_path, TrainState(step=1))
-    beside, run = tmp_path / ".step-00000001.partial", tmp_path.parent
-    files = (run, run / "metrics.jsonl", tmp_path, beside, *(beside / name for name in FILES))
-    assert set(calls[:8]) == {("fsync", str(path)) for path in files}
-    assert calls[8:] == [("replace", str(tmp_path / "step-00000001")), ("fsync", str(tmp_path))]
+    (run / "metrics.jsonl").touch()
+    save_steps(training, checkpoints, TrainState(step=1))
+    beside = checkpoints.resolve() / ".step-00000001.partial"
+    files = {str(path) for path in (run, run / "metrics.jsonl", beside, *(beside / name for name in FILES))}
+    named = calls.index(("replace", str(checkpoints / "step-00000001")))
+    assert files <= {path for call, path in calls[:named] if call == "fsync"}
+    assert calls[named + 1 :] == [("fsync", str(checkpoints.resolve()))]
 
 
 def test_a_save_does_not_create_a_moved_run_folder_again(training, tmp_path):

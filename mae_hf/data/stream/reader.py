@@ -131,6 +131,9 @@ class StreamedImages:
                 while feeder.is_alive() and time.monotonic() < deadline:
                     with contextlib.suppress(queue.Empty):
                         batches.get(timeout=POLL)  # makes room for the batch that it puts last
+                with contextlib.suppress(queue.Empty):
+                    while True:  # also if a server has used up the time
+                        batches.get_nowait()
                 self._decoders.shutdown(cancel_futures=True)
                 self._batches = None
 
