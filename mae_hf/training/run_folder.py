@@ -64,7 +64,8 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
     works between the hosts of an NFS share. The file by itself locks nothing. ConfigError names another process that
     holds the lock, or says why the folder cannot be written.
     """
-    file, problem = None, ""
+    file: IO[str] | None = None
+    problem = ""
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,7 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
             file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
             file.flush()
         except BlockingIOError:
+            assert file is not None
             with file:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
