@@ -45,7 +45,7 @@ class DataConfig(Settings):
             mean colour, `squash` keeps all of it and changes its proportions. null takes the choice of `model.init`,
             or else `crop`.
         validation_fraction: share of `train`, of each class, that is set aside for validation if the source has no
-            validation split.
+            validation split, or with `fold` or `label_fraction`.
         test_fraction: share of `train` that becomes `test` if the source has no test split.
         split_seed: seed of these two splits.
         on_bad_image: `raise` stops at images that cannot be decoded; `skip` leaves them out and counts them.

@@ -49,7 +49,7 @@ _Dumper.add_implicit_resolver("!number", re.compile(r"[-+.\d]"), list("-+.012345
 def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: str) -> Config:
     """Return the config that a command line describes; `prog` is the script's name, for `--help`.
 
-    `argv` are the words after that name, by default those of this process. ConfigError reports an unknown key (with the
+    `argv` are the words after that name, by default the command line. ConfigError reports an unknown key (with the
     nearest known one), a value of the wrong type and an inconsistent config.
     """
     parser, types = _parser(config_class, prog)

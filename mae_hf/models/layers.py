@@ -47,6 +47,7 @@ class ShuffledDecoder(stock.ViTMAEDecoder):
 
     def __init__(self, config: ViTMAEConfig, num_patches: int) -> None:
         super().__init__(config, num_patches)
+        # another forward on the same weights: building a layer would draw from the seed
         self.decoder_layers[-1].__class__ = LastLayer
 
     def forward(
