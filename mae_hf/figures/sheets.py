@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from mae_hf.figures import label_of
 Images = NDArray[np.uint8]  # (n, H, W, 3)
 _GREY = 127
 _ACROSS = 3  # mistakes beside each other
+_SIDE = 0.93  # of a picture in a grid, as a share of its cell's width
 _COLOURS = (*(f"C{number}" for number in range(7)), "black", "C8", "C9")  # of classes; C7 is grey, as no class is
 _THUMBNAIL = 0.04  # side of a small picture, as a share of the map's
 
@@ -60,23 +59,23 @@ def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[in
 
 
 def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title: str) -> Figure:
-    """Return misclassified images, a block for each arm, with a text of up to four lines below each image.
+    """Return misclassified images, a panel for each arm, with a text of up to four lines below each image.
 
     The number of images n may differ between the arms, and may be 0.
     """
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
     across = min(2, len(mistakes))
     down = -(-len(mistakes) // across)
-    height = (1.9 * num_rows + 0.8) * down + 0.4
+    height = (1.9 * num_rows + 0.6) * down + 0.4
     figure = Figure(figsize=(_ACROSS * 1.5 * across + 0.4, height), layout="constrained")
-    blocks = figure.subfigures(down, across, wspace=0.06, squeeze=False).ravel()
-    for block, (arm, (images, texts)) in zip(blocks, mistakes.items(), strict=False):
-        panels = block.subplots(num_rows, _ACROSS, squeeze=False).ravel()
-        for panel, image, text in zip(panels, images, texts, strict=False):
-            _show(panel, image, text)
-        for panel in panels[len(images) :]:
-            panel.set_axis_off()
-        block.suptitle(arm if len(images) else f"{arm}: no mistakes", fontsize=11)
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for panel, (arm, (images, texts)) in zip(panels, mistakes.items(), strict=False):
+        rows = [slice(start, start + _ACROSS) for start in range(0, len(images), _ACROSS)]
+        of_rows = [images[row] for row in rows], [texts[row] for row in rows]
+        _show_grid(panel, *of_rows, (num_rows, _ACROSS), below=0.36)
+        panel.set_title(arm if len(images) else f"{arm}: no mistakes", fontsize=11)
+    for panel in panels[len(mistakes) :]:
+        panel.set_axis_off()
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -88,13 +87,11 @@ def neighbours_figure(images: NDArray[np.uint8], texts: Sequence[Sequence[str]],
     """
     num_rows, num_columns = images.shape[:2]
     figure = Figure(figsize=(max(4.5, 1.35 * num_columns + 0.5), 1.65 * num_rows + 0.8), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, squeeze=False)
-    for of_row in zip(panels, images, texts, strict=True):
-        for panel, image, text in zip(*of_row, strict=True):
-            _show(panel, image, text)
-        of_row[0][0].spines[:].set(visible=True, color="#D55E00", linewidth=3)
-    for panel, name in zip(panels[0], ("query", "nearest first"), strict=False):
-        panel.set_title(name, fontsize=9)
+    panel = figure.subplots()
+    cell_height = _show_grid(panel, images, texts, (num_rows, num_columns), below=0.22)
+    for row in range(num_rows):
+        panel.add_patch(Rectangle((0, row * cell_height), _SIDE, _SIDE, fill=False, edgecolor="#D55E00", linewidth=3))
+    panel.set_xticks([_SIDE / 2, 1 + _SIDE / 2][:num_columns], ["query", "nearest first"][:num_columns], fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -135,24 +132,19 @@ def thumbnails_figure(
 def attention_figure(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns: Sequence[str], title: str) -> Figure:
     """Return rows of images, uint8 (H, W, 3), and heat maps of their patches, float (H / P, W / P), all on one scale.
 
-    The heat maps are attention in multiples of an even spread. A row may have fewer panels than there are columns.
+    The heat maps are attention in multiples of an even spread. A row may be shorter than there are columns.
     """
     side = 1.5 if len(columns) <= 7 else 1.0  # inches
     figure = Figure(figsize=(side * len(columns) + 0.4, side * len(rows) + 1.6), layout="compressed")
-    panels = figure.subplots(len(rows), len(columns), squeeze=False)
-    values = np.concatenate([shown.ravel() for _, row in rows for shown in row if shown.ndim == 2])
+    names, of_rows = zip(*rows, strict=True)
+    values = np.concatenate([shown.ravel() for row in of_rows for shown in row if shown.ndim == 2])
     # without a percentile, a few patches with most of the attention would leave the others black
     most = max(1.0, float(np.percentile(values, 99)))
-    for row_panels, (name, row) in zip(panels, rows, strict=True):
-        row_panels[0].set_ylabel(name, fontsize=8)
-        for panel, shown in zip(row_panels, row, strict=False):
-            _show(panel, shown, cmap="inferno", vmin=0, vmax=most)
-        for panel in row_panels[len(row) :]:
-            panel.set_axis_off()
-    for panel, column in zip(panels[0], columns, strict=True):
-        panel.set_title(column, fontsize=8)
-    shading = ScalarMappable(Normalize(0, most), "inferno")
-    bar = figure.colorbar(shading, ax=panels, location="bottom", extend="max", fraction=0.05, aspect=40)
+    panel = figure.subplots()
+    _show_grid(panel, of_rows, (), (len(rows), len(columns)), cmap="inferno", vmin=0, vmax=most)
+    panel.set_xticks(np.arange(len(columns)) + _SIDE / 2, columns, fontsize=8)
+    panel.set_yticks(np.arange(len(rows)) + _SIDE / 2, names, fontsize=8, rotation="vertical", va="center")
+    bar = figure.colorbar(panel.images[-1], location="bottom", extend="max", fraction=0.05, aspect=40)
     bar.set_label("attention of the CLS token (1 = spread evenly)")
     figure.suptitle(title, fontsize=11)
     return figure
@@ -165,8 +157,40 @@ def _strip(images: Images) -> Images:
     return np.concatenate(list(padded), axis=1)[:, :-gap]
 
 
-def _show(panel: Axes, image: NDArray[Any], text: str = "", **shading: Any) -> None:
-    panel.imshow(image, interpolation="nearest", **shading)
-    panel.set_xlabel(text, fontsize=7, linespacing=1.15)
+def _show(panel: Axes, image: Images) -> None:
+    panel.imshow(image, interpolation="nearest")
+    _show_nothing_else(panel)
+
+
+def _show_grid(
+    panel: Axes,
+    rows: Sequence[Sequence[NDArray[Any]]],
+    texts: Sequence[Sequence[str]],
+    shape: tuple[int, int],
+    below: float = 0.0,
+    **shading: Any,
+) -> float:
+    """Show rows of square pictures with texts below them, in a grid of so many rows and columns.
+
+    A cell is 1 wide, and leaves room below its picture, as a share of its width. One panel is two to three times as
+    fast as a panel for each picture. Returns the cell's height.
+    """
+    height = 1 + below
+    for number, row in enumerate(rows):
+        top = number * height
+        for left, image in enumerate(row):
+            place = (left, left + _SIDE, top + _SIDE, top)
+            panel.imshow(image, extent=place, interpolation="nearest", **shading)
+    for number, row in enumerate(texts):
+        for left, text in enumerate(row):
+            place = (left + _SIDE / 2, number * height + _SIDE + 0.04)
+            panel.text(*place, text, fontsize=7, linespacing=1.15, ha="center", va="top")
+    panel.set(xlim=(-0.02, shape[1]), ylim=(shape[0] * height, -0.02), aspect="equal")
+    panel.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    _show_nothing_else(panel)
+    return height
+
+
+def _show_nothing_else(panel: Axes) -> None:
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set_visible(False)

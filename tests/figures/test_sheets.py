@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.text import Text
 
 from mae_hf.figures import sheets
 
@@ -52,13 +54,21 @@ def test_mistakes_stand_beside_each_other_by_arm_each_with_its_text():
     images = pixels(4)
     texts = [f"text {number}" for number in range(4)]
     figure = sheets.mistakes_figure({"MAE": (images, texts), "scratch": (images[:0], [])}, "t")
-    ours, baseline = figure.subfigs
-    assert (ours.get_suptitle(), baseline.get_suptitle()) == ("MAE", "scratch: no mistakes")
-    shown = [place for place in ours.axes if place.images]
-    assert [place.get_xlabel() for place in shown] == texts
-    for place, image in zip(shown, images, strict=True):
-        assert np.array_equal(place.images[0].get_array(), image)
-    assert not any(place.images or place.axison for place in baseline.axes)
+    ours, baseline = figure.axes
+    assert (ours.get_title(), baseline.get_title()) == ("MAE", "scratch: no mistakes")
+    for number, (shown, text, image) in enumerate(zip(ours.images, ours.texts, images, strict=True)):
+        row, column = divmod(number, 3)
+        assert text.get_text() == texts[number] and np.array_equal(shown.get_array(), image)
+        assert is_below(text, shown) and int(shown.get_extent()[0]) == column
+        assert (shown.get_extent()[3] > 1) == (row == 1)
+    assert not baseline.images and not baseline.texts
+
+
+def is_below(text: Text, image: AxesImage) -> bool:
+    """Whether a text is centred below a picture, and close to it."""
+    left, right, bottom, _ = image.get_extent()
+    x, y = text.get_position()
+    return x == (left + right) / 2 and 0 < y - bottom < 0.1
 
 
 def test_attention_is_shown_on_one_scale_beside_its_image():
@@ -66,12 +76,12 @@ def test_attention_is_shown_on_one_scale_beside_its_image():
     maps = {"MAE": np.full((2, 2, 3), 0.5), "scratch": np.full((2, 2, 3), 4.0)}
     rows = [(name, [images[row], *(heat[row] for heat in maps.values())]) for row, name in enumerate(("cat", "dog"))]
     figure = sheets.attention_figure(rows, ["image", *maps], "t")
-    panels, bar = figure.axes[:6], figure.axes[6]
-    assert [panel.get_title() for panel in panels[:3]] == ["image", "MAE", "scratch"]
-    assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["cat", "dog"]
-    assert np.array_equal(panels[3].images[0].get_array(), images[1])
-    assert np.array_equal(panels[2].images[0].get_array(), maps["scratch"][0])
-    assert {panel.images[0].get_clim() for panel in (*panels[1:3], *panels[4:])} == {(0, 4)}
+    panel, bar = figure.axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["image", *maps]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["cat", "dog"]
+    assert np.array_equal(panel.images[3].get_array(), images[1])
+    assert np.array_equal(panel.images[2].get_array(), maps["scratch"][0])
+    assert {shown.get_clim() for shown in panel.images} == {(0, 4)}
     assert bar.get_xlabel() == "attention of the CLS token (1 = spread evenly)"
 
 
@@ -84,7 +94,11 @@ def test_no_text_of_a_sheet_of_heads_is_cut_off(num_heads):
 
 def _texts_are_inside(figure: Figure) -> bool:
     figure.draw_without_rendering()
-    texts = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+    texts = [
+        text
+        for axes in figure.axes
+        for text in (axes.title, axes.xaxis.label, *axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels())
+    ]
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
     return all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
@@ -93,11 +107,15 @@ def test_neighbours_stand_in_the_row_of_their_query_which_has_a_frame():
     images = pixels(6, 8, 8).reshape(2, 3, 8, 8, 3)
     texts = [[f"{row} {column}" for column in range(3)] for row in range(2)]
     figure = sheets.neighbours_figure(images, texts, "t")
-    for number, panel in enumerate(figure.axes):
+    (panel,) = figure.axes
+    for number, (shown, text) in enumerate(zip(panel.images, panel.texts, strict=True)):
         row, column = divmod(number, 3)
-        assert np.array_equal(panel.images[0].get_array(), images[row, column])
-        assert panel.get_xlabel() == texts[row][column]
-        assert panel.spines["left"].get_visible() == (column == 0)
+        assert np.array_equal(shown.get_array(), images[row, column])
+        assert text.get_text() == texts[row][column] and is_below(text, shown)
+    frames = [frame.get_bbox().extents.tolist() for frame in panel.patches]
+    assert frames == [
+        [left, top, right, bottom] for left, right, bottom, top in (panel.images[i].get_extent() for i in (0, 3))
+    ]
     assert _texts_are_inside(figure)
 
 
