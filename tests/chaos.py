@@ -36,8 +36,8 @@ from safetensors.torch import load_file
 
 SHAPE = "--model.hidden_size 24 --model.num_hidden_layers 1 --model.num_attention_heads 2 --model.intermediate_size 48"
 DECODER = "--model.decoder_hidden_size 16 --model.decoder_num_hidden_layers 1 --model.decoder_intermediate_size 32"
-# 54 or 57 steps of two micro-batches. They log every 5, save every 6 or 7, and evaluate every 13, 18 or 19 steps
-OFTEN = "--train.warmup_ratio 0.25 --train.log_every_steps 5 --train.per_device_batch_size 16"
+# 54 or 57 steps of two micro-batches. They save every 6 or 7, and evaluate every 13, 18 or 19 steps
+OFTEN = "--train.warmup_ratio 0.25 --train.log_every_steps 1 --train.per_device_batch_size 16"
 COMMANDS = {
     "pretrain": f"scripts/pretrain.py --config configs/pretrain/digits.yaml {SHAPE} {DECODER} {OFTEN} --train.epochs 3 "
     "--train.save_every_epochs 0.35 --train.eval_every_epochs 1 --train.figure_every_epochs 2",
@@ -55,7 +55,7 @@ class Row:
         note: remarks, and every problem.
         tried: number of faults.
         survived: faults after which the run ended like the undisturbed one, or was rightly refused.
-        steps_lost: for each fault, the steps that the progress bar had shown and that were repeated.
+        steps_lost: for each fault, the steps that had been logged and were repeated.
         damaged: files that have their name but are not whole.
     """
 
@@ -90,6 +90,7 @@ class Life:
 
     def __init__(self, words: Sequence[str], log: Path, folder: Path = ROOT) -> None:
         self.log = log
+        self.run = folder / words[words.index("--output_dir") + 1]
         self.code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -131,8 +132,11 @@ class Life:
 
     @property
     def step(self) -> int:
-        """The last step that its progress bar has shown."""
-        return self._last(r"\| (\d+)/\d+ \[", self.start)
+        """The last step that it has logged."""
+        logged = self.run / "metrics.jsonl"
+        if self.total == 10**9 or not logged.exists():  # a resumed run has not yet removed the steps that it repeats
+            return self.start
+        return int(max(re.findall(r'"step": (\d+)', logged.read_text()), key=int, default=self.start))
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -141,7 +145,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"{condition} is not true after {seconds} s")
-        time.sleep(0.001)
+        time.sleep(0.003)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -219,11 +223,13 @@ class Chaos:
         folder: for all runs.
         seed: of the random moments.
         stages: `pretrain`, `finetune` or both.
+        variants: number of signals that stop a run, and of kinds of damage to a checkpoint; at most 3.
     """
 
-    def __init__(self, folder: Path, seed: int, stages: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, seed: int, stages: tuple[str, ...], variants: int) -> None:
         self.folder = folder
         self.stages = stages
+        self.variants = slice(variants)
         self.random = random.Random(seed)
         self.numbers = itertools.count()
         for stage in stages:
@@ -264,7 +270,7 @@ class Chaos:
         return life
 
     def killed(self, stage: str, folder: Path) -> int:
-        """Start a run and kill it soon after its second save; return the last step that it showed."""
+        """Start a run and kill it soon after its second save; return the last step that it logged."""
         life = self.start(stage, folder)
         wait_until(lambda: len(checkpoints(folder)) == 2)
         time.sleep(self.random.uniform(0, 0.1))
@@ -315,7 +321,8 @@ class Chaos:
     def stopped(self) -> Row:
         """Stop runs by a signal: they save, print the command that resumes, and lose nothing."""
         row = Row("SIGTERM, SIGHUP, Ctrl-C")
-        for stage, number in itertools.product(self.stages, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)):
+        signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)[self.variants]
+        for stage, number in itertools.product(self.stages, signals):
             folder = self.new(stage)
             life = self.start(stage, folder)
             wait_until(lambda folder=folder: checkpoints(folder))
@@ -336,7 +343,8 @@ class Chaos:
             content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
             file.write_bytes(content)
 
-        for stage, damage in itertools.product(self.stages, (flip, lambda file: os.truncate(file, 100), Path.unlink)):
+        damages = (flip, lambda file: os.truncate(file, 100), Path.unlink)[self.variants]
+        for stage, damage in itertools.product(self.stages, damages):
             folder = self.new(stage)
             step = self.killed(stage, folder)
             newest = checkpoints(folder)[-1]
@@ -497,7 +505,9 @@ def process_of_rank(launcher: int, rank: int) -> int:
     raise LookupError(f"{launcher} has no process of rank {rank}")
 
 
-def run(folder: Path, kills: int, saves: int, *, stages: tuple[str, ...], launcher: bool, seed: int = 0) -> list[Row]:
+def run(
+    folder: Path, kills: int, saves: int, *, stages: tuple[str, ...], launcher: bool, variants: int = 3, seed: int = 0
+) -> list[Row]:
     """Cause all faults, and return a row for each kind.
 
     Args:
@@ -506,11 +516,12 @@ def run(folder: Path, kills: int, saves: int, *, stages: tuple[str, ...], launch
         saves: number of SIGKILLs while a checkpoint is written.
         stages: `pretrain`, `finetune` or both.
         launcher: whether to include the faults that need `accelerate launch`, which take a minute.
+        variants: number of signals that stop a run, and of kinds of damage to a checkpoint.
         seed: of the random moments.
     """
     for library in LIBRARIES:  # so that no fork needs to
         importlib.import_module(library)
-    chaos = Chaos(folder, seed, stages)
+    chaos = Chaos(folder, seed, stages, variants)
     faults: list[Callable[[], Row]] = [
         functools.partial(chaos.kills, kills, while_saving=False),
         functools.partial(chaos.kills, saves, while_saving=True),

@@ -4,8 +4,8 @@
 middle of FOLDER/cut, resumes that run, and writes FOLDER/report.json.
 
 The hosts share a file system, as hosts that train together must, and nothing else: each has its own network stack, and
-all that passes between their processes passes through the cable. The launcher of docs/devices.md starts the run on two
-hosts and the one whose cable is cut. The others are forks with the environment of its processes, which start at once.
+all that passes between their processes passes through the cable. The launcher of docs/devices.md starts the run whose
+cable is cut. The others are forks with the environment of its processes, which start at once.
 """
 
 import contextlib
@@ -168,7 +168,8 @@ def main(folder: Path) -> None:
     one = Life(command_of(folder / "one", *epochs), folder / "one.log")
     assert one.wait() == 0, one.text
     with two_hosts():
-        report["two"] = finish(start(folder / "two", *epochs))
+        two = fork(folder / "two", *epochs, logs=folder / "two")
+        report["two"] = [{"code": host.wait(), "errors": errors_of(host.text)} for host in two]
 
         # a folder that is not shared: the same relative path in two places
         places = folder / "disk-of-a", folder / "disk-of-b"

@@ -163,12 +163,7 @@ def _show(panel: Axes, image: Images) -> None:
 
 
 def _show_grid(
-    panel: Axes,
-    rows: Sequence[Sequence[NDArray[Any]]],
-    texts: Sequence[Sequence[str]],
-    shape: tuple[int, int],
-    below: float = 0.0,
-    **shading: Any,
+    panel: Axes, rows: Any, texts: Sequence[Sequence[str]], shape: tuple[int, int], below: float = 0.0, **shading: Any
 ) -> float:
     """Show rows of square pictures with texts below them, in a grid of so many rows and columns.
 
@@ -176,15 +171,15 @@ def _show_grid(
     fast as a panel for each picture. Returns the cell's height.
     """
     height = 1 + below
-    for number, row in enumerate(rows):
+    for number, pictures in enumerate(rows):
         top = number * height
-        for left, image in enumerate(row):
-            place = (left, left + _SIDE, top + _SIDE, top)
-            panel.imshow(image, extent=place, interpolation="nearest", **shading)
-    for number, row in enumerate(texts):
-        for left, text in enumerate(row):
-            place = (left + _SIDE / 2, number * height + _SIDE + 0.04)
-            panel.text(*place, text, fontsize=7, linespacing=1.15, ha="center", va="top")
+        for left, picture in enumerate(pictures):
+            extent = (left, left + _SIDE, top + _SIDE, top)
+            panel.imshow(picture, extent=extent, interpolation="nearest", **shading)
+    for number, of_row in enumerate(texts):
+        for left, text in enumerate(of_row):
+            x, y = left + _SIDE / 2, number * height + _SIDE + 0.04
+            panel.text(x, y, text, fontsize=7, linespacing=1.15, ha="center", va="top")
     panel.set(xlim=(-0.02, shape[1]), ylim=(shape[0] * height, -0.02), aspect="equal")
     panel.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     _show_nothing_else(panel)

@@ -279,7 +279,6 @@ def test_processes_with_different_settings_or_images_are_refused(words, message,
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -290,13 +289,16 @@ def test_processes_with_different_settings_or_images_are_refused(words, message,
         ),
     ],
 )
-def test_a_launch_that_does_not_run_as_asked_ends_in_one_line_before_any_data_is_read(words, message, tmp_path):
+def test_a_launch_that_does_not_run_as_asked_ends_in_one_line_before_any_data_is_read(
+    words, message, tmp_path, monkeypatch
+):
     if torch.cuda.is_available() and "--use_fsdp" in words:
         pytest.skip("with GPUs, FSDP runs")
-    command = [*LAUNCH, "--main_process_port", str(free_port()), *words, "scripts/pretrain.py"]
-    command += ["--config", "configs/pretrain/digits.yaml", "--output_dir", str(tmp_path / "run")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    for name, value in exported(*words).items():
+        monkeypatch.setenv(name, value)
+    processes = 2 if "--use_fsdp" in words else 1
+    command = ["scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", "--output_dir", tmp_path / "run"]
+    done = run(*command, processes=processes)
     assert done.returncode != 0
     assert len(re.findall(rf"^error: .*{message}", done.stderr, re.MULTILINE)) == 1
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from forks import succeed
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -83,8 +84,8 @@ def test_a_cpu_run_gets_its_share_of_the_cores_unless_threads_were_chosen(
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_freed_memory_stays_with_the_process():
-    code = """if True:
+def test_freed_memory_stays_with_the_process(tmp_path):
+    (tmp_path / "script.py").write_text("""if True:
         import ctypes, torch
         from types import SimpleNamespace
         from mae_hf.training.hardware import use_cpu_well
@@ -94,9 +95,8 @@ def test_freed_memory_stays_with_the_process():
         before = libc.sbrk(0)
         torch.empty(3 << 30, dtype=torch.uint8)  # not touched: it takes no memory
         print((libc.sbrk(0) - before) >> 30)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) >= 3
+    """)
+    assert int(succeed(tmp_path / "script.py")) >= 3
 
 
 @pytest.mark.slow
