@@ -377,28 +377,18 @@ def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
     assert not (folder / "results.jsonl").exists()
 
 
-def test_the_comparison_is_computed_from_the_run_folders(runs: Path, tmp_path: Path):
-    arms = ("--pretrained", runs / "finetune", "--scratch", runs / "scratch")
-    printed = succeed("scripts/compare.py", *arms, "--output_dir", tmp_path)
-    assert str(tmp_path / "index.html") in printed
-    assert {"index.html", "comparison.json"} <= {path.name for path in tmp_path.iterdir()}
-    assert len(list(tmp_path.glob("*.png"))) >= 4
-
-
-def test_probes_of_the_encoder_are_an_arm_beside_its_fine_tuning(runs: Path, tmp_path: Path):
+def test_a_comparison_has_probes_of_the_encoder_beside_its_fine_tuning(runs: Path, tmp_path: Path):
     data = ("--data.source", "digits", "--data.validation_fraction", "0.2")
     probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear,rank", "--output_dir", tmp_path / "probes")
     for _ in range(2):  # an older evaluation may be replaced
         succeed("scripts/evaluate.py", *probes)
-    arms = (
-        "--arm",
-        f"tuned={runs / 'finetune'}",
-        f"--arm=probes={tmp_path / 'probes'}",
-        "--arm",
-        f"new={runs / 'scratch'}",
-    )
-    printed = succeed("scripts/compare.py", *arms, "--output_dir", tmp_path / "report")
+    arms = {"tuned": runs / "finetune", "probes": tmp_path / "probes", "new": runs / "scratch"}
+    words = [f"--arm={name}={folder}" for name, folder in arms.items()]
+    printed = succeed("scripts/compare.py", *words, "--output_dir", tmp_path / "report")
     assert "is the best of 3 arms on validation images" in printed and "linear-cls" in printed
+    assert str(tmp_path / "report" / "index.html") in printed
+    assert {"index.html", "comparison.json"} <= {path.name for path in (tmp_path / "report").iterdir()}
+    assert len(list((tmp_path / "report").glob("*.png"))) >= 4
 
 
 def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_path: Path):
