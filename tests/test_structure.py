@@ -12,8 +12,8 @@ from mae_hf.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
-# The rooms of mae_hf (a folder or a file directly under it), from the top floor down: each imports only rooms below it.
-ROOMS = (
+# The parts of mae_hf (a folder or a file directly under it), from the top floor down: each imports only parts below it.
+PARTS = (
     "api",
     "__main__",
     "commands",
@@ -101,8 +101,8 @@ def _imports(module: str) -> list[tuple[str, int]]:
     return found
 
 
-def _room(module: str) -> str:
-    """The room that a module of mae_hf belongs to: mae_hf.data.cache -> data."""
+def _part(module: str) -> str:
+    """The part that a module of mae_hf belongs to: mae_hf.data.cache -> data."""
     return module.split(".")[1]
 
 
@@ -111,8 +111,8 @@ def _fail(problems: list[str]) -> None:
 
 
 def test_every_room_of_the_package_has_a_floor():
-    found = {_room(module) for module in SOURCES if module.startswith("mae_hf.")}
-    assert found == set(ROOMS)
+    found = {_part(module) for module in SOURCES if module.startswith("mae_hf.")}
+    assert found == set(PARTS)
 
 
 def test_imports_run_downwards():
@@ -123,10 +123,10 @@ def test_imports_run_downwards():
             own, other = (name.split(".")[0] for name in (module, target))
             if other == "scripts" or (other == "benchmarks" and own != "benchmarks"):
                 problems.append(f"{where}: only commands of the shell use {other}")
-            if own != "mae_hf" or not target.startswith("mae_hf.") or module == "mae_hf":  # which is above all rooms
+            if own != "mae_hf" or not target.startswith("mae_hf.") or module == "mae_hf":  # which is above all parts
                 continue
-            if _room(module) != _room(target) and ROOMS.index(_room(module)) > ROOMS.index(_room(target)):
-                problems.append(f"{where}: {_room(module)} is below {_room(target)}")
+            if _part(module) != _part(target) and PARTS.index(_part(module)) > PARTS.index(_part(target)):
+                problems.append(f"{where}: {_part(module)} is below {_part(target)}")
     _fail(problems)
 
 

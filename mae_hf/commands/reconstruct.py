@@ -1,6 +1,7 @@
 """Draw how a masked autoencoder reconstructs masked patches: original, masked, reconstruction."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mae_hf import figures
@@ -22,5 +23,4 @@ def reconstruct(config: ReconstructConfig, images: Sequence[Any] = ()) -> None:
         _, held_out = load_pretraining_images(data, model.config.image_size)
         batch = held_out.batch(range(min(config.num_images, len(held_out))))
     figure = draw_reconstructions(model, batch, data, title=config.model)
-    figures.save(figure, config.output)
-    print(f"{len(batch)} images in {config.output}")
+    print(f"{len(batch)} images in {figures.save(figure, Path(config.output).expanduser())}")

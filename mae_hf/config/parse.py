@@ -26,6 +26,7 @@ Config = TypeVar("Config")
 _PRESETS = Path(__file__).parents[2] / "configs"
 _MAX_BYTES, _MAX_DEPTH = 2**19, 8  # of a config file; 21,000 class names fit in
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
+_TOO_LARGE = "a number is above 1e308: choose a smaller one (--help lists the ranges)"  # jsonargparse needs a float
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -68,8 +69,8 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
         values = parser.parse_args([*(f"--config={file}" for file in files), *flags])
     except argparse.ArgumentError as error:
         raise ConfigError(_in_short(error, types)) from None
-    except OverflowError:  # jsonargparse converts whole numbers to float
-        raise ConfigError("a number is above 1e308: choose a smaller one (--help lists the ranges)") from None
+    except OverflowError:
+        raise ConfigError(_TOO_LARGE) from None
     return _instantiate(config_class, parser, values)
 
 
@@ -90,6 +91,8 @@ def read_settings(
         return _instantiate(config_class, parser, parser.parse_object(values))
     except argparse.ArgumentError as error:
         raise ConfigError(_in_short(error, types)) from None
+    except OverflowError:
+        raise ConfigError(_TOO_LARGE) from None
 
 
 def _instantiate(config_class: type[Config], parser: ArgumentParser, values: Any) -> Config:

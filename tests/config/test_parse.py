@@ -167,6 +167,8 @@ def test_a_number_that_no_float_can_hold_is_refused(write):
     huge = 10**400
     for words in ([f"--train.epochs={huge}"], ["--config", write(f"train:\n  epochs: {huge}\n")]):
         assert error_of(*words).startswith("a number is above 1e308: choose a smaller one")
+    with pytest.raises(ConfigError, match="a number is above 1e308: choose a smaller one"):
+        parsing.read_settings(PretrainConfig, {"train.epochs": huge})
 
 
 @pytest.mark.parametrize(
