@@ -92,7 +92,7 @@ def neighbours_figure(images: NDArray[np.uint8], texts: Sequence[Sequence[str]],
     for row in range(num_rows):
         panel.add_patch(Rectangle((0, row * cell_height), _SIDE, _SIDE, fill=False, edgecolor="#D55E00", linewidth=3))
     panel.set_xticks([_SIDE / 2, 1 + _SIDE / 2][:num_columns], ["query", "nearest first"][:num_columns], fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    panel.set_title(title, fontsize=11, pad=9)
     return figure
 
 
@@ -146,7 +146,7 @@ def attention_figure(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns
     panel.set_yticks(np.arange(len(rows)) + _SIDE / 2, names, fontsize=8, rotation="vertical", va="center")
     bar = figure.colorbar(panel.images[-1], location="bottom", extend="max", fraction=0.05, aspect=40)
     bar.set_label("attention of the CLS token (1 = spread evenly)")
-    figure.suptitle(title, fontsize=11)
+    panel.set_title(title, fontsize=11, pad=9)
     return figure
 
 

@@ -92,6 +92,19 @@ def test_no_text_of_a_sheet_of_heads_is_cut_off(num_heads):
     assert _texts_are_inside(figure)
 
 
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 4), (6, 4), (10, 9)])
+def test_the_title_of_attention_is_above_the_names_of_its_columns(num_rows, num_columns):
+    rows = [("cat", [pixels(1)[0], *np.ones((num_columns - 1, 2, 2))])] * num_rows
+    figure = sheets.attention_figure(rows, ["image", *["pre-trained\nencoder"] * (num_columns - 1)], "a title")
+    figure.draw_without_rendering()
+    title, *names = (
+        text.get_window_extent()
+        for text in (figure.axes[0].title, *figure.axes[0].get_xticklabels())
+        if text.get_text()
+    )
+    assert title.y1 <= figure.bbox.y1 and title.y0 > max(name.y1 for name in names)
+
+
 def _texts_are_inside(figure: Figure) -> bool:
     figure.draw_without_rendering()
     texts = [
