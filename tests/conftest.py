@@ -15,6 +15,11 @@ os.environ |= {"MAE_HF_CACHE": CACHE.name, "HF_DATASETS_CACHE": f"{CACHE.name}/d
 for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+# Each of the processes that share the tests gets a core of its own, before anything imports torch, which counts the
+# cores: threads that wait for a core cost seconds.
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def coloured(number: int, size: int = 12) -> Image.Image:
@@ -23,12 +28,8 @@ def coloured(number: int, size: int = 12) -> Image.Image:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each of the processes that share the tests a core of its own: threads that wait for a core cost seconds."""
-    config.option.loadscopereorder = False  # keep the order below; by default, files of many tests are first
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    """Keeps the order below; by default, files of many tests are first."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
