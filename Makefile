@@ -18,6 +18,7 @@ venv: .venv/installed
 .venv/installed: requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON_FOUND) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 ...")'
 	@echo "Installing into .venv, once; this takes a minute or two"
+	@# a new pip first: that of Python 3.11 takes three times as long to resolve
 	$(PYTHON_FOUND) -m venv --upgrade-deps .venv
 	.venv/bin/python -m pip install --quiet -r requirements.txt
 	.venv/bin/python -m pip install --quiet --no-deps -e .

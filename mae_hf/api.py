@@ -233,7 +233,7 @@ def _run(
     recipe = getattr(importlib.import_module(f"mae_hf.commands.{command}"), command)
     with isolated(precision):
         recipe(run, images) if images else recipe(run)
-    file = Path(run.output) if hasattr(run, "output") else None
+    file = Path(run.output).expanduser() if hasattr(run, "output") else None
     folder = file.parent if file else Path(run.output_dir)
     numbers = "comparison.json" if command == "compare" else "metrics.json"
     metrics = {} if file else read_json(folder / numbers, dict[str, object])

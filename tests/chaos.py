@@ -36,8 +36,8 @@ from safetensors.torch import load_file
 
 SHAPE = "--model.hidden_size 24 --model.num_hidden_layers 1 --model.num_attention_heads 2 --model.intermediate_size 48"
 DECODER = "--model.decoder_hidden_size 16 --model.decoder_num_hidden_layers 1 --model.decoder_intermediate_size 32"
-# 54 or 57 steps of two micro-batches. They save every 6 or 7, and evaluate every 13, 18 or 19 steps
-OFTEN = "--train.warmup_ratio 0.25 --train.log_every_steps 1 --train.per_device_batch_size 16"
+# 54 or 57 steps of two micro-batches. They log every 2, save every 6 or 7, and evaluate every 13, 18 or 19 steps
+OFTEN = "--train.warmup_ratio 0.25 --train.log_every_steps 2 --train.per_device_batch_size 16"
 COMMANDS = {
     "pretrain": f"scripts/pretrain.py --config configs/pretrain/digits.yaml {SHAPE} {DECODER} {OFTEN} --train.epochs 3 "
     "--train.save_every_epochs 0.35 --train.eval_every_epochs 1 --train.figure_every_epochs 2",
@@ -320,9 +320,11 @@ class Chaos:
 
     def stopped(self) -> Row:
         """Stop runs by a signal: they save, print the command that resumes, and lose nothing."""
-        row = Row("SIGTERM, SIGHUP, Ctrl-C")
-        signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)[self.variants]
-        for stage, number in itertools.product(self.stages, signals):
+        signals = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "Ctrl-C": signal.SIGINT}
+        names = list(signals)[self.variants]
+        row = Row(", ".join(names))
+        for stage, name in itertools.product(self.stages, names):
+            number = signals[name]
             folder = self.new(stage)
             life = self.start(stage, folder)
             wait_until(lambda folder=folder: checkpoints(folder))

@@ -199,8 +199,9 @@ def test_probe_compare_and_reconstruct(runs: dict[str, Any], tmp_path: Path, mon
     with pytest.raises(ConfigError, match="holds no model"):
         _ = compared.model
     IMAGES[1].save("image.png")
-    drawn = mae_hf.reconstruct(runs["pretrain"], [IMAGES[0], "image.png"], output="drawn.png")
-    assert drawn.picture == Path("drawn.png") and Image.open("drawn.png").width > 100
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    drawn = mae_hf.reconstruct(runs["pretrain"], [IMAGES[0], "image.png"], output="~/drawn.png")
+    assert drawn.picture == tmp_path / "home" / "drawn.png" and Image.open(drawn.picture).width > 100
 
 
 def test_embed_and_predict_take_images_and_image_files(runs: dict[str, Any], tmp_path: Path):

@@ -179,7 +179,6 @@ def test_fine_tuning_starts_from_the_pretrained_weights_and_moves_them(runs: Pat
     assert 0 < moved < 0.1 * unrelated
 
 
-@pytest.mark.slow
 def test_a_run_from_published_weights_resumes_and_ends_without_them(tmp_path: Path):
     published, run_folder = tmp_path / "published", tmp_path / "run"
     shape = {"image_size": 32, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
@@ -233,7 +232,6 @@ def test_a_different_config_is_refused_with_the_difference(runs: Path):
     assert "train.seed: 0 -> 7" in done.stderr
 
 
-@pytest.mark.slow
 def test_an_unfinished_run_resumes_and_ends_like_an_uninterrupted_one(runs: Path, tmp_path: Path):
     script = ("scripts/pretrain.py", "--config", "configs/pretrain/digits.yaml", *SMALL)
     script = (*script, "--train.probe_every_epochs", "1")
@@ -345,7 +343,7 @@ def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
     for name, value in SHAPE.items():
         digits = re.sub(rf"^  {name}: \d+", f"  {name}: {value}", digits, flags=re.M)
     recipe.write_text(digits)
-    smallest = tmp_path / "smallest.py"  # budget: each fine-tuning is a process of ten seconds
+    smallest = tmp_path / "smallest.py"  # the smallest budget alone: each fine-tuning is a process of ten seconds
     smallest.write_text(
         "import runpy\nfrom mae_hf.evaluation.few_labels import protocol\nprotocol.BUDGETS = (0.01,)\n"
         "runpy.run_path('scripts/few_labels.py', run_name='__main__')\n"
@@ -379,7 +377,6 @@ def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
     assert not (folder / "results.jsonl").exists()
 
 
-@pytest.mark.slow
 def test_a_comparison_has_probes_of_the_encoder_beside_its_fine_tuning(runs: Path, tmp_path: Path):
     data = ("--data.source", "digits", "--data.validation_fraction", "0.2")
     probes = ("--model", runs / "pretrain", *data, "--probe", "knn,linear,rank", "--output_dir", tmp_path / "probes")

@@ -110,7 +110,7 @@ def _fail(problems: list[str]) -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
-def test_every_room_of_the_package_has_a_floor():
+def test_every_part_of_the_package_has_a_floor():
     found = {_part(module) for module in SOURCES if module.startswith("mae_hf.")}
     assert found == set(PARTS)
 

@@ -22,6 +22,6 @@ PORT=$((29500 + SLURM_JOB_ID % 1000))
 # the shell that srun starts on each machine expands SLURM_NODEID, which differs between machines
 export NODES GPUS HEAD PORT
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # since Slurm 22.05, srun does not inherit it from sbatch
-srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --quiet --multi_gpu --mixed_precision bf16 \
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --multi_gpu --mixed_precision bf16 \
   --num_machines "$NODES" --num_processes "$((NODES * GPUS))" --machine_rank "$SLURM_NODEID" \
   --main_process_ip "$HEAD" --main_process_port "$PORT" "$@"' launch "$@"

@@ -14,7 +14,7 @@ PORT=${PORT:-29500}
 started=()
 trap 'kill "${started[@]}" 2>/dev/null || true' EXIT
 for rank in "${!MACHINES[@]}"; do
-  command=(accelerate launch --quiet --multi_gpu --mixed_precision bf16
+  command=(accelerate launch --multi_gpu --mixed_precision bf16
     --num_machines "${#MACHINES[@]}" --num_processes "$((${#MACHINES[@]} * GPUS))" --machine_rank "$rank"
     --main_process_ip "${MACHINES[0]}" --main_process_port "$PORT" "$@")
   # -tt: the remote command ends with the connection; %q: quotes the words for the remote shell

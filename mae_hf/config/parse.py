@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 _PRESETS = Path(__file__).parents[2] / "configs"
 _MAX_BYTES, _MAX_DEPTH = 2**19, 8  # of a config file; 21,000 class names fit in
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
-_TOO_LARGE = "a number is above 1e308: choose a smaller one (--help lists the ranges)"  # jsonargparse needs a float
+_TOO_LARGE = "a number is beyond ±1e308: choose a smaller one (--help lists the ranges)"  # jsonargparse needs a float
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -88,11 +88,12 @@ def read_settings(
     require(base is None or isinstance(base, config_class), problem)
     values = Namespace((flatten(base) if base else {}) | dict(settings))
     try:
-        return _instantiate(config_class, parser, parser.parse_object(values))
+        parsed = parser.parse_object(values)
     except argparse.ArgumentError as error:
         raise ConfigError(_in_short(error, types)) from None
     except OverflowError:
         raise ConfigError(_TOO_LARGE) from None
+    return _instantiate(config_class, parser, parsed)
 
 
 def _instantiate(config_class: type[Config], parser: ArgumentParser, values: Any) -> Config:

@@ -86,7 +86,7 @@ def neighbours_figure(images: NDArray[np.uint8], texts: Sequence[Sequence[str]],
     The images are uint8 (Q, 1 + K, H, W, 3).
     """
     num_rows, num_columns = images.shape[:2]
-    figure = Figure(figsize=(max(4.5, 1.35 * num_columns + 0.5), 1.65 * num_rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 1.35 * num_columns + 0.5), 1.65 * num_rows + 0.8), layout="compressed")
     panel = figure.subplots()
     cell_height = _show_grid(panel, images, texts, (num_rows, num_columns), below=0.22)
     for row in range(num_rows):

@@ -166,8 +166,8 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_the_flag(write, section
 def test_a_number_that_no_float_can_hold_is_refused(write):
     huge = 10**400
     for words in ([f"--train.epochs={huge}"], ["--config", write(f"train:\n  epochs: {huge}\n")]):
-        assert error_of(*words).startswith("a number is above 1e308: choose a smaller one")
-    with pytest.raises(ConfigError, match="a number is above 1e308: choose a smaller one"):
+        assert error_of(*words).startswith("a number is beyond ±1e308: choose a smaller one")
+    with pytest.raises(ConfigError, match="a number is beyond ±1e308: choose a smaller one"):
         parsing.read_settings(PretrainConfig, {"train.epochs": huge})
 
 

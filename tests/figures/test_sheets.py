@@ -81,6 +81,10 @@ def test_attention_is_shown_on_one_scale_beside_its_image():
     assert [label.get_text() for label in panel.get_yticklabels()] == ["cat", "dog"]
     assert np.array_equal(panel.images[3].get_array(), images[1])
     assert np.array_equal(panel.images[2].get_array(), maps["scratch"][0])
+    for number, shown in enumerate(panel.images):
+        left, right, bottom, top = shown.get_extent()
+        row, column = divmod(number, 3)
+        assert (left < panel.get_xticks()[column] < right) and (top < panel.get_yticks()[row] < bottom)
     assert {shown.get_clim() for shown in panel.images} == {(0, 4)}
     assert bar.get_xlabel() == "attention of the CLS token (1 = spread evenly)"
 
@@ -113,7 +117,8 @@ def _texts_are_inside(figure: Figure) -> bool:
         for text in (axes.title, axes.xaxis.label, *axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels())
     ]
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
-    return all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    inside = figure.bbox.padded(0.5)
+    return all(inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) for box in boxes)
 
 
 def test_neighbours_stand_in_the_row_of_their_query_which_has_a_frame():
@@ -130,6 +135,17 @@ def test_neighbours_stand_in_the_row_of_their_query_which_has_a_frame():
         [left, top, right, bottom] for left, right, bottom, top in (panel.images[i].get_extent() for i in (0, 3))
     ]
     assert _texts_are_inside(figure)
+
+
+def test_no_text_of_a_sheet_of_many_neighbours_is_cut_off():
+    names = [["…name_of_a_file.jpg\n0.987"] * 13] * 8
+    assert _texts_are_inside(sheets.neighbours_figure(pixels(8 * 13, 8, 8).reshape(8, 13, 8, 8, 3), names, "a title"))
+
+
+def test_a_row_of_attention_may_be_shorter_than_the_others():
+    rows = [("cat", [pixels(1)[0], *np.ones((3, 2, 2))]), ("dog", [pixels(1)[0], np.ones((2, 2))])]
+    (panel, _) = sheets.attention_figure(rows, ["image", "1", "2", "3"], "t").axes
+    assert [shown.get_extent()[0] for shown in panel.images] == [0, 1, 2, 3, 0, 1]
 
 
 def test_small_pictures_of_a_map_are_at_their_points_and_do_not_overlap():

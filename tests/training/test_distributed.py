@@ -289,11 +289,9 @@ def test_processes_with_different_settings_or_images_are_refused(words, message,
         ),
     ],
 )
-def test_a_launch_that_does_not_run_as_asked_ends_in_one_line_before_any_data_is_read(
+def test_processes_of_a_launch_that_does_not_run_as_asked_end_in_one_line_before_any_data_is_read(
     words, message, tmp_path, monkeypatch
 ):
-    if torch.cuda.is_available() and "--use_fsdp" in words:
-        pytest.skip("with GPUs, FSDP runs")
     for name, value in exported(*words).items():
         monkeypatch.setenv(name, value)
     processes = 2 if "--use_fsdp" in words else 1
