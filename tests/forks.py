@@ -78,6 +78,13 @@ def succeed(*words: object, folder: Path = ROOT) -> str:
     return done.stdout
 
 
+def typed(*words: object) -> subprocess.CompletedProcess[str]:
+    """Type a command in the project's folder, as a separate process."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [str(word) for word in words]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
 def become(
     words: Sequence[str], output: Path, errors: Path, environment: dict[str, str], folder: Path = ROOT
 ) -> NoReturn:

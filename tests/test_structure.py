@@ -42,11 +42,11 @@ BANNED = {"torchvision", "timm", "kornia"}
 
 # Modules with public names and no test file of their own, each with the reason.
 NO_MIRROR = {
-    "mae_hf.__main__": "tests/test_scripts.py types every command, as a script and by name",
+    "mae_hf.__main__": "tests/test_command_line.py types every command, as a script and by name",
     "mae_hf.models.initialization": "test_mae.py tries new weights, the position table and its check on whole models",
     "mae_hf.evaluation.loaded": "test_api.py opens and calls models of every kind",
-    "mae_hf.models.locate": "test_mae.py and test_scripts.py name folders, runs and models that do not exist",
-    "mae_hf.data.locations": "test_sources.py and test_scripts.py name sources that do not exist",
+    "mae_hf.models.locate": "test_mae.py and test_command_line.py name folders, runs and models that do not exist",
+    "mae_hf.data.locations": "test_sources.py and test_command_line.py name sources that do not exist",
 }
 
 NO_MIRROR |= {
