@@ -15,8 +15,8 @@ os.environ |= {"MAE_HF_CACHE": CACHE.name, "HF_DATASETS_CACHE": f"{CACHE.name}/d
 for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
-# Each of the processes that share the tests gets a core of its own, before anything imports torch, which counts the
-# cores: threads that wait for a core cost seconds.
+# Each worker gets a separate core before anything imports torch, which then starts as many threads as it has cores.
+# Two threads on one core wait for each other: a test of two seconds took eight minutes.
 if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})

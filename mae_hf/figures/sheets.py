@@ -3,7 +3,7 @@
 Shapes: n images, H W their sides, N = (H / P)² patches of P x P pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,13 +159,18 @@ def _strip(images: Images) -> Images:
 
 def _show(panel: Axes, image: Images) -> None:
     panel.imshow(image, interpolation="nearest")
-    _show_nothing_else(panel)
+    _hide_frame(panel)
 
 
 def _show_grid(
-    panel: Axes, rows: Any, texts: Sequence[Sequence[str]], shape: tuple[int, int], below: float = 0.0, **shading: Any
+    panel: Axes,
+    rows: Iterable[Any],
+    texts: Iterable[Sequence[str]],
+    shape: tuple[int, int],
+    below: float = 0.0,
+    **shading: Any,
 ) -> float:
-    """Show rows of square pictures with texts below them, in a grid of so many rows and columns.
+    """Show rows of square pictures with texts below them, in a grid of `shape`: rows, columns.
 
     A cell is 1 wide, and leaves room below its picture, as a share of its width. One panel is two to three times as
     fast as a panel for each picture. Returns the cell's height.
@@ -182,10 +187,10 @@ def _show_grid(
             panel.text(x, y, text, fontsize=7, linespacing=1.15, ha="center", va="top")
     panel.set(xlim=(-0.02, shape[1]), ylim=(shape[0] * height, -0.02), aspect="equal")
     panel.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
-    _show_nothing_else(panel)
+    _hide_frame(panel)
     return height
 
 
-def _show_nothing_else(panel: Axes) -> None:
+def _hide_frame(panel: Axes) -> None:
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set_visible(False)

@@ -53,3 +53,10 @@ def test_matrix_products_count_their_own_work(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(flops, "SIDES", (8, 256))
     amounts = few(multiply_matrices, 3, dtype=torch.float32)
     assert amounts == [2 * 256**3 / 1e9] * 3  # the larger one is by far the faster per operation
+
+
+def test_larger_products_are_tried_while_they_are_clearly_faster(monkeypatch: pytest.MonkeyPatch):
+    rates = {8: 10.0, 16: 12.0, 32: 12.1, 64: 99.0}
+    monkeypatch.setattr(flops, "SIDES", tuple(rates))
+    monkeypatch.setattr(flops, "_rate", lambda pair: rates[len(pair[0])] * 1e12)
+    assert flops.peak_tflops(torch.float32) == pytest.approx(12.1), "the fastest so far, and 64 is not tried"
