@@ -19,6 +19,7 @@ from mae_hf.errors import ConfigError
 from mae_hf.files import write_folder
 from mae_hf.leakage.audit import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.io import RESIZE_KEY, quiet_transformers
+from mae_hf.models.locate import AUTOENCODER
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 
 
@@ -27,14 +28,15 @@ def save_model(
 ) -> None:
     """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
 
-    The subfolder `encoder/` of a masked autoencoder is its plain `vit`. The card shows the final `metrics`. `audit`
-    says which test images pre-training has seen; rows of the data and paths of this machine stay here.
+    Of a masked autoencoder, it is the plain encoder, and its subfolder `autoencoder/` is the whole. The card shows the
+    final `metrics`. `audit` says which test images pre-training has seen; rows of the data and paths of this machine
+    stay here.
     """
 
     def write(beside: Path) -> None:
-        parts = {beside: model}
+        parts: dict[Path, PreTrainedModel] = {beside: model}
         if isinstance(model, MaskedAutoencoder):
-            parts[beside / "encoder"] = export_encoder(model)
+            parts = {beside: export_encoder(model), beside / AUTOENCODER: model}
         for path, part in parts.items():
             with quiet_transformers():
                 part.save_pretrained(path)

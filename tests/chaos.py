@@ -194,7 +194,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def differences(found: Path, expected: Path) -> list[str]:
     """Return the files in which a finished run differs from the undisturbed one."""
     last = [checkpoints(path)[-1].relative_to(path) for path in (found, expected)]
-    names = ["metrics.json", "predictions.parquet", "model/model.safetensors", "model/encoder/model.safetensors"]
+    names = ["metrics.json", "predictions.parquet", "model/model.safetensors", "model/autoencoder/model.safetensors"]
     names += [str(last[1] / name) for name in ("model.safetensors", "train_state.json")]
     contents = [
         [(path / name).read_bytes() if (path / name).exists() else b"" for name in names] for path in (found, expected)

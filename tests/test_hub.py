@@ -132,12 +132,15 @@ for name in ("mae", "classifier"):
 mae, classes = cards["mae"], cards["classifier"]["classes"]
 
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, pipeline
+extract = pipeline("image-feature-extraction", "me/mae")  # the snippet that the Hub shows
+piped = [extract("photo.png"), extract("photo.png")]
 features = [mae["features"], mae["encoder"](**mae["inputs"]).pooler_output]
 model = AutoModelForImageClassification.from_pretrained("me/classifier")
 print(json.dumps({
     "features": features[0][0].tolist(),
-    "deterministic": torch.equal(*features),
+    "deterministic": torch.equal(*features) and piped[0] == piped[1],
+    "piped": piped[0][0][0],
     "prediction": list(mae["prediction"].shape),
     "classes": {entry["label"]: entry["score"] for entry in classes},
     "probabilities": model(mae["inputs"]["pixel_values"]).logits.softmax(-1)[0].tolist(),
@@ -195,7 +198,7 @@ def test_the_folder_is_uploaded_whole(world):
         found = uploaded(world, f"me/{repo}")
         assert {path: found[path] for path in files} == files
         assert found.keys() - files.keys() == {".gitattributes"}  # which the Hub itself writes
-    assert {"encoder/config.json", "encoder/model.safetensors"} <= uploaded(world, "me/mae").keys()
+    assert {"autoencoder/config.json", "autoencoder/model.safetensors"} <= uploaded(world, "me/mae").keys()
 
 
 def test_the_repository_is_made_once_and_as_private_as_asked(world):
@@ -225,7 +228,8 @@ def test_a_revision_of_an_encoder_on_the_hub_is_the_one_that_is_opened(world):
 
 
 def test_the_card_of_the_encoder_gives_others_its_features_without_mask(world, there):
-    assert there["features"] == pytest.approx(world["here"]["features"], abs=1e-5)
+    for key in ("features", "piped"):
+        assert there[key] == pytest.approx(world["here"]["features"], abs=1e-5)
     assert there["deterministic"] is True
 
 

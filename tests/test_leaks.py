@@ -50,7 +50,7 @@ def test_duplicates_are_left_out_counted_and_named_in_the_card(source: Path, tmp
     assert (audit["num_test_duplicates"], audit["left_out"]) == (3, True)
     assert [(pair["row"], pair["against_row"]) for pair in audit["pairs"]] == [(0, 0), (1, 3), (2, 7)]
     assert line in (tmp_path / "model" / "README.md").read_text()
-    for folder in (tmp_path / "model", tmp_path / "model" / "encoder"):
+    for folder in (tmp_path / "model", tmp_path / "model" / "autoencoder"):
         shared = (folder / "audit.json").read_text()
         assert str(source.parent) not in shared
         assert json.loads(shared)["audited"][0]["num_duplicated"] == 3
@@ -76,7 +76,7 @@ def test_scores_without_the_test_images_that_were_seen_follow_the_model(source: 
     )
     assert "3 of the 12 test images (kept)" in printed
     tune = (*data, *MODEL, *TRAIN, "--augment.mixup", 0, "--augment.cutmix", 0)
-    encoder = tmp_path / "mae" / "model" / "encoder"
+    encoder = tmp_path / "mae" / "model" / "autoencoder"
     printed = succeed("scripts/finetune.py", *tune, "--model.init", encoder, "--output_dir", tmp_path / "tuned")
     assert "pre-training has seen 3 of the 12 test images" in printed
     table = pq.read_table(tmp_path / "tuned" / "predictions.parquet").to_pydict()

@@ -60,8 +60,8 @@ def test_a_run_folder_holds_what_the_contract_says(runs: Path):
         "validation_predictions.parquet",
     }
     model = {"config.json", "model.safetensors", "preprocessor_config.json", "audit.json"}
-    assert {path.name for path in (runs / "pretrain" / "model").iterdir()} == model | {"README.md", "encoder"}
-    assert {path.name for path in (runs / "pretrain" / "model" / "encoder").iterdir()} == model
+    assert {path.name for path in (runs / "pretrain" / "model").iterdir()} == model | {"README.md", "autoencoder"}
+    assert {path.name for path in (runs / "pretrain" / "model" / "autoencoder").iterdir()} == model
     assert {path.name for path in (runs / "finetune" / "model").iterdir()} == model | {"README.md"}
     assert list((runs / "pretrain" / "figures").glob("reconstruction-*.png"))
     assert list((runs / "pretrain" / "checkpoints").glob("step-*"))
@@ -149,7 +149,7 @@ def test_others_open_the_classifier_without_mae_hf(runs: Path):
 def test_others_get_deterministic_unmasked_features_from_the_encoder(runs: Path):
     from transformers import AutoModel
 
-    encoder, info = AutoModel.from_pretrained(runs / "pretrain" / "model" / "encoder", output_loading_info=True)
+    encoder, info = AutoModel.from_pretrained(runs / "pretrain" / "model", output_loading_info=True)
     assert not info["missing_keys"]
     pixel_values = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_others_get_deterministic_unmasked_features_from_the_encoder(runs: Path)
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights_and_moves_them(runs: Path):
-    before = load_file(runs / "pretrain" / "model" / "encoder" / "model.safetensors")
+    before = load_file(runs / "pretrain" / "model" / "model.safetensors")
     after = load_file(runs / "finetune" / "model" / "model.safetensors")
     scratch = load_file(runs / "scratch" / "model" / "model.safetensors")
     key = "embeddings.patch_embeddings.projection.weight"

@@ -84,7 +84,7 @@ def test_a_run_that_its_server_stopped_resumes_on_two_processes_with_equal_resul
     copies = "2 images duplicate 2 of the 2 test images (left out)"
     assert copies in whole.stdout
     assert copies in (tmp_path / "whole" / "model" / "README.md").read_text()
-    assert json.loads((tmp_path / "whole" / "model" / "encoder" / "audit.json").read_text())["streamed"] is True
+    assert json.loads((tmp_path / "whole" / "model" / "autoencoder" / "audit.json").read_text())["streamed"] is True
 
     with ShardServer({f"/{name}": data for name, data in SHARDS.items()}) as server:
         address = f"{server.address}/s-{{0..3}}.tar"

@@ -25,7 +25,7 @@ from mae_hf.config.data import DataConfig, Resize
 from mae_hf.config.model import MAX_SIZE, EncoderConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.models.initialization import tells_patches_apart
-from mae_hf.models.locate import FIX_MODEL, find_model
+from mae_hf.models.locate import AUTOENCODER, FIX_MODEL, find_model
 
 PROCESSOR = "preprocessor_config.json"
 RESIZE_KEY = "mae_hf_resize"  # in it, for a `data.resize` that the keys of transformers do not tell
@@ -36,7 +36,7 @@ ENCODER_KEYS = (
 )
 MAX_PARAMETERS = 4 * 2**30  # that a config may describe
 
-_FILES = ["*.json", "*.safetensors"]  # what is downloaded from the top folder of a repository
+_FILES = ("*.json", "*.safetensors")  # what is downloaded from the top folder of a repository, or its autoencoder
 _NO_SAFETENSORS = (
     "it has no model.safetensors, and pytorch_model.bin may hold code. If you trust the model, open it in transformers "
     "and save it again with save_pretrained"
@@ -59,23 +59,29 @@ class SavedModel:
             problem = f"is a local folder, which has no revision {self.revision}: remove it (--model.revision null)"
             require(self.revision is None, f"{self.name} {problem}")
             return folder
-        files: dict[str, Any] = {"revision": self.revision, "allow_patterns": _FILES, "ignore_patterns": "*/*"}
         try:  # asked once, because other requests are repeated for minutes
-            HfApi().model_info(self.name, revision=self.revision, timeout=10)
+            info = HfApi().model_info(self.name, revision=self.revision, timeout=10)
         except Exception as error:  # of the HTTP library, the Hub or the offline mode
             try:
-                return Path(snapshot_download(self.name, local_files_only=True, **files))
+                snapshot = snapshot_download(self.name, revision=self.revision, local_files_only=True)
+                return find_model(snapshot, self.fix) or Path(snapshot)
             except Exception:
                 where = f"{self.name} at revision {self.revision}" if self.revision else self.name
                 problem = f"is not a folder here and cannot be read from the Hub ({type(error).__name__})"
                 raise ConfigError(f"{where} {problem}: check the name and the network, or {self.fix}") from error
+        has_part = any(file.rfilename == f"{AUTOENCODER}/config.json" for file in info.siblings or ())
+        files: dict[str, Any] = {"allow_patterns": [f"{AUTOENCODER}/{pattern}" for pattern in _FILES]}
+        if not has_part:
+            files = {"allow_patterns": list(_FILES), "ignore_patterns": "*/*"}
         with self.opening():
-            return Path(snapshot_download(self.name, **files))
+            snapshot = snapshot_download(self.name, revision=self.revision, **files)
+        return Path(snapshot, AUTOENCODER) if has_part else Path(snapshot)
 
     @property
     def commit(self) -> str | None:
         """The commit on the Hub, after which the folder in the Hub's cache is named; None for any other folder."""
-        return self.folder.name if re.fullmatch("[0-9a-f]{40}", self.folder.name) else None
+        folder = self.folder.parent if self.folder.name == AUTOENCODER else self.folder
+        return folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
     @property
     def has_decoder(self) -> bool:

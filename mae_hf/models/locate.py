@@ -5,6 +5,7 @@ from pathlib import Path
 from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import require
 
+AUTOENCODER = "autoencoder"  # the part of a model folder with the decoder; the folder itself is the plain encoder
 SCRATCH = "scratch"
 KEPT = "init"  # in an unfinished run: a copy of the checkpoint that it started from
 _ANOTHER = "name another encoder (--model.init DIR_OR_HUB_ID), or start from random weights"
@@ -19,14 +20,13 @@ FIX_MODEL = "give a run folder, a model folder or a Hub id (--model)"
 def find_model(name: str, fix: str) -> Path | None:
     """Return the model folder that `name` means, or None if it can only be a Hub id.
 
-    The name is a run folder (its `model/` is taken), a model folder, or a Hub id. The ConfigError about a folder that
-    does not exist or holds no model ends with `fix`.
+    The name is a run folder (its `model/` is taken), a model folder, or a Hub id. Of a pre-trained model, the whole
+    autoencoder is taken. The ConfigError about a folder that does not exist or holds no model ends with `fix`.
     """
     folder = Path(name).expanduser()
-    if (folder / "model" / "config.json").is_file():
-        return folder / "model"
-    if (folder / "config.json").is_file():
-        return folder
+    for path in (folder / "model" / AUTOENCODER, folder / "model", folder / AUTOENCODER, folder):
+        if (path / "config.json").is_file():
+            return path
     is_unfinished = (folder / "config.yaml").is_file()
     require(not is_unfinished, f"{name} is an unfinished run without a model/: run its command again to finish it")
     require(not folder.exists(), f"{name} holds no model (no config.json): {fix}")

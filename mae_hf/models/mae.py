@@ -20,6 +20,7 @@ from mae_hf.errors import require
 from mae_hf.models.initialization import initialize_decoder, initialize_encoder
 from mae_hf.models.io import ENCODER_KEYS, SHAPE_KEYS, SavedModel, encoder_config, quiet_transformers
 from mae_hf.models.layers import ShuffledDecoder, VisibleEmbeddings, take, use_autocast_norms
+from mae_hf.models.locate import AUTOENCODER
 from mae_hf.models.origin import load_encoder, open_start, resized_weights
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
@@ -114,9 +115,13 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
-        The name is a run folder, a model folder, a Hub id or a `SavedModel`; the options are transformers' own. Raises
-        ConfigError as `SavedModel` does.
+        The name is a run folder, a model folder, a Hub id or a `SavedModel`; the options are transformers' own. The
+        subfolder `autoencoder` is found without naming it. Raises ConfigError as `SavedModel` does.
         """
+        subfolder = kwargs.pop("subfolder", AUTOENCODER)
+        require(
+            subfolder == AUTOENCODER, f"subfolder {subfolder!r} cannot be opened: only {AUTOENCODER} (or leave it out)"
+        )
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
         saved = pretrained_model_name_or_path
         if not isinstance(saved, SavedModel):

@@ -123,9 +123,10 @@ def open_start(config: StartConfig) -> SavedModel:
 def keep_start(config: StartConfig, run: Path) -> None:
     """Copy the checkpoint into the folder of an unfinished run, which resumes from the copy."""
     if not config.is_new and not kept_start(run):
-        folder = open_start(config).folder  # of the Hub, it is named after the commit
-        files = [file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")]
-        write_folder(run / KEPT / folder.name, lambda beside: [shutil.copy(file, beside) for file in files])
+        saved = open_start(config)
+        files = [file for file in saved.folder.iterdir() if file.suffix in (".json", ".safetensors")]
+        name = saved.commit or saved.folder.name
+        write_folder(run / KEPT / name, lambda beside: [shutil.copy(file, beside) for file in files])
 
 
 def find_start(config: _Start, run: Path) -> _Start:

@@ -94,14 +94,14 @@ class Provenance:
 
 
 def find_provenance(init: str) -> Provenance:
-    """Find the files of the run that `init` names by its folder, `model/` or `model/encoder/`; none for a Hub id."""
+    """Find the files of the run that `init` names by its folder, `model/` or a part of it; none for a Hub id."""
     start = Path(init).expanduser()
     if not start.is_dir():
         return Provenance(init)
     above = [start, *list(start.resolve().parents)[:2]]
     folder = next((path for path in above if (path / "run.json").is_file()), None)
     run = folder or start
-    folders = [start, run, run / "model", run / "model" / "encoder", start / "encoder"]
+    folders = [start, run, run / "model"]
     found: dict[str, Any] = {}
     for key, name, read in (
         ("config", "config.yaml", lambda path: parse.read_file(PretrainConfig, path)),

@@ -1,6 +1,7 @@
 """The demo returns what stock transformers and Pillow compute for the same image."""
 
 import functools
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     config = MAEConfig(**SHAPE, **DECODER, intermediate_size=32, decoder_intermediate_size=32)
     mae = build_mae(config, "sdpa").eval()
     save_model(folder / "mae/model", mae, PretrainConfig(data=DATA, model=config), {})
+    shutil.copytree(folder / "mae/model", folder / "encoder", ignore=shutil.ignore_patterns("autoencoder"))
     names = dict(enumerate(("cat", "dog", "horse")))
     classifier = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, id2label=names))
     torch.nn.init.normal_(classifier.classifier.weight)  # so that the image decides, not the start near zero
@@ -90,7 +92,7 @@ def test_visible_patches_are_pixels_and_masked_ones_the_prediction_of_stock_tran
     np.testing.assert_array_equal(reconstruction[~hidden_pixels], original[~hidden_pixels])
     np.testing.assert_array_equal(masked[~hidden_pixels], original[~hidden_pixels])
 
-    stock = ViTMAEForPreTraining.from_pretrained(models / "mae/model").eval()
+    stock = ViTMAEForPreTraining.from_pretrained(models / "mae/model/autoencoder").eval()
     pixel_values = torch.from_numpy((original / 255 - MEAN) / STD).float().permute(2, 0, 1)[None]
     with torch.no_grad():
         logits = stock(pixel_values, noise=torch.from_numpy(hidden).float().view(1, 16)).logits
@@ -120,7 +122,7 @@ def test_the_message_about_a_reserved_port_names_the_fix():
 def test_a_model_of_another_kind_is_refused_by_name(models: Path):
     pytest.importorskip("gradio", reason=NO_GRADIO)
     with pytest.raises(ConfigError, match=r"ViTModel: the demo shows a classifier or a masked autoencoder.*--model"):
-        build_page(str(models / "mae/model/encoder"))
+        build_page(str(models / "encoder"))
 
 
 def test_the_page_of_a_masked_autoencoder_answers(models: Path, tmp_path: Path):

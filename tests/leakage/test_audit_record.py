@@ -66,12 +66,12 @@ def test_the_audit_travels_with_the_model_and_its_encoder_without_pairs(tmp_path
     mae = build_mae(CONFIG.model, "sdpa")
     run = tmp_path / "run"
     save_model(run / "model", mae, CONFIG, {}, audit=AUDIT)
-    for name in (run, run / "model" / "encoder"):
+    for name in (run, run / "model" / "autoencoder"):
         assert read_model_audit(str(name)) == dataclasses.replace(AUDIT, pairs=())
     save_model(tmp_path / "model", mae, CONFIG, {})
     assert read_model_audit(str(tmp_path)) is None
     for content in ("", "[]", '{"pretrained": true}', "[" * 100_000):
-        (tmp_path / "model" / "audit.json").write_text(content)
+        (tmp_path / "model" / "autoencoder" / "audit.json").write_text(content)
         with pytest.raises(ConfigError, match=r"audit\.json cannot be read \(.*: restore it"):
             read_model_audit(str(tmp_path))
 

@@ -39,7 +39,7 @@ def test_the_encoder_of_every_kind_of_model_gives_unmasked_features(tmp_path: Pa
     classifier.save_pretrained(tmp_path / "classifier")
     pixel_values = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        for name in ("run", "run/model", "run/model/encoder"):
+        for name in ("run", "run/model", "run/model/autoencoder"):
             features = open_encoder(str(tmp_path / name), "sdpa")(pixel_values).last_hidden_state
             torch.testing.assert_close(features, export_encoder(mae)(pixel_values).last_hidden_state)
         features = open_encoder(str(tmp_path / "classifier"), "sdpa")(pixel_values).last_hidden_state
@@ -55,7 +55,7 @@ def test_the_digest_of_an_encoder_survives_the_transfer_and_changes_with_any_wei
     classifier = build_classifier(ClassifierConfig(init=str(tmp_path), **shape), ("a", "b"), "sdpa", seed=3)
     digest = weights_digest(classifier.vit)
     assert len(digest) == 16
-    for name in (tmp_path, tmp_path / "model" / "encoder"):
+    for name in (tmp_path, tmp_path / "model" / "autoencoder"):
         assert weights_digest(open_encoder(str(name), "sdpa")) == digest
     with torch.no_grad():
         classifier.vit.layernorm.bias[3] += 1e-6
@@ -78,7 +78,7 @@ def test_images_are_prepared_as_the_model_says_or_as_the_config_does(tmp_path: P
     save_model(tmp_path / "model", build_mae(CONFIG, "sdpa"), PretrainConfig(model=CONFIG, data=data), {})
     other = DataConfig(source="photos", resize="squash" if resize == "pad" else "pad")
     assert prepared_as(str(tmp_path), other) == dataclasses.replace(data, source="photos")
-    file = tmp_path / "model" / "preprocessor_config.json"
+    file = tmp_path / "model" / "autoencoder" / "preprocessor_config.json"
     stock = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1], "size": {"height": 224, "width": 224}}
     file.write_text(json.dumps(stock))
     assert prepared_as(str(tmp_path), other).resize == other.resize, "it makes no claim"

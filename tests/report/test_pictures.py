@@ -108,11 +108,11 @@ def test_the_caption_says_when_there_are_too_few_images_for_a_reliability_diagra
 
 
 @pytest.mark.parametrize("over_time", [False, True])
-@pytest.mark.parametrize("init", ["encoder", "encoder/model", "encoder/model/encoder"])
+@pytest.mark.parametrize("init", ["encoder", "encoder/model", "encoder/model/autoencoder"])
 def test_the_reconstruction_is_that_over_time_or_else_the_newest(three_classes, tmp_path, over_time, init):
     run, figures = three_classes.best["MAE pre-trained"], tmp_path / "encoder" / "figures"
     figures.mkdir(parents=True)
-    (tmp_path / "encoder" / "model" / "encoder").mkdir(parents=True)
+    (tmp_path / "encoder" / "model" / "autoencoder").mkdir(parents=True)
     (tmp_path / "encoder" / "run.json").write_text("{}")
     object.__setattr__(run.config.model, "init", str(tmp_path / init))
     greys = {"over-time": 100} if over_time else {}

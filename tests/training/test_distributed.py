@@ -231,7 +231,7 @@ def test_two_processes_train_and_share_the_model_of_one(runs, kind, stage):
     if stage == "finetune":
         assert pq.read_table(folder / "predictions.parquet")["index"].to_pylist() == list(range(497))
     else:
-        assert AutoModel.from_pretrained(folder / "model" / "encoder").config.model_type == "vit"
+        assert AutoModel.from_pretrained(folder / "model").config.model_type == "vit"
 
 
 @pytest.mark.slow

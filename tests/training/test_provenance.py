@@ -15,14 +15,14 @@ AUDIT = audit_json(NOT_PRETRAINED)
 def pretraining(tmp_path: Path) -> Path:
     """A pre-training run folder."""
     folder = tmp_path / "pretraining"
-    (folder / "model" / "encoder").mkdir(parents=True)
+    (folder / "model" / "autoencoder").mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"num_train_images": 1240}))
     return folder
 
 
-@pytest.mark.parametrize("init", [".", "model", "model/encoder"])
-@pytest.mark.parametrize("audit", [".", "model", "model/encoder"])
-def test_the_audit_and_record_are_found_from_the_run_its_model_or_its_encoder(pretraining, init, audit):
+@pytest.mark.parametrize("init", [".", "model", "model/autoencoder"])
+@pytest.mark.parametrize("audit", [".", "model"])
+def test_the_audit_and_record_are_found_from_the_run_its_model_or_its_autoencoder(pretraining, init, audit):
     (pretraining / audit / "audit.json").write_text(AUDIT)
     found = find_provenance(str(pretraining / init))
     assert (found.record, found.audit, found.problem) == (RunRecord(num_train_images=1240), NOT_PRETRAINED, None)
@@ -35,7 +35,7 @@ def test_a_model_without_a_run_or_an_audit_has_none(tmp_path):
 
 
 def test_a_model_folder_that_was_moved_away_from_its_run_still_has_its_audit(pretraining, tmp_path):
-    (pretraining / "model" / "encoder" / "audit.json").write_text(AUDIT)
+    (pretraining / "model" / "audit.json").write_text(AUDIT)
     (tmp_path / "audit.json").write_text("that of another model")
     moved = (pretraining / "model").rename(tmp_path / "model")
     assert find_provenance(str(moved)) == Provenance(str(moved), audit=NOT_PRETRAINED)
