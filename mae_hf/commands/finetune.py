@@ -140,6 +140,7 @@ def finetune(config: FinetuneConfig) -> None:
         write_predictions(folder / "validation_predictions.parquet", images["validation"], validation_probabilities)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
         figures.save(figure, folder / "figures" / "confusion.png")
+        log.trackers.picture("confusion", figure, plan.total_steps)
         hub.save_model(folder / "model", complete, config, metrics, audit)
     run.upload()
     log.finish(metrics)

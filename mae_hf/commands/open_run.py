@@ -29,6 +29,7 @@ class OpenRun:
     folder: Path
     lock: IO[str] | None = None  # until it is closed
     record: RunRecord = field(default_factory=RunRecord)  # run.json of an earlier start
+    log: RunLog | None = None  # once it is started
     memory: str = ""  # what the run needs and what is free, in words
 
     def plan(self, config: RunConfig, num_images: int) -> Plan:
@@ -56,14 +57,14 @@ class OpenRun:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         sizes = {"num_parameters": num_parameters, "total_steps": plan.total_steps}
         sizes["micro_batch_size"] = plan.micro_batch_size
-        log = RunLog(accelerator, self.config, step, {**facts, **sizes})
+        self.log = RunLog(accelerator, self.config, step, {**facts, **sizes})
         compiled = ", compiled layers" if facts["is_compiled"] else ""
         table = {"run": f"{self.folder}, from step {step}", **lines}
         table["model"] = f"{num_parameters / 1e6:.1f} M parameters, {lines['model']}"
         table["device"] = f"{accelerator.device.type}, precision {accelerator.mixed_precision}{compiled}"
         table["memory"] = self.memory
         accelerator.print(*(f"{heading:15} {text}" for heading, text in table.items()), plan.describe(), sep="\n")
-        return log
+        return self.log
 
     def upload(self) -> None:
         """Upload `model/` if the config says so."""

@@ -175,7 +175,9 @@ def _evaluations(
     def draw(step: int) -> dict[str, float]:
         complete = whole()  # by every process
         if complete is not None and accelerator.is_main_process:
-            save_reconstructions(complete, pictured, config.data, run.folder / "figures", step)
+            figure = save_reconstructions(complete, pictured, config.data, run.folder / "figures", step)
+            if run.log:
+                run.log.trackers.picture("reconstruction", figure, step)
         return {}
 
     def probe(probes: Sequence[str], step: int) -> dict[str, float]:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from mae_hf.config.fields import Count, NotNegative, Positive, Range, Rate, Seed, Settings, Share, Switch
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
+
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
@@ -28,7 +30,7 @@ class TrainConfig(Settings):
         save_every_epochs: epochs between two checkpoints.
         keep_checkpoints: number of newest checkpoints that are kept (fine-tuning also keeps the best). At least 2, so
             that a run can fall back if the newest is damaged.
-        trackers: additional trackers, `tensorboard` or `trackio`; one that fails is switched off with a warning.
+        trackers: additional trackers, each installed by its name; one that fails is switched off with a warning.
         compile: whether torch.compile compiles the transformer layers: `always`, `never`, or `auto`, on a GPU only.
         timeout_minutes: how long a rank waits for its peers before it fails. It must be longer than decoding images
             or saving takes.
@@ -50,7 +52,7 @@ class TrainConfig(Settings):
     eval_every_epochs: Positive = 1.0
     save_every_epochs: Positive = 5.0
     keep_checkpoints: Annotated[int, Range(at_least=2)] = 2
-    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    trackers: tuple[Tracker, ...] = ()
     compile: Switch = "auto"
     timeout_minutes: Positive = 30.0
 

@@ -31,8 +31,8 @@ def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     return sheets.reconstruction_figure(*pictures, title + _statistics_note(model))
 
 
-def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> None:
-    """Save the reconstructions of the same images at this step of the training, and draw how they changed so far.
+def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> Figure:
+    """Save and return the reconstructions of the same images at this step, and draw how they changed so far.
 
     The folder gets `reconstruction-STEP.png`, `reconstruction-STEP.npz` (uint8 arrays, for the picture over time) and
     `reconstruction-over-time.png`, which shows the first and last step, and few late steps between them.
@@ -51,8 +51,9 @@ def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataCon
     for known in sorted({steps[round(number) - 1] for number in np.geomspace(1, len(steps), MAX_STEPS)}):
         with np.load(files[known]) as arrays:
             over_time[known] = arrays["reconstructed"]
-    figure = sheets.over_time_figure(original, masked, over_time, f"Held-out images during training{note}")
-    figures.save(figure, folder / OVER_TIME)
+    title = f"Held-out images during training{note}"
+    figures.save(sheets.over_time_figure(original, masked, over_time, title), folder / OVER_TIME)
+    return figure
 
 
 @torch.no_grad()

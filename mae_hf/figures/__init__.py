@@ -8,7 +8,10 @@ import os
 import warnings
 from pathlib import Path
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from mae_hf.errors import clean
 from mae_hf.files import write_file
@@ -22,6 +25,13 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in a script without letters here
         write_file(path, lambda file: figure.savefig(file, format="png", dpi=130, facecolor="white"))
     return path
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Return a figure as pixels for a screen, uint8 (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def file_label(file: str, length: int = 24) -> str:

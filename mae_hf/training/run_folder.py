@@ -1,15 +1,13 @@
-"""A run folder: its lock, the files that a run writes about itself, and its trackers."""
+"""A run folder: its lock, and the files that a run writes about itself."""
 
 import errno
 import fcntl
-import importlib.util
 import json
 import math
 import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -24,6 +22,7 @@ from mae_hf.files import PARTIAL, moved_away, read_json, sync, write_json, write
 from mae_hf.models.locate import KEPT
 from mae_hf.training.distributed import check_same, end_processes
 from mae_hf.training.provenance import RunRecord, environment
+from mae_hf.training.trackers import Trackers, check_trackers
 
 LOCK = ".lock"
 
@@ -33,9 +32,7 @@ def inspect_run(config: RunConfig) -> Literal["new", "unfinished", "finished"]:
 
     ConfigError if it holds other files or a run with a different config, or if a tracker is not installed.
     """
-    for name in config.train.trackers:
-        fix = f"pip install {name}, or leave it out (--train.trackers)"
-        require(importlib.util.find_spec(name) is not None, f"tracker {name} is not installed: {fix}")
+    check_trackers(config)
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
@@ -91,7 +88,7 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
 
 
 class RunLog:
-    """The files of a run and its trackers. Every process creates one and calls it; the main process writes.
+    """The files of a run, and its `trackers`. Every process creates one and calls it; the main process writes.
 
     It writes the config, and `facts` into run.json beside versions, command and device. A resumed run keeps its first
     start, and loses the lines of metrics.jsonl after the `step` that it resumes from. ConfigError if the training
@@ -116,11 +113,7 @@ class RunLog:
             self._run = {**environment(accelerator), **facts, "start": before.start or _now(), "end": None}
             write_json(self._folder / "run.json", self._run)
             self._remove_lines_after(step)
-        if config.train.trackers:
-            settings = {key: str(value) for key, value in parse.flatten(config).items()}
-            # TensorBoard forgets what came after the step; trackio cannot, and starts a new run of the project
-            options = {"tensorboard": {"purge_step": step + 1}}
-            accelerator.init_trackers(self._folder.name, settings, init_kwargs=options)
+        self.trackers = Trackers(accelerator, config, step)
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and send it to the trackers; RunError if the folder was moved or removed."""
@@ -130,7 +123,7 @@ class RunLog:
             finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
-        self._track(lambda: self._accelerator.log(values, step=step))
+        self.trackers.log(values, step)
 
     def check_folder(self) -> None:
         """Raise `RunError` if the folder was moved or removed."""
@@ -153,18 +146,8 @@ class RunLog:
             sync(self._folder)  # the run is finished once all its files are on the disk
             write_json(self._folder / "metrics.json", metrics)
             shutil.rmtree(self._folder / KEPT, ignore_errors=True)
-        self._track(lambda: [tracker.finish() for tracker in self._accelerator.trackers])
-        self._accelerator.trackers.clear()  # otherwise Accelerate ends them once more
+        self.trackers.finish()
         end_processes(self._accelerator)
-
-    def _track(self, action: Callable[[], object]) -> None:
-        """Use the trackers. If they fail, the run continues without them."""
-        try:
-            action()
-        except Exception as error:  # anything: a full disk, a server, a database
-            self._accelerator.trackers.clear()
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
-            warn(f"the trackers failed ({cause}) and are no longer updated; {self._path} has all values")
 
     def _remove_lines_after(self, step: int) -> None:
         text = self._path.read_text(errors="replace") if self._path.exists() else ""

@@ -143,7 +143,7 @@ WRONG = [  # section, key, value: what the message says
     ("train", "batch_size", "1.5", ("batch_size 1.5", "int", "--train.batch_size")),
     ("train", "batch_size", "true", ("batch_size True", "int", "--train.batch_size")),
     ("train", "trackers", "tensorboard", ("trackers tensorboard", "[first,second]", "--train.trackers")),
-    ("train", "trackers", "[wandb]", ("trackers wandb is not a list of tensorboard, trackio,", "--train.trackers")),
+    ("train", "trackers", "[w&b]", ("trackers w&b is not a list of tensorboard, wandb, trackio,", "--train.trackers")),
     ("augment", "flip", "maybe", ("flip maybe", "bool", "--augment.flip")),
     ("augment", "crop_scale", "[0.5]", ("crop_scale [0.5]", "float, float", "--augment.crop_scale")),
     ("data", "on_bad_image", "stop", ("on_bad_image stop", "one of raise, skip", "--data.on_bad_image")),
