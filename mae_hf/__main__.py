@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from mae_hf.commands import exits
 from mae_hf.config import commands as configs
 from mae_hf.config.parse import read_command, read_file
-from mae_hf.data.locations import check_images, check_output_file, check_output_folder, check_source
+from mae_hf.data.locations import check_images, check_new_folder, check_output_file, check_output_folder, check_source
 from mae_hf.errors import require
 from mae_hf.models.locate import FIX_INIT, FIX_MODEL, find_model, kept_start
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, type] = {
     "prepare_data": configs.PrepareConfig,
     "embed": configs.EmbedConfig,
     "predict": configs.PredictConfig,
+    "export": configs.ExportConfig,
     "demo": configs.DemoConfig,
 }
 
@@ -66,7 +67,9 @@ def check_paths(config: Any) -> None:
     elif hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
-    if hasattr(config, "output"):
+    if isinstance(config, configs.ExportConfig):
+        check_new_folder(config.output, "--output")
+    elif hasattr(config, "output"):
         check_output_file(config.output)
     elif hasattr(config, "output_dir") and not is_run:  # a run checks its folder when it locks it
         check_output_folder(config.output_dir)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from transformers import PreTrainedModel
 
 from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig, RunConfig
+from mae_hf.config.data import DataConfig
 from mae_hf.data.decode import border_colour
 from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import ConfigError
@@ -40,7 +41,8 @@ def save_model(
         for path, part in parts.items():
             with quiet_transformers():
                 part.save_pretrained(path)
-            (path / "preprocessor_config.json").write_text(json.dumps(image_processor(config), indent=2) + "\n")
+            processor = image_processor(config.model.image_size, config.data)
+            (path / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
             if audit is not None:
                 audited = tuple(replace(each, source=_public_name(each.source)) for each in audit.audited)
                 (path / AUDIT).write_text(audit_json(replace(audit, pairs=(), audited=audited)))
@@ -49,14 +51,13 @@ def save_model(
     write_folder(folder, write)
 
 
-def image_processor(config: RunConfig) -> dict[str, Any]:
-    """Return the `preprocessor_config.json` that prepares images as the run did: resize, centre crop, normalise.
+def image_processor(size: int, data: DataConfig) -> dict[str, Any]:
+    """Return the `preprocessor_config.json` that prepares images as `data` says: resize, centre crop, normalise.
 
     CLIP's processor resizes the shorter side and accepts grey images. ViT's squeezes images into a square and refuses
     grey ones. No processor pads evenly: after `data.resize pad` it leaves the size alone, and the card says what to do.
     """
-    size, resize = config.model.image_size, config.data.resize
-    square = {"height": size, "width": size}
+    square, resize = {"height": size, "width": size}, data.resize
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -68,8 +69,8 @@ def image_processor(config: RunConfig) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(config.data.image_mean),
-        "image_std": list(config.data.image_std),
+        "image_mean": list(data.image_mean),
+        "image_std": list(data.image_std),
         **({} if resize == "crop" else {RESIZE_KEY: resize}),
     }
 

@@ -45,6 +45,7 @@ def test_every_script_answers_help_and_errors_before_slow_imports(script: str, w
         ("embed", ("--model", "no_such_model", "--data.source", "digits", "--output", "features.parquet")),
         ("embed", ("--model", "user/name", "--data.source", "no_such_folder", "--output", "features.parquet")),
         ("predict", ("--model", "user/name", "--data.source", "README.md", "no_such_file", "--output", "classes.csv")),
+        ("export", ("--model", "no_such_model", "--output", "folder")),
         ("demo", ("--model", "no_such_model")),
     ],
 )

@@ -361,7 +361,8 @@ def levels_apart(image: Image.Image, folder: Path, resize: str = "crop") -> floa
     if NEEDS_TORCHVISION:
         pytest.skip("this transformers has no image processors without torchvision")
     config = PretrainConfig(data=DataConfig(resize=resize))
-    (folder / "preprocessor_config.json").write_text(json.dumps(sharing.image_processor(config)))
+    content = sharing.image_processor(config.model.image_size, config.data)
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
     processor = AutoImageProcessor.from_pretrained(folder)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     assert theirs.shape == (1, 3, 96, 96)

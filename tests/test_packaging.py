@@ -51,7 +51,7 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_promised():
 
 def test_what_ci_runs_is_pinned_and_satisfies_setup_cfg():
     pins = _pins("requirements.txt")
-    for requirement in _declared("install_requires", "track", "trackio", "wandb", "test", "dev"):
+    for requirement in _declared("install_requires", "track", "trackio", "wandb", "demo", "onnx", "test", "dev"):
         if requirement.specifier:
             name = _canonical(requirement.name)
             assert pins[name] in requirement.specifier, (
@@ -67,7 +67,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_every_library_that_is_imported_is_declared_in_setup_cfg():
-    declared = {_canonical(r.name) for r in _declared("install_requires", "track", "trackio", "demo", "umap")}
+    declared = {_canonical(r.name) for r in _declared("install_requires", "track", "trackio", "demo", "onnx", "umap")}
     problems = []
     for path in [*(ROOT / "mae_hf").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

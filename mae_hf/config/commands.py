@@ -304,6 +304,21 @@ class PredictConfig(_StoredImages):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Settings):
+    """Export a classifier, or the encoder of a masked autoencoder, for programs without PyTorch.
+
+    Args:
+        model: run folder, model folder or Hub id of a classifier, a masked autoencoder or an encoder.
+        output: a new folder for model.onnx, preprocessor_config.json, config.json, and a README.md with code.
+        format: `onnx`; needs the extra `onnx`.
+    """
+
+    model: str
+    output: str
+    format: Literal["onnx"] = "onnx"
+
+
+@dataclass(frozen=True)
 class DemoConfig(Settings):
     """Try a classifier or a masked autoencoder on a web page that only this machine can open.
 

@@ -64,6 +64,14 @@ def check_output_folder(output: str) -> None:
     _check_writable(path.absolute(), f"{output} cannot be written to", "choose another folder (--output_dir)")
 
 
+def check_new_folder(output: str, flag: str) -> None:
+    """Raise ConfigError unless a folder of this name is missing or empty, and can be written."""
+    path = Path(output).expanduser().absolute()
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    require(is_free, f"{output} exists and is not an empty folder: choose a new folder ({flag})")
+    _check_writable(path, f"{output} cannot be written", f"choose another folder ({flag})")
+
+
 def _check_writable(folder: Path, problem: str, fix: str) -> None:
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())

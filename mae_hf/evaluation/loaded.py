@@ -35,6 +35,11 @@ class LoadedModel:
         is_classifier = isinstance(self.model, ViTForImageClassification)
         return tuple((self.model.config.id2label or {}).values()) if is_classifier else ()
 
+    @property
+    def network(self) -> Any:
+        """The classifier or the encoder, also that of a masked autoencoder, which whole images go through."""
+        return export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
+
     @torch.no_grad()
     def __call__(self, images: Sequence[Any], pooling: str = "cls") -> np.ndarray:
         """Return a classifier's probabilities, float32 (n, C), or an encoder's features, float32 (n, D).
@@ -45,7 +50,7 @@ class LoadedModel:
         require(pooling in POOLINGS, f"pooling is {pooling} but must be cls or mean")
         is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str) and len(images) > 0
         require(is_list, "a model is called with a list of one or more images: write model([image])")
-        network: Any = export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
+        network = self.network
         values_of, values = class_probabilities if self.class_names else pooled_features, []
         for start in range(0, len(images), _BATCH_SIZE):
             batch = load_image_files(images[start : start + _BATCH_SIZE], network.config.image_size, self.data)
