@@ -1,12 +1,14 @@
-"""The errors of mae_hf, and text that is safe to show: without secrets and without control characters.
+"""The errors and findings of mae_hf, and text that is safe to show: without secrets and without control characters.
 
-Every error message passes through `clean`.
+Every error message and finding passes through `clean`.
 """
 
 import os
 import re
 import unicodedata
 import warnings
+from dataclasses import dataclass
+from typing import Literal
 
 MAX_MESSAGE = 2000  # characters of a message; it ends with the fix
 MAX_NAME = 200  # characters of a class's name
@@ -75,6 +77,18 @@ class RunStopped(_OneLine, KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `doctor` says about a model or images in one line: that something is right, worth knowing, or wrong."""
+
+    severity: Literal["ok", "note", "fault"]
+    text: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.severity:<5}  " + clean(f"{self.text}: {self.fix}" if self.fix else self.text)
 
 
 class PlainWarning(UserWarning):

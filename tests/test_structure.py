@@ -53,6 +53,7 @@ NO_MIRROR |= {
     f"mae_hf.commands.{name}": "tests/test_scripts.py and its neighbours run every command"
     for name in (
         "compare",
+        "doctor",
         "embed",
         "evaluate",
         "few_labels",

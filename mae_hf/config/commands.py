@@ -319,6 +319,18 @@ class ExportConfig(Settings):
 
 
 @dataclass(frozen=True)
+class DoctorConfig(Settings):
+    """Say what is wrong with a model, and how to mend it.
+
+    Args:
+        name: a run folder, model folder or Hub id. The flag may be left out.
+    """
+
+    first_word = "name"
+    name: str
+
+
+@dataclass(frozen=True)
 class DemoConfig(Settings):
     """Try a classifier or a masked autoencoder on a web page that only this machine can open.
 

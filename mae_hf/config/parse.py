@@ -54,7 +54,9 @@ def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: s
     nearest known one), a value of the wrong type and an inconsistent config.
     """
     parser, types = _parser(config_class, prog)
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    if (first := getattr(config_class, "first_word", "")) and words and not words[0].startswith("-"):
+        words.insert(0, f"--{first}")
     words = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in words]  # --output-dir=a
     files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files_only.add_argument("--config", action="append", default=[])
@@ -132,7 +134,8 @@ def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
 def _parser(config_class: type, prog: str) -> tuple[ArgumentParser, dict[str, Any]]:
     """Return the parser of a config, and the type of each of its settings and sections by dotted key."""
     types = dict(_types(config_class))
-    usage = "%(prog)s [--config FILE.yaml] [--section.key value ...]"
+    first = getattr(config_class, "first_word", "").upper()
+    usage = f"%(prog)s {first} [--config FILE.yaml] [--section.key value ...]".replace("  ", " ")
     about = (config_class.__doc__ or "").split("\n")[0]
     parser = ArgumentParser(prog=prog, usage=usage, description=about, formatter_class=_Formatter, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file or preset; flags take precedence over it")

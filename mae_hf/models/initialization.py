@@ -81,14 +81,18 @@ def resize_positions(table: Tensor, grid_size: int) -> Tensor:
     side = math.isqrt(table.shape[1] - 1)
     if side == grid_size:
         return table
-    fixed = sincos_positions(table.shape[2] // 4 * 4, side).to(table)
-    # up to bf16's rounding
-    if table.shape[1:] == fixed.shape and torch.allclose(table[0, 1:], fixed[1:], rtol=0, atol=0.01):
+    if is_sincos(table):
         patches = sincos_positions(table.shape[2], grid_size)[None, 1:].to(table)
     else:
         grid = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         patches = F.interpolate(grid, (grid_size, grid_size), mode="bicubic").flatten(2).transpose(1, 2)
     return torch.cat((table[:, :1], patches), dim=1)
+
+
+def is_sincos(table: Tensor) -> bool:
+    """Return whether a position table (1, 1 + N, D) has sine-cosine rows for the patches, up to bf16's rounding."""
+    fixed = sincos_positions(table.shape[2] // 4 * 4, math.isqrt(table.shape[1] - 1)).to(table)
+    return table.shape[1:] == fixed.shape and torch.allclose(table[0, 1:], fixed[1:], rtol=0, atol=0.01)
 
 
 def tells_patches_apart(table: Tensor) -> bool:

@@ -107,32 +107,11 @@ class SavedModel:
 
     def config(self) -> Any:
         """Return the transformers config, after checks that nothing in it runs code or exhausts the memory."""
-        index = self.folder / "model.safetensors.index.json"
+        folder = self.folder
         with self.opening():
-            content, _ = PreTrainedConfig.get_config_dict(self.folder)
-            files = json.loads(index.read_text())["weight_map"].values() if index.is_file() else []
-        self._require(not content.get("auto_map"), "comes with code (auto_map in config.json), which is not opened")
-        is_quantised = bool(content.get("quantization_config"))
-        self._require(not is_quantised, "has quantised weights (quantization_config in config.json), not opened here")
-        has_adapter = (self.folder / "adapter_config.json").exists()
-        self._require(not has_adapter, "comes with an adapter (adapter_config.json), which is not opened")
-        outside = [str(file) for file in files if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(file))]
-        self._require(not outside, f"has weights in {', '.join(outside[:1])}, not beside its index as safetensors")
-        kind, classes = content.get("model_type"), content.get("architectures") or []
-        self._require(kind in ("vit", "vit_mae"), f"is a model of type {kind!r}, not vit or vit_mae")
-        is_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-        self._require(is_names, f"has architectures {classes} in its config.json, not a list of names")
-        for key in ("num_channels", *SHAPE_KEYS, *(f"decoder_{key}" for key in SHAPE_KEYS)):
-            size = content.get(key, 1)
-            problem = f"has {key} {str(size)[:40]} in its config.json, not a number from 1 to {MAX_SIZE}"
-            self._require(type(size) is int and 0 < size <= MAX_SIZE, problem)
-        with self.opening():
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        tokens = (config.image_size // config.patch_size) ** 2 + config.num_channels * config.patch_size**2
-        sizes = ("num_hidden_layers", "hidden_size", "intermediate_size")
-        parts = [[getattr(config, part + size, 0) for size in sizes] for part in ("", "decoder_")]
-        total = sum(width * (depth * (4 * width + 2 * mlp) + tokens) for depth, width, mlp in parts)
-        self._require(total <= MAX_PARAMETERS, f"has {total:.1e} parameters by its config.json, too many to open")
+            problem = next(config_problems(folder), "")
+            config = None if problem else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self._require(not problem, problem)
         return config
 
     def load(self, from_pretrained: Callable[..., Any], unused: tuple[str, ...] = (), **options: Any) -> Any:
@@ -165,6 +144,37 @@ class SavedModel:
 
     def _require(self, condition: bool, problem: str) -> None:
         require(condition, f"{self.name} {problem}: {self.fix}")
+
+
+def config_problems(folder: Path) -> Iterator[str]:
+    """Yield what forbids to open a model, each as the end of a sentence about it. Malformed files raise any error."""
+    index = folder / "model.safetensors.index.json"
+    content, _ = PreTrainedConfig.get_config_dict(folder)
+    files = json.loads(index.read_text())["weight_map"].values() if index.is_file() else []
+    if content.get("auto_map"):
+        yield "comes with code (auto_map in config.json), which is not opened"
+    if content.get("quantization_config"):
+        yield "has quantised weights (quantization_config in config.json), not opened here"
+    if (folder / "adapter_config.json").exists():
+        yield "comes with an adapter (adapter_config.json), which is not opened"
+    for file in [str(file) for file in files if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(file))][:1]:
+        yield f"has weights in {file}, not beside its index as safetensors"
+    kind, classes = content.get("model_type"), content.get("architectures") or []
+    if kind not in ("vit", "vit_mae"):
+        yield f"is a model of type {kind!r}, not vit or vit_mae"
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        yield f"has architectures {classes} in its config.json, not a list of names"
+    for key in ("num_channels", *SHAPE_KEYS, *(f"decoder_{key}" for key in SHAPE_KEYS)):
+        size = content.get(key, 1)
+        if type(size) is not int or not 0 < size <= MAX_SIZE:
+            yield f"has {key} {str(size)[:40]} in its config.json, not a number from 1 to {MAX_SIZE}"
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tokens = (config.image_size // config.patch_size) ** 2 + config.num_channels * config.patch_size**2
+    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size")
+    parts = [[getattr(config, part + size, 0) for size in sizes] for part in ("", "decoder_")]
+    total = sum(width * (depth * (4 * width + 2 * mlp) + tokens) for depth, width, mlp in parts)
+    if total > MAX_PARAMETERS:
+        yield f"has {total:.1e} parameters by its config.json, too many to open"
 
 
 # ---- models, float32 and in eval mode, and facts about them; their functions raise ConfigError as SavedModel does ----

@@ -34,6 +34,14 @@ def find_model(name: str, fix: str) -> Path | None:
     return None
 
 
+def model_folders(name: str) -> list[Path]:
+    """Return the folders with files of a model, whole or not, in a run or model folder: its top and its part."""
+    folder = Path(name).expanduser()
+    patterns = ("config.json", "preprocessor_config.json", "model*.safetensors", "pytorch_model*.bin")
+    parts = [folder / top / part for top in ("", "model") for part in ("", AUTOENCODER, "encoder")]
+    return [part for part in parts if any(file.is_file() for pattern in patterns for file in part.glob(pattern))]
+
+
 def kept_start(run: Path) -> Path | None:
     """Return the copy of the checkpoint that an unfinished run keeps; None if it has no whole copy."""
     return next((file.parent for file in (run / KEPT).glob("[!.]*/config.json")), None)

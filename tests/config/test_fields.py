@@ -16,6 +16,7 @@ from refused import check_refused
 from benchmarks.config import BenchmarkConfig
 from mae_hf.config.commands import (
     DemoConfig,
+    DoctorConfig,
     EvaluateConfig,
     FewLabelsConfig,
     FinetuneConfig,
@@ -29,7 +30,7 @@ from mae_hf.config.model import MAEConfig
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *(PretrainConfig, FinetuneConfig, PrepareConfig, EvaluateConfig, FewLabelsConfig, ReconstructConfig, DemoConfig),
-    BenchmarkConfig,
+    *(DoctorConfig, BenchmarkConfig),
 )
 
 

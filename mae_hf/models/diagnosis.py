@@ -1,0 +1,269 @@
+"""What is wrong with the files of a model, trusted or not, and how to mend it.
+
+Only JSON and safetensors are read, one tensor in memory at a time. No code of the model is executed.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, ViTForImageClassification, ViTMAEForPreTraining
+
+from mae_hf.errors import ConfigError, Finding
+from mae_hf.files import read_json
+from mae_hf.models.initialization import is_sincos, tells_patches_apart
+from mae_hf.models.io import PROCESSOR, SavedModel, config_problems
+from mae_hf.models.mae import LOADED_NAMES
+
+Shapes = dict[str, tuple[int, ...]]
+
+_COPY = "download or copy the model again"
+_EARLIER = "take another checkpoint, or train again"
+_SIZES = f"{_COPY}, or correct config.json"
+_FILL = "pre-train anew (mae_hf pretrain), or fill both tables (docs/stock_vit_mae.md) and train on"
+_SAVE = "save it again: mae_hf.models.mae.MaskedAutoencoder.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+_NAME = "set id2label and label2id in config.json to the names of the classes, in the order of training"
+
+
+class _Facts(NamedTuple):
+    """What is known of a weight after it was read."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors writes it, such as F32
+    is_finite: bool
+    low: float
+    high: float
+
+
+def examine_model(folder: Path) -> Iterator[Finding]:
+    """Yield what is right and wrong in a folder with a ViTMAE or ViT: config, weights, positions, processor, labels."""
+    content, shapes, findings = _read_config(folder)
+    yield from findings
+    facts, tables, unreadable = _read_weights(folder)
+    yield from unreadable
+    is_classifier = "ViTForImageClassification" in str(content.get("architectures"))
+    if facts:
+        yield from _check_values(facts)
+        yield from _check_decoder(facts, content)
+    if facts and shapes and not unreadable:
+        yield from _check_shapes(facts, shapes, is_classifier)
+    for name, table in tables.items():
+        yield from _check_table("decoder" if name.startswith("decoder.") else "encoder", table, content)
+    yield from _check_processor(folder, content)
+    if is_classifier:
+        yield from _check_labels(content, facts.get("classifier.weight"))
+
+
+# ---- files ----
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], Shapes, list[Finding]]:
+    """Return the content of config.json and the shapes of the weights in memory, empty if unknown, and findings."""
+    content, shapes, findings = dict[str, Any](), Shapes(), list[Finding]()
+    saved = SavedModel("config.json", _SIZES)
+    try:
+        content = read_json(folder / "config.json", dict[str, object])
+        with saved.opening():
+            for problem in config_problems(folder):
+                findings.append(Finding("fault", f"the model {problem}", saved.fix))
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            kind: Any = ViTMAEForPreTraining if config.model_type == "vit_mae" else ViTForImageClassification
+            with torch.device("meta"):  # without memory for the weights
+                weights = kind(config).state_dict()
+        shapes = {name.removeprefix("vit."): tuple(value.shape) for name, value in weights.items()}
+        if not findings:
+            shape = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+            images = f"images of {config.image_size} px in patches of {config.patch_size} px"
+            findings.append(Finding("ok", f"config.json: {shape}, {images}"))
+    except ConfigError as error:
+        if not findings:  # which are the cause
+            findings.append(Finding("fault", str(error)))
+    return content, shapes, findings
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], list[Finding]]:
+    """Return the facts about each weight and the position tables, by name, and why files cannot be read."""
+    facts, tables, findings = dict[str, _Facts](), dict[str, Tensor](), list[Finding]()
+    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.is_file() and not (folder / names[0]).exists():
+        try:
+            names = sorted(set(read_json(index, dict[str, dict[str, str]])["weight_map"].values()))
+        except (ConfigError, KeyError) as error:
+            findings.append(Finding("fault", f"{index.name} does not list the files of the weights ({error})", _COPY))
+            names = sorted(file.name for file in folder.glob("*.safetensors"))
+    for name in names:
+        file = folder / Path(name).name
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.offset_keys():
+                    tensor = opened.get_tensor(key).float()
+                    low, high = (float(value) for value in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
+                    kind, is_finite = opened.get_slice(key).get_dtype(), bool(tensor.isfinite().all())
+                    facts[key] = _Facts(tuple(tensor.shape), kind, is_finite, low, high)
+                    if key.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
+                        tables[key] = tensor
+        except Exception as error:  # of safetensors and torch, of many types for damaged files
+            findings.append(_unreadable(file, error))
+    return facts, tables, findings
+
+
+def _unreadable(file: Path, error: Exception) -> Finding:
+    if not file.is_file() and any(file.parent.glob("pytorch_model*.bin")):
+        fix = "if you trust it, open it in transformers and save it again with save_pretrained"
+        return Finding("fault", f"{file.name} is missing, and pytorch_model.bin may hold code", fix)
+    if not file.is_file():
+        return Finding("fault", f"{file.name} is missing", _COPY)
+    with file.open("rb") as opened:
+        is_pointer = opened.read(23) == b"version https://git-lfs"
+    if is_pointer:
+        return Finding("fault", f"{file.name} only points to weights in Git LFS", "type git lfs pull in its folder")
+    return Finding("fault", f"{file.name} is cut short, damaged or no safetensors file ({error})", _COPY)
+
+
+# ---- weights ----
+
+
+def _list_faults(faults: Mapping[str, list[str]], fix: str) -> Iterator[Finding]:
+    """Yield a finding for each problem that some weights have."""
+    for problem, names in faults.items():
+        if names:
+            yield Finding("fault", f"{len(names)} weights {problem}: {shorten(names)}", fix)
+
+
+def shorten(names: list[str]) -> str:
+    """Return the first three names and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
+    matrices = [name for name, each in facts.items() if name.endswith(".weight") and each.low == each.high]
+    faults = {
+        "hold NaN or infinity": [name for name, each in facts.items() if not each.is_finite],
+        "have one value in all places, so these layers ignore their input": [
+            name for name in matrices if len(facts[name].shape) > 1 or facts[name].low == 0
+        ],  # the weights of a new LayerNorm are 1
+        "are quantised": [name for name, each in facts.items() if not each.dtype.startswith(("F", "BF"))],
+    }
+    yield from _list_faults(faults, _EARLIER)
+    kinds = ", ".join(Counter(each.dtype for each in facts.values()))
+    yield Finding("ok" if kinds == "F32" else "note", f"{len(facts)} weights, stored as {kinds}")
+
+
+def _check_decoder(facts: Mapping[str, _Facts], content: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield whether a decoder is missing, lost between versions of transformers, or new, and if the model is new."""
+    norms = {name: each.low == each.high == 1 for name, each in facts.items() if re.search(r"norm\w*\.weight$", name)}
+    of_decoder = [is_new for name, is_new in norms.items() if name.startswith("decoder.")]
+    of_encoder = [is_new for name, is_new in norms.items() if not name.startswith("decoder.")]
+    if content.get("model_type") == "vit_mae" and not any(name.startswith("decoder.") for name in facts):
+        fix = "take the whole model. The encoder alone is enough for features, and for mae_hf pretrain --model.init"
+        yield Finding("fault", "the decoder is missing, so the model cannot reconstruct images", fix)
+    if any(name.startswith("decoder.decoder_encoder.") for name in facts):
+        yield Finding("fault", "transformers 4 silently loses this decoder, because version 5 has saved it", _SAVE)
+    if of_encoder and all(of_encoder):
+        yield Finding("note", "the LayerNorms have their first values: the model was saved before it was trained")
+    elif of_decoder and all(of_decoder):
+        problem = "the decoder is new, but the encoder is trained, as if transformers 4 had opened a file of version 5"
+        yield Finding("fault", problem, "take the file of before, or train it further (mae_hf pretrain --model.init)")
+
+
+def _check_shapes(facts: Mapping[str, _Facts], shapes: Shapes, is_classifier: bool) -> Iterator[Finding]:
+    """Yield which weights are missing, left over or of another shape than the config says."""
+    found = dict[str, tuple[int, ...]]()
+    for name, each in facts.items():
+        for pattern, replacement in LOADED_NAMES.items():  # files of transformers 4 and 5
+            name = re.sub(pattern, replacement, name)
+        found[name.removeprefix("vit.")] = each.shape
+    optional = ("pooler.", "embeddings.mask_token") + (() if is_classifier else ("classifier.",))
+    optional += () if any(name.startswith("decoder.") for name in found) else ("decoder.",)
+    missing = [name for name in shapes if name not in found and not name.startswith(optional)]
+    left_over = [name for name in found if name not in shapes and not name.startswith(optional)]
+    both = [name for name in shapes if name in found and not name.startswith("classifier.")]  # see `_check_labels`
+    differing = [f"{name} {found[name]}, not {shapes[name]}" for name in both if found[name] != shapes[name]]
+    faults = {"are missing": missing, "have no place in this model": left_over, "have another shape": differing}
+    yield from _list_faults(faults, _SIZES)
+
+
+def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield whether a position table tells all patches apart, and is the one that its kind of model has."""
+    if table.dim() != 3 or table.shape[1] < 2 or not table.isfinite().all():
+        return  # reported by its shape, or as not finite
+    rows, name = table[0, 1:], f"the position table of the {part}"
+    num_zero, num_different = int((rows == 0).all(1).sum()), len(rows.unique(dim=0))
+    if not tells_patches_apart(table):
+        value = "zero, as in a new ViTMAE of transformers 5" if num_zero == len(rows) else "equal for all patches"
+        effect = "the model has learned without positions"
+        if part == "decoder":
+            effect = "it predicts the same for every masked patch"
+        yield Finding("fault", f"{name} is {value}, so {effect}", _FILL)
+    elif num_different < len(rows):
+        problem = f"has {num_different} different rows for {len(rows)} patches, and {num_zero} zero rows"
+        yield Finding("fault", f"{name} {problem}", _EARLIER)
+    elif content.get("model_type") != "vit_mae" or is_sincos(table):
+        kind = "sine-cosine" if is_sincos(table) else "learned"
+        yield Finding("ok", f"{name} is {kind}, with a row for each of {len(rows)} patches")
+    elif part == "encoder" and "mae_loss" in content:
+        yield Finding("note", f"{name} is learned, because mae_hf has taken it from a ViT")
+    else:
+        fix = "take the original file, unless the model was trained with this table"
+        yield Finding("fault", f"{name} is not sine-cosine, as it is in every ViTMAE", fix)
+
+
+# ---- what comes with the weights ----
+
+
+def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield whether the image processor prepares images as the model takes them."""
+    if not (folder / PROCESSOR).is_file():
+        fix = "save the processor of training beside the model (save_pretrained)"
+        yield Finding("fault", f"{PROCESSOR} is missing, which says how to normalise images", fix)
+        return
+    try:
+        processor = read_json(folder / PROCESSOR, dict[str, object])
+    except ConfigError as error:
+        yield Finding("fault", str(error))
+        return
+    problems, side, channels = list[str](), content.get("image_size"), content.get("num_channels", 3)
+    for key, low in (("image_mean", 0), ("image_std", 1e-6)):
+        values = processor.get(key)
+        is_numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not is_numbers or len(values) != channels:
+            problems.append(f"{key} is {str(values)[:80]}, not {channels} numbers")
+        elif not all(low <= value <= 1 for value in values):
+            hint = ": they are for pixels up to 255, divide them by 255" if max(values) > 2 else ""
+            problems.append(f"{key} is {values}, not between {low:g} and 1{hint}")
+    for key in ("do_rescale", "do_normalize"):
+        if processor.get(key, True) is not True:
+            problems.append(f"{key} is {processor[key]}, so images are not normalised")
+    size = processor.get("crop_size" if processor.get("do_center_crop") is True else "size")
+    if side is not None and any(each != side for each in (size.values() if isinstance(size, dict) else [size])):
+        problems.append(f"images become {size}, but image_size of config.json is {side}")
+    for problem in problems:
+        yield Finding("fault", f"{PROCESSOR}: {problem}", "set the value of training")
+    if not problems:
+        yield Finding("ok", f"{PROCESSOR}: statistics and size fit the model")
+
+
+def _check_labels(content: Mapping[str, Any], head: _Facts | None) -> Iterator[Finding]:
+    """Yield whether each class of a classifier has a name."""
+    labels = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # which transformers leaves out of the file
+    if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
+        yield Finding("fault", "id2label in config.json does not number the classes from 0", _NAME)
+        return
+    names = [str(labels[str(number)]) for number in range(len(labels))]
+    problems = []
+    if unnamed := [name for name in names if re.fullmatch(r"LABEL_\d+|\s*", name)]:
+        problems.append(f"{len(unnamed)} of {len(names)} classes have no name: {shorten(unnamed)}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        problems.append(f"several classes have the same name: {shorten(twice)}")
+    if not problems and content.get("label2id", {}) not in ({}, {name: number for number, name in enumerate(names)}):
+        problems.append("label2id in config.json contradicts id2label")
+    if head and head.shape[0] != len(names):
+        problems.append(f"config.json names {len(names)} classes, but the classifier has {head.shape[0]}")
+    yield from (Finding("fault", problem, _NAME) for problem in problems)
+    if not problems:
+        yield Finding("ok", f"{len(names)} classes with names: {shorten(names)}")
