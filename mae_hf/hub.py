@@ -1,37 +1,50 @@
 """The shared `model/` folder, which opens with transformers alone, its card, and the upload to the Hub."""
 
+import contextlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
+from huggingface_hub.errors import RepositoryNotFoundError
+from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
 from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig, RunConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.decode import border_colour
+from mae_hf.data.hub_errors import explain_hub_error
 from mae_hf.data.locations import is_hub_id
-from mae_hf.errors import ConfigError
+from mae_hf.errors import ConfigError, RunError
 from mae_hf.files import write_folder
 from mae_hf.leakage.audit import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.io import RESIZE_KEY, quiet_transformers
 from mae_hf.models.locate import AUTOENCODER
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
+from mae_hf.training.provenance import RunRecord
+
+_THIS_FOLDER = "path/to/this/folder"  # in a card, until the model has a repository
 
 
 def save_model(
-    folder: Path, model: PreTrainedModel, config: RunConfig, metrics: Mapping[str, Any], audit: Audit | None = None
+    folder: Path,
+    model: PreTrainedModel,
+    config: RunConfig,
+    metrics: Mapping[str, Any],
+    audit: Audit | None = None,
+    record: RunRecord | None = None,
+    pictures: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
 
     Of a masked autoencoder, it is the plain encoder, and its subfolder `autoencoder/` is the whole. The card shows the
-    final `metrics`. `audit` says which test images pre-training has seen; rows of the data and paths of this machine
-    stay here.
+    final `metrics`, what `record` says about data and hardware, and the `pictures` by their captions. `audit` says
+    which test images pre-training has seen; rows of the data and paths of this machine stay here.
     """
 
     def write(beside: Path) -> None:
@@ -46,7 +59,12 @@ def save_model(
             if audit is not None:
                 audited = tuple(replace(each, source=_public_name(each.source)) for each in audit.audited)
                 (path / AUDIT).write_text(audit_json(replace(audit, pairs=(), audited=audited)))
-        (beside / "README.md").write_text(model_card(config, metrics, audit), encoding="utf-8")
+        shown = dict(pictures or {}) if config.hub.pictures else {}
+        for picture in shown.values():
+            shutil.copy(picture, beside)
+        names = {caption: picture.name for caption, picture in shown.items()}
+        card = model_card(config, metrics, audit, record or RunRecord(), names)
+        (beside / "README.md").write_text(card, encoding="utf-8")
 
     write_folder(folder, write)
 
@@ -75,8 +93,14 @@ def image_processor(size: int, data: DataConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: RunConfig, metrics: Mapping[str, Any], audit: Audit | None = None) -> str:
-    """Return the model's README.md: metadata, how to load it, results and recipe.
+def model_card(
+    config: RunConfig,
+    metrics: Mapping[str, Any],
+    audit: Audit | None = None,
+    record: RunRecord | None = None,
+    pictures: Mapping[str, str] | None = None,
+) -> str:
+    """Return the model's README.md: metadata, how to load it, results, pictures (caption -> file) and recipe.
 
     Names on the Hub become links. Paths of this machine are cut to their last part.
     """
@@ -86,7 +110,7 @@ def model_card(config: RunConfig, metrics: Mapping[str, Any], audit: Audit | Non
         train=config.train,
         metadata=_metadata(config, metrics).to_yaml(),
         title=Path(config.output_dir).resolve().name,
-        repo=config.hub.repo_id or "path/to/this/folder",
+        repo=_THIS_FOLDER,
         is_classifier=isinstance(config, FinetuneConfig),
         sources=" and ".join(_link(source, "datasets/") for source in config.data.sources),
         init="" if config.model.is_new else f"the encoder {_link(config.model.init)}",
@@ -94,11 +118,25 @@ def model_card(config: RunConfig, metrics: Mapping[str, Any], audit: Audit | Non
         rows=list(_rows(metrics)),
         has_probes=any(key.startswith("probe/") for key in metrics),
         audit=describe_audit(audit) if audit else "",
+        record=record or RunRecord(),
+        interval=_accuracy_interval(metrics, record or RunRecord()),
+        pictures=pictures or {},
     )
+
+
+def _accuracy_interval(metrics: Mapping[str, Any], record: RunRecord) -> str:
+    """Return the test accuracy with its 95 % interval (Wilson's) in words; empty if their number is unknown."""
+    accuracy, num = metrics.get("test/accuracy"), record.num_test_images
+    if accuracy is None or not num:
+        return ""
+    interval = binomtest(round(accuracy * num), num).proportion_ci(0.95, "wilson")
+    percents = f"{100 * accuracy:.1f} % (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %)"
+    return f"Test accuracy {percents} on {num} images"
 
 
 def _metadata(config: RunConfig, metrics: Mapping[str, Any]) -> ModelCardData:
     fields: dict[str, Any] = {"library_name": "transformers", "tags": ["mae_hf", "vit", "masked-autoencoder"]}
+    fields["license"] = config.hub.license
     fields["datasets"] = [source for source in config.data.sources if _is_hub_id(source)] or None
     if not config.model.is_new and _is_hub_id(config.model.init):
         fields["base_model"] = config.model.init
@@ -107,6 +145,7 @@ def _metadata(config: RunConfig, metrics: Mapping[str, Any]) -> ModelCardData:
     if config.model.is_new:
         fields["tags"].remove("masked-autoencoder")
     source = _public_name(config.data.sources[0])
+    fields["metrics"] = ["accuracy", "f1"]
     fields["eval_results"] = [
         EvalResult(
             task_type="image-classification",
@@ -157,33 +196,38 @@ _TEMPLATE = jinja2.Environment(
 ).from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
 
 
-def push(folder: Path | None, hub: HubConfig) -> str:
-    """Upload a model folder, and return the address of its repository, which is created if it does not exist.
+def prepare_upload(hub: HubConfig) -> None:
+    """Create the repository unless it exists, so that a wrong token or name shows before a run starts.
 
-    Without a folder, nothing is uploaded: call that before a run starts, so that a wrong token or name shows at once.
-    Raises ConfigError for these, for a missing right to write and for a missing connection.
+    ConfigError for these, for a missing right to write and for a missing connection, after 10 seconds.
     """
     try:
-        address = HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True)
-        if folder is not None:
-            HfApi().upload_folder(repo_id=str(hub.repo_id), folder_path=folder, commit_message="Upload from mae_hf")
-        return str(address)
-    except Exception as error:  # errors of huggingface_hub, of httpx and of the system
-        reason, fix = str(error), "check the network, HF_ENDPOINT and --hub.repo_id"
-        if isinstance(error, HfHubHTTPError):
-            status = error.response.status_code
-            reason = f"{status} {error.server_message or error.response.reason_phrase}"
-            fix = "the Hub failed: wait a little" if status >= 500 else _FIXES.get(status, fix)
-        elif isinstance(error, HFValidationError):
-            fix = "name it user/name (--hub.repo_id)"
-        elif isinstance(error, OfflineModeIsEnabled):
-            fix = "unset HF_HUB_OFFLINE"
-        line = " ".join(reason.split())[:200]
-        fix += ", then run the same command again" + (f"; the model is in {folder}" if folder else "")
-        raise ConfigError(f"cannot upload to {hub.repo_id} ({line}): {fix}") from None
+        with contextlib.suppress(RepositoryNotFoundError):  # it will be created
+            HfApi().model_info(str(hub.repo_id), timeout=10)  # creating has no limit in time
+        HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True)
+    except Exception as error:  # of huggingface_hub, of the HTTP library and of the system
+        raise ConfigError(_failed_upload(error, hub)) from None
 
 
-_FIXES = {
-    401: "log in with a token that may write (`hf auth login`; HF_TOKEN takes precedence)",
-    403: "use a token that may write there (`hf auth login`), or choose another repository (--hub.repo_id user/name)",
-}
+def upload(folder: Path, hub: HubConfig) -> str:
+    """Upload a model folder in one commit, and return the address of its repository, which the card then names.
+
+    RunError if that fails: the folder stays, and the same command uploads it later.
+    """
+    repo = str(hub.repo_id)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    try:
+        card = files["README.md"].read_text(encoding="utf-8").replace(_THIS_FOLDER, repo)
+        operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md"]
+        operations.append(CommitOperationAdd("README.md", card.encode()))
+        address = HfApi().create_repo(repo, private=hub.private, exist_ok=True)
+        HfApi().create_commit(repo, operations, commit_message="Upload from mae_hf")
+    except Exception as error:  # as above
+        raise RunError(f"{_failed_upload(error, hub)}; the run is finished, and its model is in {folder}") from None
+    return str(address)
+
+
+def _failed_upload(error: Exception, hub: HubConfig) -> str:
+    unknown = (" ".join(f"{type(error).__name__}: {error}".split())[:200], "check the files and the network")
+    cause, fix = explain_hub_error(error, str(hub.repo_id), writes=True) or unknown
+    return f"cannot upload to {hub.repo_id} ({cause}): {fix}, then run the same command again"

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -41,6 +42,7 @@ class Hub(ThreadingHTTPServer):
         self.private: dict[str, bool] = {}
         self.objects: dict[str, bytes] = {}  # large files by sha256, uploaded before their commit
         self.requests: list[str] = []
+        self.fault: Callable[[], int | None] = lambda: None  # the status to answer with, 0 for no answer at all
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -81,6 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         assert "chunked" not in self.headers.get("Transfer-Encoding", "")
         try:
+            if (status := self.server.fault()) is not None:
+                if not status:
+                    self.close_connection = True
+                    return None
+                raise Refused(status, "planted")
             if path.split("/resolve/")[0].endswith("/broken") or "/broken/" in path or b'"broken"' in self.body:
                 raise Refused(500, "Internal error, we are working hard to fix this")
             for methods, pattern, route in ROUTES:

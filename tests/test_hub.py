@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.decode import to_rgb_square
-from mae_hf.errors import ConfigError
+from mae_hf.errors import ConfigError, RunError
+from mae_hf.training.provenance import RunRecord
 
 NEEDS_TORCHVISION = getattr(AutoImageProcessor, "is_dummy", False)
 CLASS_NAMES = ("cat", "<b>dog</b>", "a|b `c` [d](e)")
@@ -48,6 +50,16 @@ FINETUNE = FinetuneConfig(
     output_dir="runs/finetune/tiny",
 )
 
+RECORD = RunRecord(
+    device="cpu: a core",
+    num_processes=1,
+    mixed_precision="no",
+    num_train_images=100,
+    num_test_images=80,
+    start="2026-11-28T10:00:00+00:00",
+    end="2026-11-28T11:30:00+00:00",
+)
+
 
 def road(image: Image.Image, config: PretrainConfig | FinetuneConfig) -> torch.Tensor:
     """The pixel_values (1, 3, S, S) that a run makes of an image."""
@@ -66,10 +78,12 @@ def publish(folder: Path) -> dict[str, Any]:
     from mae_hf.models.origin import resolve
 
     pixel_values = road(Image.open(folder / "photo.png"), PRETRAIN)
+    facts = {"record": RECORD, "pictures": {"A <b>photo</b>": folder / "photo.png"}}
     mae = build_mae(PRETRAIN.model, "sdpa").eval()
-    sharing.save_model(folder / "mae", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25})
-    seen: dict[str, Any] = {"created": [sharing.push(None, PRETRAIN.hub) for _ in range(2)]}
-    seen["mae"] = sharing.push(folder / "mae", PRETRAIN.hub)
+    sharing.save_model(folder / "mae", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25}, **facts)
+    for _ in range(2):
+        sharing.prepare_upload(PRETRAIN.hub)
+    seen: dict[str, Any] = {"mae": sharing.upload(folder / "mae", PRETRAIN.hub)}
     seen["revision"] = SavedModel("me/mae").commit
     features = export_encoder(mae)(pixel_values).last_hidden_state
     seen["features"] = features[0, 0].tolist()
@@ -82,17 +96,17 @@ def publish(folder: Path) -> dict[str, Any]:
     seen["transferred"] = classifier.vit(pixel_values).last_hidden_state[0, 0].tolist()
     torch.nn.init.normal_(classifier.classifier.weight)  # so that the classes differ
     scores = {**METRICS, "test/f1_per_class": dict.fromkeys(CLASS_NAMES, 0.75)}
-    sharing.save_model(folder / "classifier", classifier, FINETUNE, scores)
-    seen["classifier"] = sharing.push(folder / "classifier", FINETUNE.hub)
+    sharing.save_model(folder / "classifier", classifier, FINETUNE, scores, **facts)
+    seen["classifier"] = sharing.upload(folder / "classifier", FINETUNE.hub)
     seen["probabilities"] = classifier(pixel_values).logits.softmax(-1)[0].tolist()
 
     # ---- two revisions of one encoder ----
     changed = HubConfig(push=True, repo_id="me/changed")
-    sharing.push(folder / "mae", changed)
+    sharing.upload(folder / "mae", changed)
     first = SavedModel("me/changed").commit
     mae.vit.layernorm.bias.add_(1)
     sharing.save_model(folder / "changed", mae, PRETRAIN, {"step": 70, "eval/loss": 0.25})
-    sharing.push(folder / "changed", changed)
+    sharing.upload(folder / "changed", changed)
     for name, revision in (("first", first), ("latest", None)):
         model = dataclasses.replace(FINETUNE.model, init="me/changed", revision=revision)
         assert resolve(dataclasses.replace(FINETUNE, model=model)).model == model
@@ -101,15 +115,17 @@ def publish(folder: Path) -> dict[str, Any]:
             "features": features[0, 0].tolist(),
             "revision": SavedModel("me/changed", revision=revision).commit,
         }
-    with pytest.raises(ConfigError, match=r"me/changed at revision f.*Hub \(RevisionNot.*--model\.init"):
+    with pytest.raises(
+        ConfigError, match=r"me/changed at revision f.*Hub \(404 .*check the name and the rev.*--model\.init"
+    ):
         build_classifier(dataclasses.replace(model, revision="f" * 40), CLASS_NAMES, "sdpa", 0)
 
     def error(repo_id: str = "me/new", token: str = WRITE_TOKEN) -> str:
         os.environ["HF_TOKEN"] = token
-        with pytest.raises(ConfigError) as caught:
-            sharing.push(folder / "classifier", HubConfig(push=True, repo_id=repo_id))
+        with pytest.raises(RunError) as caught:
+            sharing.upload(folder / "classifier", HubConfig(push=True, repo_id=repo_id))
         with pytest.raises(ConfigError, match="run the same command again"):
-            sharing.push(None, HubConfig(push=True, repo_id=repo_id))
+            sharing.prepare_upload(HubConfig(push=True, repo_id=repo_id))
         return str(caught.value)
 
     errors = {"401": error(token="hf_unknown"), "no token": error(token=""), "403": error(token=READ_TOKEN)}
@@ -180,7 +196,7 @@ def there(world: dict[str, Any]) -> dict[str, Any]:
         pytest.skip("this transformers has no image processors without torchvision")
     folder = world["folder"]
     for name in ("mae", "classifier"):
-        card = (folder / name / "README.md").read_text()
+        card = uploaded(world, f"me/{name}")["README.md"].decode()
         (folder / f"{name}.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL)))
     seen, output = run(folder, world["hub"], "-c", USE, HF_HOME=str(folder / "theirs"))
     return seen | {"output": output}
@@ -195,6 +211,7 @@ def test_the_folder_is_uploaded_whole(world):
         folder = world["folder"] / repo
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= files.keys()
+        files["README.md"] = files["README.md"].replace(b"path/to/this/folder", f"me/{repo}".encode())
         found = uploaded(world, f"me/{repo}")
         assert {path: found[path] for path in files} == files
         assert found.keys() - files.keys() == {".gitattributes"}  # which the Hub itself writes
@@ -203,7 +220,7 @@ def test_the_folder_is_uploaded_whole(world):
 
 def test_the_repository_is_made_once_and_as_private_as_asked(world):
     address = f"{world['hub'].endpoint}/me/mae"
-    assert world["here"]["created"] == [address, address] and world["here"]["mae"] == address
+    assert world["here"]["mae"] == address
     assert world["hub"].private == {"models/me/mae": False, "models/me/classifier": True, "models/me/changed": False}
 
 
@@ -268,25 +285,26 @@ def test_the_token_is_in_no_file_and_in_no_message(world):
         (
             "401",
             "cannot upload to me/new (401 Invalid username or password.)",
-            "log in with a token that may write",
+            "log in (`hf auth login`; HF_TOKEN takes precedence) with a token that may write",
         ),
-        ("no token", "cannot upload to me/new (401 ", "log in with a token that may write (`hf auth login`"),
+        ("no token", "cannot upload to me/new (401 ", "log in (`hf auth login`"),
         ("403", "cannot upload to me/new (403 You don't have the rights", "use a token that may write there"),
-        ("other's", 'under the namespace "you"', "choose another repository (--hub.repo_id user/name)"),
+        ("other's", 'under the namespace "you"', "choose another repository (--hub.repo_id)"),
         ("500", "cannot upload to me/broken (500 Internal error", "the Hub failed: wait a little"),
         (
             "name",
             "cannot upload to me/new..model (Cannot have -- or .. in repo_id",
-            "name it user/name (--hub.repo_id)",
+            "a name on the Hub is user/name",
         ),
-        ("dead", "Connection refused", "check the network, HF_ENDPOINT"),
+        ("dead", "Connection refused", "check the network and HF_ENDPOINT"),
         ("offline", "cannot upload to me/new", "unset HF_HUB_OFFLINE"),
     ],
 )
 def test_a_failed_upload_is_reported_in_one_line_with_the_fix(world, case, problem, fix):
     message = world["here"]["errors"][case]
     assert problem in message and fix in message
-    assert message.endswith(f"then run the same command again; the model is in {world['folder'] / 'classifier'}")
+    end = f"the run is finished, and its model is in {world['folder'] / 'classifier'}"
+    assert message.endswith(f"then run the same command again; {end}")
     assert "\n" not in message and len(message) < 500
 
 
@@ -315,6 +333,29 @@ def test_the_front_matter_of_an_encoder_names_the_data_on_the_hub_and_no_score()
     assert front["pipeline_tag"] == "image-feature-extraction" and front["datasets"] == ["jxie/stl10"]
     assert "model-index" not in front
     assert "| step | 70 |" in text and "| eval/loss | 0.2500 |" in text
+
+
+def test_the_card_says_the_accuracy_with_its_interval_and_shows_hardware_and_pictures():
+    config = dataclasses.replace(FINETUNE, hub=HubConfig(license="mit"))
+    card = sharing.model_card(config, METRICS, record=RECORD, pictures={"Loss <i>": "curves.png"})
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "mit" and front["metrics"] == ["accuracy", "f1"]
+    # Wilson's interval of 70 right in 80, as statsmodels' proportion_confint computes it
+    assert "Test accuracy 87.5 % (95 % interval 78.5 to 93.1 %) on 80 images." in html.unescape(card)
+    assert "![Loss &#60;i&#62;](curves.png)" in card
+    assert "Trained on 100 images, by 1 process on cpu: a core, precision no." in card
+    assert "The run started at 2026-11-28T10:00:00+00:00 and ended at 2026-11-28T11:30:00+00:00" in card
+    assert "license" not in card_of(FINETUNE, METRICS)[0] and "interval" not in sharing.model_card(FINETUNE, METRICS)
+
+
+def test_a_card_without_pictures_is_made_on_request(tmp_path):
+    (tmp_path / "curves.png").write_bytes(b"")
+    model: Any = SimpleNamespace(save_pretrained=lambda folder: folder.mkdir(exist_ok=True))
+    for shown in (True, False):
+        config = dataclasses.replace(FINETUNE, hub=HubConfig(pictures=shown))
+        sharing.save_model(tmp_path / "model", model, config, {}, pictures={"Loss": tmp_path / "curves.png"})
+        assert (tmp_path / "model" / "curves.png").exists() == shown
+        assert ("curves.png" in (tmp_path / "model" / "README.md").read_text()) == shown
 
 
 def test_class_names_cannot_break_the_table_or_become_html():

@@ -28,7 +28,7 @@ SETTINGS = shlex.split("""--data.streaming true --data.stream_readers 2 --data.s
 IMPATIENT = """if True:
     import datasets, runpy
     from mae_hf.data.stream import shards
-    shards.PAUSES = (0.0, 0.1)
+    shards.PAUSES = shards.PAUSES_AT_START = (0.0, 0.1)
     for name in ("READ", "OPEN"):
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0.01)
         setattr(datasets.config, f"STREAMING_{name}_MAX_RETRIES", 2)

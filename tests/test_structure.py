@@ -46,6 +46,7 @@ NO_MIRROR = {
     "mae_hf.models.initialization": "test_mae.py tries new weights, the position table and its check on whole models",
     "mae_hf.evaluation.loaded": "test_api.py opens and calls models of every kind",
     "mae_hf.models.locate": "test_mae.py and test_command_line.py name folders, runs and models that do not exist",
+    "mae_hf.data.hub_errors": "tests/test_hub_faults.py plants every failure in uploads and downloads",
     "mae_hf.data.locations": "test_sources.py and test_command_line.py name sources that do not exist",
 }
 

@@ -31,6 +31,7 @@ from mae_hf.training.losses import finetuning_loss
 from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import WeightAverage, build_optimizer
 from mae_hf.training.predictions import write_predictions
+from mae_hf.training.run_folder import read_metrics
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -139,10 +140,13 @@ def finetune(config: FinetuneConfig) -> None:
         write_predictions(folder / "predictions.parquet", images["test"], probabilities, seen)
         write_predictions(folder / "validation_predictions.parquet", images["validation"], validation_probabilities)
         figure = charts.confusion_figure({"": test["confusion_matrix"]}, class_names, f"{folder.name}: test images")
-        figures.save(figure, folder / "figures" / "confusion.png")
         log.trackers.picture("confusion", figure, plan.total_steps)
-        hub.save_model(folder / "model", complete, config, metrics, audit)
-    run.upload()
+        curves = charts.curves_figure({folder.name: [read_metrics(folder)]}, folder.name)
+        pictures = {
+            "Confusion matrix of the test images": figures.save(figure, folder / "figures" / "confusion.png"),
+            "Accuracy and loss during training": figures.save(curves, folder / "figures" / "curves.png"),
+        }
+        hub.save_model(folder / "model", complete, config, metrics, audit, log.record(), pictures)
     log.finish(metrics)
     accelerator.print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['f1']:.4f} (epoch {metrics['best_epoch']:g}, the best "
@@ -151,3 +155,4 @@ def finetune(config: FinetuneConfig) -> None:
     if probe and is_pretrained:
         num_validation = len(images["validation"])
         accelerator.print(compare_with_probe(accelerator, config, probe, validation["accuracy"], num_validation))
+    run.upload()

@@ -67,9 +67,9 @@ class OpenRun:
         return self.log
 
     def upload(self) -> None:
-        """Upload `model/` if the config says so."""
+        """Upload `model/` of the finished run if the config says so; RunError if that fails."""
         if self.config.hub.push and self.accelerator.is_main_process:
-            self.accelerator.print(f"uploaded to {hub.push(self.folder / 'model', self.config.hub)}")
+            print(f"uploaded to {hub.upload(self.folder / 'model', self.config.hub)}")
 
 
 def open_run(config: RunConfig) -> OpenRun | None:
@@ -94,5 +94,5 @@ def open_run(config: RunConfig) -> OpenRun | None:
     run.lock = lock_folder(accelerator, folder)
     run.record = broadcast_object_list([read_record(folder)])[0]
     if config.hub.push and accelerator.is_main_process:
-        hub.push(None, config.hub)  # a wrong token is reported now, not after the training
+        hub.prepare_upload(config.hub)  # a wrong token is reported now, not after the training
     return run

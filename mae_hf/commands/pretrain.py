@@ -11,7 +11,7 @@ from functools import partial
 from accelerate.utils import set_seed
 from torch import nn
 
-from mae_hf import hub
+from mae_hf import figures, hub
 from mae_hf.commands.next_steps import describe_next
 from mae_hf.commands.open_run import OpenRun, open_run
 from mae_hf.config import parse
@@ -24,7 +24,8 @@ from mae_hf.data.stream.order import Stream
 from mae_hf.data.stream.reader import StreamedImages, load_stream
 from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, encoder_probe
-from mae_hf.evaluation.reconstruction import save_reconstructions
+from mae_hf.evaluation.reconstruction import OVER_TIME, save_reconstructions
+from mae_hf.figures import charts
 from mae_hf.files import write_text
 from mae_hf.leakage.audit import (
     AUDIT,
@@ -137,15 +138,18 @@ def pretrain(config: PretrainConfig) -> None:
             write_text(folder / AUDIT, audit_json(audit))
 
     # ---- share: model/ with its card, and final metrics; a value that was not finite is null in the log ----
-    last = read_metrics(folder)[-1]
+    history = read_metrics(folder)
+    last = history[-1]
     probes = [key for key in last if key.startswith("probe/") and key != "probe/seconds"]
-    metrics = {
-        key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss", *probes) if last.get(key) is not None
-    }
+    metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss", *probes) if key in last}
     complete = whole()
     if complete is not None and accelerator.is_main_process:
-        hub.save_model(folder / "model", complete, config, metrics, audit)
-    run.upload()
+        curves = charts.curves_figure({folder.name: [history]}, "Pre-training", panels=charts.PRETRAINING)
+        pictures = {
+            "Reconstructions of held-out images during training": folder / "figures" / OVER_TIME,
+            "Loss during training": figures.save(curves, folder / "figures" / "curves.png"),
+        }
+        hub.save_model(folder / "model", complete, config, metrics, audit, log.record(), pictures)
     log.finish(metrics)
     loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"
     accelerator.print(f"held-out loss {loss}; model and encoder are in {folder / 'model'}")
@@ -153,6 +157,7 @@ def pretrain(config: PretrainConfig) -> None:
     # ---- what the encoder is worth on validation images, and what to type next ----
     if probed:
         accelerator.print(describe_next(accelerator, config, probed, last))
+    run.upload()
 
 
 def _evaluations(

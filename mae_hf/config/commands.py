@@ -13,6 +13,7 @@ from mae_hf.errors import require
 # Settings that do not affect results: paths, hardware, trackers, error handling. An unfinished run may change them.
 MACHINE_SETTINGS = frozenset(
     {"output_dir", "data.cache_dir", "data.on_device", "data.on_bad_image", "hub.push", "hub.repo_id", "hub.private"}
+    | {"hub.license", "hub.pictures"}
     | {"train.per_device_batch_size", "train.compile", "train.timeout_minutes", "train.trackers"}
 )
 
@@ -25,12 +26,16 @@ class HubConfig(Settings):
         push: upload `model/` when the run is finished; needs `repo_id` and a token (`hf auth login` or `HF_TOKEN`).
         repo_id: the repository, `user/name`; it is created if it does not exist.
         private: make a new repository private.
+        license: the licence of the model in its card, as the Hub names it, such as `mit`.
+        pictures: show pictures in the card: curves, confusion matrix, and reconstructions of some held-out images.
     """
 
     section = "hub"
     push: bool = False
     repo_id: Annotated[str, Text("[^/]*/[^/]*", "of the form user/name")] | None = None
     private: bool = False
+    license: Annotated[str, Text("[a-z0-9][a-z0-9.-]*", "a licence's name on the Hub, such as mit")] | None = None
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

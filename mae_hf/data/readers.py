@@ -13,6 +13,7 @@ from datasets.data_files import sanitize_patterns
 from huggingface_hub import HfApi, metadata_load
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from mae_hf.data.hub_errors import explain_hub_error
 from mae_hf.data.locations import SHARD_SUFFIXES, check_source, is_address
 from mae_hf.data.splits import names_by_role, role_of
 from mae_hf.errors import ConfigError, require
@@ -156,10 +157,11 @@ def _ask_hub(source: str, revision: str | None, is_downloaded: bool = False) -> 
         if is_downloaded and not isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
             return
         where = f"{source} at revision {revision}" if revision else source
-        raise ConfigError(
-            f"{where} is not a folder here and cannot be read from the Hub ({type(error).__name__}): check the name "
-            "and the network; without a network try --config configs/pretrain/digits.yaml (--data.source)"
-        ) from error
+        cause, fix = explain_hub_error(error, f"datasets/{source}") or (type(error).__name__, "check the name")
+        problem = f"{where} is not a folder here and cannot be read from the Hub ({cause})"
+        offline = "without a network try --config configs/pretrain/digits.yaml"
+        fix = f"{fix}, then run the same command again; {offline} (--data.source)"
+        raise ConfigError(f"{problem}: {fix}") from error
 
 
 def _load_local(source: str, *args: Any, **options: Any) -> datasets.Dataset:
@@ -178,6 +180,9 @@ def _load(source: str, load: Callable[..., Any], *args: Any, **options: Any) -> 
     try:
         return load(*args, **options)
     except Exception as error:  # ValueError, OSError, pyarrow's, DatasetGenerationError, ...
+        if answer := explain_hub_error(error, f"datasets/{source}"):
+            problem = f"{source} cannot be read from the Hub ({answer[0]}): {answer[1]}"
+            raise ConfigError(f"{problem}, then run the same command again (--data.source)") from error
         cause = error.__cause__ or error
         line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         if "corresponds to no data" in line or "BatchSize must be greater than 0" in line:

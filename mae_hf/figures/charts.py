@@ -38,24 +38,31 @@ _TOO_FEW: dict[str, Any] = {"facecolor": "white", "hatch": "...."}
 _FEW = 10  # images; the accuracy of a bin with fewer says little
 
 # metrics.jsonl key -> axis label, factor
-_PANELS = {
+FINETUNING = {
     "eval/accuracy": ("validation accuracy (%)", 100.0),
     "eval/f1": ("validation macro-F1 (%)", 100.0),
     "train/loss": ("training loss (nats)", 1.0),
     "eval/loss": ("validation loss (nats)", 1.0),
 }
+PRETRAINING = {"train/loss": ("training loss", 1.0), "eval/loss": ("held-out loss", 1.0)}
 
 
-def curves_figure(arms: Arms, title: str, target: float | None = None, others: Arms | None = None) -> Figure:
-    """Return accuracy, F1 and losses against epochs, a panel for each that any run has.
+def curves_figure(
+    arms: Arms,
+    title: str,
+    target: float | None = None,
+    others: Arms | None = None,
+    panels: Mapping[str, tuple[str, float]] = FINETUNING,
+) -> Figure:
+    """Return a panel against epochs for each of `panels` that any run has, by default accuracy, F1 and losses.
 
     The first run of each arm is drawn bold, the runs of `others` grey and dash-dotted. A dotted line marks the target,
     an accuracy in [0, 1].
     """
-    present = [key for key in _PANELS if any(key in line for runs in arms.values() for run in runs for line in run)]
-    figure, panels = _new_figure(title, len(present), 2, (5.2, 3.2), (0, 0.8))
-    for panel, key in zip(panels, present, strict=True):
-        label, factor = _PANELS[key]
+    present = [key for key in panels if any(key in line for runs in arms.values() for run in runs for line in run)]
+    figure, axes = _new_figure(title, len(present), 2, (5.2, 3.2), (0, 0.8))
+    for panel, key in zip(axes, present, strict=True):
+        label, factor = panels[key]
         _draw_curves(panel, arms, others or {}, key, factor)
         if key == "eval/accuracy" and target is not None:
             best = f"scratch's best, {100 * target:.1f} %"
@@ -63,7 +70,7 @@ def curves_figure(arms: Arms, title: str, target: float | None = None, others: A
         panel.set(xlabel="epoch", ylabel=label)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

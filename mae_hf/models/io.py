@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from mae_hf.config.data import DataConfig, Resize
 from mae_hf.config.model import MAX_SIZE, EncoderConfig
+from mae_hf.data.hub_errors import explain_hub_error
 from mae_hf.errors import ConfigError, require
 from mae_hf.models.initialization import tells_patches_apart
 from mae_hf.models.locate import AUTOENCODER, FIX_MODEL, find_model
@@ -66,16 +67,23 @@ class SavedModel:
                 snapshot = snapshot_download(self.name, revision=self.revision, local_files_only=True)
                 return find_model(snapshot, self.fix) or Path(snapshot)
             except Exception:
-                where = f"{self.name} at revision {self.revision}" if self.revision else self.name
-                problem = f"is not a folder here and cannot be read from the Hub ({type(error).__name__})"
-                raise ConfigError(f"{where} {problem}: check the name and the network, or {self.fix}") from error
+                raise self._unreadable(error) from error
         has_part = any(file.rfilename == f"{AUTOENCODER}/config.json" for file in info.siblings or ())
         files: dict[str, Any] = {"allow_patterns": [f"{AUTOENCODER}/{pattern}" for pattern in _FILES]}
         if not has_part:
             files = {"allow_patterns": list(_FILES), "ignore_patterns": "*/*"}
-        with self.opening():
-            snapshot = snapshot_download(self.name, revision=self.revision, **files)
+        try:
+            with quiet_transformers():
+                snapshot = snapshot_download(self.name, revision=self.revision, **files)
+        except Exception as error:
+            raise self._unreadable(error) from error
         return Path(snapshot, AUTOENCODER) if has_part else Path(snapshot)
+
+    def _unreadable(self, error: Exception) -> ConfigError:
+        where = f"{self.name} at revision {self.revision}" if self.revision else self.name
+        cause, fix = explain_hub_error(error, self.name) or (f"{type(error).__name__}: {error}", "check the disk")
+        problem = f"{where} is not a folder here and cannot be read from the Hub ({cause})"
+        return ConfigError(f"{problem}: {fix}, then run the same command again, or {self.fix}")
 
     @property
     def commit(self) -> str | None:

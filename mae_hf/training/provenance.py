@@ -38,6 +38,7 @@ class RunRecord:
     mixed_precision: str | None = None
     num_train_images: int | None = None
     num_validation_images: int | None = None
+    num_test_images: int | None = None
     num_parameters: int | None = None
     micro_batch_size: int | None = None  # images on a device at once
     total_steps: int | None = None

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -136,6 +137,10 @@ class RunLog:
         found = [is_main and any(line["step"] == step for line in read_metrics(self._folder))]
         return bool(broadcast_object_list(found)[0])
 
+    def record(self) -> RunRecord:
+        """Return the run.json of a run that ends now. Only the main process calls it."""
+        return replace(read_record(self._folder), end=_now())
+
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write the end into run.json, then metrics.json, which marks the run as finished.
 
@@ -173,8 +178,9 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Return the lines of a run's metrics.jsonl, without the values that were not finite."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if value is not None} for line in lines]
 
 
 def _now() -> str:

@@ -120,7 +120,7 @@ def test_every_declared_range_is_checked_when_the_config_is_made(config_class):
     required = {field.name: "x.png" for field in fields if (field.default, field.default_factory) == missing}
     prefix = f"{config_class.section}." if config_class.section else ""
     for name, allowed in _declared(config_class):
-        wrong: object = "no.such.value"
+        wrong: object = "no such value"
         if isinstance(allowed, Range):
             lowest = next(bound for bound in (allowed.above, allowed.at_least) if math.isfinite(bound))
             wrong = lowest - 1 if name not in ("crop_scale", "image_std") else (lowest - 1,) * 2

@@ -8,4 +8,5 @@ from mae_hf.data.stream import shards
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses between retries."""
-    monkeypatch.setattr(shards, "PAUSES", (0.0, 0.0, 0.0))
+    for name in ("PAUSES", "PAUSES_AT_START"):
+        monkeypatch.setattr(shards, name, (0.0, 0.0, 0.0))

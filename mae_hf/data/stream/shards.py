@@ -32,6 +32,8 @@ from mae_hf.files import write_json
 from mae_hf.progress import Progress
 
 PAUSES = (1.0, 5.0, 20.0, 60.0, 60.0)  # seconds between retries of a shard; they start over after each image
+PAUSES_AT_START = (1.0, 3.0, 5.0)  # before a run starts, while somebody waits
+CONNECTING = 10.0  # seconds until a server must accept a connection
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
 REFUSALS = (401, 403, 404, 410)  # statuses for which a retry is useless
 COUNTED_AT_ONCE = 16
@@ -65,7 +67,7 @@ class ShardReader:
 
         file, num = self._stream.files[shard], self._stream.lengths[shard]
         try:
-            return _retry(read, useless=lambda error: isinstance(error, StopIteration), wait=self._stopped.wait)
+            return _retry(read, lambda error: isinstance(error, StopIteration), self._stopped.wait, PAUSES)
         except StopIteration:
             fix = "restore the file, or start a new run in another --output_dir"
             raise RunError(f"{file} ends after {at} images, {num} were counted: {fix}") from None
@@ -193,7 +195,7 @@ def _filesystem(file: str) -> tuple[Any, str]:
     from aiohttp import ClientTimeout  # it takes time to import
 
     # aiohttp's own limit of five minutes per file would cut off a tar that is read at the speed of training.
-    timeout = ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE)
+    timeout = ClientTimeout(total=None, sock_connect=CONNECTING, sock_read=SILENCE)
     # `trust_env` takes the password of ~/.netrc and the proxy of the environment
     return fsspec.core.url_to_fs(file, client_kwargs={"trust_env": True, "timeout": timeout})
 
@@ -203,14 +205,22 @@ def _ask(file: str, action: Callable[[], Result]) -> Result:
 
     def useless(error: Exception) -> bool:
         cause = error.__cause__ or error
-        return "://" not in file or getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError)
+        is_slow = time.monotonic() - started > CONNECTING
+        is_refused = getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError)
+        return "://" not in file or is_slow or is_refused
 
-    return _retry(action, useless, time.sleep)
+    started = time.monotonic()
+    return _retry(action, useless, time.sleep, PAUSES_AT_START)
 
 
-def _retry(action: Callable[[], Result], useless: Callable[[Exception], bool], wait: Callable[[float], Any]) -> Result:
-    """Return the result of `action`, retried unless that is useless or `wait` returns True."""
-    for pause in PAUSES:
+def _retry(
+    action: Callable[[], Result],
+    useless: Callable[[Exception], bool],
+    wait: Callable[[float], Any],
+    pauses: Sequence[float],
+) -> Result:
+    """Return the result of `action`, retried after pauses in seconds, unless that is useless or `wait` returns True."""
+    for pause in pauses:
         try:
             return action()
         except Exception as error:  # of the HTTP libraries, the Hub's, pyarrow's, tarfile's
