@@ -17,7 +17,7 @@ from mae_hf.config import commands as configs
 from mae_hf.config.parse import read_command, read_file
 from mae_hf.data.locations import check_images, check_new_folder, check_output_file, check_output_folder, check_source
 from mae_hf.errors import require
-from mae_hf.models.locate import FIX_INIT, FIX_MODEL, find_model, kept_start, model_folders
+from mae_hf.models.locate import FIX_INIT, FIX_MODEL, check_subject, find_model, kept_start
 
 # Each command has its recipe in mae_hf/commands/NAME.py, a function of that name that takes the config.
 COMMANDS: dict[str, type] = {
@@ -63,8 +63,8 @@ def check_paths(config: Any) -> None:
         return  # the data and the encoder of a finished run need not exist any more
     if isinstance(getattr(config, "model", None), str):
         find_model(config.model, FIX_MODEL)
-    if isinstance(config, configs.DoctorConfig) and not model_folders(config.name):
-        find_model(config.name, "give a run folder, a model folder or a Hub id, as in: doctor runs/pretrain/digits")
+    if isinstance(config, configs.DoctorConfig):
+        check_subject(config.name, config.kind)
     if isinstance(config, configs.EmbedConfig | configs.PredictConfig):
         check_images(config.data.sources, config.output)
     elif hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files

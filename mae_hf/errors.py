@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,11 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.severity:<5}  " + clean(f"{self.text}: {self.fix}" if self.fix else self.text)
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first three names and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class PlainWarning(UserWarning):

@@ -48,6 +48,7 @@ def test_every_script_answers_help_and_errors_before_slow_imports(script: str, w
         ("export", ("--model", "no_such_model", "--output", "folder")),
         ("demo", ("--model", "no_such_model")),
         ("doctor", ("no_such_model",)),
+        ("doctor", ("no_such_images", "--kind", "source")),
     ],
 )
 def test_a_missing_source_or_model_is_named_before_torch_is_imported(script: str, words: tuple):

@@ -1,22 +1,80 @@
-"""Say what is wrong with a model, and how to mend it."""
+"""Say what is wrong with a model or with images, and how to mend it."""
 
+import contextlib
+import dataclasses
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mae_hf.config.commands import DoctorConfig
+from mae_hf.data.dataset import ImageSet
+from mae_hf.data.survey import channel_flags, decode_splits, describe_classes, describe_files, find_splits
+from mae_hf.errors import Finding
+from mae_hf.leakage.matches import describe_copies
 from mae_hf.models.diagnosis import examine_model
 from mae_hf.models.io import SavedModel
-from mae_hf.models.locate import model_folders
+from mae_hf.models.locate import AUTOENCODER, model_folders
 
 
 def doctor(config: DoctorConfig) -> None:
     """Print a line for each finding, and exit with 1 if one is a fault."""
-    num_faults = 0
-    for folder in model_folders(config.name) or [SavedModel(config.name).folder]:
-        print(folder)
-        for finding in examine_model(folder):
-            print(f"  {finding}", flush=True)
-            num_faults += finding.severity == "fault"
-    if num_faults:
-        print(f"{num_faults} fault{'s' * (num_faults > 1)}: mend what is marked as a fault before you use the model")
-        sys.exit(1)
-    print("no fault was found")
+    is_model = _is_model(config.name) if config.kind is None else config.kind == "model"
+    num_faults, subject = 0, "use the model" if is_model else "train on these images"
+    for line in _of_model(config.name) if is_model else _of_images(config):
+        print(f"  {line}" if isinstance(line, Finding) else line, flush=True)
+        num_faults += isinstance(line, Finding) and line.severity == "fault"
+    if num_faults == 0:
+        print("no fault was found")
+        return
+    which = "1 fault: mend it" if num_faults == 1 else f"{num_faults} faults: mend them"
+    print(f"{which} before you {subject}")
+    sys.exit(1)
+
+
+def _is_model(name: str) -> bool:
+    if model_folders(name) or Path(name).expanduser().exists() or name == "digits":
+        return bool(model_folders(name))
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError as error:
+        return isinstance(error, GatedRepoError)
+    except Exception:
+        return True  # `SavedModel` takes the last download, or says why there is none
+    return True
+
+
+def _of_model(name: str) -> Iterator[Finding | str]:
+    folders = model_folders(name)
+    if not folders:
+        folder = SavedModel(name, "say what it is (--kind source)").folder
+        root = folder.parent if folder.name == AUTOENCODER else folder
+        with contextlib.suppress(Exception):  # the encoder beside the autoencoder; without a network, the last download
+            snapshot_download(name, allow_patterns=["config.json", "preprocessor_config.json", "model*.safetensors"])
+        folders = model_folders(str(root)) or [folder]
+    for folder in folders:
+        yield str(folder)
+        yield from examine_model(folder)
+
+
+def _of_images(config: DoctorConfig) -> Iterator[Finding | str]:
+    yield config.name
+    data = dataclasses.replace(config.data, source=config.name)
+
+    # ---- without decoding ----
+    splits, findings = find_splits(data)
+    yield from findings
+    yield from describe_classes(splits)
+    yield from describe_files(splits, config.image_size)
+
+    # ---- pixels ----
+    stores, findings = decode_splits(splits, config.image_size, data)
+    yield from findings
+    yield from describe_copies(stores)
+    chosen = [store for store in stores if store.split.role in ("unlabeled", "train")] or stores
+    if chosen:
+        images = ImageSet([(store, np.arange(len(store.rows))) for store in chosen])
+        yield Finding("ok", f"their statistics, for pretrain: {channel_flags(images)}")

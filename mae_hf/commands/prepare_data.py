@@ -1,12 +1,11 @@
 """Decode the images of every source before the runs need them, search for leaks, and measure the channels."""
 
-import numpy as np
-
 from mae_hf import figures
 from mae_hf.config.commands import PrepareConfig
 from mae_hf.data.cache import cache_folder, open_stores
 from mae_hf.data.dataset import load_pretraining_images
 from mae_hf.data.sources import load_splits
+from mae_hf.data.survey import channel_flags
 from mae_hf.leakage.matches import audit_stores, check_splits, describe_match, pairs_figure, write_pairs
 
 
@@ -45,15 +44,5 @@ def prepare_data(config: PrepareConfig) -> None:
 
     # ---- the channels of the pre-training images ----
     images, held_out = load_pretraining_images(config.data, config.image_size)
-    sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)
-    for start in range(0, len(images), 512):
-        batch = images.batch(np.arange(start, min(start + 512, len(images)))).numpy()
-        pixels = batch.reshape(-1, 3 * config.image_size)  # long rows add up three times as fast as triples do
-        sums += pixels.sum(0, np.uint64).reshape(-1, 3).sum(0)
-        squares += np.square(pixels, dtype=np.uint16).sum(0, np.uint64).reshape(-1, 3).sum(0)
-    num_pixels = len(images) * config.image_size**2
-    mean = sums / num_pixels / 255
-    std = np.sqrt(squares / num_pixels / 255**2 - mean**2)
     print(f"pre-training: {len(images)} images, {len(held_out)} held out; channels of the training images:")
-    print("  --data.image_mean", "[" + ",".join(f"{value:.4f}" for value in mean) + "]", end=" ")
-    print("--data.image_std", "[" + ",".join(f"{value:.4f}" for value in std) + "]")
+    print(f"  {channel_flags(images)}")

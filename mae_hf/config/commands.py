@@ -324,15 +324,24 @@ class ExportConfig(Settings):
 
 
 @dataclass(frozen=True)
-class DoctorConfig(Settings):
-    """Say what is wrong with a model, and how to mend it.
+class DoctorConfig(_StoredImages):
+    """Say what is wrong with a model or with images, and how to mend it.
 
     Args:
-        name: a run folder, model folder or Hub id. The flag may be left out.
+        name: a run folder, model folder or Hub id; or images, as `data.source` names them. The flag may be left out.
+        kind: whether the name is a model or a source of images. null finds out from the files, or asks the Hub.
+        image_size: side of the square images that are compared, the same as `model.image_size` of the runs.
     """
 
     first_word = "name"
     name: str
+    kind: Literal["model", "source"] | None = None
+    image_size: Size = 96
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problem = "is not used here: the first word names the images. Remove the flag"
+        self.data.check("source", self.data.source == DataConfig.source, problem)
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,11 @@ def open_stores(splits: Sequence[Split], image_size: int, config: DataConfig) ->
     stores = [read_or_decode(split, image_size, config) for split in splits]
     bad = [store for store in stores if store.bad]
     if config.on_bad_image == "raise" and bad:
-        which, some = _describe_bad(bad)
+        which, some = describe_bad(bad)
         raise ConfigError(f"{which} cannot be decoded: {some}: {FIX_BAD_IMAGE}")
     if os.environ.get("RANK", "0") == "0":
         for store in bad:
-            which, some = _describe_bad([store])
+            which, some = describe_bad([store])
             warn(f"left out {which}, because they cannot be decoded: {some}")
     return stores
 
@@ -132,7 +132,7 @@ def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) 
     write_json(array_file.with_suffix(".json"), record, shared=True)
 
 
-def _describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
+def describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
     """Say how many images could not be decoded, and which: the first ten, and the files that list all."""
     which = [
         f"{len(each.bad)} of {len(each.split)} images of {each.split.role} in {each.split.source}" for each in stores

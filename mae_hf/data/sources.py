@@ -34,16 +34,7 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
     ConfigError if the source does not exist or cannot be read, a column is missing, a split is empty, or counts, class
     names or labels are wrong.
     """
-    check_source(source)
-    path = Path(source).expanduser()
-    if source == "digits":
-        found = _digits()
-    elif _has_binaries(path):
-        found = _stl10_binaries(source, path)
-    elif is_image_folder(path) and not any(path.rglob("metadata.csv")) and not any(path.rglob("metadata.jsonl")):
-        found = read_image_folder(source, path)
-    else:
-        found = [from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
+    found = read_source(config, source)
     splits = {split.role: split for split in found}
     twice = f"{source} has two unlabeled splits, because a train split without labels counts as unlabeled"
     require(len(splits) == len(found), f"{twice}: name them as two sources (--data.source)")
@@ -54,6 +45,19 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
         fix = "the download is incomplete or the dataset has changed, pin a revision (--data.revision)"
         require(len(split) == expected, f"{differs}: {fix}")
     return _name_classes(source, splits, config.class_names)
+
+
+def read_source(config: DataConfig, source: str) -> list[Split]:
+    """The splits of a source as `load_splits` returns them, but names and labels of classes may be missing or wrong."""
+    check_source(source)
+    path = Path(source).expanduser()
+    if source == "digits":
+        return _digits()
+    if _has_binaries(path):
+        return _stl10_binaries(source, path)
+    if is_image_folder(path) and not any(path.rglob("metadata.csv")) and not any(path.rglob("metadata.jsonl")):
+        return read_image_folder(source, path)
+    return [from_dataset(source, *item) for item in read_datasets(source, config.revision).items()]
 
 
 def list_images(config: DataConfig, *, like_training: bool) -> list[Split]:

@@ -1,6 +1,7 @@
 """The duplicates between stores: searched once, then kept beside the decoded images; printed, listed and drawn."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +15,9 @@ from matplotlib.figure import Figure
 from mae_hf.data.cache import Store
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
-from mae_hf.errors import ConfigError, require
+from mae_hf.errors import ConfigError, Finding, require
 from mae_hf.files import write_file
-from mae_hf.leakage.near_duplicates import find_duplicates
+from mae_hf.leakage.near_duplicates import find_duplicates, pixel_digest
 
 METHOD_VERSION = 3  # increase it when the search would find other pairs, or stores them in another way
 NUM_PRINTED = 10  # pairs of rows in a printed line; the file has all of them
@@ -129,6 +130,43 @@ def write_pairs(match: Match) -> Path:
     pairs = json.dumps([asdict(pair) for pair in match.records(match.against.split.role)], indent=2)
     _write(match.file("json"), lambda file: file.write_text(pairs + "\n"))
     return match.file("json")
+
+
+# ---- doctor ----
+
+
+def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
+    """Yield which images a split has more than once, or in two classes, and which duplicate evaluation images."""
+    for store in stores:
+        split = store.split
+        table = pd.DataFrame({"digest": map(pixel_digest, np.asarray(store.images)), "row": store.rows})
+        table["label"] = -1 if split.labels is None else split.labels[store.rows]
+        groups = table[table.duplicated("digest", keep=False)].groupby("digest", sort=False)
+        num_labels, rows = groups["label"].nunique(), groups["row"].agg(list)
+        for chosen, problem in (
+            (rows[num_labels > 1], "in two classes, of which one is wrong"),
+            (rows[num_labels == 1], "more than once"),
+        ):
+            if len(chosen):
+                example = " and ".join(map(split.where, chosen.iloc[0][:2]))
+                kind: Literal["note", "fault"] = "fault" if "classes" in problem else "note"
+                yield Finding(kind, f"{split.role} has {len(chosen):,} of its images {problem}, such as {example}")
+    evaluated = [store for store in stores if store.split.role in ("validation", "test")]
+    for against, store in itertools.product(evaluated, [store for store in stores if store not in evaluated]):
+        match, role = compare_stores(store, against), against.split.role
+        if not len(match.found):
+            yield Finding("ok", f"no image of {store.split.role} duplicates an image of {role}, even nearly")
+            continue
+        first = match.found.iloc[0]
+        example = f"{store.split.where(first['row'])} and {against.split.where(first['against_row'])}"
+        num_exact = int((match.found["kind"] == "exact").sum())
+        num, total = match.found["row"].nunique(), len(store.rows)
+        which = f"{num:,} of {total:,} images of {store.split.role} duplicate images of {role}"
+        fix = "mae_hf pretrain leaves them out (--audit.leave_out)"
+        if store.split.role == "train":
+            fix = f"remove them from {role} or train, otherwise scores are too good"
+        pairs = f"{len(match.found):,} pairs, {num_exact:,} of them equal, are in {write_pairs(match)}"
+        yield Finding("fault", f"{which}, such as {example} ({pairs})", fix)
 
 
 def pairs_figure(images: np.ndarray, against: np.ndarray, found: pd.DataFrame, title: str) -> Figure:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, ViTForImageClassification, ViTMAEForPreTraining
 
-from mae_hf.errors import ConfigError, Finding
+from mae_hf.errors import ConfigError, Finding, shorten
 from mae_hf.files import read_json
 from mae_hf.models.initialization import is_sincos, tells_patches_apart
 from mae_hf.models.io import PROCESSOR, SavedModel, config_problems
@@ -132,12 +132,7 @@ def _list_faults(faults: Mapping[str, list[str]], fix: str) -> Iterator[Finding]
     """Yield a finding for each problem that some weights have."""
     for problem, names in faults.items():
         if names:
-            yield Finding("fault", f"{len(names)} weights {problem}: {shorten(names)}", fix)
-
-
-def shorten(names: list[str]) -> str:
-    """Return the first three names and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            yield Finding("fault", f"{len(names)} of the weights {problem}: {shorten(names)}", fix)
 
 
 def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
@@ -184,7 +179,7 @@ def _check_shapes(facts: Mapping[str, _Facts], shapes: Shapes, is_classifier: bo
     left_over = [name for name in found if name not in shapes and not name.startswith(optional)]
     both = [name for name in shapes if name in found and not name.startswith("classifier.")]  # see `_check_labels`
     differing = [f"{name} {found[name]}, not {shapes[name]}" for name in both if found[name] != shapes[name]]
-    faults = {"are missing": missing, "have no place in this model": left_over, "have another shape": differing}
+    faults = {"missing": missing, "have no place in this model": left_over, "have another shape": differing}
     yield from _list_faults(faults, _SIZES)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mae_hf.data.locations import is_hub_id
+from mae_hf.data.locations import check_source, is_hub_id
 from mae_hf.errors import require
 
 AUTOENCODER = "autoencoder"  # the part of a model folder with the decoder; the folder itself is the plain encoder
@@ -40,6 +40,19 @@ def model_folders(name: str) -> list[Path]:
     patterns = ("config.json", "preprocessor_config.json", "model*.safetensors", "pytorch_model*.bin")
     parts = [folder / top / part for top in ("", "model") for part in ("", AUTOENCODER, "encoder")]
     return [part for part in parts if any(file.is_file() for pattern in patterns for file in part.glob(pattern))]
+
+
+def check_subject(name: str, kind: str | None) -> None:
+    """Raise ConfigError unless `doctor` finds files of a model or images under a name, or it may be a Hub id."""
+    path = Path(name).expanduser()
+    fix = "give a model (run folder, model folder, Hub id) or images (folder, parquet file, Hub id, digits)"
+    require(path.exists() or name == "digits" or is_hub_id(name), f"{name} does not exist: {fix}")
+    if model_folders(name) and kind != "source":
+        return
+    if kind == "model" or (path / "config.yaml").is_file():
+        find_model(name, fix)
+    else:
+        check_source(name)
 
 
 def kept_start(run: Path) -> Path | None:

@@ -1,9 +1,13 @@
 """`doctor`, as it is typed: a line for each finding, a last line with the number of faults, and the exit code."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 from forks import run, typed
+from PIL import Image
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mae_hf.config.model import MAEConfig
@@ -32,6 +36,33 @@ def test_a_sick_model_ends_with_code_1_and_a_healthy_one_with_0(tmp_path: Path):
     headings = [line for line in healthy.stdout.splitlines() if line.startswith(str(tmp_path))]
     assert headings == [str(tmp_path / "run/model"), str(tmp_path / "run/model/encoder")]
     assert healthy.stdout.splitlines()[-1] == "no fault was found"
+
+
+def test_images_are_examined_with_a_line_for_each_finding(image_folder: Path):
+    words = ("scripts/doctor.py", image_folder, "--image_size", "12")
+    healthy = run(*words)
+    assert healthy.returncode == 0, healthy.stdout
+    assert "  ok     train: 20 images, classes: 2" in healthy.stdout
+    mean = [float(value) for value in re.search(r"image_mean \[(.*?)\]", healthy.stdout)[1].split(",")]
+    pixels = [
+        np.asarray(Image.open(file))
+        for part in ("train", "unlabeled")
+        for file in image_folder.glob(f"{part}/**/*.png")
+    ]
+    assert np.allclose(mean, np.mean(pixels, axis=(0, 1, 2)) / 255, atol=1e-4)
+    (image_folder / "train" / "cat" / "empty.png").touch()
+    shutil.copy(image_folder / "train" / "dog" / "10.png", image_folder / "test" / "dog" / "copy.png")
+    sick = run(*words)
+    assert sick.returncode == 1 and sick.stdout.splitlines()[-1].startswith("2 faults: mend them before")
+    faults = [line for line in sick.stdout.splitlines() if line.startswith("  fault")]
+    assert "empty.png (it is empty)" in faults[0]
+    assert "1 of 20 images of train duplicate images of test" in faults[1] and "copy.png" in faults[1]
+
+
+def test_a_name_that_only_the_hub_could_know_is_asked_for_there(tmp_path: Path):
+    place = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = typed("env", *(f"{name}={value}" for name, value in place.items()), "mae_hf", "doctor", "nobody/nothing")
+    assert done.returncode == 2 and done.stderr.startswith("error: nobody/nothing is not a folder here")
 
 
 def test_without_a_name_the_command_says_what_is_missing():

@@ -8,6 +8,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import (
     CompareConfig,
     DemoConfig,
+    DoctorConfig,
     EmbedConfig,
     EvaluateConfig,
     FewLabelsConfig,
@@ -30,6 +31,7 @@ NOT_STREAMED = {
     ReconstructConfig: {"model": "m", "output": "o.png"},
     EmbedConfig: {"model": "m", "output": "o.parquet"},
     PredictConfig: {"model": "m", "output": "o.csv"},
+    DoctorConfig: {"name": "photos"},
 }
 WRONG = [
     (PretrainConfig, {"data": DataConfig(fold=1)}, "does not use: .. scripts/finetune.py .. --data.fold null"),
@@ -74,6 +76,11 @@ WRONG = [
         CompareConfig,
         {"output_dir": "o", "arm": ["a=r", "b\x1b[31m=s"]},
         "contains control characters: remove them (--arm)",
+    ),
+    (
+        DoctorConfig,
+        {"name": "a", "data": DataConfig(source="b")},
+        "data.source b is not used here: the first word names",
     ),
     (DemoConfig, {"model": "m", "port": 80}, "port is 80 but must be at least 1024 and at most 65535, such as 7860"),
 ]

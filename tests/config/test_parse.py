@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mae_hf.config import parse as parsing
 from mae_hf.config.commands import (
+    DoctorConfig,
     EmbedConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -337,6 +338,7 @@ SCRIPTS = {
     "prepare_data": PrepareConfig,
     "embed": EmbedConfig,
     "predict": PredictConfig,
+    "doctor": DoctorConfig,
 }
 
 
