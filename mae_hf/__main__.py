@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from mae_hf.commands import exits
 from mae_hf.config import commands as configs
-from mae_hf.config.parse import read_command, read_file
+from mae_hf.config.parse import CONFIGS, presets, read_command, read_file
 from mae_hf.data.locations import check_images, check_new_folder, check_output_file, check_output_folder, check_source
 from mae_hf.errors import require
 from mae_hf.models.locate import FIX_INIT, FIX_MODEL, check_subject, find_model, kept_start
@@ -48,7 +48,10 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
         print("usage: mae_hf COMMAND [--config FILE.yaml] [--section.key value ...]\n")
         for command, config_class in COMMANDS.items():
             print(f"  {command:14}{(config_class.__doc__ or '').splitlines()[0]}")
-        print("\nmae_hf COMMAND --help lists the settings of a command")
+        print("\nmae_hf COMMAND --help lists the settings of a command. Presets (--config NAME):")
+        for command in ("pretrain", "finetune"):
+            print(f"  {command:14}{', '.join(presets(command))}")
+        print(f"Presets and templates for accelerate launch are in {CONFIGS}")
         return
     require(name in COMMANDS, f"{name} is not a command: choose one of {', '.join(COMMANDS)}")
     config: Any = read_command(COMMANDS[name], join_lists(words), prog)

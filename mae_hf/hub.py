@@ -210,12 +210,15 @@ def prepare_upload(hub: HubConfig) -> None:
 
 
 def upload(folder: Path, hub: HubConfig) -> str:
-    """Upload a model folder in one commit, and return the address of its repository, which the card then names.
+    """Upload a run's `model/` in one commit, and return the address of its repository, which the card then names.
 
-    RunError if that fails: the folder stays, and the same command uploads it later.
+    TensorBoard's files of the run get into `runs/`, where the Hub looks for training metrics. RunError if the upload
+    fails: the folder stays, and the same command uploads it later.
     """
     repo = str(hub.repo_id)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    logs = folder.parent / "trackers"
+    files |= {f"runs/{path.relative_to(logs).as_posix()}": path for path in sorted(logs.rglob("*.tfevents.*"))}
     try:
         card = files["README.md"].read_text(encoding="utf-8").replace(_THIS_FOLDER, repo)
         operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md"]

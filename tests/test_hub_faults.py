@@ -47,9 +47,12 @@ def test_a_failure_at_any_request_is_one_line_with_the_remedy_and_the_same_call_
 
 
 def test_a_run_is_finished_before_its_upload_fails_and_the_same_command_uploads(seen):
-    message, is_finished, card = seen["run"]
+    message, is_finished, card, logs = seen["run"]
     assert "cannot upload to me/run (503 planted)" in message and is_finished
     assert 'from_pretrained("me/run")' in card and "path/to/this/folder" not in card
+    assert logs and all(".tfevents." in name for name in logs), (
+        "the Hub shows training metrics of TensorBoard's files in runs/"
+    )
     assert "(curves.png)" in card and "precision no." in card
 
 
@@ -120,9 +123,8 @@ def observe(folder: Path) -> dict[str, Any]:
             name: {status: break_every_request(action, status) for status in REMEDIES}
             for name, action in (("upload", send), ("download", fetch))
         }
-        words = (
-            f"--config configs/pretrain/digits.yaml {TINY} --hub.push --hub.repo_id me/run --output_dir {folder}/run"
-        )
+        words = f"--config configs/pretrain/digits.yaml {TINY} --train.trackers [tensorboard] --output_dir {folder}/run"
+        words += " --hub.push --hub.repo_id me/run"
         asked = len(hub.requests)
         hub.fault = lambda: 503 if len(hub.requests) > asked + 2 else None  # the run asks twice at its start
         with pytest.raises(RunError) as failed:
@@ -130,8 +132,9 @@ def observe(folder: Path) -> dict[str, Any]:
         is_finished = (folder / "run" / "metrics.json").is_file()
         hub.fault = lambda: None
         run_command("pretrain", words.split(), "pretrain")
-        card = hub.find("models/me/run", "main")[1]["README.md"].decode()
-        found["run"] = [str(failed.value), is_finished, card]
+        files = hub.find("models/me/run", "main")[1]
+        logs = [name for name in files if name.startswith("runs/")]
+        found["run"] = [str(failed.value), is_finished, files["README.md"].decode(), logs]
 
         shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
         hub.fault = lambda: 403

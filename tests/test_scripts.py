@@ -463,7 +463,7 @@ def test_a_held_out_loss_that_is_not_finite_does_not_break_the_end_of_a_run(tmp_
     words = ("--config", "configs/pretrain/digits.yaml", *TINY, "--train.epochs", "0.1")
     words = (*words, "--train.probe_every_epochs", "0")
     printed = succeed(script, *words, "--output_dir", tmp_path / "run")
-    assert "held-out loss not finite; model and encoder are in" in printed
+    assert "held-out loss not finite; encoder and autoencoder are in" in printed
     assert "eval/loss" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 

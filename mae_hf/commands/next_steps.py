@@ -1,6 +1,5 @@
 """The last lines of a run: what a probe of the frozen encoder gives, and the commands to type next."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,11 +35,12 @@ def describe_next(
     model, data = config.output_dir, replace(config.data, source=split.source)
     preset = "few_labels" if len(split) <= FEW_LABELS else "published_224"  # both take the shape from the encoder
     head = [] if "linear probe" in found else ["--model.head", "zero"]  # the classifier cannot start from a probe
-    words = ["--config", f"configs/finetune/{preset}.yaml", "--model.init", model, *head]
+    words = ["--config", preset, "--model.init", model, *head]
     words += [*parse.to_flags(data, _PREPARATION), "--output_dir", f"runs/finetune/{Path(model).name}"]
     return (
         f"{result}\nnext, probe it on test images, or fine-tune it:\n"
-        f"  {_probe_command(accelerator, model, data)}\n  {_command(accelerator, 'finetune', words)}"
+        f"  {_probe_command(accelerator, model, data)}\n"
+        f"  {parse.command_line('finetune', words, accelerator.mixed_precision)}"
     )
 
 
@@ -68,11 +68,4 @@ def _probe_command(accelerator: Accelerator, model: str, data: DataConfig) -> st
     """Return the command that probes an encoder on the test images of `data`."""
     folder = f"runs/evaluate/{Path(model).name}-probes"
     words = ["--model", model, *parse.to_flags(data, _PREPARATION), "--probe", "knn,linear", "--output_dir", folder]
-    return _command(accelerator, "evaluate", words)
-
-
-def _command(accelerator: Accelerator, name: str, words: list[str]) -> str:
-    precision = accelerator.mixed_precision
-    half = [] if precision == "no" else ["--mixed_precision", precision]
-    launch = ["accelerate", "launch", "--quiet", "--config_file", "configs/accelerate/one_process.yaml", *half]
-    return shlex.join([*launch, f"scripts/{name}.py", *words])
+    return parse.command_line("evaluate", words, accelerator.mixed_precision)

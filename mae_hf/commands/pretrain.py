@@ -152,7 +152,7 @@ def pretrain(config: PretrainConfig) -> None:
         hub.save_model(folder / "model", complete, config, metrics, audit, log.record(), pictures)
     log.finish(metrics)
     loss = f"{metrics['eval/loss']:.4f}" if "eval/loss" in metrics else "not finite"
-    accelerator.print(f"held-out loss {loss}; model and encoder are in {folder / 'model'}")
+    accelerator.print(f"held-out loss {loss}; encoder and autoencoder are in {folder / 'model'}")
 
     # ---- what the encoder is worth on validation images, and what to type next ----
     if probed:

@@ -58,7 +58,7 @@ class _StoredImages(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        problem = "is only for scripts/pretrain.py; other commands store their images: switch it off"
+        problem = "is only for pretrain; other commands store their images: switch it off"
         require(not self.data.streaming, f"data.streaming {problem} (--data.streaming false)")
         num_sources = len(self.data.sources)
         problem = f"data.source names {num_sources} sources: this command uses the labels of one (--data.source)"
@@ -86,7 +86,7 @@ class PretrainConfig(Settings):
         super().__post_init__()
         _check_normalization(self.data, self.model)
         has_all_labels = self.data.fold is None and self.data.label_fraction in (None, 1.0)
-        problem = "restrict labels, which pre-training does not use: give them to scripts/finetune.py instead"
+        problem = "restrict labels, which pre-training does not use: give them to finetune instead"
         fix = "--data.fold null --data.label_fraction null"
         require(has_all_labels, f"data.fold and data.label_fraction {problem} ({fix})")
         size, readers = self.train.batch_size, self.data.stream_readers
@@ -188,7 +188,7 @@ class FewLabelsConfig(_StoredImages):
     def __post_init__(self) -> None:
         super().__post_init__()
         has_recipe = "finetune" not in self.methods or self.finetune_config is not None
-        fix = "give the YAML of a fine-tuning run (--finetune_config configs/finetune/digits.yaml)"
+        fix = "give the YAML of a fine-tuning run (--finetune_config digits)"
         require(has_recipe, f"method finetune needs a recipe: {fix}")
         problem = "are chosen by this command: remove them, and choose --protocol folds or budgets"
         require(not self.data.has_label_set, f"data.fold and data.label_fraction {problem}")

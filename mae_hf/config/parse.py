@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from mae_hf.errors import ConfigError, require
 
 Config = TypeVar("Config")
 
-_PRESETS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"  # presets and templates: a link to those of the checkout, or a copy
 _MAX_BYTES, _MAX_DEPTH = 2**19, 8  # of a config file; 21,000 class names fit in
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
 _TOO_LARGE = "a number is beyond ±1e308: choose a smaller one (--help lists the ranges)"  # jsonargparse needs a float
@@ -131,6 +132,29 @@ def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
     return words
 
 
+def presets(command: str) -> list[str]:
+    """Return the names of a command's presets."""
+    return sorted(file.stem for file in (CONFIGS / command).glob("*.yaml")) if command else []
+
+
+def command_line(name: str, words: Sequence[str], precision: str | None = None) -> str:
+    """Return the line that starts a command as this process was started: by a script of a checkout, or the package.
+
+    With a `precision`, `accelerate launch` starts one process of it. The package needs no launcher for full precision.
+    """
+    script = Path(sys.argv[0])
+    is_script = script.parent.name == "scripts"
+    launch: list[str] = []
+    if precision is not None and (is_script or precision != "no"):
+        configs = script.parent.with_name("configs") if is_script else CONFIGS
+        launch = ["accelerate", "launch", "--quiet", "--config_file", str(configs / "accelerate" / "one_process.yaml")]
+        launch += [] if precision == "no" else ["--mixed_precision", precision]
+    start = [*(launch or ["python"]), str(script.with_name(f"{name}.py"))]
+    if not is_script:
+        start = [*launch, "-m", "mae_hf", name] if launch else ["mae_hf", name]
+    return shlex.join([*start, *words])
+
+
 def _parser(config_class: type, prog: str) -> tuple[ArgumentParser, dict[str, Any]]:
     """Return the parser of a config, and the type of each of its settings and sections by dotted key."""
     types = dict(_types(config_class))
@@ -181,11 +205,11 @@ def _find_preset(config_class: type, name: str) -> str:
     """Return the YAML file that `--config` means: a path, or the name of a preset of this command."""
     if name.endswith((".yaml", ".yml")) or "/" in name or os.path.isfile(name):
         return name
-    folder = _PRESETS / getattr(config_class, "presets", "none")
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    listed = ", ".join(known) or "not part of the installed package, or this command has none"
-    require(name in known, f"config {name[:100]} is neither a YAML file nor a preset: presets are {listed} (--config)")
-    return str(folder / f"{name}.yaml")
+    folder = getattr(config_class, "presets", "")
+    known = presets(folder)
+    listed = f"presets are {', '.join(known)}" if known else "this command has no presets"
+    require(name in known, f"config {name[:100]} is neither a YAML file nor a preset: {listed} (--config)")
+    return str(CONFIGS / folder / f"{name}.yaml")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -207,7 +231,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError where PyYAML lets Python convert a value
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"{path} cannot be read as YAML: {reason} (--config)") from None
-    problem = "does not contain sections with keys: see configs/pretrain/digits.yaml"
+    problem = "does not contain sections with keys: see a config.yaml of a run"
     require(isinstance(content, dict), f"{path} {problem}")
     return content
 

@@ -150,7 +150,7 @@ class PretrainTrainConfig(TrainConfig):
             With 0, the probes run only after the last step. A linear probe always follows the last step.
     """
 
-    quick = "configs/pretrain/stl10_tiny.yaml takes 30 minutes on 2 CPU cores"
+    quick = "--config stl10_tiny takes 30 minutes on 2 CPU cores"
     figure_every_epochs: Positive = 20.0
     probe_every_epochs: NotNegative = 10.0
 
@@ -168,7 +168,7 @@ class FinetuneTrainConfig(TrainConfig):
             keeps the batch and the epochs as they are.
     """
 
-    quick = "configs/finetune/stl10_tiny.yaml takes 19 minutes on a CPU core"
+    quick = "--config stl10_tiny takes 19 minutes on a CPU core"
     batch_size: Count = 256
     epochs: Positive = 100.0
     base_lr: Positive = 5e-4

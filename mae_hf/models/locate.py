@@ -11,7 +11,7 @@ KEPT = "init"  # in an unfinished run: a copy of the checkpoint that it started 
 _ANOTHER = "name another encoder (--model.init DIR_OR_HUB_ID), or start from random weights"
 FIX_INIT = {  # by the `model.init` of random weights: of pre-training, and of fine-tuning
     "paper": f"{_ANOTHER} (--model.init paper)",
-    SCRATCH: "pre-train first (accelerate launch scripts/pretrain.py; offline: --config configs/pretrain/digits.yaml), "
+    SCRATCH: "pre-train first (command pretrain; without a network: pretrain --config digits), "
     f"{_ANOTHER} (--model.init scratch)",
 }
 FIX_MODEL = "give a run folder, a model folder or a Hub id (--model)"

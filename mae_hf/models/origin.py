@@ -1,7 +1,6 @@
 """What a run takes from the checkpoint that it starts from: the settings that its config leaves null, and weights."""
 
 import contextlib
-import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,9 +52,8 @@ def resolve(config: _Run) -> _Run:
     claims = _claims(saved)
     if (saved.folder / PROCESSOR).is_file():  # otherwise it makes no claim
         claims |= {f"data.{key}": value for key, value in read_preparation(saved.name, saved.revision).items()}
-    launch = "accelerate launch --quiet --config_file configs/accelerate/one_process.yaml"
-    own = shlex.join(parse.to_flags(config, leave_out=_FROM_INIT))
-    command = f"{launch} scripts/{config.presets}.py --config published_224 {own}"
+    words = ["--config", "published_224", *parse.to_flags(config, leave_out=_FROM_INIT)]
+    command = parse.command_line(config.presets, words, precision="no")
     _check_claims(saved, parse.flatten(config), claims, f", or type {command}")
     defaults = {f"model.{key}": getattr(MAEConfig, key) for key in _OF_DECODER} | {"data.resize": DataConfig.resize}
     config = _fill(config, defaults | claims)

@@ -121,7 +121,7 @@ def changed_encoders(runs: Sequence[Run]) -> list[str]:
             digests[init] = weights_digest(open_encoder(init, "sdpa"))
     return [
         f"The encoder {run.init} has changed since {run.path} started from it: its pictures, settings and "
-        "audit do not belong to these scores. Restore it, or run scripts/finetune.py again."
+        "audit do not belong to these scores. Restore it, or run finetune again."
         for run in runs
         if digests.get(run.init, run.record.init_digest) != run.record.init_digest
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
+from mae_hf.config.parse import command_line
 from mae_hf.evaluation.statistics import Interval, Spread
 from mae_hf.report.comparison import Comparison, spread_text
 from mae_hf.report.pictures import Pictures
@@ -94,7 +95,7 @@ def _commands(comparison: Comparison, output_dir: str) -> list[str]:
     else:
         options = zip(("--pretrained", "--scratch"), paths.values(), strict=True)
         arms = [word for option, of_arm in options for word in (option, *of_arm)]
-    return [*lines, shlex.join(["python", "scripts/compare.py", *arms, "--output_dir", output_dir])]
+    return [*lines, command_line("compare", [*arms, "--output_dir", output_dir])]
 
 
 def _launch(record: RunRecord) -> str:

@@ -117,7 +117,7 @@ def read_runs(path: str | Path) -> list[Run]:
 
 
 def _read_probes(path: Path) -> list[Run]:
-    again = "run scripts/evaluate.py again"
+    again = "run evaluate again"
     has_config = (path / "config.yaml").is_file()
     require(has_config, f"{path} holds probes without config.yaml, which this version writes: {again}")
     config = parse.read_file(EvaluateConfig, path / "config.yaml")
@@ -140,7 +140,7 @@ def _read_probes(path: Path) -> list[Run]:
             is_same = _is_finite(value) and abs(value - of_role.correct.mean()) <= TOLERANCE
             problem = f"metrics.json has {key} {value!r:.40}, its predictions have {of_role.correct.mean():.6f}"
             require(is_same, f"{path}: {problem}. The files are from different evaluations: {again}")
-    require(len(runs) > 0, f"{path} has no probe that predicts classes: run scripts/evaluate.py with --probe linear")
+    require(len(runs) > 0, f"{path} has no probe that predicts classes: run evaluate with --probe linear")
     return runs
 
 
@@ -149,7 +149,7 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     require(path.is_dir(), f"{path} is not a folder: give the run folder of a fine-tuning run (its --output_dir)")
     for name, message in (
-        ("config.yaml", "give a run folder, as scripts/finetune.py writes it"),
+        ("config.yaml", "give a run folder, as finetune writes it"),
         ("metrics.json", "the run is unfinished. Run its command again, it resumes, and compare then"),
         ("predictions.parquet", "give fine-tuning runs, not pre-training runs"),
         ("metrics.jsonl", f"the curves are drawn from it: {AGAIN}"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import ConfigError, require
 
-AGAIN = "run scripts/finetune.py again"
+AGAIN = "run finetune again"
 # The columns of predictions.parquet and validation_predictions.parquet. Without an audit, all of `seen` is
 # null; without names of files, `file`.
 SCHEMA = pa.schema(

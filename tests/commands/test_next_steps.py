@@ -9,6 +9,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from forks import ROOT
 
+from mae_hf.__main__ import COMMANDS
 from mae_hf.commands.next_steps import compare_with_probe, describe_next
 from mae_hf.config import parse
 from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfig
@@ -28,9 +29,9 @@ def parsed(command: str, config_class: type):
     """The config that a printed command makes; the launcher must accept its own part."""
     words = shlex.split(command)
     launch_command_parser().parse_args(words[2:])
-    script = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
-    assert (ROOT / words[script]).is_file() and words[:2] == ["accelerate", "launch"]
-    return parse.read_command(config_class, words[script + 1 :], prog="test")
+    name = words.index("mae_hf") + 1
+    assert COMMANDS[words[name]] is config_class and words[:2] == ["accelerate", "launch"]
+    return parse.read_command(config_class, words[name + 1 :], prog="test")
 
 
 class Images(list):
@@ -60,7 +61,7 @@ def test_the_better_pooling_of_each_probe_is_named_with_labels_and_time():
 
 def test_the_commands_after_pre_training_use_its_encoder_and_images():
     command = last_lines(VALUES)[2]
-    assert "--mixed_precision bf16 scripts/evaluate.py" in command
+    assert "--mixed_precision bf16 -m mae_hf evaluate" in command
     evaluate = parsed(command, EvaluateConfig)
     assert (evaluate.model, evaluate.probe) == ("runs/pretrain/digits", "knn,linear")
     assert (evaluate.data.source, evaluate.data.validation_fraction) == ("digits", 0.2)

@@ -22,7 +22,7 @@ from mae_hf.config.commands import (
 from mae_hf.config.data import DataConfig
 
 FEW = {"model": "m", "output_dir": "o"}
-STREAMED = "data.streaming is only for scripts/pretrain.py .. switch it off (--data.streaming false)"
+STREAMED = "data.streaming is only for pretrain .. switch it off (--data.streaming false)"
 NOT_STREAMED = {
     FinetuneConfig: {},
     PrepareConfig: {},
@@ -34,7 +34,7 @@ NOT_STREAMED = {
     DoctorConfig: {"name": "photos"},
 }
 WRONG = [
-    (PretrainConfig, {"data": DataConfig(fold=1)}, "does not use: .. scripts/finetune.py .. --data.fold null"),
+    (PretrainConfig, {"data": DataConfig(fold=1)}, "does not use: .. give them to finetune .. --data.fold null"),
     (PretrainConfig, {"data": DataConfig(label_fraction=0.1)}, "does not use: .. --data.label_fraction null"),
     (
         PretrainConfig,
@@ -46,7 +46,7 @@ WRONG = [
     (PrepareConfig, {"image_size": 0}, "image_size is 0 but must be above 0 .. such as 96 (--image_size)"),
     (EvaluateConfig, {**FEW, "probe": "knn,svm"}, "probe is knn,svm but must be one or more of knn,linear,head,rank ("),
     (FewLabelsConfig, {**FEW, "method": "knn,svm"}, "method is knn,svm but must be one or more of knn,linear,finetune"),
-    (FewLabelsConfig, {**FEW, "method": "finetune"}, "needs a recipe: .. --finetune_config configs/finetune/digits"),
+    (FewLabelsConfig, {**FEW, "method": "finetune"}, "needs a recipe: .. --finetune_config digits"),
     (FewLabelsConfig, {**FEW, "data": DataConfig(fold=0)}, "chosen by this command .. --protocol folds or budgets"),
     (FewLabelsConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
     (EvaluateConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),

@@ -215,7 +215,7 @@ def test_a_file_without_sections_is_refused_with_an_example(write, text):
     file = write(text)
     message = error_of("--config", file)
     assert file in message
-    assert "configs/pretrain/digits.yaml" in message
+    assert "see a config.yaml of a run" in message
 
 
 @pytest.mark.parametrize("content", [b"train: [\n", b"a: b: c\n", b"\xff\xfe\x00"])
@@ -237,7 +237,7 @@ def test_a_preset_is_found_by_its_name():
     assert parse("--config=digits", "--train.epochs", "3").train.epochs == 3
     with pytest.raises(ConfigError, match=r"config stl10 is neither .*: presets are digits, .*tiny \(--config\)"):
         parse("--config", "stl10")
-    with pytest.raises(ConfigError, match="this command has none"):
+    with pytest.raises(ConfigError, match="this command has no presets"):
         parse("--config", "stl10_tiny", config_class=EvaluateConfig)
 
 
@@ -260,6 +260,27 @@ def test_required_keys_are_named():
 def test_words_that_are_allowed_once_or_not_at_all_are_listed():
     message = error_of("--audit_against", "nothing", config_class=PrepareConfig)
     assert message == "audit_against nothing is not one of train, validation, test (--audit_against)"
+
+
+# ---- a config as words ----
+
+
+def test_a_command_to_type_starts_as_this_process_was_started(monkeypatch):
+    words = ["--data.source", "my photos"]
+    monkeypatch.setattr(sys, "argv", ["scripts/pretrain.py"])
+    assert parsing.command_line("compare", words) == "python scripts/compare.py --data.source 'my photos'"
+    half = parsing.command_line("finetune", words, "bf16")
+    file = "configs/accelerate/one_process.yaml"
+    assert half == (
+        f"accelerate launch --quiet --config_file {file} --mixed_precision bf16 scripts/finetune.py "
+        "--data.source 'my photos'"
+    )
+    assert (ROOT / file).is_file() and (ROOT / "scripts/finetune.py").is_file()
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mae_hf", "pretrain"])
+    assert parsing.command_line("compare", words) == "mae_hf compare --data.source 'my photos'"
+    assert parsing.command_line("finetune", [], "no") == "mae_hf finetune"
+    launch, name = parsing.command_line("finetune", [], "fp16").split(" --mixed_precision fp16 -m ")
+    assert name == "mae_hf finetune" and Path(launch.split()[-1]).is_file()
 
 
 # ---- a config as YAML ----

@@ -66,7 +66,7 @@ def test_a_missing_dataset_is_named(seen):
 
 def test_without_a_connection_the_message_says_what_works_offline(seen):
     assert "me/other is not a folder here" in seen["errors"]["no connection"]
-    assert "configs/pretrain/digits.yaml" in seen["errors"]["no connection"]
+    assert "--config digits" in seen["errors"]["no connection"]
 
 
 def test_a_downloaded_dataset_is_read_offline(seen):

@@ -162,7 +162,7 @@ def test_the_message_about_another_architecture_names_every_flag_to_add(run):
 
 
 @pytest.mark.parametrize(
-    "say", ["accelerate launch scripts/pretrain.py", "configs/pretrain/digits.yaml", "--model.init scratch"]
+    "say", ["pre-train first", "without a network: pretrain --config digits", "--model.init scratch"]
 )
 def test_the_message_about_a_missing_encoder_says_what_to_type(say):
     with pytest.raises(ConfigError, match="runs/pretrain/none does not exist") as error:

@@ -266,9 +266,9 @@ def test_the_message_about_a_bare_command_has_the_whole_command_to_type(folder, 
     with pytest.raises(ConfigError, match="contradicts the checkpoint") as error:
         resolve(parse.read_command(kind, words, stage))
     command = str(error.value).partition(", or type ")[2]
-    launcher, script, *typed = re.split(r" (?=scripts/)| (?=--config published)", command)
-    assert launcher.startswith("accelerate launch") and script == f"scripts/{stage}.py"
-    config = resolve(parse.read_command(kind, shlex.split(typed[0]), stage))
+    start, typed = re.split(r" (?=--config published)", command)
+    assert start == f"mae_hf {stage}"
+    config = resolve(parse.read_command(kind, shlex.split(typed), stage))
     assert (config.model.init, config.data.source) == (str(folder), "my photos")
     assert (config.model.hidden_size, config.train.epochs, config.output_dir) == (48, 3, str(tmp_path))
 

@@ -165,7 +165,7 @@ def test_the_commands_are_those_of_the_runs_in_their_order(comparison, runs):
         "accelerate launch --num_processes 1 scripts/pretrain.py --x 2",
         "accelerate launch --mixed_precision bf16 --num_processes 2 scripts/finetune.py --model.init runs/pretrain/x",
         "accelerate launch scripts/finetune.py --model.init scratch",
-        f"python scripts/compare.py --pretrained {runs[0]} --scratch {runs[1]} --output_dir 'out dir'",
+        f"mae_hf compare --pretrained {runs[0]} --scratch {runs[1]} --output_dir 'out dir'",
     ]
 
 

@@ -49,7 +49,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     [
         ("metrics.json", "mae has no metrics.json: the run is unfinished. Run its command again"),
         ("predictions.parquet", "give fine-tuning runs, not pre-training runs"),
-        ("validation_predictions.parquet", "validation_predictions.parquet is missing: run scripts/finetune.py again"),
+        ("validation_predictions.parquet", "validation_predictions.parquet is missing: run finetune again"),
         ("model/config.json", "config.json cannot be read (No such file or directory)"),
         ("metrics.jsonl", "mae has no metrics.jsonl: the curves are drawn from it"),
         ("run.json", "run.json cannot be read (No such file or directory)"),
@@ -178,12 +178,12 @@ def test_every_probe_of_a_folder_is_a_run(probes, folder):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.yaml", None, "without config.yaml, which this version writes: run scripts/evaluate.py again"),
+        ("config.yaml", None, "without config.yaml, which this version writes: run evaluate again"),
         ("run.json", {"class_names": None}, "lacks class_names, or the encoder_shape of an encoder"),
         ("run.json", {"encoder_shape": {"image_size": 4}}, "lacks class_names, or the encoder_shape"),
         ("run.json", {"class_names": ["cat", "d\x1bog"]}, "has a class name of 4 characters"),
         ("metrics.json", {"linear/mean/accuracy": 0.5}, "linear/mean/accuracy 0.5, its predictions have 0.750000"),
-        ("metrics.json", {"linear/cls/validation_accuracy": "x"}, "from different evaluations: run scripts/evaluate"),
+        ("metrics.json", {"linear/cls/validation_accuracy": "x"}, "from different evaluations: run evaluate"),
         ("validation_predictions/knn-cls.parquet", None, "knn-cls.parquet is missing"),
     ],
 )
