@@ -8,7 +8,6 @@ stopped the command after it had saved its state. The same call resumes, and ret
 `config` is a YAML file, the name of a preset such as `stl10_tiny`, or a config. `precision` replaces the launcher's.
 """
 
-import base64
 import dataclasses
 import html
 import importlib
@@ -27,6 +26,7 @@ from mae_hf.data.in_memory import store_images
 from mae_hf.errors import require
 from mae_hf.evaluation.loaded import LoadedModel, open_any
 from mae_hf.evaluation.reconstruction import OVER_TIME
+from mae_hf.figures import data_url
 from mae_hf.files import read_json
 from mae_hf.training.isolation import Precision, isolated
 from mae_hf.training.provenance import find_provenance
@@ -41,7 +41,7 @@ class CommandResult:
     Args:
         folder: the folder of the command's files.
         metrics: its numbers by name.
-        picture: its most telling figure, a PNG; None if it draws none.
+        picture: its most telling figure, a PNG or SVG; None if it draws none.
         name: the model, as `load` takes it; None if there is none.
         file: the parquet, csv or PNG file that the command has written, if it is only one.
     """
@@ -74,8 +74,7 @@ class CommandResult:
         rows = "".join(f"<tr><td>{key}</td><td>{text}</td></tr>" for key, text in numbers)
         shown = f"<p>{html.escape(str(self.file or self.folder))}</p><table>{rows}</table>"
         if self.picture and self.picture.is_file():
-            content = base64.b64encode(self.picture.read_bytes()).decode()
-            shown += f'<img style="max-width: 100%" src="data:image/png;base64,{content}">'
+            shown += f'<img style="max-width: 100%" src="{data_url(self.picture)}">'
         return shown
 
     def _numbers(self) -> list[tuple[str, str]]:
@@ -151,7 +150,8 @@ def embed(
     """
     file = Path(output or f"{_default('embed', model)}.parquet")
     names = {"model": model, "output": file, "neighbours": neighbours}
-    picture = f"{file.stem}-neighbours.png" if neighbours else ""
+    form = (settings or {}).get("figures.format", "png")
+    picture = f"{file.stem}-neighbours.{form}" if neighbours else ""
     return _run("embed", names, data, precision=precision, settings=settings, picture=picture)
 
 

@@ -38,12 +38,13 @@ def small_comparison(folder: Path) -> Comparison:
 
 
 def small_pictures(folder: Path) -> Pictures:
-    """Two pictures, and a note on one that could not be drawn."""
-    captions: dict[str, dict] = {"mistakes": {"most": 9}}
+    """Three pictures, and a note on one that could not be drawn."""
+    captions: dict[str, dict] = {"intervals": {}, "mistakes": {"most": 9}}
     captions["reconstruction"] = {"file": "<i>.png", "is_over_time": True, "is_normalised": False}
     for number, name in enumerate(captions):
         Image.new("RGB", (900, 200), (60 * number, 90, 120)).save(folder / f"{name}.png")
-    return Pictures(folder, captions, ["No <map>: the images are gone"])
+        captions[name] |= {"path": folder / f"{name}.png", "inches": 3.3 if name == "intervals" else 6.9}
+    return Pictures(folder, captions=captions, notes=["No <map>: the images are gone"])
 
 
 def write_page(folder: Path) -> Path:

@@ -197,7 +197,9 @@ def test_probe_compare_and_reconstruct(runs: dict[str, Any], tmp_path: Path, mon
     assert type(probed.model.model) is MaskedAutoencoder
     arms = {"tuned": runs["tuned"], "probe": [probed], "scratch": runs["scratch"].folder}
     with monkeypatch.context() as without_pictures:
-        without_pictures.setattr("mae_hf.report.write.draw_pictures", lambda comparison, folder: Pictures(folder))
+        without_pictures.setattr(
+            "mae_hf.report.write.draw_pictures", lambda comparison, folder, settings: Pictures(folder)
+        )
         assert "best of 3 arms" in mae_hf.compare(arms, output_dir="arms").metrics["answer"]
     compared = mae_hf.compare(runs["tuned"], [runs["scratch"].folder])
     assert (compared.folder / "index.html").is_file() and "points" in repr(compared) and compared.picture.is_file()
@@ -207,6 +209,8 @@ def test_probe_compare_and_reconstruct(runs: dict[str, Any], tmp_path: Path, mon
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     drawn = mae_hf.reconstruct(runs["pretrain"], [IMAGES[0], "image.png"], output="~/drawn.png")
     assert drawn.picture == tmp_path / "home" / "drawn.png" and Image.open(drawn.picture).width > 100
+    drawn = mae_hf.reconstruct(runs["pretrain"], [IMAGES[0]], output="drawn.svg")
+    assert "data:image/svg+xml;base64," in drawn._repr_html_()
 
 
 def test_embed_and_predict_take_images_and_image_files(runs: dict[str, Any], tmp_path: Path):

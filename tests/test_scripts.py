@@ -64,6 +64,8 @@ def test_a_run_folder_holds_what_the_contract_says(runs: Path):
     assert {path.name for path in (runs / "pretrain" / "model" / "autoencoder").iterdir()} == model
     assert {path.name for path in (runs / "finetune" / "model").iterdir()} == model | {"README.md"}
     assert list((runs / "pretrain" / "figures").glob("reconstruction-*.png"))
+    (log,) = (runs / "pretrain" / "trackers" / "pretrain").glob("events.out.tfevents*")
+    assert b"train/loss" in log.read_bytes() and b"reconstruction" in log.read_bytes()
     assert list((runs / "pretrain" / "checkpoints").glob("step-*"))
 
 
@@ -385,6 +387,8 @@ def test_reconstructions_are_drawn_for_a_source_and_for_files(runs: Path, tmp_pa
     succeed(*script, "--data.source", "digits", "--output", tmp_path / "digits.png")
     Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "grey.png")
     succeed(*script, "--data.source", tmp_path / "grey.png", "--output", tmp_path / "file.png")
+    succeed(*script, "--data.source", tmp_path / "grey.png", "--output", tmp_path / "file.svg")
+    assert "<svg" in (tmp_path / "file.svg").read_text()
     for name in ("digits.png", "file.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 100
@@ -403,6 +407,8 @@ def test_features_are_written_once_and_drawn(runs: Path, tmp_path: Path):
     for name in ("digits-neighbours.png", "digits-map.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 500
+    succeed(*script, "--map", "--figures.format", "svg")
+    assert "<svg" in (tmp_path / "digits-map.svg").read_text()
     refused = run("scripts/embed.py", "--model", runs / "finetune", *words)
     assert refused.returncode == 2 and "holds something else than the features" in refused.stderr
 

@@ -8,5 +8,5 @@ from mae_hf.report.write import text_table, write_report
 def compare(config: CompareConfig) -> None:
     """Read the runs, write the report, and print its table."""
     comparison = compare_arms(config.arms) if config.arm is not None else compare_runs(**config.arms)
-    report = write_report(comparison, config.output_dir)
+    report = write_report(comparison, config.output_dir, config.figures)
     print(f"{comparison.answer()}\n{comparison.details()}\n\n{text_table(comparison)}\n\nreport: {report}")

@@ -39,14 +39,15 @@ def embed(config: EmbedConfig) -> None:
     print(f"{len(images)} images in {output}{f', {left_out} could not be decoded' if left_out else ''}")
 
     # ---- pictures ----
+    ending = config.figures.format
     features = f"{config.pooling} features of {figures.label_of(config.model, 40)}"
     if config.neighbours and len(images) == 1:
         print("no nearest neighbours are drawn: there is only one image")
     elif config.neighbours:
         title = f"Nearest neighbours by {features}"
         figure = draw_neighbours(output, images, config.pooling, config.neighbours, title)
-        print(f"nearest neighbours in {figures.save(figure, output.with_name(f'{output.stem}-neighbours.png'))}")
+        print(f"nearest neighbours in {figures.save(figure, output.with_name(f'{output.stem}-neighbours.{ending}'))}")
     if config.map:
         figure = draw_map(output, images, config.pooling, f"t-SNE of {features}")
-        print(f"map in {figures.save(figure, output.with_name(f'{output.stem}-map.png'))}")
+        print(f"map in {figures.save(figure, output.with_name(f'{output.stem}-map.{ending}'))}")
     end_processes(accelerator)

@@ -83,5 +83,5 @@ def few_labels(config: FewLabelsConfig) -> None:
         "num_seen_test_images": None if seen is None else int(seen.sum()),
         "environment": environment(accelerator),
     }
-    print(f"{write_summary(folder, results.lines, about)}\nwritten to {folder}")
+    print(f"{write_summary(folder, results.lines, about, config.figures.format)}\nwritten to {folder}")
     accelerator.end_training()

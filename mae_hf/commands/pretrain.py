@@ -144,7 +144,7 @@ def pretrain(config: PretrainConfig) -> None:
     metrics = {key: last[key] for key in ("step", "epoch", "train/loss", "eval/loss", *probes) if key in last}
     complete = whole()
     if complete is not None and accelerator.is_main_process:
-        curves = charts.curves_figure({folder.name: [history]}, "Pre-training", panels=charts.PRETRAINING)
+        curves = charts.curves_figure({folder.name: [history]}, panels=charts.PRETRAINING)
         pictures = {
             "Reconstructions of held-out images during training": folder / "figures" / OVER_TIME,
             "Loss during training": figures.save(curves, folder / "figures" / "curves.png"),

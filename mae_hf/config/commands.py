@@ -160,6 +160,18 @@ class EvaluateConfig(_StoredImages):
 
 
 @dataclass(frozen=True)
+class FiguresConfig(Settings):
+    """The files of the figures, which have the size of a paper.
+
+    Args:
+        format: `png`, with 300 dots per inch, or `svg`.
+    """
+
+    section = "figures"
+    format: Literal["png", "svg"] = "png"
+
+
+@dataclass(frozen=True)
 class FewLabelsConfig(_StoredImages):
     """Measure an encoder with few labels: on ten folds of the training images, or on budgets of 1 to 100 % of them.
 
@@ -183,6 +195,7 @@ class FewLabelsConfig(_StoredImages):
     scratch: bool = False
     draws: Count = 3
     finetune_config: str | None = None
+    figures: FiguresConfig = field(default_factory=FiguresConfig)
     batch_size: Count = 256
 
     def __post_init__(self) -> None:
@@ -197,6 +210,19 @@ class FewLabelsConfig(_StoredImages):
     def methods(self) -> tuple[str, ...]:
         """The names of the methods."""
         return tuple(self.method.split(","))
+
+
+@dataclass(frozen=True)
+class CompareFiguresConfig(FiguresConfig):
+    """The figures of a comparison.
+
+    Args:
+        thumbnails: also draw the t-SNE maps with small pictures of the test images.
+        attention: also draw the attention of the CLS token, of each head and their mean.
+    """
+
+    thumbnails: bool = False
+    attention: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +243,7 @@ class CompareConfig(Settings):
     pretrained: list[str] | str | None = None
     scratch: list[str] | str | None = None
     arm: list[str] | str | None = None
+    figures: CompareFiguresConfig = field(default_factory=CompareFiguresConfig)
     output_dir: str
 
     def __post_init__(self) -> None:
@@ -254,13 +281,13 @@ class ReconstructConfig(_StoredImages):
 
     Args:
         model: run folder, model folder or Hub id of a masked autoencoder.
-        output: the PNG file to write.
+        output: the PNG or SVG file to write.
         num_images: number of images in the figure.
     """
 
     several_sources = True
     model: str
-    output: Annotated[str, ending(".png")]
+    output: Annotated[str, ending(".png", ".svg")]
     num_images: Count = 8
 
 
@@ -287,6 +314,7 @@ class EmbedConfig(_StoredImages):
     neighbours: Annotated[int, Range(at_least=1, at_most=16)] | None = None
     map: bool = False
     pooling: Literal["cls", "mean"] = "cls"
+    figures: FiguresConfig = field(default_factory=FiguresConfig)
     batch_size: Count = 256
 
 

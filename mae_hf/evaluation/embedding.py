@@ -132,7 +132,7 @@ def draw_map(output: Path, images: ImageSet, pooling: str, title: str) -> Figure
     points = projection.tsne(features, seed=0)
     classes = sorted({row["label"] for row in names} - {None})
     labels = np.array([-1 if row["label"] is None else classes.index(row["label"]) for row in names])
-    return sheets.thumbnails_figure(points, images.batch(rows).numpy(), labels, classes, title)
+    return sheets.thumbnails_figure({title: points}, images.batch(rows).numpy(), labels, classes)
 
 
 def _read_rows(output: Path, pooling: str, rows: NDArray[np.int64]) -> tuple[list[dict], NDArray[np.float32]]:

@@ -6,6 +6,7 @@ Shapes: n images, C classes, M bins of the confidence.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from mae_hf.figures import label_of
+from mae_hf.figures import COLUMN, PAGE, for_paper, label_of
 
 Arms = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]  # name -> runs -> lines of metrics.jsonl
 # Okabe and Ito's palette, which colour-blind people can tell apart; one entry for each arm.
@@ -30,9 +31,8 @@ _ARM_STYLES: tuple[dict[str, Any], ...] = (
 )
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "ooo", "+++")
 _MARKERS = "osv^D*PX<>"
-_DOTS: dict[str, Any] = {"s": 14, "linewidths": 0.3, "edgecolors": "black", "alpha": 0.85}
-_MAX_COUNTS = 20  # with more classes the counts in a confusion matrix are too small to read
-_MAX_WIDTH = 12.0  # inches; of wider figures, a page shows the text too small
+_DOTS: dict[str, Any] = {"s": 5, "linewidths": 0.2, "edgecolors": "black", "alpha": 0.85}
+_LETTER, _LINE = 0.052, 0.115  # inches that a letter takes, and a line of text
 _ENOUGH: dict[str, Any] = {"facecolor": "#7FB3D9", "hatch": ""}
 _TOO_FEW: dict[str, Any] = {"facecolor": "white", "hatch": "...."}
 _FEW = 10  # images; the accuracy of a bin with fewer says little
@@ -47,9 +47,9 @@ FINETUNING = {
 PRETRAINING = {"train/loss": ("training loss", 1.0), "eval/loss": ("held-out loss", 1.0)}
 
 
+@for_paper
 def curves_figure(
     arms: Arms,
-    title: str,
     target: float | None = None,
     others: Arms | None = None,
     panels: Mapping[str, tuple[str, float]] = FINETUNING,
@@ -60,66 +60,69 @@ def curves_figure(
     an accuracy in [0, 1].
     """
     present = [key for key in panels if any(key in line for runs in arms.values() for run in runs for line in run)]
-    figure, axes = _new_figure(title, len(present), 2, (5.2, 3.2), (0, 0.8))
+    figure, axes = _new_figure(len(present), 1.35)
     for panel, key in zip(axes, present, strict=True):
         label, factor = panels[key]
         _draw_curves(panel, arms, others or {}, key, factor)
         if key == "eval/accuracy" and target is not None:
             best = f"scratch's best, {100 * target:.1f} %"
-            panel.axhline(100 * target, color="0.3", linestyle=":", linewidth=1.2, label=best)
-        panel.set(xlabel="epoch", ylabel=label)
+            panel.axhline(100 * target, color="0.3", linestyle=":", label=best)
+        panel.set(xlabel="epoch", ylabel=label.replace(" ", "\n", 1))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    _legend_below(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
 def _draw_curves(panel: Axes, arms: Arms, others: Arms, key: str, factor: float) -> None:
-    grey = {"color": "0.5", "linestyle": "-.", "linewidth": 1.0, "markersize": 2.5, "zorder": 1}
+    grey = {"color": "0.5", "linestyle": "-.", "linewidth": 0.7, "markersize": 1.5, "zorder": 1}
     for runs_of, suffix, overrides in ((arms, "", {}), (others, ", other recipes", grey)):
         for style, (arm, runs) in zip(itertools.cycle(_ARM_STYLES), runs_of.items(), strict=False):
             for number, run in enumerate(runs):
                 points = [(line["epoch"], factor * line[key]) for line in run if key in line]
-                look = style | {"linewidth": 1.0, "markersize": 0, "alpha": 0.8, "markevery": max(1, len(points) // 12)}
+                look = style | {"linewidth": 0.7, "markersize": 0, "alpha": 0.8, "markevery": max(1, len(points) // 12)}
                 if number == 0:
-                    look |= {"linewidth": 1.8, "markersize": 4, "alpha": 1.0, "label": label_of(arm, 40) + suffix}
+                    look |= {"linewidth": 1.2, "markersize": 3, "alpha": 1.0, "label": label_of(arm, 40) + suffix}
                 panel.plot(*zip(*points, strict=True) if points else ([], []), **look | overrides)
 
 
-def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str], title: str) -> Figure:
+@for_paper
+def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> Figure:
     """Return confusion matrices of counts, (C, C), shaded by the share of the row (the true class).
 
-    The counts are written into the cells if there is room.
+    Each has its own scale of shades. The counts are written into the cells if there is room.
     """
     num_classes, names = len(class_names), [label_of(name) for name in class_names]
-    longest = 0.07 * max(map(len, names))  # inches of the labels at the left and below
-    side = min(6.5, max(2.2, 0.42 * num_classes))
-    width, height = side + longest + 0.6, side + longest + 0.8
-    across = max(1, int((_MAX_WIDTH - 1) / width))
-    figure, panels = _new_figure(title, len(matrices), across, (width, height), (1, 0.5))
-    ticks = range(num_classes)[:: math.ceil(num_classes / 50)]
+    longest = _LETTER * max(map(len, names))  # inches of the labels at the left and below
+    margin = longest + 0.95  # with axis labels and colour bar
+    width = COLUMN if _LINE * num_classes + margin <= COLUMN else PAGE
+    side = min(width - margin, max(1.2, 0.25 * num_classes))
+    figure, panels = _new_figure(len(matrices), side + longest + 0.6, across=1, width=width)
+    figure.set_layout_engine("compressed")
+    ticks = range(num_classes)[:: math.ceil(_LINE * num_classes / side)]
     labels = [names[tick] for tick in ticks]
     for panel, (name, counts) in zip(panels, matrices.items(), strict=True):
         matrix = np.asarray(counts)
         parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        shading = panel.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-        if num_classes <= _MAX_COUNTS:
+        shading = panel.imshow(parts, cmap="Blues", vmin=0, vmax=parts.max() or 1)
+        if side / num_classes >= max(_LINE, _LETTER * len(str(matrix.max()))):
             for (row, column), count in np.ndenumerate(matrix):
-                color = "white" if parts[row, column] > 0.5 else "0.15"
-                panel.text(column, row, str(count) if count else "", ha="center", va="center", color=color, fontsize=7)
-        panel.set_xticks(ticks, labels, rotation=90, fontsize=8)
-        panel.set_yticks(ticks, labels, fontsize=8)
-        panel.set_title(name, fontsize=10)
+                color = "white" if parts[row, column] > parts.max() / 2 else "0.15"
+                panel.text(column, row, str(count) if count else "", ha="center", va="center", color=color)
+        panel.set_xticks(ticks, labels, rotation=90)
+        panel.set_yticks(ticks, labels)
+        panel.set_title(name)
         panel.set(xlabel="predicted class", ylabel="true class")
-    figure.colorbar(shading, ax=list(panels), label="share of the true class", shrink=0.8)
+        figure.colorbar(shading, ax=panel, label="share of the true class")
     return figure
 
 
-def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+@for_paper
+def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]]) -> Figure:
     """Return a bar for each arm and class. F1 is in [0, 1], and NaN for a class without test images."""
     class_names = list(next(iter(f1_by_name.values())))
-    height = max(0.42, 0.16 * len(f1_by_name))  # inches of a class
-    figure, (panel,) = _new_figure(title, 1, 1, (6.5, height * len(class_names) + 1.5))
+    height = max(0.28, 0.13 * len(f1_by_name))  # inches of a class
+    figure, (panel,) = _new_figure(1, height * len(class_names) + 0.4)
     width = 0.8 / len(f1_by_name)
     for number, (name, scores) in enumerate(f1_by_name.items()):
         percents = [100 * scores[class_name] for class_name in class_names]
@@ -128,44 +131,49 @@ def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]], title: str) -> Fi
         look = {"color": _ARM_STYLES[number]["color"], "hatch": _HATCHES[number], "edgecolor": "white"}
         bars = panel.barh(places, np.nan_to_num(percents), width, label=label_of(name, 40), **look)
         labels = ["no test images" if math.isnan(percent) else f"{percent:.0f}" for percent in percents]
-        panel.bar_label(bars, labels, fontsize=7, padding=2)
+        panel.bar_label(bars, labels, padding=2)
     panel.set_yticks(range(len(class_names)), [label_of(name) for name in class_names])
-    panel.set(xlabel="test F1 (%)", ylabel="class", xlim=(0, 108), xticks=range(0, 101, 20))
+    panel.set(xlabel="test F1 (%)", ylabel="class", xlim=(0, 110), xticks=range(0, 101, 20))
     panel.set_ylim(len(class_names) - 0.5, -0.5)  # the first class at the top
     panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(2, len(f1_by_name)), frameon=False)
+    _legend_below(figure, *panel.get_legend_handles_labels())
     return figure
 
 
-def intervals_figure(arms: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]], title: str) -> Figure:
-    """Return a row for each arm, the first at the top, with its interval and a point for each run or encoder.
+@for_paper
+def intervals_figure(arms: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]]) -> Figure:
+    """Return a bar for each arm, the first at the top, with its interval and a point for each run or encoder.
 
-    Accuracies are in [0, 1]. The mean is a line across the interval, which is None if it is unknown.
+    Accuracies are in [0, 1]. The bar ends at the mean. An interval is None if it is unknown.
     """
-    figure, (panel,) = _new_figure(title, 1, 1, (7.5, 0.5 * len(arms) + 1.2))
+    figure, (panel,) = _new_figure(1, 0.36 * len(arms) + 0.5)
     for row, (style, (values, interval)) in enumerate(zip(itertools.cycle(_ARM_STYLES), arms.values(), strict=False)):
-        color, percents = style["color"], 100 * np.asarray(values)
+        percents, text = 100 * np.asarray(values), f"{100 * np.mean(values):.1f}"
+        panel.barh(row, percents.mean(), 0.7, color=style["color"], alpha=0.45)
+        if len(percents) > 1:
+            panel.plot(percents, np.full(len(percents), row - 0.2), style["marker"], color=style["color"])
         if interval is not None:
-            panel.plot(100 * np.asarray(interval), (row, row), color=color, linewidth=6, alpha=0.35)
-        panel.plot((percents.mean(),) * 2, (row - 0.25, row + 0.25), color=color, linewidth=2)
-        panel.plot(percents, np.full(len(percents), row), style["marker"], color=color, markersize=5)
-        panel.annotate(f"{percents.mean():.1f}", (1.01, row), xycoords=("axes fraction", "data"), va="center")
-    panel.set_yticks(range(len(arms)), [label_of(name, 40) for name in arms])
-    panel.set(xlabel="test accuracy (%)", ylim=(len(arms) - 0.5, -0.5))
+            low, high = 100 * np.asarray(interval)
+            panel.plot((low, high), (row, row), "|-", color="black", linewidth=0.9, markersize=5)
+            text += f"\n({low:.1f} to {high:.1f})"
+        panel.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center")
+    panel.set_yticks(range(len(arms)), [fill(label_of(name, 40), 22) for name in arms])
+    panel.set(xlabel="test accuracy (%)", xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5))
     panel.grid(axis="x", alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def reliability_figure(bins_by_name: Mapping[str, Sequence[NDArray[Any]]], title: str) -> Figure:
+@for_paper
+def reliability_figure(bins_by_name: Mapping[str, Sequence[NDArray[Any]]]) -> Figure:
     """Return accuracy against confidence, above a histogram of the confidence.
 
     Each panel shows counts, mean confidences and accuracies of M bins of equal width, each (M,), without empty bins.
     """
-    across = min(3, len(bins_by_name))
+    across = min(2, len(bins_by_name))
     down = -(-len(bins_by_name) // across)
-    figure = Figure(figsize=(4.1 * across + 0.2, 4.2 * down + 0.8), layout="constrained")
-    grid = figure.add_gridspec(2 * down, across, height_ratios=(3, 1) * down)
+    figure = Figure(figsize=(COLUMN, 2.5 * down), layout="constrained")
+    grid = figure.add_gridspec(2 * down, across, height_ratios=(2, 1) * down)
     most = max(int(counts.max()) for counts, _, _ in bins_by_name.values())
     for number, (name, (counts, confidence, accuracy)) in enumerate(bins_by_name.items()):
         row, column = divmod(number, across)
@@ -174,59 +182,59 @@ def reliability_figure(bins_by_name: Mapping[str, Sequence[NDArray[Any]]], title
         width = 1 / len(counts)
         left = np.arange(len(counts)) * width
         for chosen, look in ((counts >= _FEW, _ENOUGH), ((counts > 0) & (counts < _FEW), _TOO_FEW)):
-            upper.bar(left[chosen], accuracy[chosen], width, align="edge", edgecolor="0.2", linewidth=0.8, **look)
-            lower.bar(left[chosen], counts[chosen], width, align="edge", edgecolor="0.2", linewidth=0.8, **look)
-        upper.plot((0, 1), (0, 1), color="0.2", linestyle="--", linewidth=1.2)
+            upper.bar(left[chosen], accuracy[chosen], width, align="edge", edgecolor="0.2", linewidth=0.5, **look)
+            lower.bar(left[chosen], counts[chosen], width, align="edge", edgecolor="0.2", linewidth=0.5, **look)
+        upper.plot((0, 1), (0, 1), color="0.2", linestyle="--", linewidth=0.8)
         filled = counts > 0
-        upper.plot(confidence[filled], accuracy[filled], "o", color="black", markersize=4)
-        upper.set_title(name, fontsize=10)
-        upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
+        upper.plot(confidence[filled], accuracy[filled], "o", color="black", markersize=2)
+        upper.set_title(name)
+        upper.set(ylabel="" if column else "accuracy", xlim=(0, 1), ylim=(0, 1.03))
         upper.tick_params(labelbottom=False)
         # 0.5 below, so that a bin with a single image shows on a logarithmic axis
-        lower.set(xlabel="confidence (probability of the predicted class)", yscale="log", ylim=(0.5, 2 * most))
+        lower.set(xlabel="confidence", yscale="log", ylim=(0.5, 2 * most))
         lower.set_ylabel("" if column else "images")
         lower.yaxis.set_major_formatter("{x:,.0f}")
     handles = [*(Patch(edgecolor="0.2", **look) for look in (_ENOUGH, _TOO_FEW)), *upper.lines]
     names = ["accuracy", f"accuracy of fewer than {_FEW} images", "perfect calibration", "at the bin's mean confidence"]
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=12)
+    _legend_below(figure, handles, names)
     return figure
 
 
+@for_paper
 def map_figure(
-    maps: Mapping[str, NDArray[Any]], labels: NDArray[Any], class_names: Sequence[str], method: str, title: str
+    maps: Mapping[str, NDArray[Any]], labels: NDArray[Any], class_names: Sequence[str], method: str
 ) -> Figure:
-    """Return maps (n, 2) of the same n images side by side, with a colour and a marker for each class.
+    """Return maps (n, 2) of the same n images, with a colour and a marker for each class.
 
     The axes are named after the method, such as `t-SNE`.
     """
-    names = [label_of(name) for name in class_names]
-    across = min(4, len(maps))
-    width = max(6.0, 3.9 * across)
-    most_columns = max(1, int(width / (0.08 * max(map(len, names)) + 0.55)))
-    num_rows = math.ceil(len(names) / most_columns)
-    columns = math.ceil(len(names) / num_rows)  # no name alone in the last row
-    figure, panels = _new_figure(title, len(maps), across, (width / across, 4.4), (0, 0.5 + 0.2 * num_rows))
+    figure, panels = _new_figure(len(maps), 1.95)
     for panel, (name, points) in zip(panels, maps.items(), strict=True):
-        for index, class_name in enumerate(names):
+        for index, class_name in enumerate(class_names):
             # After ten classes the colours begin again: shifted, so that no two classes share both.
             look = _DOTS | {"color": f"C{index % 10}", "marker": _MARKERS[(index + index // 10) % len(_MARKERS)]}
-            panel.scatter(*points[labels == index].T, label=class_name, **look)
-        panel.set_title(name, fontsize=10)
+            panel.scatter(*points[labels == index].T, label=label_of(class_name), **look)
+        panel.set_title(name)
         panel.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")
-    shown = panels[0].get_legend_handles_labels()
-    figure.legend(*shown, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    _legend_below(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
-def _new_figure(
-    title: str, num_panels: int, most_across: int, panel: tuple[float, float], margin: tuple[float, float] = (0, 0)
-) -> tuple[Figure, NDArray[Any]]:
-    """A figure with a title, and its panels in rows of up to `most_across`; sizes are width and height in inches."""
-    across = min(most_across, num_panels)
+def _legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Add a legend below the panels, with as many columns as fit, and no name alone in its last row."""
+    width = _LETTER * max(map(len, names), default=1) + 0.38  # inches of a name with its sign
+    num_rows = math.ceil(len(names) / max(1, int(figure.get_figwidth() / width)))
+    columns = math.ceil(len(names) / max(1, num_rows))
+    spaces = {"columnspacing": 0.8, "handletextpad": 0.5, "handlelength": 1.8}
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, **spaces)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.15 * num_rows)
+
+
+def _new_figure(num_panels: int, height: float, across: int = 2, width: float = COLUMN) -> tuple[Figure, NDArray[Any]]:
+    """A figure and its panels, in rows of up to `across`, each `height` inches high."""
+    across = min(across, num_panels)
     down = -(-num_panels // across)
-    figure = Figure(figsize=(across * panel[0] + margin[0], down * panel[1] + margin[1]), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure = Figure(figsize=(width, down * height), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for empty in panels[num_panels:]:
         empty.remove()

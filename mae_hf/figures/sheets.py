@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from mae_hf.figures import label_of
+from mae_hf.figures import COLUMN, PAGE, for_paper, label_of
 
 Images = NDArray[np.uint8]  # (n, H, W, 3)
 _GREY = 127
@@ -35,30 +35,35 @@ def hide_patches(images: Any, mask: Any, patch_size: int) -> Images:
     return images
 
 
+@for_paper
 def reconstruction_figure(original: Images, masked: Images, reconstructed: Images, title: str) -> Figure:
     """Return three rows of pictures: originals, images with masked patches in grey, and reconstructions."""
     rows = {"original": original, "masked": masked, "reconstruction": reconstructed}
-    figure = Figure(figsize=(max(4.5, 1.2 * len(original) + 0.5), 4.2), layout="constrained")
+    side = min(0.8, (PAGE - 0.2) / len(original))
+    figure = Figure(figsize=(max(3.6, side * len(original) + 0.2), 3 * max(side, 0.75) + 0.4), layout="constrained")
     for panel, (name, images) in zip(figure.subplots(3, 1), rows.items(), strict=True):
         _show(panel, _strip(images))
-        panel.set_ylabel(name, fontsize=10)
-    figure.suptitle(title, fontsize=11)
+        panel.set_ylabel(name)
+    figure.suptitle(title)
     return figure
 
 
+@for_paper
 def over_time_figure(original: Images, masked: Images, reconstructed: Mapping[int, Images], title: str) -> Figure:
     """Return a row for each image: the original, the masked image, and its reconstructions by the step of training."""
     columns = {"original": original, "masked": masked}
     columns |= {f"step {step:,}": images for step, images in reconstructed.items()}
-    figure = Figure(figsize=(max(6.5, 1.15 * len(columns)), 1.15 * len(original) + 0.9), layout="compressed")
+    side = (PAGE - 0.2) / 8  # with the most steps
+    figure = Figure(figsize=(max(3.6, side * len(columns)), side * len(original) + 0.5), layout="compressed")
     for panel, (name, images) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
         _show(panel, _strip(images.swapaxes(1, 2)).swapaxes(0, 1))
-        panel.set_title(name, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+        panel.set_title(name)
+    figure.suptitle(title)
     return figure
 
 
-def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title: str) -> Figure:
+@for_paper
+def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]]) -> Figure:
     """Return misclassified images, a panel for each arm, with a text of up to four lines below each image.
 
     The number of images n may differ between the arms, and may be 0.
@@ -66,87 +71,92 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]], title:
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
     across = min(2, len(mistakes))
     down = -(-len(mistakes) // across)
-    height = (1.9 * num_rows + 0.6) * down + 0.4
-    figure = Figure(figsize=(_ACROSS * 1.5 * across + 0.4, height), layout="constrained")
+    figure = Figure(figsize=(PAGE / 2 * across, (1.55 * num_rows + 0.4) * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for panel, (arm, (images, texts)) in zip(panels, mistakes.items(), strict=False):
         rows = [slice(start, start + _ACROSS) for start in range(0, len(images), _ACROSS)]
         of_rows = [images[row] for row in rows], [texts[row] for row in rows]
-        _show_grid(panel, *of_rows, (num_rows, _ACROSS), below=0.36)
-        panel.set_title(arm if len(images) else f"{arm}: no mistakes", fontsize=11)
+        _show_grid(panel, *of_rows, (num_rows, _ACROSS), below=0.44)
+        panel.set_title(arm if len(images) else f"{arm}: no mistakes")
     for panel in panels[len(mistakes) :]:
         panel.set_axis_off()
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
+@for_paper
 def neighbours_figure(images: NDArray[np.uint8], texts: Sequence[Sequence[str]], title: str) -> Figure:
     """Return a row for each of Q queries: the query in a frame, then its K neighbours, with a text below each image.
 
     The images are uint8 (Q, 1 + K, H, W, 3).
     """
     num_rows, num_columns = images.shape[:2]
-    figure = Figure(figsize=(max(4.5, 1.35 * num_columns + 0.5), 1.65 * num_rows + 0.8), layout="compressed")
+    figure = Figure(figsize=(max(3.8, 1.2 * num_columns + 0.3), 1.5 * num_rows + 0.6), layout="compressed")
     panel = figure.subplots()
-    cell_height = _show_grid(panel, images, texts, (num_rows, num_columns), below=0.22)
+    cell_height = _show_grid(panel, images, texts, (num_rows, num_columns), below=0.25)
     for row in range(num_rows):
-        panel.add_patch(Rectangle((0, row * cell_height), _SIDE, _SIDE, fill=False, edgecolor="#D55E00", linewidth=3))
-    panel.set_xticks([_SIDE / 2, 1 + _SIDE / 2][:num_columns], ["query", "nearest first"][:num_columns], fontsize=9)
-    panel.set_title(title, fontsize=11, pad=9)
+        panel.add_patch(Rectangle((0, row * cell_height), _SIDE, _SIDE, fill=False, edgecolor="#D55E00", linewidth=2))
+    panel.set_xticks([_SIDE / 2, 1 + _SIDE / 2][:num_columns], ["query", "nearest first"][:num_columns])
+    panel.set_title(title, pad=9)
     return figure
 
 
+@for_paper
 def thumbnails_figure(
-    points: NDArray[Any], images: Images, labels: NDArray[np.int64], class_names: Sequence[str], title: str
+    maps: Mapping[str, NDArray[Any]], images: Images, labels: NDArray[np.int64], class_names: Sequence[str]
 ) -> Figure:
-    """Return a map, (n, 2), with pictures of those images that find room; the others are dots.
+    """Return t-SNE maps, (n, 2), with pictures of those images that find room; the others are dots.
 
     Up to ten classes have colours; a label of -1 has none.
     """
+    has_colours = 0 < len(class_names) <= len(_COLOURS)
+    colours = [_COLOURS[label] if has_colours and label >= 0 else "0.7" for label in labels]
+    figure = Figure(figsize=(PAGE, PAGE * len(maps) + 0.4), layout="constrained")
+    for panel, (name, points) in zip(figure.subplots(len(maps), squeeze=False)[:, 0], maps.items(), strict=True):
+        _show_map(panel, points, images, colours)
+        panel.set_title(name)
+    if has_colours:
+        handles = [
+            Patch(color=colour, label=label_of(name)) for colour, name in zip(_COLOURS, class_names, strict=False)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def _show_map(panel: Axes, points: NDArray[Any], images: Images, colours: Sequence[str]) -> None:
     points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
     shown = list[int]()
     for index, point in enumerate(points):
         if not shown or np.abs(points[shown] - point).max(axis=1).min() > 1.08 * _THUMBNAIL:
             shown.append(index)
-    has_colours = 0 < len(class_names) <= len(_COLOURS)
-    colours = [_COLOURS[label] if has_colours and label >= 0 else "0.7" for label in labels]
-    figure = Figure(figsize=(10, 10.4), layout="constrained")
-    panel = figure.subplots()
-    panel.scatter(points[:, 0], points[:, 1], c=colours, s=10, linewidths=0)
+    panel.scatter(points[:, 0], points[:, 1], c=colours, s=5, linewidths=0)
     for index in shown:
         (left, right), (low, high) = ((value - _THUMBNAIL / 2, value + _THUMBNAIL / 2) for value in points[index])
         panel.imshow(images[index], extent=(left, right, low, high), interpolation="antialiased", zorder=2)
-        frame = Rectangle((left, low), _THUMBNAIL, _THUMBNAIL, fill=False, edgecolor=colours[index], linewidth=1.8)
+        frame = Rectangle((left, low), _THUMBNAIL, _THUMBNAIL, fill=False, edgecolor=colours[index], linewidth=1.2)
         panel.add_patch(frame).set_zorder(3)
     panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], aspect="equal")
     panel.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
-    if has_colours:
-        handles = [
-            Patch(color=colour, label=label_of(name)) for colour, name in zip(_COLOURS, class_names, strict=False)
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=12)
-    return figure
 
 
-def attention_figure(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns: Sequence[str], title: str) -> Figure:
+@for_paper
+def attention_figure(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns: Sequence[str]) -> Figure:
     """Return rows of images, uint8 (H, W, 3), and heat maps of their patches, float (H / P, W / P), all on one scale.
 
     The heat maps are attention in multiples of an even spread. A row may be shorter than there are columns.
     """
-    side = 1.5 if len(columns) <= 7 else 1.0  # inches
-    figure = Figure(figsize=(side * len(columns) + 0.4, side * len(rows) + 1.6), layout="compressed")
+    width = COLUMN if len(columns) <= 4 else PAGE
+    height = (width - 0.3) / len(columns) * len(rows) + 0.9
+    figure = Figure(figsize=(width, height), layout="compressed")
     names, of_rows = zip(*rows, strict=True)
     values = np.concatenate([shown.ravel() for row in of_rows for shown in row if shown.ndim == 2])
     # without a percentile, a few patches with most of the attention would leave the others black
     most = max(1.0, float(np.percentile(values, 99)))
     panel = figure.subplots()
     _show_grid(panel, of_rows, (), (len(rows), len(columns)), cmap="inferno", vmin=0, vmax=most)
-    panel.set_xticks(np.arange(len(columns)) + _SIDE / 2, columns, fontsize=8)
-    panel.set_yticks(np.arange(len(rows)) + _SIDE / 2, names, fontsize=8, rotation="vertical", va="center")
+    panel.set_xticks(np.arange(len(columns)) + _SIDE / 2, columns)
+    panel.set_yticks(np.arange(len(rows)) + _SIDE / 2, names, rotation="vertical", va="center")
     bar = figure.colorbar(panel.images[-1], location="bottom", extend="max", fraction=0.05, aspect=40)
     bar.set_label("attention of the CLS token (1 = spread evenly)")
-    panel.set_title(title, fontsize=11, pad=9)
     return figure
 
 
@@ -184,7 +194,7 @@ def _show_grid(
     for number, of_row in enumerate(texts):
         for left, text in enumerate(of_row):
             x, y = left + _SIDE / 2, number * height + _SIDE + 0.04
-            panel.text(x, y, text, fontsize=7, linespacing=1.15, ha="center", va="top")
+            panel.text(x, y, text, linespacing=1.15, ha="center", va="top")
     panel.set(xlim=(-0.02, shape[1]), ylim=(shape[0] * height, -0.02), aspect="equal")
     panel.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     _hide_frame(panel)

@@ -16,6 +16,7 @@ from mae_hf.data.cache import Store
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, Finding, require
+from mae_hf.figures import PAGE, for_paper
 from mae_hf.files import write_file
 from mae_hf.leakage.near_duplicates import find_duplicates, pixel_digest
 
@@ -169,11 +170,12 @@ def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
         yield Finding("fault", f"{which}, such as {example} ({pairs})", fix)
 
 
+@for_paper
 def pairs_figure(images: np.ndarray, against: np.ndarray, found: pd.DataFrame, title: str) -> Figure:
     """Draw the pairs of images (N, H, W, 3) and (M, H, W, 3) in a table like `Match.found`, the least certain first."""
     pairs = found.sort_values("score", kind="stable")[:NUM_DRAWN]
     num_lines = max(1, -(-len(pairs) // COLUMNS))
-    figure = Figure(figsize=(2.6 * COLUMNS, 1.55 * num_lines + 0.7), layout="constrained")
+    figure = Figure(figsize=(PAGE, 1.05 * num_lines + 0.5), layout="constrained")
     panels = figure.subplots(num_lines, COLUMNS, squeeze=False).ravel()
     for panel in panels:
         panel.axis("off")
@@ -182,7 +184,7 @@ def pairs_figure(images: np.ndarray, against: np.ndarray, found: pd.DataFrame, t
         gap = np.full((len(left), max(1, len(left) // 16), 3), 255, np.uint8)
         panel.imshow(np.concatenate([left, gap, right], axis=1), interpolation="nearest")
         score = f", {pair.score:.2f}" if pair.kind == "near" else ""
-        panel.set_title(f"{pair.row} and {pair.against_row}: {pair.kind}{score}", fontsize=8)
+        panel.set_title(f"{pair.row} and {pair.against_row}: {pair.kind}{score}")
     more = f"; {len(found) - NUM_DRAWN:,} more are not shown" if len(found) > NUM_DRAWN else ""
-    figure.suptitle(f"{title}: {len(found):,} pairs, the least certain first{more}", fontsize=10)
+    figure.suptitle(f"{title}: {len(found):,} pairs, the least certain first{more}")
     return figure

@@ -1,12 +1,10 @@
 """The report as one HTML page. `report.html` holds its text and tables; everything here is its data."""
 
-import base64
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from mae_hf.config.parse import command_line
 from mae_hf.evaluation.statistics import Interval, Spread
+from mae_hf.figures import data_url
 from mae_hf.report.comparison import Comparison, spread_text
 from mae_hf.report.pictures import Pictures
 from mae_hf.report.recipes import Recipe, f1_of_classes, scores_on_test
@@ -154,8 +153,9 @@ def _minutes(record: RunRecord) -> str:
     return f"{seconds / 60:.1f}"
 
 
-_FILTERS = {
-    "base64": lambda path: base64.b64encode(Path(path).read_bytes()).decode(),
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "data_url": data_url,
+    "any_number": lambda texts: any(re.search(r"\d", text) for text in texts),
     "pieces": lambda text: re.split(r"(?<=[/._])(?=[^\W\d])", text),  # a long path or name may break between them
     "thousands": lambda number: UNKNOWN if number is None else f"{number:,}",
     "number": _number,

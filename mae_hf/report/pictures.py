@@ -1,4 +1,4 @@
-"""The pictures of a comparison, saved as PNG. Their headings and captions are in `report.html`.
+"""The pictures of a comparison, saved as PNG or SVG. Their headings and captions are in `report.html`.
 
 Shapes: n test images, H heads, G² patches in G rows.
 """
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from mae_hf import figures
+from mae_hf.config.commands import CompareFiguresConfig
 from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation import projection
@@ -35,7 +36,7 @@ MAX_ATTENTION = 6
 SEED = 0  # of the drawn test images and of the maps
 _NAMES = (
     *("intervals", "curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding", "embedding_umap"),
-    *("attention", "attention_heads", "reconstruction"),
+    *("thumbnails", "attention", "attention_heads", "reconstruction"),
 )
 # What each network of a map has learned from.
 _SEEN = {
@@ -47,40 +48,43 @@ _SEEN = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a comparison, each a file NAME.png."""
+    """The pictures of a comparison, each a file NAME.png or NAME.svg."""
 
     folder: Path
+    settings: CompareFiguresConfig = field(default_factory=CompareFiguresConfig)
     captions: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> what its caption needs, in their order
     notes: list[str] = field(default_factory=list)  # what could not be drawn, and why
-    trustworthiness: dict[str, float] = field(default_factory=dict)  # of the t-SNE maps that were drawn, by network
+    knn_accuracy: dict[str, float] = field(default_factory=dict)  # of the features that were mapped, by network
     calibration_error: dict[str, float] = field(default_factory=dict)  # expected error on test images, 0 to 1, by arm
 
     def add(self, name: str, figure: Figure, **caption: object) -> None:
         """Save a figure as the next picture."""
-        figures.save(figure, self.folder / f"{name}.png")
-        self.captions[name] = caption
+        path = figures.save(figure, self.folder / f"{name}.{self.settings.format}")
+        self.captions[name] = {"path": path, "inches": figure.get_figwidth(), **caption}
 
 
-def draw_pictures(comparison: Comparison, folder: Path) -> Pictures:
+def draw_pictures(comparison: Comparison, folder: Path, settings: CompareFiguresConfig | None = None) -> Pictures:
     """Draw everything into an existing folder.
 
     A picture whose images, encoder or pre-training run is missing is left out, with a warning.
     """
     for name in _NAMES:  # an older report may have pictures that this one leaves out
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    drawn = Pictures(folder)
+        for ending in ("png", "svg"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    drawn = Pictures(folder, settings or CompareFiguresConfig())
     draw_scores(comparison, drawn)
     draw_reliability(comparison, drawn)
     try:
         images = {arm: networks.open_test_images(run) for arm, run in comparison.best.items()}
     except ConfigError as error:
-        drawn.notes.append(f"No t-SNE map, no mistakes and no attention: {error}")
+        drawn.notes.append(f"No pictures of test images: {error}")
     else:
         draw_mistakes(comparison, images, drawn)
         opened, missing = networks.open_networks(comparison, images)
         drawn.notes.extend(f"{name} is not drawn: {reason}" for name, reason in missing.items())
         draw_maps(opened, drawn)
-        draw_attention(opened, drawn)
+        if drawn.settings.attention:
+            draw_attention(opened, drawn)
     copy_reconstruction([run.init for run in comparison.best.values() if not run.from_scratch], drawn)
     for note in drawn.notes:
         print(f"warning: {note}", file=sys.stderr)
@@ -94,21 +98,17 @@ def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
         name: (arm.accuracy.values, (ends.low, ends.high) if (ends := arm.accuracy_interval) else None)
         for name, arm in results.arms.items()
     }
-    on_images = f"on the {results.num_test_images:,} test images"
-    drawn.add("intervals", charts.intervals_figure(accuracies, f"Accuracy {on_images}"))
+    drawn.add("intervals", charts.intervals_figure(accuracies))
     curves = {arm: [run.history for run in runs if not run.probe] for arm, runs in chosen.items()}
     others = {
         arm: [run.history for run in runs if run not in chosen[arm] and not run.probe]
         for arm, runs in comparison.arms.items()
     }
     if any(curves.values()):
-        title = "Fine-tuning on the same labels"
-        drawn.add("curves", charts.curves_figure(curves, title, results.target, others))
+        drawn.add("curves", charts.curves_figure(curves, results.target, others))
     matrices = {_panel_title(arm, run): scores_on_test(run)["confusion_matrix"] for arm, run in comparison.best.items()}
-    names = comparison.runs[0].class_names
-    drawn.add("confusion", charts.confusion_figure(matrices, names, f"Confusion {on_images}"))
-    title = f"F1 {on_images}{', means over runs' if max(map(len, chosen.values())) > 1 else ''}"
-    drawn.add("f1_per_class", charts.bars_figure({arm: f1_of_classes(runs) for arm, runs in chosen.items()}, title))
+    drawn.add("confusion", charts.confusion_figure(matrices, comparison.runs[0].class_names))
+    drawn.add("f1_per_class", charts.bars_figure({arm: f1_of_classes(runs) for arm, runs in chosen.items()}))
 
 
 def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
@@ -118,14 +118,14 @@ def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
         bins = reliability(run.test.labels, run.test.probabilities)
         drawn.calibration_error[arm] = bins.error
         sure = f"mean confidence {100 * run.test.probabilities.max(axis=1).mean():.1f} %"
-        panels[f"{_panel_title(arm, run)}\n{sure}, calibration error {100 * bins.error:.1f} %"] = bins
-    title = f"Reliability on the {len(comparison.runs[0].test):,} test images"
-    drawn.add("reliability", charts.reliability_figure(panels, title), num_bins=NUM_BINS)
+        title = [*_panel_title(arm, run).split("\n"), sure, f"calibration error {100 * bins.error:.1f} %"]
+        panels["\n".join(fill(line, 26) for line in title)] = bins
+    drawn.add("reliability", charts.reliability_figure(panels), num_bins=NUM_BINS)
 
 
 def draw_mistakes(comparison: Comparison, images: Mapping[str, ImageSet], drawn: Pictures) -> None:
     """Draw the most confident mistakes of each arm, on its own test images."""
-    names = [label_of(name, 18) for name in comparison.runs[0].class_names]
+    names = [label_of(name, 11) for name in comparison.runs[0].class_names]
     mistakes = {}
     for arm, run in comparison.best.items():
         labels, values = run.test.labels, run.test.probabilities
@@ -133,15 +133,15 @@ def draw_mistakes(comparison: Comparison, images: Mapping[str, ImageSet], drawn:
         rows = wrong[np.argsort(-values[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
         texts = [
             f"true: {names[labels[row]]}\npredicted: {names[guess]}\nprobability {values[row, guess]:.3f}"
-            + (f"\n{file_label(file, 18)}" if (file := run.test.files[row]) else "")
+            + (f"\n{file_label(file, 20)}" if (file := run.test.files[row]) else "")
             for row, guess in zip(rows, values[rows].argmax(axis=1), strict=True)
         ]
         mistakes[_panel_title(arm, run)] = images[arm].batch(rows).numpy(), texts
-    drawn.add("mistakes", sheets.mistakes_figure(mistakes, "The most confident mistakes"), most=MAX_MISTAKES)
+    drawn.add("mistakes", sheets.mistakes_figure(mistakes), most=MAX_MISTAKES)
 
 
 def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
-    """Draw maps of the features by t-SNE, and by UMAP if it is installed; note t-SNE's trustworthiness."""
+    """Draw maps of the features by t-SNE, and by UMAP if it is installed, with the accuracy of their neighbours."""
     features = {}
     for name, network in opened.items():
         if name == networks.FINETUNED_ENCODER:
@@ -157,18 +157,19 @@ def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
     methods = {"embedding": ("t-SNE", projection.tsne)}
     if find_spec("umap"):
         methods["embedding_umap"] = ("UMAP", projection.umap)
+    titles = {}
+    for name, found in features.items():
+        drawn.knn_accuracy[name] = projection.knn_accuracy(found, images.labels[rows])
+        lines = [fill(name, 24), *([_SEEN[name]] if name in _SEEN else [])]
+        titles[name] = "\n".join([*lines, f"kNN accuracy {100 * drawn.knn_accuracy[name]:.1f} %"])
     for file, (method, project) in methods.items() if features else ():
-        points = {}
-        for name, found in features.items():
-            mapped = project(found, SEED)
-            trust = projection.trustworthiness(found, mapped)
-            about = f"{name}: {_SEEN[name]}" if name in _SEEN else name
-            points[f"{about}\ntrustworthiness {trust:.3f}"] = mapped
-            if method == "t-SNE":
-                drawn.trustworthiness[name] = trust
-        title = f"{method} of the CLS features of {len(rows):,} test images"
-        figure = charts.map_figure(points, images.labels[rows], images.class_names, method, title)
-        drawn.add(file, figure, method=method)
+        points = {titles[name]: project(found, SEED) for name, found in features.items()}
+        figure = charts.map_figure(points, images.labels[rows], images.class_names, method)
+        drawn.add(file, figure, method=method, num_images=len(rows))
+        if drawn.settings.thumbnails and method == "t-SNE":
+            pixels = images.batch(rows).numpy()
+            figure = sheets.thumbnails_figure(points, pixels, images.labels[rows], images.class_names)
+            drawn.add("thumbnails", figure)
 
 
 def draw_attention(opened: Mapping[str, Network], drawn: Pictures) -> None:
@@ -197,13 +198,11 @@ def draw_attention(opened: Mapping[str, Network], drawn: Pictures) -> None:
         labels, before = [label_of(images.class_names[label], 14) for label in images.labels[rows]], pixels
     if not columns:
         return
-    title = "Attention of CLS over the patches: last layer, mean of heads"
     names, of_columns = zip(*columns, strict=True)
     rows_of_panels = list(zip(labels, zip(*of_columns, strict=True), strict=True))
-    drawn.add("attention", sheets.attention_figure(rows_of_panels, names, title))
+    drawn.add("attention", sheets.attention_figure(rows_of_panels, names))
     titles = ["image", *(f"head {number}" for number in range(1, max(len(panels) for _, panels in every_head)))]
-    title = "Each head separately, for the first image"
-    drawn.add("attention_heads", sheets.attention_figure(every_head, titles, title))
+    drawn.add("attention_heads", sheets.attention_figure(every_head, titles))
 
 
 def copy_reconstruction(inits: Sequence[str], drawn: Pictures) -> None:
@@ -213,10 +212,11 @@ def copy_reconstruction(inits: Sequence[str], drawn: Pictures) -> None:
         files = origin.folder.glob("figures/reconstruction*.png") if origin.folder else ()
         newest = max(files, key=lambda path: (path.name == OVER_TIME, path.stat().st_mtime, path.name), default=None)
         if newest:
-            (drawn.folder / "reconstruction.png").write_bytes(newest.read_bytes())
+            path = drawn.folder / "reconstruction.png"
+            path.write_bytes(newest.read_bytes())
             is_normalised = origin.config is None or origin.config.model.norm_pix_loss
             caption = {"file": newest.name, "is_over_time": newest.name == OVER_TIME, "is_normalised": is_normalised}
-            drawn.captions["reconstruction"] = caption
+            drawn.captions["reconstruction"] = {"path": path, "inches": figures.PAGE, **caption}
             return
     drawn.notes.extend(f"No reconstruction: {init} has no figures/reconstruction*.png" for init in dict.fromkeys(inits))
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from mae_hf.config.commands import CompareFiguresConfig
 from mae_hf.files import write_text
 from mae_hf.report.comparison import Comparison
 from mae_hf.report.networks import changed_encoders
@@ -14,7 +15,7 @@ from mae_hf.report.pictures import draw_pictures
 from mae_hf.report.recipes import f1_of_classes, scores_on_test
 
 
-def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
+def write_report(comparison: Comparison, output_dir: str | Path, figures: CompareFiguresConfig | None = None) -> Path:
     """Draw and write everything into `output_dir`, `index.html` last, and return that page's path.
 
     What cannot be drawn, because images or the pre-training run are missing, is left out; the page and a warning say
@@ -22,7 +23,7 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = draw_pictures(comparison, folder)
+    drawn = draw_pictures(comparison, folder, figures)
     changed = changed_encoders(comparison.runs)
     few = comparison.few_validation_images() if comparison.has_choice else None
     for warning in [*changed, few] if few else changed:
@@ -41,7 +42,7 @@ def write_report(comparison: Comparison, output_dir: str | Path) -> Path:
         },
         "confusion_matrix": {name: scores_on_test(run)["confusion_matrix"] for name, run in comparison.best.items()},
         "calibration_error": drawn.calibration_error,
-        "trustworthiness": drawn.trustworthiness,
+        "knn_accuracy": drawn.knn_accuracy,
         "notes": [*notes, *drawn.notes],
     }
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no word for infinity

@@ -50,7 +50,7 @@ WRONG = [
     (FewLabelsConfig, {**FEW, "data": DataConfig(fold=0)}, "chosen by this command .. --protocol folds or budgets"),
     (FewLabelsConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
     (EvaluateConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
-    (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png (--output)"),
+    (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png or .svg (--output)"),
     (EmbedConfig, {"model": "m", "output": "o.csv"}, "output is o.csv but .. ends in .parquet (--output)"),
     (
         EmbedConfig,

@@ -31,6 +31,7 @@ def test_the_page_needs_nothing_outside_of_itself(html):
     assert parsed.tags.count("script") == parsed.tags.count("main") == parsed.tags.count("h1") == 1
     assert parsed.alts == [text for tag, text in parsed.texts if tag == "figcaption"]
     assert [text.split(",")[0] for text in parsed.alts] == [
+        "A bar ends at the mean of an arm. Points are its runs",
         "Up to 9 misclassified test images of each arm",
         "Held-out images",
     ]
@@ -38,16 +39,17 @@ def test_the_page_needs_nothing_outside_of_itself(html):
 
 def test_names_from_outside_stay_text(html):
     parsed = Parsed(html)
-    assert not {"b", "i"} & set(parsed.tags) and parsed.tags.count("img") == 2
+    assert not {"b", "i"} & set(parsed.tags) and parsed.tags.count("img") == 3
     assert set(CLASS_NAMES) < set(parsed.table("Recall"))
     assert any(name.endswith("mae <b>0") for name in parsed.table("All runs"))
     assert "<i>a</i>" in parsed.table("The audit")
-    assert "(<i>.png of the pre-training run)" in parsed.alts[1]
+    assert "(<i>.png of the pre-training run)" in parsed.alts[2]
 
 
 def test_a_table_of_numbers_can_be_sorted_and_cells_that_differ_are_marked(html):
     assert re.search(r'<th scope="col" class="number"><button type="button">seed</button></th>', html)
-    assert 'data-value="">not reached</td>' in html and 'class="number" data-value="0.75">75.00</td>' in html
+    assert 'data-value="">not reached</td>' in html
+    assert '<td class="number" data-title="test accuracy (%)" data-value="0.75">75.00</td>' in html
     assert html.count('<tr class="chosen">') == 4 + 2  # runs and recipes
     assert "<mark>≠ scratch</mark>" in html and "train.<wbr>layer_<wbr>decay 1.0" in html
 
@@ -92,11 +94,18 @@ def test_the_table_of_arms_holds_means_spreads_intervals_and_their_difference(co
     assert arms["its smallest and largest value over runs"] == list(spread)
 
 
-def test_single_runs_have_no_interval_over_runs(tmp_path):
+def test_rows_without_a_number_are_left_out(tmp_path):
     ours, scratch = (write_run(tmp_path / init, init, (True, False, False, False)) for init in ("mae", "scratch"))
     arms = page_of(compare_runs([ours], [scratch])).table("Both arms")
-    assert arms["its 95 % interval over runs (Student's t)"] == ["unknown: one number", "unknown: one number", "–"]
-    assert arms["its smallest and largest value over runs"] == ["unknown: one number", "unknown: one number", ""]
+    assert "its 95 % interval over 4 test images" in arms
+    assert not {"its 95 % interval over runs (Student's t)", "its smallest and largest value over runs"} & set(arms)
+
+
+def test_the_accuracies_come_first_and_recipe_and_environment_are_folded(html):
+    parsed = Parsed(html)
+    assert parsed.tags.index("img") < parsed.tags.index("nav") < parsed.tags.index("table")
+    folded = re.findall(r'<section id="(\w+)"><details><summary><h2>', html)
+    assert folded == ["recipe", "environment"] and parsed.tags.count("details") == 2
 
 
 def test_both_arms_have_their_accuracy_on_images_that_pre_training_has_not_seen(tmp_path):

@@ -5,33 +5,50 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_pages import captions_of
+from report_pages import Parsed, captions_of
 from run_folders import HALF, THREE, write_run
 
+from mae_hf.config.commands import CompareFiguresConfig
 from mae_hf.figures import charts
 from mae_hf.report import pictures
 from mae_hf.report.arms import compare_runs
 from mae_hf.report.comparison import Comparison
+from mae_hf.report.page import page
 from mae_hf.report.pictures import Pictures, copy_reconstruction, draw_pictures, draw_reliability, draw_scores
 
 NAMES = [
     *("intervals", "curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding"),
-    *("attention", "attention_heads", "reconstruction"),
+    *("thumbnails", "attention", "attention_heads", "reconstruction"),
 ]
 
 
 def test_every_picture_is_a_file_with_a_heading_and_a_caption(comparison, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)  # UMAP takes a minute to start
-    drawn = draw_pictures(comparison, tmp_path)
+    drawn = draw_pictures(comparison, tmp_path, CompareFiguresConfig(attention=True, thumbnails=True))
     assert list(drawn.captions) == NAMES
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{name}.png" for name in NAMES}
     for name in NAMES:
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.format == "PNG"
+            is_paper = image.width in (990, 2070) and "dpi" in image.info  # a column or page, at 300 dots per inch
+            assert is_paper or name == "reconstruction"
     captions = captions_of(comparison, drawn)
     assert len(captions) == len(NAMES) and all(len(caption) > 20 for caption in captions.values())
     assert drawn.notes == [] and "warning" not in capsys.readouterr().err
-    assert drawn.trustworthiness.keys() == {"MAE before fine-tuning", "untrained", "from scratch, trained"}
+    assert drawn.knn_accuracy.keys() == {"MAE before fine-tuning", "untrained", "from scratch, trained"}
+
+
+def test_without_a_request_there_are_no_thumbnails_and_no_attention_and_all_may_be_svg(
+    comparison, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    (tmp_path / "curves.png").write_bytes(b"of an older report")
+    drawn = draw_pictures(comparison, tmp_path, CompareFiguresConfig(format="svg"))
+    assert list(drawn.captions) == [*NAMES[:7], "reconstruction"]
+    expected = {*(f"{name}.svg" for name in NAMES[:7]), "reconstruction.png"}  # the pre-training run has drawn that one
+    assert {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")} == expected
+    addresses = [address[:19] for address in Parsed(page(comparison, drawn, [], "out")).addresses if address[0] == "d"]
+    assert addresses == ["data:image/svg+xml;"] * 7 + ["data:image/png;base"]
 
 
 def test_what_is_gone_is_left_out_and_said(runs, comparison, image_folder, tmp_path, capsys):
@@ -44,11 +61,11 @@ def test_what_is_gone_is_left_out_and_said(runs, comparison, image_folder, tmp_p
     image_folder.rename(tmp_path / "elsewhere")
     drawn = draw_pictures(comparison, out)
     warnings = capsys.readouterr().err
-    expected = ("No t-SNE map, no mistakes and no attention: ", "No reconstruction: ")
+    expected = ("No pictures of test images: ", "No reconstruction: ")
     for note, text in zip(drawn.notes, expected, strict=True):
         assert note.startswith(text) and f"warning: {note}" in warnings
     assert {path.name for path in out.iterdir()} == {f"{name}.png" for name in NAMES[:5]}
-    assert drawn.trustworthiness == {}
+    assert drawn.knn_accuracy == {}
 
 
 def test_an_encoder_that_is_gone_leaves_the_other_networks_in_the_pictures(runs, comparison, tmp_path, monkeypatch):
@@ -57,8 +74,8 @@ def test_an_encoder_that_is_gone_leaves_the_other_networks_in_the_pictures(runs,
     drawn = draw_pictures(comparison, tmp_path)
     (note,) = drawn.notes
     assert note.startswith("MAE before fine-tuning is not drawn: ")
-    assert drawn.trustworthiness.keys() == {"untrained", "from scratch, trained"}
-    assert list(drawn.captions) == NAMES
+    assert drawn.knn_accuracy.keys() == {"untrained", "from scratch, trained"}
+    assert list(drawn.captions) == [*NAMES[:7], "reconstruction"]
 
 
 def test_the_calibration_error_of_each_arm_is_that_of_its_own_predictions(comparison, tmp_path, image_folder):
@@ -88,7 +105,7 @@ def three_classes(tmp_path: Path) -> Comparison:
 def test_a_class_without_test_images_has_no_f1(three_classes, tmp_path, monkeypatch):
     drawn = {}
     real = charts.bars_figure
-    monkeypatch.setattr(charts, "bars_figure", lambda scores, title: drawn.update(scores) or real(scores, title))
+    monkeypatch.setattr(charts, "bars_figure", lambda scores: drawn.update(scores) or real(scores))
     draw_scores(three_classes, Pictures(tmp_path))
     assert drawn.keys() == {"MAE pre-trained", "from scratch"}
     for scores in drawn.values():

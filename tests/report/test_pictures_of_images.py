@@ -36,7 +36,7 @@ def opened(comparison: Comparison, images: dict[str, ImageSet], monkeypatch: pyt
 def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comparison, images, tmp_path, monkeypatch):
     drawn = {}
     real = sheets.mistakes_figure
-    monkeypatch.setattr(sheets, "mistakes_figure", lambda them, title: drawn.update(them) or real(them, title))
+    monkeypatch.setattr(sheets, "mistakes_figure", lambda them: drawn.update(them) or real(them))
     probabilities = {
         "MAE pre-trained": np.array([[0.9, 0.1], [0.4, 0.6], [0.875, 0.125], [0.1, 0.9]]),
         "from scratch": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]),
@@ -47,7 +47,7 @@ def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for(comp
     draw_mistakes(comparison, images, Pictures(tmp_path))
     pixels, texts = drawn["MAE pre-trained\nmae <b>, 50.0 % accuracy"]
     assert texts == [
-        "true: dog\npredicted: cat\nprobability 0.875\n…-of-a-file_22.png",
+        "true: dog\npredicted: cat\nprobability 0.875\n…me-of-a-file_22.png",
         "true: cat\npredicted: dog\nprobability 0.600",
     ]
     assert [tuple(image[0, 0]) for image in pixels] == [(22, 44, 100), (21, 42, 100)]  # as in `image_folder`
@@ -58,9 +58,9 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
     labels_of_images = images["from scratch"].labels
     drawn = {}
 
-    def remember(points, labels, class_names, method, title):
+    def remember(points, labels, class_names, method):
         drawn.update(points=points, labels=labels, method=method)
-        return real(points, labels, class_names, method, title)
+        return real(points, labels, class_names, method)
 
     real = charts.map_figure
     monkeypatch.setattr(charts, "map_figure", remember)
@@ -74,7 +74,9 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
         drawn["points"].items(),
         strict=True,
     ):
-        assert (title.startswith(name) and "trustworthiness 0." in title) or "trustworthiness 1." in title
+        assert title.startswith(name.split()[0]) and title.endswith(
+            f"\nkNN accuracy {100 * report.knn_accuracy[name]:.1f} %"
+        )
         np.testing.assert_array_equal(points, opened[name].features(rows)[:, :2])
 
 
@@ -86,7 +88,7 @@ def test_an_installed_umap_is_drawn_too(comparison, opened, tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.glob("embedding*.png")) == ["embedding.png", "embedding_umap.png"]
     captions = captions_of(comparison, report)
     assert list(captions) == ["Features as a map (t-SNE)", "Features as a map (UMAP)"]
-    assert captions["Features as a map (UMAP)"].startswith("The same test images, mapped by UMAP of the frozen")
+    assert captions["Features as a map (UMAP)"].startswith("The same 4 test images in every map, by UMAP of the CLS")
 
 
 def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, tmp_path):
@@ -95,7 +97,7 @@ def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, tmp_path)
     report = Pictures(tmp_path)
     draw_maps(opened, report)
     draw_attention(opened, report)
-    assert report.trustworthiness.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER}
+    assert report.knn_accuracy.keys() == {networks.RANDOM_ENCODER, networks.SUPERVISED_ENCODER}
     assert list(report.captions) == ["embedding", "attention", "attention_heads"]
     assert report.notes[0].startswith("No map of MAE before fine-tuning: 32 of 32 values of features are not finite")
     assert report.notes[1].startswith("No attention of MAE before fine-tuning: the attention is not finite")
@@ -113,7 +115,7 @@ def test_attention_is_that_of_an_image_of_each_class_for_each_network(opened, im
     real = sheets.attention_figure
     monkeypatch.setattr(sheets, "attention_figure", lambda *args: calls.append(args) or real(*args))
     draw_attention(opened, Pictures(tmp_path))
-    (rows, columns, _), (of_networks, heads, _) = calls
+    (rows, columns), (of_networks, heads) = calls
     assert [name for name, _ in rows] == ["cat", "dog"]
     chosen = np.array([int(panels[0][0, 0, 0]) - 20 for _, panels in rows])  # the colour tells the row
     assert [images["from scratch"].labels[row] for row in chosen] == [0, 1]
@@ -156,7 +158,7 @@ def test_each_network_sees_and_shows_the_images_as_it_prepares_them(tmp_path, mo
     real = sheets.attention_figure
     monkeypatch.setattr(sheets, "attention_figure", lambda *args: calls.append(args) or real(*args))
     draw_attention(opened, Pictures(tmp_path))
-    (rows, columns, _), (of_networks, _, _) = calls
+    (rows, columns), (of_networks, _) = calls
     assert columns == ("image", "crop", "image", "squash")
     for _, panels in [rows[0], ("", [panel for _, row in of_networks for panel in row[:2]])]:
         assert panels[0].max() == 0 and panels[2].mean() > 150 and [panels[i].shape for i in (1, 3)] == [(2, 2), (3, 3)]

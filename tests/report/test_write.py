@@ -29,7 +29,7 @@ def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_pa
     assert numbers["results"]["arms"]["MAE pre-trained"]["accuracy"]["values"] == [0.75]
     assert [row["test_accuracy"] for row in numbers["runs"]] == [0.75, 0.5]
     assert numbers["confusion_matrix"]["MAE pre-trained"] == [[2, 0], [1, 1]]
-    assert set(numbers["trustworthiness"]) == {"MAE before fine-tuning", "untrained", "from scratch, trained"}
+    assert set(numbers["knn_accuracy"]) == {"MAE before fine-tuning", "untrained", "from scratch, trained"}
 
 
 def test_the_page_says_what_is_gone(runs, comparison, tmp_path):
@@ -51,7 +51,7 @@ def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_p
 
 
 def test_a_choice_of_recipe_on_few_validation_images_is_warned_of(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder: Pictures(folder))
+    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder, settings: Pictures(folder))
     few = {"curve": (0.5,), "validation": (True,) * 5 + (False,) * 5}
     ours = write_run(tmp_path / "ours", "encoder", HALF, **few)
     scratch = [write_run(tmp_path / f"s{i}", "scratch", HALF, layer_decay=1.0 - i / 10, **few) for i in range(2)]
@@ -64,7 +64,7 @@ def test_a_choice_of_recipe_on_few_validation_images_is_warned_of(tmp_path, caps
 
 
 def test_json_says_null_where_a_target_was_not_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder: Pictures(folder))
+    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder, settings: Pictures(folder))
     slow = write_run(tmp_path / "slow", "encoder", HALF, curve=(0.1, 0.2))
     scratch = write_run(tmp_path / "scratch", "scratch", HALF, curve=(0.3, 0.65))
     report = write.write_report(compare_runs([slow], [scratch]), tmp_path / "out")

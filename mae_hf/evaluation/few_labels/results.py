@@ -73,14 +73,14 @@ def check_inputs(path: Path, inputs: dict[str, Any]) -> None:
     write_json(path, inputs)
 
 
-def write_summary(folder: Path, lines: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
-    """Write summary.json and few_labels.png, and return the table for the console.
+def write_summary(folder: Path, lines: Sequence[dict[str, Any]], about: dict[str, Any], form: str = "png") -> str:
+    """Write summary.json and the figure few_labels.png, or .svg, and return the table for the console.
 
     `about` is what summary.json says besides `results`; its `protocol` is also the title of the picture.
     """
     rows = summarize(lines)
     write_json(folder / "summary.json", {**about, "results": rows})
-    figures.save(few_labels_figure(rows, lines, about["protocol"]), folder / "few_labels.png")
+    figures.save(few_labels_figure(rows, lines, about["protocol"]), folder / f"few_labels.{form}")
     return f"{summary_text(rows)}\nmean ± standard deviation over the label sets, in per cent; {about['protocol']}"
 
 
@@ -121,6 +121,7 @@ def _percent(mean: float, sd: float | None) -> str:
     return f"{100 * mean:.2f}" + (f" ± {100 * sd:.2f}" if sd is not None else "")
 
 
+@figures.for_paper
 def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], title: str) -> Figure:
     """Return test accuracy, mean and standard deviation over label sets: of folds with a point for each, or by budget.
 
@@ -134,12 +135,15 @@ def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, 
     for (arm, method, pooling), values in singles:
         ends = values.mean() + np.array([-1, 1]) * (values.std() if len(values) > 1 else 0)
         folds[f"{method}, {_look(arm, pooling)['label']}"] = values.tolist(), ends
-    return charts.intervals_figure(folds, f"{title}\npoints: folds; line and bar: mean ± standard deviation")
+    figure = charts.intervals_figure(folds)
+    figure.suptitle(f"{title}\npoints: folds; bar and line: mean ± standard deviation", wrap=True)
+    figure.set_figheight(figure.get_figheight() + 0.6)
+    return figure
 
 
 def _budgets_figure(summary: pd.DataFrame, title: str) -> Figure:
     methods = [method for method in TITLES if (summary["method"] == method).any()]
-    figure = Figure(figsize=(max(6.4, 4.4 * len(methods)), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(figures.COLUMN, 2.3 * len(methods)), 3.0), layout="constrained")
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     for panel, method in zip(panels, methods, strict=True):
         of_method = summary[summary["method"] == method]
@@ -150,15 +154,15 @@ def _budgets_figure(summary: pd.DataFrame, title: str) -> Figure:
         ticks = {n: f"{n:.0f}\n{', '.join(f'{100 * part:g}' for part in of_n)} %" for n, of_n in parts.items()}
         panel.set(xscale="log", xlabel="labels (number and part; log scale)")
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
-        panel.set_title(TITLES[method], fontsize=10)
+        panel.set_xticks(list(ticks), list(ticks.values()))
+        panel.set_title(TITLES[method])
         panel.grid(axis="y", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("test accuracy (%), mean ± standard deviation")
+    panels[0].set_ylabel("test accuracy (%), mean ± sd")
     legends = [panel.get_legend_handles_labels() for panel in panels]
     handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * len(methods), frameon=False)
-    figure.suptitle(title, fontsize=11, wrap=True)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title, wrap=True)
     return figure
 
 

@@ -158,7 +158,7 @@ def test_budgets_are_on_a_log_axis_with_numbers_parts_and_error_bars(tmp_path: P
     ]
     panel = figure.axes[0]
     assert panel.get_xscale() == "log" and "log scale" in panel.get_xlabel()
-    assert panel.get_ylabel() == "test accuracy (%), mean ± standard deviation"
+    assert panel.get_ylabel() == "test accuracy (%), mean ± sd"
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["15\n1, 5 %", "75\n25 %", "300\n100 %"]
     line, _, (bars,) = panel.containers[0]
     assert line.get_xdata().tolist() == [15, 15, 75, 300]
@@ -176,10 +176,10 @@ def test_folds_are_drawn_one_by_one_beside_their_mean(tmp_path: Path):
     measured = measured_lines((None,), 5)
     figure = few_labels_figure(summarize(measured), measured, "official protocol")
     panel = figure.axes[0]
-    labels = [tick.get_text() for tick in panel.get_yticklabels()]
+    labels = [tick.get_text().replace("\n", " ") for tick in panel.get_yticklabels()]
     assert labels[1:4] == ["knn, pre-trained, CLS", "knn, pre-trained, mean", "linear, pre-trained, CLS"]
-    bar, mean, singles = panel.lines[3:6]
+    bar, (singles, line) = panel.patches[1], panel.lines[2:4]
     assert sorted(singles.get_xdata()) == pytest.approx([56, 58, 60, 62, 64])
-    assert mean.get_xdata()[0] == pytest.approx(60) and panel.texts[1].get_text() == "60.0"
-    assert bar.get_xdata() == pytest.approx([60 - 10**0.5, 60 + 10**0.5])  # the sample deviation of 0, 2, 4, 6, 8
+    assert bar.get_width() == pytest.approx(60) and panel.texts[1].get_text() == "60.0\n(56.8 to 63.2)"
+    assert line.get_xdata() == pytest.approx([60 - 10**0.5, 60 + 10**0.5])  # the sample deviation of 0, 2, 4, 6, 8
     assert save(figure, tmp_path / "folds.png").stat().st_size > 10_000
