@@ -117,9 +117,10 @@ def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
     for arm, run in comparison.best.items():
         bins = reliability(run.test.labels, run.test.probabilities)
         drawn.calibration_error[arm] = bins.error
-        sure = f"mean confidence {100 * run.test.probabilities.max(axis=1).mean():.1f} %"
-        title = [*_panel_title(arm, run).split("\n"), sure, f"calibration error {100 * bins.error:.1f} %"]
-        panels["\n".join(fill(line, 26) for line in title)] = bins
+        sure = run.test.probabilities.max(axis=1).mean()
+        lines = [fill(label_of(arm, 40), 26), f"accuracy {100 * scores_on_test(run)['accuracy']:.1f} %"]
+        lines += [f"mean confidence {100 * sure:.1f} %", f"calibration error {100 * bins.error:.1f} %"]
+        panels["\n".join(lines)] = bins
     drawn.add("reliability", charts.reliability_figure(panels), num_bins=NUM_BINS)
 
 
