@@ -60,9 +60,11 @@ def test_a_run_folder_holds_what_the_contract_says(runs: Path):
         "validation_predictions.parquet",
     }
     model = {"config.json", "model.safetensors", "preprocessor_config.json", "audit.json"}
-    assert {path.name for path in (runs / "pretrain" / "model").iterdir()} == model | {"README.md", "autoencoder"}
+    card = {"README.md", "curves.png"}
+    pretrained = {"autoencoder", "reconstruction-over-time.png"}
+    assert {path.name for path in (runs / "pretrain" / "model").iterdir()} == model | card | pretrained
     assert {path.name for path in (runs / "pretrain" / "model" / "autoencoder").iterdir()} == model
-    assert {path.name for path in (runs / "finetune" / "model").iterdir()} == model | {"README.md"}
+    assert {path.name for path in (runs / "finetune" / "model").iterdir()} == model | card | {"confusion.png"}
     assert list((runs / "pretrain" / "figures").glob("reconstruction-*.png"))
     (log,) = (runs / "pretrain" / "trackers" / "pretrain").glob("events.out.tfevents*")
     assert b"train/loss" in log.read_bytes() and b"reconstruction" in log.read_bytes()
@@ -231,7 +233,7 @@ def test_an_unfinished_run_resumes_and_ends_like_an_uninterrupted_one(runs: Path
     succeed(*script, "--output_dir", tmp_path / "whole")
     pictures = sorted(path.name for path in (tmp_path / "whole" / "figures").iterdir())
     numbered = [f"reconstruction-{step:08d}.{kind}" for step in (11, 22, 33, 38) for kind in ("npz", "png")]
-    assert pictures == [*numbered, "reconstruction-over-time.png"]
+    assert pictures == ["curves.png", *numbered, "reconstruction-over-time.png"]
     # as a crash after the first epoch leaves it: no later checkpoint, no model, no final metrics
     halves = tmp_path / "halves"
     shutil.copytree(tmp_path / "whole", halves)
