@@ -188,7 +188,7 @@ def _escape(value: Any) -> Any:
     """Text in which neither Markdown nor HTML finds markup, in a table cell too. What is marked `safe` stays."""
     if hasattr(value, "__html__") or not isinstance(value, str):
         return value
-    return re.sub(r"[^\w .,:;/()+-]", lambda found: f"&#{ord(found[0])};", value)
+    return re.sub(r"[^\w .,:;/()%+-]", lambda found: f"&#{ord(found[0])};", value)
 
 
 _TEMPLATE = jinja2.Environment(

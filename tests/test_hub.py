@@ -153,7 +153,9 @@ extract = pipeline("image-feature-extraction", "me/mae")  # the snippet that the
 piped = [extract("photo.png"), extract("photo.png")]
 features = [mae["features"], mae["encoder"](**mae["inputs"]).pooler_output]
 model = AutoModelForImageClassification.from_pretrained("me/classifier")
+import transformers
 print(json.dumps({
+    "version": transformers.__version__,
     "features": features[0][0].tolist(),
     "deterministic": torch.equal(*features) and piped[0] == piped[1],
     "piped": piped[0][0][0],
@@ -189,16 +191,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         yield {"hub": hub, "folder": folder, "here": here, "output": output}
 
 
-@pytest.fixture(scope="module")
-def there(world: dict[str, Any]) -> dict[str, Any]:
-    """What `USE` saw."""
+@pytest.fixture(scope="module", params=["installed", "4.57.6"])
+def there(world: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What `USE` saw with a version of transformers."""
     if NEEDS_TORCHVISION:
         pytest.skip("this transformers has no image processors without torchvision")
+    theirs = os.environ.get("MAE_HF_TRANSFORMERS_4", "") if request.param != "installed" else ""
+    if not theirs and request.param != "installed":
+        pytest.skip("MAE_HF_TRANSFORMERS_4 names no folder with transformers 4")
     folder = world["folder"]
     for name in ("mae", "classifier"):
         card = uploaded(world, f"me/{name}")["README.md"].decode()
         (folder / f"{name}.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL)))
-    seen, output = run(folder, world["hub"], "-c", USE, HF_HOME=str(folder / "theirs"))
+    environment = {"HF_HOME": str(folder / "theirs")} | ({"PYTHONPATH": theirs} if theirs else {})
+    seen, output = run(folder, world["hub"], "-c", USE, **environment)
+    assert request.param in ("installed", seen["version"])
     return seen | {"output": output}
 
 
