@@ -162,7 +162,7 @@ def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
         example = f"{store.split.where(first['row'])} and {against.split.where(first['against_row'])}"
         num_exact = int((match.found["kind"] == "exact").sum())
         num, total = match.found["row"].nunique(), len(store.rows)
-        which = f"{num:,} of {total:,} images of {store.split.role} duplicate images of {role}"
+        which = f"{num:,} of {total:,} images of {store.split.role} duplicate images of {role}, or nearly"
         fix = "mae_hf pretrain leaves them out (--audit.leave_out)"
         if store.split.role == "train":
             fix = f"remove them from {role} or train, otherwise scores are too good"

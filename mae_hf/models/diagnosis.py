@@ -6,6 +6,7 @@ Only JSON and safetensors are read, one tensor in memory at a time. No code of t
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,13 @@ class _Facts(NamedTuple):
     high: float
 
 
+@dataclass(frozen=True)
+class _Index:
+    """model.safetensors.index.json, of weights in several files."""
+
+    weight_map: dict[str, str]
+
+
 def examine_model(folder: Path) -> Iterator[Finding]:
     """Yield what is right and wrong in a folder with a ViTMAE or ViT: config, weights, positions, processor, labels."""
     content, shapes, findings = _read_config(folder)
@@ -63,27 +71,28 @@ def examine_model(folder: Path) -> Iterator[Finding]:
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Shapes, list[Finding]]:
-    """Return the content of config.json and the shapes of the weights in memory, empty if unknown, and findings."""
-    content, shapes, findings = dict[str, Any](), Shapes(), list[Finding]()
+    """Return the content of config.json, the shapes of the weights in memory (empty if unknown), and findings."""
+    content, shapes, problems = dict[str, Any](), Shapes(), list[str]()
     saved = SavedModel("config.json", _SIZES)
+    if not (folder / "config.json").is_file():
+        return content, shapes, [Finding("fault", "config.json is missing", _COPY)]
     try:
         content = read_json(folder / "config.json", dict[str, object])
         with saved.opening():
-            for problem in config_problems(folder):
-                findings.append(Finding("fault", f"the model {problem}", saved.fix))
+            problems += config_problems(folder)
+            if problems:
+                raise ConfigError(problems[0])
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             kind: Any = ViTMAEForPreTraining if config.model_type == "vit_mae" else ViTForImageClassification
             with torch.device("meta"):  # without memory for the weights
                 weights = kind(config).state_dict()
-        shapes = {name.removeprefix("vit."): tuple(value.shape) for name, value in weights.items()}
-        if not findings:
-            shape = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
-            images = f"images of {config.image_size} px in patches of {config.patch_size} px"
-            findings.append(Finding("ok", f"config.json: {shape}, {images}"))
     except ConfigError as error:
-        if not findings:  # which are the cause
-            findings.append(Finding("fault", str(error)))
-    return content, shapes, findings
+        found = [Finding("fault", f"the model {problem}", _SIZES) for problem in problems]
+        return content, shapes, found or [Finding("fault", str(error))]
+    shapes = {name.removeprefix("vit."): tuple(value.shape) for name, value in weights.items()}
+    shape = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    images = f"images of {config.image_size} px in patches of {config.patch_size} px"
+    return content, shapes, [Finding("ok", f"config.json: {shape}, {images}")]
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], list[Finding]]:
@@ -92,13 +101,15 @@ def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], l
     index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file() and not (folder / names[0]).exists():
         try:
-            names = sorted(set(read_json(index, dict[str, dict[str, str]])["weight_map"].values()))
-        except (ConfigError, KeyError) as error:
-            findings.append(Finding("fault", f"{index.name} does not list the files of the weights ({error})", _COPY))
+            names = sorted(set(read_json(index, _Index).weight_map.values()))
+        except ConfigError as error:
+            findings.append(Finding("fault", str(error)))
             names = sorted(file.name for file in folder.glob("*.safetensors"))
     for name in names:
         file = folder / Path(name).name
         try:
+            if not file.is_file():  # a pipe would block
+                raise FileNotFoundError
             with safe_open(file, framework="pt") as opened:
                 for key in opened.offset_keys():
                     tensor = opened.get_tensor(key).float()
@@ -113,16 +124,15 @@ def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], l
 
 
 def _unreadable(file: Path, error: Exception) -> Finding:
-    if not file.is_file() and any(file.parent.glob("pytorch_model*.bin")):
-        fix = "if you trust it, open it in transformers and save it again with save_pretrained"
-        return Finding("fault", f"{file.name} is missing, and pytorch_model.bin may hold code", fix)
-    if not file.is_file():
-        return Finding("fault", f"{file.name} is missing", _COPY)
-    with file.open("rb") as opened:
-        is_pointer = opened.read(23) == b"version https://git-lfs"
-    if is_pointer:
-        return Finding("fault", f"{file.name} only points to weights in Git LFS", "type git lfs pull in its folder")
-    return Finding("fault", f"{file.name} is cut short, damaged or no safetensors file ({error})", _COPY)
+    if file.is_file():
+        with file.open("rb") as opened:
+            is_pointer = opened.read(23) == b"version https://git-lfs"
+        problem = "only points to weights in Git LFS" if is_pointer else f"is cut short or damaged ({error})"
+        return Finding("fault", f"{file.name} {problem}", "type git lfs pull in its folder" if is_pointer else _COPY)
+    has_pickle = any(file.parent.glob("pytorch_model*.bin"))
+    problem = f"{file.name} is missing" + (", and pytorch_model.bin may hold code" if has_pickle else "")
+    fix = "if you trust it, open it in transformers and save it again with save_pretrained"
+    return Finding("fault", problem, fix if has_pickle else _COPY)
 
 
 # ---- weights ----
@@ -132,7 +142,7 @@ def _list_faults(faults: Mapping[str, list[str]], fix: str) -> Iterator[Finding]
     """Yield a finding for each problem that some weights have."""
     for problem, names in faults.items():
         if names:
-            yield Finding("fault", f"{len(names)} of the weights {problem}: {shorten(names)}", fix)
+            yield Finding("fault", f"weights that {problem} ({len(names)}): {shorten(names)}", fix)
 
 
 def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
@@ -142,7 +152,9 @@ def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
         "have one value in all places, so these layers ignore their input": [
             name for name in matrices if len(facts[name].shape) > 1 or facts[name].low == 0
         ],  # the weights of a new LayerNorm are 1
-        "are quantised": [name for name, each in facts.items() if not each.dtype.startswith(("F", "BF"))],
+        "are whole numbers, so quantised": [
+            name for name, each in facts.items() if not each.dtype.startswith(("F", "BF"))
+        ],
     }
     yield from _list_faults(faults, _EARLIER)
     kinds = ", ".join(Counter(each.dtype for each in facts.values()))
@@ -151,7 +163,8 @@ def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
 
 def _check_decoder(facts: Mapping[str, _Facts], content: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield whether a decoder is missing, lost between versions of transformers, or new, and if the model is new."""
-    norms = {name: each.low == each.high == 1 for name, each in facts.items() if re.search(r"norm\w*\.weight$", name)}
+    # their weights are 1, but half precision also rounds trained ones to that
+    norms = {name: each.low == each.high == 0 for name, each in facts.items() if re.search(r"norm_\w+\.bias$", name)}
     of_decoder = [is_new for name, is_new in norms.items() if name.startswith("decoder.")]
     of_encoder = [is_new for name, is_new in norms.items() if not name.startswith("decoder.")]
     if content.get("model_type") == "vit_mae" and not any(name.startswith("decoder.") for name in facts):
@@ -179,7 +192,7 @@ def _check_shapes(facts: Mapping[str, _Facts], shapes: Shapes, is_classifier: bo
     left_over = [name for name in found if name not in shapes and not name.startswith(optional)]
     both = [name for name in shapes if name in found and not name.startswith("classifier.")]  # see `_check_labels`
     differing = [f"{name} {found[name]}, not {shapes[name]}" for name in both if found[name] != shapes[name]]
-    faults = {"missing": missing, "have no place in this model": left_over, "have another shape": differing}
+    faults = {"are missing": missing, "have no place in this model": left_over, "have another shape": differing}
     yield from _list_faults(faults, _SIZES)
 
 
@@ -190,10 +203,11 @@ def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterat
     rows, name = table[0, 1:], f"the position table of the {part}"
     num_zero, num_different = int((rows == 0).all(1).sum()), len(rows.unique(dim=0))
     if not tells_patches_apart(table):
-        value = "zero, as in a new ViTMAE of transformers 5" if num_zero == len(rows) else "equal for all patches"
-        effect = "the model has learned without positions"
+        versions, effect = "5", "the model has learned without positions"
         if part == "decoder":
-            effect = "it predicts the same for every masked patch"
+            versions, effect = "4 and 5", "the model predicts the same for every masked patch"
+        is_zero = num_zero == len(rows)
+        value = f"zero, as in a new ViTMAE of transformers {versions}" if is_zero else "equal for all patches"
         yield Finding("fault", f"{name} is {value}, so {effect}", _FILL)
     elif num_different < len(rows):
         problem = f"has {num_different} different rows for {len(rows)} patches, and {num_zero} zero rows"

@@ -177,6 +177,10 @@ def config_problems(folder: Path) -> Iterator[str]:
         if type(size) is not int or not 0 < size <= MAX_SIZE:
             yield f"has {key} {str(size)[:40]} in its config.json, not a number from 1 to {MAX_SIZE}"
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for part in ("", "decoder_") if kind == "vit_mae" else ("",):
+        width, heads = (getattr(config, f"{part}{key}") for key in ("hidden_size", "num_attention_heads"))
+        if width % heads:
+            yield f"has {part}num_attention_heads {heads} in its config.json, which does not divide the width {width}"
     tokens = (config.image_size // config.patch_size) ** 2 + config.num_channels * config.patch_size**2
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size")
     parts = [[getattr(config, part + size, 0) for size in sizes] for part in ("", "decoder_")]

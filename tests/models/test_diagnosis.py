@@ -14,7 +14,7 @@ from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.diagnosis import examine_model
-from mae_hf.models.mae import build_mae
+from mae_hf.models.mae import MaskedAutoencoder, build_mae
 
 PROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
@@ -84,19 +84,23 @@ WEIGHTS = [
     (
         "mae",
         lambda w: w["decoder.mask_token"].fill_(float("nan")),
-        "hold NaN or infinity: decoder.mask_token",
+        "weights that hold NaN or infinity (1): decoder.mask_token",
     ),
     ("mae", lambda w: w["decoder.decoder_pred.weight"].zero_(), "have one value in all places"),
     ("mae", lambda w: [w.pop(name) for name in list(w) if name.startswith("decoder.")], "the decoder is missing"),
-    ("mae", lambda w: w.pop("vit.layernorm.bias"), "1 weights are missing: layernorm.bias"),
-    ("mae", lambda w: w.update(extra=torch.ones(2)), "1 weights have no place in this model: extra"),
+    ("mae", lambda w: w.pop("vit.layernorm.bias"), "weights that are missing (1): layernorm.bias"),
+    ("mae", lambda w: w.update(extra=torch.ones(2)), "weights that have no place in this model (1): extra"),
     ("classifier", lambda w: w.update({"vit.layernorm.bias": torch.ones(7)}), "layernorm.bias (7,), not (48,)"),
     (
         "classifier",
         lambda w: w.update({"classifier.weight": torch.randn(5, 48)}),
         "3 classes, but the classifier has 5",
     ),
-    ("classifier", lambda w: w.update({"vit.layernorm.bias": torch.ones(48).char()}), "1 weights are quantised"),
+    (
+        "classifier",
+        lambda w: w.update({"vit.layernorm.bias": torch.ones(48).char()}),
+        "weights that are whole numbers, so quantised (1)",
+    ),
 ]
 
 
@@ -121,7 +125,7 @@ def test_a_sick_weight_is_named_in_the_only_fault(healthy: Path, tmp_path: Path,
 def test_a_decoder_with_first_values_beside_a_trained_encoder_was_lost(healthy: Path, tmp_path: Path):
     def forget(weights: dict) -> None:
         for name, value in weights.items():
-            if name.startswith("decoder.") and "norm" in name:
+            if name.startswith("decoder.") and "layernorm" in name:
                 value.fill_(1.0 if name.endswith("weight") else 0.0)
 
     assert "the decoder is new, but the encoder is trained" in "".join(sick(healthy, tmp_path, "mae", forget))
@@ -140,6 +144,7 @@ FILES = [
     ("config.json", {"label2id": {"cat": 1, "dog": 0, "ship": 2}}, "label2id in config.json contradicts id2label"),
     ("config.json", {"auto_map": {"AutoModel": "model.Evil"}}, "comes with code (auto_map in config.json)"),
     ("config.json", {"hidden_size": "wide"}, "has hidden_size wide in its config.json"),
+    ("config.json", {"num_attention_heads": 5}, "num_attention_heads 5 in its config.json, which does not divide"),
 ]
 
 
@@ -160,7 +165,7 @@ def test_every_fault_is_named_and_not_only_the_first(healthy: Path, tmp_path: Pa
     found = "\n".join(faults(folder))
     assert found.count("\n") == 2
     assert "config.json cannot be read" in found and "preprocessor_config.json is missing" in found
-    assert "model.safetensors is cut short, damaged or no safetensors file" in found
+    assert "model.safetensors is cut short or damaged" in found
 
 
 def test_weights_in_a_pickle_or_a_pointer_are_not_opened(healthy: Path, tmp_path: Path):
@@ -183,3 +188,16 @@ def test_the_processor_of_transformers_fits(healthy: Path, tmp_path: Path):
     folder = shutil.copytree(healthy / "mae", tmp_path / "own")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     assert faults(folder) == []
+
+
+def test_weights_in_several_files_are_joined(healthy: Path, tmp_path: Path):
+    folder = shutil.copytree(healthy / "mae", tmp_path / "sharded")
+    MaskedAutoencoder.from_pretrained(healthy / "mae").save_pretrained(folder, max_shard_size="100KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1 and faults(folder) == []
+    shards[0].unlink()
+    assert f"{shards[0].name} is missing" in faults(folder)[0]
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"extra": "../other/model.safetensors"}}))
+    assert "has weights in ../other/model.safetensors, not beside its index" in faults(folder)[0]
