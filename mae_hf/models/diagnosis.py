@@ -163,7 +163,7 @@ def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
 
 def _check_decoder(facts: Mapping[str, _Facts], content: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield whether a decoder is missing, lost between versions of transformers, or new, and if the model is new."""
-    # their weights are 1, but half precision also rounds trained ones to that
+    # biases, because half precision may round trained weights to their first value, 1
     norms = {name: each.low == each.high == 0 for name, each in facts.items() if re.search(r"norm_\w+\.bias$", name)}
     of_decoder = [is_new for name, is_new in norms.items() if name.startswith("decoder.")]
     of_encoder = [is_new for name, is_new in norms.items() if not name.startswith("decoder.")]

@@ -5,8 +5,10 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 from forks import run, typed
+from hub_server import Hub
 from PIL import Image
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -59,10 +61,30 @@ def test_images_are_examined_with_a_line_for_each_finding(image_folder: Path):
     assert "1 of 20 images of train duplicate images of test" in faults[1] and "copy.png" in faults[1]
 
 
-def test_a_name_that_only_the_hub_could_know_is_asked_for_there(tmp_path: Path):
-    place = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = typed("env", *(f"{name}={value}" for name, value in place.items()), "mae_hf", "doctor", "nobody/nothing")
-    assert done.returncode == 2 and done.stderr.startswith("error: nobody/nothing is not a folder here")
+def test_the_hub_says_whether_a_name_is_a_model_or_images(tmp_path: Path, image_folder: Path):
+    mae = build_mae(MAEConfig(**ENCODER, **DECODER), "sdpa")
+    for part, model in {"": export_encoder(mae), "autoencoder": mae}.items():
+        model.save_pretrained(tmp_path / "model" / part)
+    model_files = {str(file.relative_to(tmp_path / "model")): file for file in (tmp_path / "model").rglob("*.*")}
+    pixels = {"image": [str(file) for file in sorted(image_folder.glob("train/*/*.png"))], "label": [0, 1] * 10}
+    images = datasets.Dataset.from_dict(
+        pixels, datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    )
+    images.to_parquet(tmp_path / "train.parquet")
+    with Hub() as hub:
+        hub.commit("models/me/model", {name: file.read_bytes() for name, file in model_files.items()})
+        hub.commit("datasets/me/images", {"train.parquet": (tmp_path / "train.parquet").read_bytes()})
+        place = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": tmp_path / "home"}
+        place |= {"HF_DATASETS_CACHE": tmp_path / "datasets", "MAE_HF_CACHE": tmp_path / "cache"}
+        words = ("env", *(f"{name}={value}" for name, value in place.items()), "mae_hf", "doctor")
+        model = typed(*words, "me/model")
+        assert model.returncode == 1, model.stderr
+        assert model.stdout.count("preprocessor_config.json is missing") == 2 and "the decoder is sine" in model.stdout
+        source = typed(*words, "me/images", "--image_size", "12")
+        assert source.returncode == 0, source.stdout + source.stderr
+        assert "train: 20 images, classes: 2" in source.stdout
+        unknown = typed(*words, "me/nothing")
+        assert unknown.returncode == 2 and unknown.stderr.startswith("error: me/nothing ")
 
 
 def test_without_a_name_the_command_says_what_is_missing():
