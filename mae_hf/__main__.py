@@ -75,6 +75,8 @@ def check_paths(config: Any) -> None:
             check_source(source, config.data.streaming)
     if isinstance(config, configs.ExportConfig):
         check_new_folder(config.output, "--output")
+    elif isinstance(config, configs.DemoConfig) and config.export_space is not None:
+        check_new_folder(config.export_space, "--export_space")
     elif hasattr(config, "output"):
         check_output_file(config.output)
     elif hasattr(config, "output_dir") and not is_run:  # a run checks its folder when it locks it

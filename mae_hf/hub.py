@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import RepositoryNotFoundError
-from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
 from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig, RunConfig
@@ -21,6 +20,7 @@ from mae_hf.data.decode import border_colour
 from mae_hf.data.hub_errors import explain_hub_error
 from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import ConfigError, RunError
+from mae_hf.evaluation.statistics import describe_accuracy
 from mae_hf.files import write_folder
 from mae_hf.leakage.audit import AUDIT, Audit, audit_json, describe_audit
 from mae_hf.models.io import RESIZE_KEY, quiet_transformers
@@ -129,9 +129,7 @@ def _accuracy_interval(metrics: Mapping[str, Any], record: RunRecord) -> str:
     accuracy, num = metrics.get("test/accuracy"), record.num_test_images
     if accuracy is None or not num:
         return ""
-    interval = binomtest(round(accuracy * num), num).proportion_ci(0.95, "wilson")
-    percents = f"{100 * accuracy:.1f} % (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %)"
-    return f"Test accuracy {percents} on {num} images"
+    return describe_accuracy(round(accuracy * num), num)
 
 
 def _metadata(config: RunConfig, metrics: Mapping[str, Any]) -> ModelCardData:

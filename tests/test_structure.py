@@ -65,6 +65,7 @@ NO_MIRROR |= {
         "reconstruct",
     )
 }
+NO_MIRROR["mae_hf.commands.demo_page"] = "tests/commands/test_demo.py opens the page of both kinds of models"
 NO_MIRROR["benchmarks.speed"] = "tests/benchmarks/test_turns.py runs it"
 
 # Pieces, so that this file does not name what it looks for.

@@ -379,7 +379,11 @@ class DemoConfig(Settings):
     Args:
         model: run folder, model folder or Hub id of a classifier or a masked autoencoder.
         port: the page is served at http://127.0.0.1:port.
+        host: `0.0.0.0` also serves everyone who can reach this machine; there is no password.
+        export_space: instead, write the page as a Hugging Face Space into this new folder.
     """
 
     model: str
     port: Annotated[int, Range(at_least=1024, at_most=2**16 - 1)] = 7860
+    host: Literal["127.0.0.1", "0.0.0.0"] = "127.0.0.1"
+    export_space: str | None = None

@@ -89,6 +89,22 @@ def cache_folder(config: DataConfig) -> Path:
     return Path(config.cache_dir or os.environ.get("MAE_HF_CACHE") or "~/.cache/mae_hf").expanduser()
 
 
+def cached_examples(config: DataConfig, image_size: int, num: int) -> list[np.ndarray]:
+    """Return some test images, or else validation images, that the cache already has of the config's sources.
+
+    At most `num` images, uint8 (S, S, 3). The list is empty if there are none: nothing is read or decoded for it.
+    """
+    files = [
+        file for role in ("test", "validation") for file in cache_folder(config).glob(f"{role}-{image_size}-*.npy")
+    ]
+    for file in files:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(file.with_suffix(".json").read_text())["source"] in config.sources:
+                images = np.load(file, mmap_mode="r", allow_pickle=False)
+                return [np.array(images[row]) for row in np.linspace(0, len(images) - 1, num, dtype=int)]
+    return []
+
+
 def _read(array_file: Path, split: Split, image_size: int, was_there: bool) -> Store | None:
     """Return the store if it exists and is whole, else None."""
     try:

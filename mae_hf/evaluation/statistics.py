@@ -33,6 +33,13 @@ class Interval:
     high: float
 
 
+def describe_accuracy(num_right: int, num: int) -> str:
+    """Return the accuracy on `num` test images in words, with its 95 % interval (Wilson 1927)."""
+    interval = stats.binomtest(num_right, num).proportion_ci(CONFIDENCE, "wilson")
+    ends = f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %"
+    return f"Test accuracy {100 * num_right / num:.1f} % ({ends}) on {num} images"
+
+
 def percentile_interval(resampled: Floats) -> Interval | None:
     """Return the percentile interval of the number in each resample, (B,).
 

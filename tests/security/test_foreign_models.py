@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig
 
-from mae_hf.commands.demo import build_page
+from mae_hf.commands.demo_page import open_shown
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import load_encoder
@@ -86,7 +86,7 @@ def test_the_demo_checks_a_model_in_the_same_way(model: Path):
     pytest.importorskip("gradio")
     change(model, auto_map={"AutoConfig": "own.Config"})
     with pytest.raises(ConfigError, match="comes with code"):
-        build_page(str(model))
+        open_shown(str(model))
 
 
 @pytest.mark.parametrize(
