@@ -101,7 +101,7 @@ def test_pre_training_ends_with_a_probe_on_validation_images_and_what_to_type_ne
     assert said in printed and "on 60 validation images, from 240 labels, in " in printed
     *_, probe, finetune = printed.splitlines()
     assert f"scripts/evaluate.py --model {tmp_path / 'run'}" in probe
-    assert f"configs/finetune/few_labels.yaml --model.init {tmp_path / 'run'}" in finetune
+    assert f"--config few_labels --model.init {tmp_path / 'run'}" in finetune
     tuned = json.loads((runs / "finetune" / "metrics.json").read_text())
     assert tuned["probe/linear_cls_accuracy"] > 0
     assert "probe/linear_cls_accuracy" not in json.loads((runs / "scratch" / "metrics.json").read_text())
