@@ -6,6 +6,7 @@ killed run left there.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -117,6 +118,8 @@ def read_json(path: Path, kind: Any) -> Any:
     file if it is missing or does not hold a `kind`.
     """
     try:
+        if not path.is_file():  # a pipe would block
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): {_RESTORE}") from None

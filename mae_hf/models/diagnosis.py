@@ -74,8 +74,6 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Shapes, list[Finding]]:
     """Return the content of config.json, the shapes of the weights in memory (empty if unknown), and findings."""
     content, shapes, problems = dict[str, Any](), Shapes(), list[str]()
     saved = SavedModel("config.json", _SIZES)
-    if not (folder / "config.json").is_file():
-        return content, shapes, [Finding("fault", "config.json is missing", _COPY)]
     try:
         content = read_json(folder / "config.json", dict[str, object])
         with saved.opening():
@@ -125,10 +123,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], l
 
 def _unreadable(file: Path, error: Exception) -> Finding:
     if file.is_file():
-        with file.open("rb") as opened:
-            is_pointer = opened.read(23) == b"version https://git-lfs"
-        problem = "only points to weights in Git LFS" if is_pointer else f"is cut short or damaged ({error})"
-        return Finding("fault", f"{file.name} {problem}", "type git lfs pull in its folder" if is_pointer else _COPY)
+        return Finding("fault", f"{file.name} is cut short, damaged or a pointer of Git LFS ({error})", _COPY)
     has_pickle = any(file.parent.glob("pytorch_model*.bin"))
     problem = f"{file.name} is missing" + (", and pytorch_model.bin may hold code" if has_pickle else "")
     fix = "if you trust it, open it in transformers and save it again with save_pretrained"
@@ -138,11 +133,10 @@ def _unreadable(file: Path, error: Exception) -> Finding:
 # ---- weights ----
 
 
-def _list_faults(faults: Mapping[str, list[str]], fix: str) -> Iterator[Finding]:
-    """Yield a finding for each problem that some weights have."""
-    for problem, names in faults.items():
-        if names:
-            yield Finding("fault", f"weights that {problem} ({len(names)}): {shorten(names)}", fix)
+def _faults(weights: Mapping[str, list[str]], fix: str) -> list[Finding]:
+    """Return a finding for each problem that some weights have, from their names by problem."""
+    named = {f"weights that {problem} ({len(names)})": names for problem, names in weights.items() if names}
+    return [Finding("fault", f"{problem}: {shorten(names)}", fix) for problem, names in named.items()]
 
 
 def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
@@ -156,7 +150,7 @@ def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
             name for name, each in facts.items() if not each.dtype.startswith(("F", "BF"))
         ],
     }
-    yield from _list_faults(faults, _EARLIER)
+    yield from _faults(faults, _EARLIER)
     kinds = ", ".join(Counter(each.dtype for each in facts.values()))
     yield Finding("ok" if kinds == "F32" else "note", f"{len(facts)} weights, stored as {kinds}")
 
@@ -193,22 +187,19 @@ def _check_shapes(facts: Mapping[str, _Facts], shapes: Shapes, is_classifier: bo
     both = [name for name in shapes if name in found and not name.startswith("classifier.")]  # see `_check_labels`
     differing = [f"{name} {found[name]}, not {shapes[name]}" for name in both if found[name] != shapes[name]]
     faults = {"are missing": missing, "have no place in this model": left_over, "have another shape": differing}
-    yield from _list_faults(faults, _SIZES)
+    yield from _faults(faults, _SIZES)
 
 
 def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield whether a position table tells all patches apart, and is the one that its kind of model has."""
-    if table.dim() != 3 or table.shape[1] < 2 or not table.isfinite().all():
+    if table.dim() != 3 or not table.numel() or table.shape[1] < 2 or not table.isfinite().all():
         return  # reported by its shape, or as not finite
     rows, name = table[0, 1:], f"the position table of the {part}"
     num_zero, num_different = int((rows == 0).all(1).sum()), len(rows.unique(dim=0))
     if not tells_patches_apart(table):
-        versions, effect = "5", "the model has learned without positions"
-        if part == "decoder":
-            versions, effect = "4 and 5", "the model predicts the same for every masked patch"
-        is_zero = num_zero == len(rows)
-        value = f"zero, as in a new ViTMAE of transformers {versions}" if is_zero else "equal for all patches"
-        yield Finding("fault", f"{name} is {value}, so {effect}", _FILL)
+        value = "zero, as in a new ViTMAE of stock transformers" if num_zero == len(rows) else "equal for all patches"
+        effect = "learned without positions" if part == "encoder" else "predicts the same for every masked patch"
+        yield Finding("fault", f"{name} is {value}, so the model {effect}", _FILL)
     elif num_different < len(rows):
         problem = f"has {num_different} different rows for {len(rows)} patches, and {num_zero} zero rows"
         yield Finding("fault", f"{name} {problem}", _EARLIER)
@@ -227,10 +218,6 @@ def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterat
 
 def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield whether the image processor prepares images as the model takes them."""
-    if not (folder / PROCESSOR).is_file():
-        fix = "save the processor of training beside the model (save_pretrained)"
-        yield Finding("fault", f"{PROCESSOR} is missing, which says how to normalise images", fix)
-        return
     try:
         processor = read_json(folder / PROCESSOR, dict[str, object])
     except ConfigError as error:
@@ -271,8 +258,8 @@ def _check_labels(content: Mapping[str, Any], head: _Facts | None) -> Iterator[F
         problems.append(f"several classes have the same name: {shorten(twice)}")
     if not problems and content.get("label2id", {}) not in ({}, {name: number for number, name in enumerate(names)}):
         problems.append("label2id in config.json contradicts id2label")
-    if head and head.shape[0] != len(names):
-        problems.append(f"config.json names {len(names)} classes, but the classifier has {head.shape[0]}")
+    if head and head.shape[:1] != (len(names),):
+        problems.append(f"config.json names {len(names)} classes, but the classifier has the shape {head.shape}")
     yield from (Finding("fault", problem, _NAME) for problem in problems)
     if not problems:
         yield Finding("ok", f"{len(names)} classes with names: {shorten(names)}")

@@ -79,7 +79,10 @@ def test_the_hub_says_whether_a_name_is_a_model_or_images(tmp_path: Path, image_
         words = ("env", *(f"{name}={value}" for name, value in place.items()), "mae_hf", "doctor")
         model = typed(*words, "me/model")
         assert model.returncode == 1, model.stderr
-        assert model.stdout.count("preprocessor_config.json is missing") == 2 and "the decoder is sine" in model.stdout
+        assert (
+            model.stdout.count("preprocessor_config.json cannot be read (No such file or directory)") == 2
+            and "the decoder is sine" in model.stdout
+        )
         source = typed(*words, "me/images", "--image_size", "12")
         assert source.returncode == 0, source.stdout + source.stderr
         assert "train: 20 images, classes: 2" in source.stdout

@@ -76,6 +76,16 @@ def test_a_new_model_of_stock_transformers_has_no_positions(tmp_path: Path):
     assert "the position table of the encoder is zero" in found[2]
 
 
+ODD_SHAPES = [(), (0,), (1, 0, 48), (0, 17, 48), (1, 17, 0), (1, 1, 48), (17, 48), (1, 8, 3)]
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+def test_weights_of_any_shape_end_in_a_finding(healthy: Path, tmp_path: Path, shape: tuple[int, ...]):
+    odd = {TABLE: torch.ones(shape), "classifier.weight": torch.ones(shape), "vit.layernorm.weight": torch.ones(shape)}
+    found = sick(healthy, tmp_path, "classifier", lambda weights: weights.update(odd))
+    assert "embeddings.position_embeddings" in "".join(found) and "3 classes, but the classifier has" in "".join(found)
+
+
 TABLE = "vit.embeddings.position_embeddings"
 WEIGHTS = [
     ("mae", lambda w: w[TABLE][0, 5:7].zero_(), "has 15 different rows for 16 patches, and 2 zero rows"),
@@ -94,7 +104,7 @@ WEIGHTS = [
     (
         "classifier",
         lambda w: w.update({"classifier.weight": torch.randn(5, 48)}),
-        "3 classes, but the classifier has 5",
+        "3 classes, but the classifier has the shape (5, 48)",
     ),
     (
         "classifier",
@@ -164,14 +174,14 @@ def test_every_fault_is_named_and_not_only_the_first(healthy: Path, tmp_path: Pa
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     found = "\n".join(faults(folder))
     assert found.count("\n") == 2
-    assert "config.json cannot be read" in found and "preprocessor_config.json is missing" in found
-    assert "model.safetensors is cut short or damaged" in found
+    assert "config.json cannot be read" in found and "preprocessor_config.json cannot be read (No such file or directory)" in found
+    assert "model.safetensors is cut short, damaged or a pointer" in found
 
 
 def test_weights_in_a_pickle_or_a_pointer_are_not_opened(healthy: Path, tmp_path: Path):
     folder = shutil.copytree(healthy / "classifier", tmp_path / "sick")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    assert "type git lfs pull" in faults(folder)[0]
+    assert "or a pointer of Git LFS" in faults(folder)[0]
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "model.safetensors is missing, and pytorch_model.bin may hold code" in faults(folder)[0]
 
