@@ -15,7 +15,7 @@ from mae_hf.data.cache import Store, describe_bad, read_or_decode
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.decode import FIX_BAD_IMAGE, FORMATS, IMAGES_PER_TASK
 from mae_hf.data.folders import list_folder
-from mae_hf.data.sources import is_image_folder, load_splits, read_source
+from mae_hf.data.sources import MAX_CLASSES, is_image_folder, load_splits, read_source
 from mae_hf.data.splits import MIN_PER_CLASS, NO_SPLIT, Split
 from mae_hf.errors import ConfigError, Finding, PlainWarning, shorten
 from mae_hf.progress import Progress
@@ -37,11 +37,12 @@ def find_splits(data: DataConfig) -> tuple[list[Split], list[Finding]]:
         try:
             splits = list(load_splits(data, source).values())
         except ConfigError as error:
-            if not folder.exists():
-                raise
             findings.append(Finding("fault", str(error)))
-            with contextlib.suppress(ConfigError):  # the same one
+            try:
                 splits = list_folder(source, folder) if is_image_folder(folder) else read_source(data, source)
+            except ConfigError:  # the same one
+                if not folder.exists():
+                    raise
     notes = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, PlainWarning))
     return splits, [*findings, *(Finding("note", text) for text in notes)]
 
@@ -52,7 +53,7 @@ def describe_classes(splits: Sequence[Split]) -> Iterator[Finding]:
         if split.labels is None or not len(split):
             yield Finding("ok", f"{split.role}: {len(split):,} images without labels")
             continue
-        labels = split.labels[split.labels >= 0]
+        labels = split.labels[(split.labels >= 0) & (split.labels < MAX_CLASSES)]
         names = split.class_names or tuple(map(str, range(labels.max(initial=0) + 1)))
         counts = pd.Series(np.bincount(labels, minlength=len(names))[: len(names)], list(names)).sort_values()
         extremes = " to ".join(f"{count:,} ({name})" for name, count in counts.iloc[[0, -1]].items())

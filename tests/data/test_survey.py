@@ -105,6 +105,13 @@ def test_wrong_labels_are_a_fault_and_the_other_splits_are_examined(tmp_path: Pa
     assert "row 1 of test" in faults(tmp_path)[0] and len(examined(tmp_path)) > 4
 
 
+def test_a_huge_label_takes_no_memory(tmp_path: Path):
+    columns = {"image": [coloured(number) for number in range(4)], "label": [0, 0, 1, 10**15]}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "train.parquet")
+    assert "has the label 1000000000000000" in faults(tmp_path)[0]
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1 cut short"])
 def test_a_damaged_file_ends_in_one_fault(tmp_path: Path, content: bytes):
     (tmp_path / "train.parquet").write_bytes(content)

@@ -174,7 +174,10 @@ def test_every_fault_is_named_and_not_only_the_first(healthy: Path, tmp_path: Pa
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     found = "\n".join(faults(folder))
     assert found.count("\n") == 2
-    assert "config.json cannot be read" in found and "preprocessor_config.json cannot be read (No such file or directory)" in found
+    assert (
+        "config.json cannot be read" in found
+        and "preprocessor_config.json cannot be read (No such file or directory)" in found
+    )
     assert "model.safetensors is cut short, damaged or a pointer" in found
 
 
