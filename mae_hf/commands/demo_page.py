@@ -102,7 +102,7 @@ def _add_table(loaded: LoadedModel) -> None:
 
     with gradio.Accordion("Several images", open=False):
         files = gradio.File(label="images", file_count="multiple", file_types=["image"], height=160)
-        table = gradio.Dataframe(elem_id="predictions", wrap=True, column_widths=["30%", "22%", "22%", "26%"])
+        table = gradio.Dataframe(elem_id="predictions", wrap=True, column_widths=["28%", "22%", "25%", "25%"])
         download = gradio.DownloadButton("Download as CSV", interactive=False)
     files.change(answer, files, [table, download], api_name="classify_files")
 
