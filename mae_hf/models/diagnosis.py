@@ -124,10 +124,8 @@ def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], l
 def _unreadable(file: Path, error: Exception) -> Finding:
     if file.is_file():
         return Finding("fault", f"{file.name} is cut short, damaged or a pointer of Git LFS ({error})", _COPY)
-    has_pickle = any(file.parent.glob("pytorch_model*.bin"))
-    problem = f"{file.name} is missing" + (", and pytorch_model.bin may hold code" if has_pickle else "")
-    fix = "if you trust it, open it in transformers and save it again with save_pretrained"
-    return Finding("fault", problem, fix if has_pickle else _COPY)
+    fix = "download it again. If there is only pytorch_model.bin, which may hold code, save it again in transformers"
+    return Finding("fault", f"{file.name} is missing", fix)
 
 
 # ---- weights ----

@@ -186,7 +186,7 @@ def test_weights_in_a_pickle_or_a_pointer_are_not_opened(healthy: Path, tmp_path
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert "or a pointer of Git LFS" in faults(folder)[0]
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "model.safetensors is missing, and pytorch_model.bin may hold code" in faults(folder)[0]
+    assert "model.safetensors is missing: download it again. If there is only pytorch_model.bin" in faults(folder)[0]
 
 
 def test_half_precision_is_a_note(healthy: Path, tmp_path: Path):
