@@ -48,10 +48,10 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
         print("usage: mae_hf COMMAND [--config FILE.yaml] [--section.key value ...]\n")
         for command, config_class in COMMANDS.items():
             print(f"  {command:14}{(config_class.__doc__ or '').splitlines()[0]}")
-        print("\nmae_hf COMMAND --help lists the settings of a command. Presets (--config NAME):")
+        print("\nmae_hf COMMAND --help lists the settings of a command")
         for command in ("pretrain", "finetune"):
-            print(f"  {command:14}{', '.join(presets(command))}")
-        print(f"Presets and templates for accelerate launch are in {CONFIGS}")
+            print(f"presets of {command} (--config NAME): {', '.join(presets(command))}")
+        print(f"presets, and machine files for accelerate launch, are in {CONFIGS}")
         return
     require(name in COMMANDS, f"{name} is not a command: choose one of {', '.join(COMMANDS)}")
     config: Any = read_command(COMMANDS[name], join_lists(words), prog)

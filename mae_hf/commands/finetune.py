@@ -155,4 +155,4 @@ def finetune(config: FinetuneConfig) -> None:
     if probe and is_pretrained:
         num_validation = len(images["validation"])
         accelerator.print(compare_with_probe(accelerator, config, probe, validation["accuracy"], num_validation))
-    run.upload()
+    run.end()

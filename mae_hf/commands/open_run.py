@@ -1,5 +1,6 @@
 """What both training recipes do before their first and after their last step."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,10 +67,11 @@ class OpenRun:
         accelerator.print(*(f"{heading:15} {text}" for heading, text in table.items()), plan.describe(), sep="\n")
         return self.log
 
-    def upload(self) -> None:
-        """Upload `model/` of the finished run if the config says so; RunError if that fails."""
-        if self.config.hub.push and self.accelerator.is_main_process:
-            print(f"uploaded to {hub.upload(self.folder / 'model', self.config.hub)}")
+    def end(self) -> None:
+        """Upload `model/` of the finished run if the config says so, and free the folder; RunError if that fails."""
+        with self.lock or contextlib.nullcontext():
+            if self.config.hub.push and self.accelerator.is_main_process:
+                print(f"uploaded to {hub.upload(self.folder / 'model', self.config.hub)}")
 
 
 def open_run(config: RunConfig) -> OpenRun | None:
@@ -89,7 +91,7 @@ def open_run(config: RunConfig) -> OpenRun | None:
     run = OpenRun(config, accelerator, folder)
     if inspect_run(config) == "finished":
         accelerator.print(f"{folder} is finished: see {folder / 'metrics.json'}")
-        run.upload()
+        run.end()
         return None
     run.lock = lock_folder(accelerator, folder)
     run.record = broadcast_object_list([read_record(folder)])[0]

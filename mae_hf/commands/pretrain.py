@@ -157,7 +157,7 @@ def pretrain(config: PretrainConfig) -> None:
     # ---- what the encoder is worth on validation images, and what to type next ----
     if probed:
         accelerator.print(describe_next(accelerator, config, probed, last))
-    run.upload()
+    run.end()
 
 
 def _evaluations(
