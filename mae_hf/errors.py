@@ -82,7 +82,7 @@ class RunStopped(_OneLine, KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Finding:
-    """What `doctor` says about a model or images in one line: that something is right, worth knowing, or wrong."""
+    """A line of `doctor` about a model or images: something is right, worth knowing, or wrong."""
 
     severity: Literal["ok", "note", "fault"]
     text: str

@@ -42,9 +42,9 @@ def save_model(
 ) -> None:
     """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
 
-    Of a masked autoencoder, it is the plain encoder, and its subfolder `autoencoder/` is the whole. The card shows the
-    final `metrics`, what `record` says about data and hardware, and the `pictures` by their captions. `audit` says
-    which test images pre-training has seen; rows of the data and paths of this machine stay here.
+    For a masked autoencoder, the folder is the plain encoder, and its subfolder `autoencoder/` is the whole model. The
+    card shows the final `metrics`, data and hardware of `record`, and the `pictures` by their captions. `audit` says
+    which test images pre-training has seen. Rows of the data and paths of this machine are left out.
     """
 
     def write(beside: Path) -> None:
@@ -195,9 +195,9 @@ _TEMPLATE = jinja2.Environment(
 
 
 def prepare_upload(hub: HubConfig) -> None:
-    """Create the repository unless it exists, so that a wrong token or name shows before a run starts.
+    """Create the repository unless it exists, so that a wrong token or name is reported before a run starts.
 
-    ConfigError for these, for a missing right to write and for a missing connection, after 10 seconds.
+    ConfigError for these, for a token that may not write, and for a Hub that does not answer for 10 seconds.
     """
     try:
         with contextlib.suppress(RepositoryNotFoundError):  # it will be created
@@ -210,8 +210,8 @@ def prepare_upload(hub: HubConfig) -> None:
 def upload(folder: Path, hub: HubConfig) -> str:
     """Upload a run's `model/` in one commit, and return the address of its repository, which the card then names.
 
-    TensorBoard's files of the run get into `runs/`, where the Hub looks for training metrics. RunError if the upload
-    fails: the folder stays, and the same command uploads it later.
+    The run's TensorBoard files go to `runs/`, where the Hub expects training metrics. RunError if the upload fails: the
+    folder remains, and the same command uploads it later.
     """
     repo = str(hub.repo_id)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -451,7 +451,7 @@ def test_the_image_processor_squashes_as_the_run_did(tmp_path, size):
 def test_after_padding_as_the_card_says_the_image_processor_changes_nothing(tmp_path, size):
     config = PretrainConfig(data=DataConfig(resize="pad"))
     card = sharing.model_card(config, {})
-    code = card.split("First type:")[1].split("```python\n")[1].split("```")[0]
+    code = card.split("This code adds them")[1].split("```python\n")[1].split("```")[0]
     drawn(*size).save(tmp_path / "photo.png")
     names: dict = {}
     exec(code.replace("photo.png", str(tmp_path / "photo.png")), names)

@@ -1,4 +1,4 @@
-"""Try a classifier or a masked autoencoder on a web page of this machine; Ctrl-C ends it."""
+"""Serve a web page to try a classifier or a masked autoencoder, until Ctrl-C."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def demo(config: DemoConfig) -> None:
     try:
         # without the thread lock, the address is printed after the page has started
         page.launch(server_name=config.host, server_port=config.port, prevent_thread_lock=True, **LAUNCH)
-    except OSError:  # gradio's word for a taken port
+    except OSError:  # which gradio raises for a taken port
         raise ConfigError(f"port {config.port} is taken: choose another (--port {config.port + 1})") from None
     if config.host != "127.0.0.1":
         warn(f"everyone who can reach port {config.port} of this machine can use the demo (--host {config.host})")

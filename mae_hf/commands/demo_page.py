@@ -57,7 +57,7 @@ def open_shown(name: str) -> LoadedModel:
 
 
 def build_page(name: str, loaded: LoadedModel, title: str = "", about: str = "") -> gradio.Blocks:
-    """Return the page of a model; `title` and `about` replace its name and what its run says about it."""
+    """Return the page of a model; `title` and `about` replace its name and the description from its run."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio would also ask a server for its newest version
     title, about = title or name, about or describe(name, loaded)
     # every 600 s, gradio deletes uploads older than an hour; on exit it deletes all
@@ -136,17 +136,17 @@ def _decoded(loaded: LoadedModel, file: str) -> np.ndarray:
     return image
 
 
-# ---- what the run of a model tells ----
+# ---- facts from the run of a model ----
 
 
 def describe(name: str, loaded: LoadedModel) -> str:
-    """Return what the model is, in words, and how accurate it is on test images, as far as its run folder tells."""
+    """Return a description of the model, with its accuracy on test images if its run folder has it."""
     config, names = loaded.model.config, loaded.class_names
     size = f"for images of {config.image_size} x {config.image_size} pixels"
     more = ", ..." if len(names) > _SHOWN_CLASSES else ""
     text = f"A classifier {size}, with {len(names)} classes: {', '.join(names[:_SHOWN_CLASSES])}{more}."
     if not names:
-        text = f"A masked autoencoder {size}. It does not see the grey patches, and reconstructs them."
+        text = f"A masked autoencoder {size}. It reconstructs the grey patches without seeing them."
         text += " The brighter a patch of the last picture, the larger its error."
         if config.norm_pix_loss:
             text += " The reconstruction uses their true mean and contrast, which this model does not predict."
@@ -161,7 +161,7 @@ def describe(name: str, loaded: LoadedModel) -> str:
 
 
 def _write_examples(name: str, loaded: LoadedModel, folder: Path) -> list[str]:
-    """Write held-out images of the model's run that are in the cache, and return their files."""
+    """Write held-out images of the model's run that the cache has, and return their files."""
     images = []
     with contextlib.suppress(ConfigError):
         _, run = _run_of(name, loaded)
@@ -201,8 +201,8 @@ def classify_files(loaded: LoadedModel, files: list[str]) -> pandas.DataFrame:
 def reconstruct_image(loaded: LoadedModel, image: Any, seed: int, mask_ratio: float) -> list[np.ndarray]:
     """Mask an image of any mode and size by a seed, and reconstruct the masked patches.
 
-    The four pictures are the image, the image with grey masked patches, with predicted masked patches, and the mean
-    absolute error of each patch as a colour. Each is uint8 (S, S, 3).
+    The four pictures are the image, the masked image, the reconstruction, and the mean absolute error of each patch as
+    a colour. Each is uint8 (S, S, 3).
     """
     patches = loaded.model.vit.embeddings.patch_embeddings
     images = load_image_files([image], patches.image_size[0], loaded.data)

@@ -43,14 +43,14 @@ def _is_model(name: str) -> bool:
     except RepositoryNotFoundError as error:
         return isinstance(error, GatedRepoError)
     except Exception:
-        return True  # `SavedModel` takes the last download, or says why there is none
+        return True  # `SavedModel` takes the last download, or says why none exists
     return True
 
 
 def _of_model(name: str) -> Iterator[Finding | str]:
     folders = model_folders(name)
     if not folders:
-        folder = SavedModel(name, "say what it is (--kind source)").folder
+        folder = SavedModel(name, "if it names images, add --kind source").folder
         root = folder.parent if folder.name == AUTOENCODER else folder
         with contextlib.suppress(Exception):  # the encoder beside the autoencoder; without a network, the last download
             snapshot_download(name, allow_patterns=["config.json", "preprocessor_config.json", "model*.safetensors"])

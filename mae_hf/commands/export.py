@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> None:
 
 
 class _Outputs(nn.Module):
-    """The outputs of the file: `logits`, (N, C), or `last_hidden_state`, (N, 1 + P, D), `cls` and `mean`, (N, D)."""
+    """The exported outputs: `logits` (N, C), or `last_hidden_state` (N, 1 + P, D) with `cls` and `mean` (N, D)."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Outputs(nn.Module):
 
 
 def write_onnx(loaded: LoadedModel, file: Path) -> str:
-    """Write a model as ONNX, for any number of images, and return how far onnxruntime is from PyTorch.
+    """Write a model as ONNX, for any number of images. Return a sentence that compares onnxruntime with PyTorch.
 
     The input is `pixel_values`, float32 (N, 3, S, S). RunError if onnxruntime gives other numbers.
     """
@@ -90,7 +90,7 @@ def write_onnx(loaded: LoadedModel, file: Path) -> str:
     largest = max(float(np.abs(theirs - ours).max()) for theirs, ours in pairs)
     versions = f"onnxruntime {onnxruntime.__version__} and PyTorch {torch.__version__}"
     if not all(np.allclose(theirs, ours, rtol=_TOLERANCE, atol=_TOLERANCE) for theirs, ours in pairs):
-        raise RunError(f"{versions} differ by {largest:.1e}: try other versions of them")
+        raise RunError(f"{versions} differ by {largest:.1e}: try different versions")
     return f"Largest difference between {versions}: {largest:.1e}."
 
 

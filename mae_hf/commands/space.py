@@ -1,4 +1,4 @@
-"""Write a model and its page as a Hugging Face Space: a folder with all that the page needs, mae_hf itself included."""
+"""Write a model and its page as a Hugging Face Space: a folder with everything that the page needs, even mae_hf."""
 
 import base64
 import hashlib
@@ -40,7 +40,7 @@ license: mit
 tags: [mae_hf]
 ---
 
-A page to try the model in `model/`, made with mae_hf {version}. The license is that of the code.
+A page to try the model in `model/`, made with mae_hf {version}. The MIT licence covers mae_hf, not the model.
 
 On your own machine, type `pip install -r requirements.txt gradio=={gradio}`, then `python app.py`.
 """
@@ -49,7 +49,7 @@ On your own machine, type `pip install -r requirements.txt gradio=={gradio}`, th
 def write_space(folder: Path, loaded: LoadedModel, title: str, about: str) -> None:
     """Write the folder: `app.py`, `requirements.txt`, a README.md for the Hub, `model/` and the wheel of mae_hf.
 
-    Images of the run stay here. ConfigError if mae_hf or gradio is not installed.
+    It contains no images of the run. ConfigError if mae_hf or gradio is not installed.
     """
     try:
         package, gradio = importlib.metadata.distribution("mae_hf"), importlib.metadata.version("gradio")
@@ -76,7 +76,7 @@ def write_space(folder: Path, loaded: LoadedModel, title: str, about: str) -> No
 
 
 def write_wheel(file: Path, package: importlib.metadata.Distribution) -> None:
-    """Write the wheel of mae_hf from its files, also of an editable one, without a build tool or a network."""
+    """Write the wheel of mae_hf from the files of any installation, without a build tool or a network."""
     root = Path(__file__).parents[1]
     found = {*root.rglob("*"), *(root / "configs").rglob("*")}  # in a checkout, configs is a link
     paths = [path for path in sorted(found) if path.is_file() and "__pycache__" not in path.parts]

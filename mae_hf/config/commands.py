@@ -27,7 +27,7 @@ class HubConfig(Settings):
         repo_id: the repository, `user/name`; it is created if it does not exist.
         private: make a new repository private.
         license: the licence of the model in its card, as the Hub names it, such as `mit`.
-        pictures: show pictures in the card: curves, confusion matrix, and reconstructions of some held-out images.
+        pictures: show pictures in the card: curves, and the confusion matrix or reconstructions of held-out images.
     """
 
     section = "hub"
@@ -161,7 +161,7 @@ class EvaluateConfig(_StoredImages):
 
 @dataclass(frozen=True)
 class FiguresConfig(Settings):
-    """The files of the figures, which have the size of a paper.
+    """The format of the figures, which fit a paper.
 
     Args:
         format: `png`, with 300 dots per inch, or `svg`.
@@ -356,9 +356,9 @@ class DoctorConfig(_StoredImages):
     """Say what is wrong with a model or with images, and how to mend it.
 
     Args:
-        name: a run folder, model folder or Hub id; or images, as `data.source` names them. The flag may be left out.
-        kind: whether the name is a model or a source of images. null finds out from the files, or asks the Hub.
-        image_size: side of the square images that are compared, the same as `model.image_size` of the runs.
+        name: a run folder, model folder or Hub id; or images, as for `data.source`. `--name` may be left out.
+        kind: whether the name is a model or a source of images. null decides by the files, or asks the Hub.
+        image_size: side of the square images that are compared. Use `model.image_size` of the runs.
     """
 
     first_word = "name"
@@ -368,7 +368,7 @@ class DoctorConfig(_StoredImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        problem = "is not used here: the first word names the images. Remove the flag"
+        problem = "is not used by doctor: its first word names the images. Remove the flag"
         self.data.check("source", self.data.source == DataConfig.source, problem)
 
 
@@ -378,9 +378,9 @@ class DemoConfig(Settings):
 
     Args:
         model: run folder, model folder or Hub id of a classifier or a masked autoencoder.
-        port: the page is served at http://127.0.0.1:port.
+        port: port of the page, whose address is http://127.0.0.1:port.
         host: `0.0.0.0` also serves everyone who can reach this machine; there is no password.
-        export_space: instead, write the page as a Hugging Face Space into this new folder.
+        export_space: write a Hugging Face Space with the page into this new folder, and serve no page here.
     """
 
     model: str

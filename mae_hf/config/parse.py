@@ -24,7 +24,7 @@ from mae_hf.errors import ConfigError, require
 
 Config = TypeVar("Config")
 
-CONFIGS = Path(__file__).parents[1] / "configs"  # presets and templates: a link to those of the checkout, or a copy
+CONFIGS = Path(__file__).parents[1] / "configs"  # presets and machine files; in a checkout, a link to `configs/`
 _MAX_BYTES, _MAX_DEPTH = 2**19, 8  # of a config file; 21,000 class names fit in
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
 _TOO_LARGE = "a number is beyond ±1e308: choose a smaller one (--help lists the ranges)"  # jsonargparse needs a float
@@ -138,9 +138,9 @@ def presets(command: str) -> list[str]:
 
 
 def command_line(name: str, words: Sequence[str], precision: str | None = None) -> str:
-    """Return the line that starts a command as this process was started: by a script of a checkout, or the package.
+    """Return a command to type, in the form that started this process: a script of a checkout, or `mae_hf`.
 
-    With a `precision`, `accelerate launch` starts one process of it. The package needs no launcher for full precision.
+    With a `precision`, `accelerate launch` starts one process. `mae_hf` needs no launcher for full precision.
     """
     script = Path(sys.argv[0])
     is_script = script.parent.name == "scripts"
@@ -231,7 +231,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError where PyYAML lets Python convert a value
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"{path} cannot be read as YAML: {reason} (--config)") from None
-    problem = "does not contain sections with keys: see a config.yaml of a run"
+    problem = "does not contain sections with keys: see config.yaml of any run"
     require(isinstance(content, dict), f"{path} {problem}")
     return content
 

@@ -30,7 +30,7 @@ class TrainConfig(Settings):
         save_every_epochs: epochs between two checkpoints.
         keep_checkpoints: number of newest checkpoints that are kept (fine-tuning also keeps the best). At least 2, so
             that a run can fall back if the newest is damaged.
-        trackers: additional trackers, each installed by its name; one that fails is switched off with a warning.
+        trackers: additional trackers, which must be installed. If one fails, the run continues without it.
         compile: whether torch.compile compiles the transformer layers: `always`, `never`, or `auto`, on a GPU only.
         timeout_minutes: how long a rank waits for its peers before it fails. It must be longer than decoding images
             or saving takes.

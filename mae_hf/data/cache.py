@@ -90,9 +90,9 @@ def cache_folder(config: DataConfig) -> Path:
 
 
 def cached_examples(config: DataConfig, image_size: int, num: int) -> list[np.ndarray]:
-    """Return some test images, or else validation images, that the cache already has of the config's sources.
+    """Return up to `num` test images of the config's sources, or else validation images, from the cache.
 
-    At most `num` images, uint8 (S, S, 3). The list is empty if there are none: nothing is read or decoded for it.
+    Each is uint8 (S, S, 3). The list is empty if the cache has no such images: none are decoded here.
     """
     files = [
         file for role in ("test", "validation") for file in cache_folder(config).glob(f"{role}-{image_size}-*.npy")

@@ -11,7 +11,7 @@ _LOG_IN = "log in (`hf auth login`; HF_TOKEN takes precedence)"
 def explain_hub_error(error: BaseException, repo: str, writes: bool = False) -> tuple[str, str] | None:
     """Return the cause of a failed request for `repo`, and what to do; None if the Hub is not the cause.
 
-    `repo` is user/name of a model, or datasets/user/name. `writes` says that the request was part of an upload.
+    `repo` is user/name of a model, or datasets/user/name. `writes` is True for requests of an upload.
     """
     chain = list(_causes(error))
     response = next((found for each in chain if (found := getattr(each, "response", None)) is not None), None)
@@ -23,7 +23,7 @@ def explain_hub_error(error: BaseException, repo: str, writes: bool = False) -> 
     if status >= 500:
         return cause, "the Hub failed: wait a little"
     if status == 429:
-        return cause, "the Hub takes no more requests from you for now: wait some minutes"
+        return cause, "the Hub refuses further requests for now: wait some minutes"
     if writes and status == 403:
         fix = "use a token that may write there (`hf auth login`), or choose another repository (--hub.repo_id)"
     elif writes and status == 401:
@@ -40,7 +40,7 @@ def explain_hub_error(error: BaseException, repo: str, writes: bool = False) -> 
 
 
 def _explain_silence(chain: list[BaseException]) -> tuple[str, str] | None:
-    """Explain an error without an answer of the Hub."""
+    """Explain an error that came without an answer from the Hub."""
     cause = " ".join(str(chain[-1]).split())[:200] or type(chain[-1]).__name__
     for each in chain:
         if isinstance(each, OfflineModeIsEnabled):

@@ -48,7 +48,7 @@ def load_splits(config: DataConfig, source: str) -> dict[str, Split]:
 
 
 def read_source(config: DataConfig, source: str) -> list[Split]:
-    """The splits of a source as `load_splits` returns them, but names and labels of classes may be missing or wrong."""
+    """Return the splits of a source without the checks of `load_splits`: class names and labels may be wrong."""
     check_source(source)
     path = Path(source).expanduser()
     if source == "digits":

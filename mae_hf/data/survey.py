@@ -67,22 +67,22 @@ def describe_classes(splits: Sequence[Split]) -> Iterator[Finding]:
     labelled = {split.role: split.labels is not None for split in splits if split.role not in ("unlabeled", NO_SPLIT)}
     fix = "put each image of train and test into the folder of its class, or add a column `label`"
     if splits and not any(labelled.values()) and not labelled.keys() & {"validation", "test"}:
-        yield Finding("note", "there are no labels: pre-training needs none. For fine-tuning, add a train split")
+        yield Finding("note", "no image has a label. Pre-training needs none. For fine-tuning, add a train split")
     elif splits and not (labelled.get("train") and all(labelled.values())):
         without = ", ".join(role for role in {"train": True} | labelled if not labelled.get(role))
-        yield Finding("fault", f"there are no labels of {without}, so nothing can be trained and tested", fix)
+        yield Finding("fault", f"labels are missing in {without}, so no classifier can be trained and tested", fix)
     elif splits and "test" not in labelled:
-        yield Finding("note", "there is no test split: --data.test_fraction 0.2 sets a part of train aside")
+        yield Finding("note", "the test split is missing: --data.test_fraction 0.2 sets a part of train aside")
     num = sum(len(split) for split in splits if split.role not in ("validation", "test"))
     if splits and num < FEW_IMAGES:
         fix = "start from published weights (--config published_224)"
-        yield Finding("note", f"images for pre-training: {num:,}, which are few to start from scratch", fix)
+        yield Finding("note", f"images for pre-training: {num:,}. These are few for a start from scratch", fix)
 
 
 def _check_classes(counts: pd.Series) -> Iterator[Finding]:
     """Yield what is wrong with classes that have these numbers of training images by name."""
     if len(counts) == 1:
-        yield Finding("fault", "train has a single class, so there is nothing to tell apart", "add a class")
+        yield Finding("fault", "train has a single class, and a classifier needs two", "add a class")
     few = counts.index[counts < MIN_PER_CLASS]
     if len(few):
         fix = f"add images or leave the class out: each needs {MIN_PER_CLASS}, one to train on and one to validate"
@@ -112,7 +112,10 @@ def describe_files(splits: Sequence[Split], image_size: int) -> Iterator[Finding
     )
     for chosen, problem in (
         (short < image_size, f"are smaller than {image_size} px, so they are enlarged (--image_size)"),
-        (long > MAX_ASPECT * short, "are so long that only their centre is kept: --data.resize pad keeps all"),
+        (
+            long > MAX_ASPECT * short,
+            f"have a side over {MAX_ASPECT} times the other: only the centre is kept (--data.resize pad keeps all)",
+        ),
         (found["is_animated"], "are animated, and only the first frame is used"),
         (found["is_turned"], "are turned upright, as the camera says (EXIF)"),
     ):

@@ -37,7 +37,7 @@ class LoadedModel:
 
     @property
     def network(self) -> Any:
-        """The classifier or the encoder, also that of a masked autoencoder, which whole images go through."""
+        """The classifier or the encoder that takes whole images. A masked autoencoder gives its encoder."""
         return export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
 
     @torch.no_grad()

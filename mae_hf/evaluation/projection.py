@@ -46,7 +46,7 @@ def check_mappable(features: np.ndarray) -> None:
 
 
 def knn_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of images of the class that most of their 5 nearest others have, by cosine similarity."""
+    """Return the share of images whose 5 nearest neighbours, by cosine similarity, vote for their class."""
     search = NearestNeighbors(n_neighbors=min(5, len(features) - 1), metric="cosine").fit(features)
     votes = labels[search.kneighbors(return_distance=False)]  # no image is its own neighbour
     return float((stats.mode(votes, axis=1).mode == labels).mean())

@@ -1,7 +1,7 @@
 """The figures: `charts` draws numbers, `sheets` draws images, `save` writes a figure.
 
 Every function returns a new `Figure`, without pyplot and its global state. All figures are readable in grey: what
-differs in colour also differs in line style, marker, hatch or lightness. They have the size of a paper, without titles.
+differs in colour also differs in line style, marker, hatch or lightness. Their sizes fit a paper.
 """
 
 import base64
@@ -21,8 +21,8 @@ from mae_hf.files import write_file
 
 COLUMN, PAGE = 3.3, 6.9  # inches: the width of a column, and of a page of two, in a paper
 DPI = 300
-# Decorates what draws or saves a figure, as matplotlib reads the sizes of texts at both times. A font of 7 points is
-# readable where a paper shows a figure in its own size. The salt makes equal figures equal files.
+# Decorates functions that draw or save a figure: matplotlib reads the sizes of texts in both. A font of 7 points is
+# readable if a paper shows the figure unscaled. The salt makes equal figures equal files.
 for_paper = rc_context(
     {
         "font.size": 7,
@@ -46,7 +46,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     metadata = {"Date": None} if form == "svg" else None
     options: dict[str, Any] = {"format": form, "dpi": DPI, "facecolor": "white", "metadata": metadata}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in a script without letters here
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in a script that the font lacks
         write_file(path, lambda file: figure.savefig(file, **options))
     return path
 

@@ -104,7 +104,7 @@ def neighbours_figure(images: NDArray[np.uint8], texts: Sequence[Sequence[str]],
 def thumbnails_figure(
     maps: Mapping[str, NDArray[Any]], images: Images, labels: NDArray[np.int64], class_names: Sequence[str]
 ) -> Figure:
-    """Return t-SNE maps, (n, 2), with pictures of those images that find room; the others are dots.
+    """Return t-SNE maps, (n, 2), with a picture of each image that covers no other picture; the other images are dots.
 
     Up to ten classes have colours; a label of -1 has none.
     """

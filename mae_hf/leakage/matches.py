@@ -137,7 +137,7 @@ def write_pairs(match: Match) -> Path:
 
 
 def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
-    """Yield which images a split has more than once, or in two classes, and which duplicate evaluation images."""
+    """Yield the duplicates within each split, equal images in two classes, and duplicates of evaluation images."""
     for store in stores:
         split = store.split
         table = pd.DataFrame({"digest": map(pixel_digest, np.asarray(store.images)), "row": store.rows})
@@ -156,13 +156,13 @@ def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
     for against, store in itertools.product(evaluated, [store for store in stores if store not in evaluated]):
         match, role = compare_stores(store, against), against.split.role
         if not len(match.found):
-            yield Finding("ok", f"no image of {store.split.role} duplicates an image of {role}, even nearly")
+            yield Finding("ok", f"no duplicates or near-duplicates of images of {role} are in {store.split.role}")
             continue
         first = match.found.iloc[0]
         example = f"{store.split.where(first['row'])} and {against.split.where(first['against_row'])}"
         num_exact = int((match.found["kind"] == "exact").sum())
         num, total = match.found["row"].nunique(), len(store.rows)
-        which = f"{num:,} of {total:,} images of {store.split.role} duplicate images of {role}, or nearly"
+        which = f"{num:,} of {total:,} images of {store.split.role} duplicate or nearly duplicate images of {role}"
         fix = "mae_hf pretrain leaves them out (--audit.leave_out)"
         if store.split.role == "train":
             fix = f"remove them from {role} or train, otherwise scores are too good"

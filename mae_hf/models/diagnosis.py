@@ -24,15 +24,15 @@ from mae_hf.models.mae import LOADED_NAMES
 Shapes = dict[str, tuple[int, ...]]
 
 _COPY = "download or copy the model again"
-_EARLIER = "take another checkpoint, or train again"
+_EARLIER = "take a different checkpoint, or train again"
 _SIZES = f"{_COPY}, or correct config.json"
-_FILL = "pre-train anew (mae_hf pretrain), or fill both tables (docs/stock_vit_mae.md) and train on"
+_FILL = "pre-train anew (mae_hf pretrain), or fill both tables (docs/stock_vit_mae.md) and continue training"
 _SAVE = "save it again: mae_hf.models.mae.MaskedAutoencoder.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
 _NAME = "set id2label and label2id in config.json to the names of the classes, in the order of training"
 
 
 class _Facts(NamedTuple):
-    """What is known of a weight after it was read."""
+    """Facts about a weight, found while its file is read."""
 
     shape: tuple[int, ...]
     dtype: str  # as safetensors writes it, such as F32
@@ -49,7 +49,7 @@ class _Index:
 
 
 def examine_model(folder: Path) -> Iterator[Finding]:
-    """Yield what is right and wrong in a folder with a ViTMAE or ViT: config, weights, positions, processor, labels."""
+    """Yield findings about a folder with a ViTMAE or ViT: config, weights, positions, processor, labels."""
     content, shapes, findings = _read_config(folder)
     yield from findings
     facts, tables, unreadable = _read_weights(folder)
@@ -163,16 +163,17 @@ def _check_decoder(facts: Mapping[str, _Facts], content: Mapping[str, Any]) -> I
         fix = "take the whole model. The encoder alone is enough for features, and for mae_hf pretrain --model.init"
         yield Finding("fault", "the decoder is missing, so the model cannot reconstruct images", fix)
     if any(name.startswith("decoder.decoder_encoder.") for name in facts):
-        yield Finding("fault", "transformers 4 silently loses this decoder, because version 5 has saved it", _SAVE)
+        problem = "transformers 4 silently loses this decoder, because transformers 5 saved it under new names"
+        yield Finding("fault", problem, _SAVE)
     if of_encoder and all(of_encoder):
         yield Finding("note", "the LayerNorms have their first values: the model was saved before it was trained")
     elif of_decoder and all(of_decoder):
-        problem = "the decoder is new, but the encoder is trained, as if transformers 4 had opened a file of version 5"
-        yield Finding("fault", problem, "take the file of before, or train it further (mae_hf pretrain --model.init)")
+        problem = "the decoder is new, but the encoder is trained. Transformers 4 does this to files of transformers 5"
+        yield Finding("fault", problem, "take the original file, or train further (mae_hf pretrain --model.init)")
 
 
 def _check_shapes(facts: Mapping[str, _Facts], shapes: Shapes, is_classifier: bool) -> Iterator[Finding]:
-    """Yield which weights are missing, left over or of another shape than the config says."""
+    """Yield which weights are missing, are left over, or have a different shape than the config says."""
     found = dict[str, tuple[int, ...]]()
     for name, each in facts.items():
         for pattern, replacement in LOADED_NAMES.items():  # files of transformers 4 and 5
@@ -184,12 +185,12 @@ def _check_shapes(facts: Mapping[str, _Facts], shapes: Shapes, is_classifier: bo
     left_over = [name for name in found if name not in shapes and not name.startswith(optional)]
     both = [name for name in shapes if name in found and not name.startswith("classifier.")]  # see `_check_labels`
     differing = [f"{name} {found[name]}, not {shapes[name]}" for name in both if found[name] != shapes[name]]
-    faults = {"are missing": missing, "have no place in this model": left_over, "have another shape": differing}
+    faults = {"are missing": missing, "have no place in this model": left_over, "have a wrong shape": differing}
     yield from _faults(faults, _SIZES)
 
 
 def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield whether a position table tells all patches apart, and is the one that its kind of model has."""
+    """Yield whether a position table has a different row for each patch, and fits its kind of model."""
     if table.dim() != 3 or not table.numel() or table.shape[1] < 2 or not table.isfinite().all():
         return  # reported by its shape, or as not finite
     rows, name = table[0, 1:], f"the position table of the {part}"
@@ -205,10 +206,10 @@ def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterat
         kind = "sine-cosine" if is_sincos(table) else "learned"
         yield Finding("ok", f"{name} is {kind}, with a row for each of {len(rows)} patches")
     elif part == "encoder" and "mae_loss" in content:
-        yield Finding("note", f"{name} is learned, because mae_hf has taken it from a ViT")
+        yield Finding("note", f"{name} is learned, because the encoder comes from a ViT")
     else:
         fix = "take the original file, unless the model was trained with this table"
-        yield Finding("fault", f"{name} is not sine-cosine, as it is in every ViTMAE", fix)
+        yield Finding("fault", f"{name} is not sine-cosine, but a ViTMAE has a sine-cosine table", fix)
 
 
 # ---- what comes with the weights ----
@@ -237,7 +238,7 @@ def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Findi
     if side is not None and any(each != side for each in (size.values() if isinstance(size, dict) else [size])):
         problems.append(f"images become {size}, but image_size of config.json is {side}")
     for problem in problems:
-        yield Finding("fault", f"{PROCESSOR}: {problem}", "set the value of training")
+        yield Finding("fault", f"{PROCESSOR}: {problem}", "set the value that training used")
     if not problems:
         yield Finding("ok", f"{PROCESSOR}: statistics and size fit the model")
 

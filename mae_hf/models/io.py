@@ -155,14 +155,14 @@ class SavedModel:
 
 
 def config_problems(folder: Path) -> Iterator[str]:
-    """Yield what forbids to open a model, each as the end of a sentence about it. Malformed files raise any error."""
+    """Yield each reason not to open a model, as the end of a sentence. Malformed files raise any error."""
     index = folder / "model.safetensors.index.json"
     content, _ = PreTrainedConfig.get_config_dict(folder)
     files = json.loads(index.read_text())["weight_map"].values() if index.is_file() else []
     if content.get("auto_map"):
         yield "comes with code (auto_map in config.json), which is not opened"
     if content.get("quantization_config"):
-        yield "has quantised weights (quantization_config in config.json), not opened here"
+        yield "has quantised weights (quantization_config in config.json), which are not opened"
     if (folder / "adapter_config.json").exists():
         yield "comes with an adapter (adapter_config.json), which is not opened"
     for file in [str(file) for file in files if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(file))][:1]:

@@ -35,7 +35,7 @@ def find_model(name: str, fix: str) -> Path | None:
 
 
 def model_folders(name: str) -> list[Path]:
-    """Return the folders with files of a model, whole or not, in a run or model folder: its top and its part."""
+    """Return the folders with files of a model, complete or not, in a run or model folder and its parts."""
     folder = Path(name).expanduser()
     patterns = ("config.json", "preprocessor_config.json", "model*.safetensors", "pytorch_model*.bin")
     parts = [folder / top / part for top in ("", "model") for part in ("", AUTOENCODER, "encoder")]
@@ -43,7 +43,7 @@ def model_folders(name: str) -> list[Path]:
 
 
 def check_subject(name: str, kind: str | None) -> None:
-    """Raise ConfigError unless `doctor` finds files of a model or images under a name, or it may be a Hub id."""
+    """Raise ConfigError unless a name is a model or images on disk, or may be a Hub id."""
     path = Path(name).expanduser()
     fix = "give a model (run folder, model folder, Hub id) or images (folder, parquet file, Hub id, digits)"
     require(path.exists() or name == "digits" or is_hub_id(name), f"{name} does not exist: {fix}")

@@ -23,9 +23,9 @@ def check_trackers(config: RunConfig) -> None:
 
 
 class Trackers:
-    """The trackers of the config, with its settings. If they fail later, they are left out with a warning.
+    """The trackers of the config. The run continues without a tracker that fails later, with a warning.
 
-    Those that take a folder get `trackers` in the run folder. RunError if one of them cannot start.
+    Trackers that write files get the folder `trackers` of the run. RunError if a tracker cannot start.
     """
 
     def __init__(self, accelerator: Accelerator, config: RunConfig, step: int) -> None:
@@ -33,9 +33,9 @@ class Trackers:
         if not (config.train.trackers and accelerator.is_main_process):  # wandb would start a run in each process
             return
         folder = Path(config.output_dir).resolve() / "trackers"
-        folder.mkdir(parents=True, exist_ok=True)  # wandb would take another one
+        folder.mkdir(parents=True, exist_ok=True)  # if it is missing, wandb writes elsewhere
         options = {
-            "tensorboard": {"purge_step": step + 1},  # removes what came after the step; others start a new run
+            "tensorboard": {"purge_step": step + 1},  # removes the values after the step; others start a new run
             "wandb": {"dir": str(folder)},
             "dvclive": {"dir": str(folder / "dvclive"), "resume": step > 0},
             "swanlab": {"logdir": str(folder / "swanlab")},
@@ -52,15 +52,15 @@ class Trackers:
         self._use(lambda tracker: tracker.log(values, step=step))
 
     def picture(self, name: str, figure: Figure, step: int) -> None:
-        """Send the picture of a step to those that take pictures."""
+        """Send the picture of a step to the trackers that accept pictures."""
         if self._accelerator.trackers:
             pixels = figures.pixels(figure)
             self._use(lambda tracker: _send(tracker, name, pixels, step))
 
     def finish(self) -> None:
-        """Close them."""
+        """Close the trackers."""
         self._use(lambda tracker: tracker.finish())
-        self._accelerator.trackers.clear()  # otherwise Accelerate ends them once more
+        self._accelerator.trackers.clear()  # otherwise Accelerate closes them once more
 
     def _use(self, action: Callable[[GeneralTracker], object]) -> None:
         for tracker in list(self._accelerator.trackers):
@@ -73,7 +73,7 @@ class Trackers:
 
 
 def _send(tracker: GeneralTracker, name: str, pixels: NDArray[np.uint8], step: int) -> None:
-    """Send a picture, uint8 (H, W, 3), in the form that the tracker takes; Accelerate hands it on unchanged."""
+    """Send a picture, uint8 (H, W, 3), in the form that the tracker takes; Accelerate passes it on unchanged."""
     match tracker.name:
         case "tensorboard":
             tracker.log_images({name: pixels[None]}, step, dataformats="NHWC")

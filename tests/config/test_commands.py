@@ -80,7 +80,7 @@ WRONG = [
     (
         DoctorConfig,
         {"name": "a", "data": DataConfig(source="b")},
-        "data.source b is not used here: the first word names",
+        "data.source b is not used by doctor: its first word names",
     ),
     (DemoConfig, {"model": "m", "port": 80}, "port is 80 but must be at least 1024 and at most 65535, such as 7860"),
 ]

@@ -215,7 +215,7 @@ def test_a_file_without_sections_is_refused_with_an_example(write, text):
     file = write(text)
     message = error_of("--config", file)
     assert file in message
-    assert "see a config.yaml of a run" in message
+    assert "see config.yaml of any run" in message
 
 
 @pytest.mark.parametrize("content", [b"train: [\n", b"a: b: c\n", b"\xff\xfe\x00"])

@@ -41,7 +41,7 @@ def test_a_healthy_folder_is_counted(image_folder: Path):
         "ok     test: 4 images, classes: 2, images of a class: 2 (cat) to 2 (dog)",
         "ok     train: 20 images, classes: 2, images of a class: 10 (cat) to 10 (dog)",
         "ok     unlabeled: 6 images without labels",
-        "note   images for pre-training: 26, which are few to start from scratch: start from published weights "
+        "note   images for pre-training: 26. These are few for a start from scratch: start from published weights "
         "(--config published_224)",
         "ok     shorter sides: 12 to 12 px, median 12 (--config digits); longer sides up to 1.0 times that",
         "ok     channels, by the modes of Pillow: 30 RGB",
@@ -62,7 +62,7 @@ def test_sizes_channels_frames_and_orientation_are_noted(image_folder: Path):
         *("32 RGB", "1 CMYK", "1 I;16", "1 P"),
     }
     assert "1 of 35 images are smaller than 12 px" in notes[1]
-    assert "1 of 35 images are so long that only their centre is kept" in notes[2]
+    assert "1 of 35 images have a side over 2 times the other" in notes[2]
     assert "1 of 35 images are animated" in notes[3]
     assert "1 of 35 images are turned upright" in notes[4]
 
@@ -86,7 +86,7 @@ def test_labels_that_are_missing_where_others_have_some_are_a_fault(image_folder
     shutil.rmtree(image_folder / "train" / "dog")
     assert "has two unlabeled splits" in faults(image_folder)[0]
     shutil.rmtree(image_folder / "unlabeled")
-    assert "there are no labels of train" in faults(image_folder)[0]
+    assert "labels are missing in train" in faults(image_folder)[0]
     shutil.rmtree(image_folder / "test")
     assert not faults(image_folder)
 

@@ -119,7 +119,7 @@ def test_a_learned_table_is_a_fault_unless_mae_hf_has_taken_it_from_a_vit(health
     weights = load_file(folder / "model.safetensors")
     torch.nn.init.normal_(weights[TABLE])
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert "learned, because mae_hf has taken it from a ViT" in "\n".join(map(str, examine_model(folder)))
+    assert "learned, because the encoder comes from a ViT" in "\n".join(map(str, examine_model(folder)))
     assert faults(folder) == []
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "mae_loss"}))

@@ -32,7 +32,7 @@ from mae_hf.files import write_json
 from mae_hf.progress import Progress
 
 PAUSES = (1.0, 5.0, 20.0, 60.0, 60.0)  # seconds between retries of a shard; they start over after each image
-PAUSES_AT_START = (1.0, 3.0, 5.0)  # before a run starts, while somebody waits
+PAUSES_AT_START = (1.0, 3.0, 5.0)  # seconds between retries before a run starts, while the user waits
 CONNECTING = 10.0  # seconds until a server must accept a connection
 SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
 REFUSALS = (401, 403, 404, 410)  # statuses for which a retry is useless
@@ -219,7 +219,7 @@ def _retry(
     wait: Callable[[float], Any],
     pauses: Sequence[float],
 ) -> Result:
-    """Return the result of `action`, retried after pauses in seconds, unless that is useless or `wait` returns True."""
+    """Return the result of `action`, retried after `pauses`, unless that is useless or `wait` returns True."""
     for pause in pauses:
         try:
             return action()
