@@ -41,7 +41,7 @@ class CommandResult:
     Args:
         folder: the folder of the command's files.
         metrics: its numbers by name.
-        picture: its most telling figure, a PNG or SVG; None if it draws none.
+        picture: its main figure, a PNG or SVG; None if it draws none.
         name: the model, as `load` takes it; None if there is none.
         file: the parquet, csv or PNG file that the command has written, if it is only one.
     """

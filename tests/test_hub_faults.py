@@ -61,7 +61,7 @@ def test_a_model_behind_terms_is_named_with_the_page_to_accept_them(seen):
     assert "/me/model, and log in (`hf auth login`" in seen["gated"]
 
 
-def test_a_run_hears_within_fifteen_seconds_that_the_hub_does_not_answer(seen):
+def test_a_run_reports_within_fifteen_seconds_that_the_hub_does_not_answer(seen):
     assert "check the network and HF_ENDPOINT" in seen["silent"][0] and seen["silent"][1] < 15
 
 
@@ -113,7 +113,7 @@ def observe(folder: Path) -> dict[str, Any]:
                 hub.fault = lambda: None
                 failures.append((str(error), action(repo)))
             else:
-                break  # it has fewer requests
+                break  # the action makes fewer requests
         hub.fault = lambda: None
         return failures
 

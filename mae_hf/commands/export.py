@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> None:
 
 
 class _Outputs(nn.Module):
-    """The exported outputs: `logits` (N, C), or `last_hidden_state` (N, 1 + P, D) with `cls` and `mean` (N, D)."""
+    """The exported outputs: `logits`, N x C, or `last_hidden_state`, N x (1 + P) x D, with `cls` and `mean`, N x D."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()

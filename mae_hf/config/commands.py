@@ -374,7 +374,7 @@ class DoctorConfig(_StoredImages):
 
 @dataclass(frozen=True)
 class DemoConfig(Settings):
-    """Try a classifier or a masked autoencoder on a web page that only this machine can open.
+    """Serve a web page to try a classifier or a masked autoencoder, by default for this machine only.
 
     Args:
         model: run folder, model folder or Hub id of a classifier or a masked autoencoder.

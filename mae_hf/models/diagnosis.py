@@ -216,7 +216,7 @@ def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterat
 
 
 def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield whether the image processor prepares images as the model takes them."""
+    """Yield whether the image processor prepares images as the model requires."""
     try:
         processor = read_json(folder / PROCESSOR, dict[str, object])
     except ConfigError as error:

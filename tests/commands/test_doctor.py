@@ -1,4 +1,4 @@
-"""`doctor`, as it is typed: a line for each finding, a last line with the number of faults, and the exit code."""
+"""`doctor` on the command line: a line for each finding, the number of faults at the end, and the exit code."""
 
 import json
 import re

@@ -41,7 +41,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     names = dict(enumerate(("cat", "dog", "horse")))
     model = ViTForImageClassification(ViTConfig(**SHAPE, id2label=names))
-    torch.nn.init.normal_(model.classifier.weight)  # so that the image decides, not the start near zero
+    torch.nn.init.normal_(model.classifier.weight)  # its first values are near zero, and images would not differ
     config = FinetuneConfig(data=DATA, model=ClassifierConfig(**SHAPE, init="scratch"))
     save_model(folder / "model", model, config, {})
     run_command("export", ["--model", str(folder), "--output", str(folder / "onnx")], "export")
@@ -159,7 +159,7 @@ def test_a_large_model_has_its_weights_beside_the_file_and_other_numbers_are_an_
     encoder: Path, tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(exporting, "_MAX_FILE", 0)
-    monkeypatch.setattr(exporting, "_TOLERANCE", -1.0)  # which no numbers keep to
+    monkeypatch.setattr(exporting, "_TOLERANCE", -1.0)  # no number is within it
     with pytest.raises(RunError, match=r"onnxruntime .* and PyTorch .* differ by"):
         exporting.write_onnx(open_any(str(encoder)), tmp_path / "model.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}

@@ -71,7 +71,7 @@ def test_the_space_answers_like_the_model(folder: Path, tmp_path: Path):
     expected = dict(zip(loaded.class_names, loaded([tmp_path / "photo.png"])[0].tolist(), strict=True))
     assert {row["label"]: row["confidence"] for row in answer["confidences"]} == pytest.approx(expected, abs=1e-5)
     imported = [line for line in output.read_text().splitlines() if "mae_hf/commands/demo_page.py" in line]
-    assert imported and all(str(tmp_path) in line for line in imported), "mae_hf is not that of the wheel"
+    assert imported and all(str(tmp_path) in line for line in imported), "mae_hf is not from the wheel"
 
 
 def test_the_files_are_what_the_hub_needs(folder: Path):

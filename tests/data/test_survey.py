@@ -19,7 +19,7 @@ def coloured(number: int, size: int = 12) -> Image.Image:
 
 
 def examined(source: Path | str) -> list[str]:
-    """All findings about a source but those about duplicates."""
+    """All findings about a source, without the search for duplicates."""
     data = DataConfig(source=str(source))
     splits, findings = find_splits(data)
     found = [*findings, *describe_classes(splits), *describe_files(splits, 12), *decode_splits(splits, 12, data)[1]]

@@ -114,7 +114,7 @@ WEIGHTS = [
 ]
 
 
-def test_a_learned_table_is_a_fault_unless_mae_hf_has_taken_it_from_a_vit(healthy: Path, tmp_path: Path):
+def test_a_learned_table_is_a_fault_unless_the_encoder_comes_from_a_vit(healthy: Path, tmp_path: Path):
     folder = shutil.copytree(healthy / "mae", tmp_path / "sick")
     weights = load_file(folder / "model.safetensors")
     torch.nn.init.normal_(weights[TABLE])

@@ -1,4 +1,4 @@
-"""What real trackers receive: values, pictures and the config, in one path for all; and what happens if one fails."""
+"""Real trackers receive values, pictures and the config. The run continues without a tracker that fails."""
 
 import json
 import os
@@ -151,7 +151,7 @@ def test_a_tracker_that_cannot_start_ends_the_run_with_what_to_type(tmp_path, mo
         start(config_for(tmp_path / "run", "tensorboard"))
 
 
-# ---- wandb and trackio, each in a process that writes nowhere else ----
+# ---- wandb and trackio, each in a process that writes only to its folder ----
 
 RUN = """
 import sys
