@@ -77,4 +77,4 @@ def _of_images(config: DoctorConfig) -> Iterator[Finding | str]:
     chosen = [store for store in stores if store.split.role in ("unlabeled", "train")] or stores
     if chosen:
         images = ImageSet([(store, np.arange(len(store.rows))) for store in chosen])
-        yield Finding("ok", f"their statistics, for pretrain: {channel_flags(images)}")
+        yield Finding("ok", f"mean and standard deviation, for pretrain: {channel_flags(images)}")

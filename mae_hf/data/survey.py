@@ -57,9 +57,7 @@ def describe_classes(splits: Sequence[Split]) -> Iterator[Finding]:
         names = split.class_names or tuple(map(str, range(labels.max(initial=0) + 1)))
         counts = pd.Series(np.bincount(labels, minlength=len(names))[: len(names)], list(names)).sort_values()
         extremes = " to ".join(f"{count:,} ({name})" for name, count in counts.iloc[[0, -1]].items())
-        yield Finding(
-            "ok", f"{split.role}: {len(split):,} images, classes: {len(names)}, images of a class: {extremes}"
-        )
+        yield Finding("ok", f"{split.role}: {len(split):,} images, classes: {len(names)}, images per class: {extremes}")
         if split.role == "train":
             yield from _check_classes(counts)
             if counts.iloc[-1] > MAX_IMBALANCE * counts.iloc[0]:
@@ -101,7 +99,7 @@ def describe_files(splits: Sequence[Split], image_size: int) -> Iterator[Finding
     short, long = found[["width", "height"]].min(axis=1), found[["width", "height"]].max(axis=1)
     side = int(short.median())
     preset = "digits" if side < 64 else "stl10_tiny" if side < 160 else "published_224"
-    ratio = f"longer sides up to {(long / short).max():.1f} times that"
+    ratio = f"longer sides: up to {(long / short).max():.1f} times the shorter"
     yield Finding("ok", f"shorter sides: {short.min()} to {short.max()} px, median {side} (--config {preset}); {ratio}")
     modes = found["mode"].value_counts()
     listed = ", ".join(f"{count:,} {mode}" for mode, count in modes.items())

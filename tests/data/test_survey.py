@@ -38,12 +38,12 @@ def parquet(path: Path, labels: list[int], names: list[str]) -> None:
 
 def test_a_healthy_folder_is_counted(image_folder: Path):
     assert examined(image_folder) == [
-        "ok     test: 4 images, classes: 2, images of a class: 2 (cat) to 2 (dog)",
-        "ok     train: 20 images, classes: 2, images of a class: 10 (cat) to 10 (dog)",
+        "ok     test: 4 images, classes: 2, images per class: 2 (cat) to 2 (dog)",
+        "ok     train: 20 images, classes: 2, images per class: 10 (cat) to 10 (dog)",
         "ok     unlabeled: 6 images without labels",
         "note   images for pre-training: 26. These are few for a start from scratch: start from published weights "
         "(--config published_224)",
-        "ok     shorter sides: 12 to 12 px, median 12 (--config digits); longer sides up to 1.0 times that",
+        "ok     shorter sides: 12 to 12 px, median 12 (--config digits); longer sides: up to 1.0 times the shorter",
         "ok     channels, by the modes of Pillow: 30 RGB",
     ]
 
