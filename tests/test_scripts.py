@@ -479,7 +479,7 @@ def test_a_missing_encoder_is_an_error_that_says_what_to_type(tmp_path: Path):
     script = ("scripts/finetune.py", "--config", "configs/finetune/digits.yaml")
     done = run(*script, "--model.init", tmp_path / "nothing", "--output_dir", tmp_path / "run")
     assert done.returncode == 2
-    assert "scripts/pretrain.py" in done.stderr
+    assert "pre-train first (" in done.stderr and "pretrain --config digits" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
