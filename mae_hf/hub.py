@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import PreTrainedModel
 
@@ -59,7 +59,8 @@ def save_model(
             if audit is not None:
                 audited = tuple(replace(each, source=_public_name(each.source)) for each in audit.audited)
                 (path / AUDIT).write_text(audit_json(replace(audit, pairs=(), audited=audited)))
-        shown = dict(pictures or {}) if config.hub.pictures else {}
+        found = {caption: path for caption, path in (pictures or {}).items() if path.is_file()}
+        shown = found if config.hub.pictures else {}
         for picture in shown.values():
             shutil.copy(picture, beside)
         names = {caption: picture.name for caption, picture in shown.items()}
@@ -200,9 +201,7 @@ def prepare_upload(hub: HubConfig) -> None:
     ConfigError for these, for a token that may not write, and for a Hub that does not answer for 10 seconds.
     """
     try:
-        with contextlib.suppress(RepositoryNotFoundError):  # it will be created
-            HfApi().model_info(str(hub.repo_id), timeout=10)  # creating has no limit in time
-        HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True)
+        _create_repository(hub)
     except Exception as error:  # of huggingface_hub, of the HTTP library and of the system
         raise ConfigError(_failed_upload(error, hub)) from None
 
@@ -210,22 +209,35 @@ def prepare_upload(hub: HubConfig) -> None:
 def upload(folder: Path, hub: HubConfig) -> str:
     """Upload a run's `model/` in one commit, and return the address of its repository, which the card then names.
 
-    The run's TensorBoard files go to `runs/`, where the Hub expects training metrics. RunError if the upload fails: the
-    folder remains, and the same command uploads it later.
+    The run's TensorBoard files go to `runs/`, where the Hub expects training metrics. They hold pictures, too, so they
+    stay here if the card has none. RunError if the upload fails: the folder remains, and the same command uploads it
+    later.
     """
-    repo = str(hub.repo_id)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    logs = folder.parent / "trackers"
-    files |= {f"runs/{path.relative_to(logs).as_posix()}": path for path in sorted(logs.rglob("*.tfevents.*"))}
     try:
-        card = files["README.md"].read_text(encoding="utf-8").replace(_THIS_FOLDER, repo)
+        card = ModelCard(files["README.md"].read_text(encoding="utf-8").replace(_THIS_FOLDER, str(hub.repo_id)))
+        if hub.license:
+            card.data["license"] = hub.license
+        if hub.pictures:
+            for number, path in enumerate(sorted((folder.parent / "trackers").glob("*/*.tfevents.*"))):
+                # not by its own name, which names this machine; its subfolders hold the paths of the config
+                files[f"runs/{path.parent.name}/events.out.tfevents.{number}"] = path
+        else:
+            files = {name: path for name, path in files.items() if path.suffix != ".png"}
+            card.text = re.sub(r"!\[.*\n\n.*\n\n", "", card.text)
         operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md"]
-        operations.append(CommitOperationAdd("README.md", card.encode()))
-        address = HfApi().create_repo(repo, private=hub.private, exist_ok=True)
-        HfApi().create_commit(repo, operations, commit_message="Upload from mae_hf")
+        operations.append(CommitOperationAdd("README.md", str(card).encode()))
+        address = _create_repository(hub)
+        HfApi().create_commit(str(hub.repo_id), operations, commit_message="Upload from mae_hf")
     except Exception as error:  # as above
         raise RunError(f"{_failed_upload(error, hub)}; the run is finished, and its model is in {folder}") from None
-    return str(address)
+    return address
+
+
+def _create_repository(hub: HubConfig) -> str:
+    with contextlib.suppress(RepositoryNotFoundError):  # it is created
+        HfApi().model_info(str(hub.repo_id), timeout=10)  # creating has no limit in time
+    return str(HfApi().create_repo(str(hub.repo_id), private=hub.private, exist_ok=True))
 
 
 def _failed_upload(error: Exception, hub: HubConfig) -> str:

@@ -50,10 +50,14 @@ def test_a_run_is_finished_before_its_upload_fails_and_the_same_command_uploads(
     message, is_finished, card, logs = seen["run"]
     assert "cannot upload to me/run (503 planted)" in message and is_finished
     assert 'from_pretrained("me/run")' in card and "path/to/this/folder" not in card
-    assert logs and all(".tfevents." in name for name in logs), (
-        "the Hub shows training metrics of TensorBoard's files in runs/"
-    )
+    assert logs == ["runs/run/events.out.tfevents.0"], "the Hub shows training metrics of TensorBoard's files there"
     assert "(curves.png)" in card and "precision no." in card
+
+
+def test_a_finished_run_is_uploaded_with_the_licence_and_without_the_pictures_that_are_asked_for(seen):
+    card, files = seen["private"]
+    assert "license: mit" in card and "![" not in card and "## Recipe" in card
+    assert not [name for name in files if name.endswith(".png") or ".tfevents." in name]
 
 
 def test_a_model_behind_terms_is_named_with_the_page_to_accept_them(seen):
@@ -135,6 +139,10 @@ def observe(folder: Path) -> dict[str, Any]:
         files = hub.find("models/me/run", "main")[1]
         logs = [name for name in files if name.startswith("runs/")]
         found["run"] = [str(failed.value), is_finished, files["README.md"].decode(), logs]
+        words = words.replace("me/run", "me/private") + " --hub.pictures false --hub.license mit"
+        run_command("pretrain", words.split(), "pretrain")
+        files = hub.find("models/me/private", "main")[1]
+        found["private"] = [files["README.md"].decode(), list(files)]
 
         shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
         hub.fault = lambda: 403

@@ -5,6 +5,7 @@ from pathlib import Path
 from mae_hf.commands.space import write_space
 from mae_hf.config.commands import DemoConfig
 from mae_hf.errors import ConfigError, warn
+from mae_hf.models.locate import title_of
 
 
 def demo(config: DemoConfig) -> None:
@@ -18,8 +19,7 @@ def demo(config: DemoConfig) -> None:
         raise ConfigError(f"the demo needs gradio, which is not installed: {fix}") from None
     loaded = open_shown(config.model)
     if config.export_space is not None:
-        title = Path(config.model).resolve().name
-        write_space(Path(config.export_space), loaded, title, describe(config.model, loaded))
+        write_space(Path(config.export_space), loaded, title_of(config.model), describe(config.model, loaded))
         return
     page = build_page(config.model, loaded)
     try:

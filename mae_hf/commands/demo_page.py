@@ -156,7 +156,7 @@ def describe(name: str, loaded: LoadedModel) -> str:
         text += f" Trained on {' and '.join(sources)}."
         if names:
             right = read_predictions(folder / "predictions.parquet", len(names)).correct
-            text += f" {describe_accuracy(int(right.sum()), len(right))}."
+            text += f" {describe_accuracy(int(right.sum()), len(right))}." if len(right) else ""
     return text
 
 

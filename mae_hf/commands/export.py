@@ -22,6 +22,7 @@ from mae_hf.evaluation.loaded import LoadedModel, open_any
 from mae_hf.files import write_folder
 from mae_hf.hub import image_processor
 from mae_hf.models.io import PROCESSOR
+from mae_hf.models.locate import title_of
 
 _TOLERANCE = 1e-4  # absolute and relative, of onnxruntime against PyTorch
 _MAX_FILE = 2 * 10**9  # bytes of weights in model.onnx; of a larger model, they are in model.onnx.data
@@ -32,7 +33,7 @@ def export(config: ExportConfig) -> None:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     fix = "pip install 'mae_hf[onnx]'"
     require(not missing, f"the export needs {' and '.join(missing)}, which is not installed: {fix}")
-    loaded, title, comparison = open_any(config.model), Path(config.model).resolve().name, ""
+    loaded, title, comparison = open_any(config.model), title_of(config.model), ""
 
     def write(beside: Path) -> None:
         nonlocal comparison

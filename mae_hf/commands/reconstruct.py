@@ -22,5 +22,5 @@ def reconstruct(config: ReconstructConfig, images: Sequence[Any] = ()) -> None:
     else:  # images that pre-training with this source holds out
         _, held_out = load_pretraining_images(data, model.config.image_size)
         batch = held_out.batch(range(min(config.num_images, len(held_out))))
-    figure = draw_reconstructions(model, batch, data, title=config.model)
+    figure = draw_reconstructions(model, batch, data, title=figures.label_of(config.model, 60))
     print(f"{len(batch)} images in {figures.save(figure, Path(config.output).expanduser())}")

@@ -71,7 +71,7 @@ def write_space(folder: Path, loaded: LoadedModel, title: str, about: str) -> No
         write_wheel(beside / WHEEL, package)
 
     write_folder(folder.expanduser().absolute(), write)
-    print(f"{folder} is a Space: try it (cd {folder}; python app.py), or publish it:")
+    print(f"{folder} is a Space: try it (cd {folder}; python app.py; http://127.0.0.1:7860), or publish it:")
     print(f"hf upload user/name {folder} --repo-type space")
 
 

@@ -143,7 +143,7 @@ def command_line(name: str, words: Sequence[str], precision: str | None = None) 
     With a `precision`, `accelerate launch` starts one process. `mae_hf` needs no launcher for full precision.
     """
     script = Path(sys.argv[0])
-    is_script = script.parent.name == "scripts"
+    is_script = script.resolve().parent == CONFIGS.resolve().with_name("scripts")
     launch: list[str] = []
     if precision is not None and (is_script or precision != "no"):
         configs = script.parent.with_name("configs") if is_script else CONFIGS

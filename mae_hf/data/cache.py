@@ -101,7 +101,8 @@ def cached_examples(config: DataConfig, image_size: int, num: int) -> list[np.nd
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(file.with_suffix(".json").read_text())["source"] in config.sources:
                 images = np.load(file, mmap_mode="r", allow_pickle=False)
-                return [np.array(images[row]) for row in np.linspace(0, len(images) - 1, num, dtype=int)]
+                num_shown = min(num, len(images))
+                return [np.array(images[row]) for row in np.linspace(0, len(images) - 1, num_shown, dtype=int)]
     return []
 
 

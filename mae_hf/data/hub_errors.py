@@ -15,11 +15,12 @@ def explain_hub_error(error: BaseException, repo: str, writes: bool = False) -> 
     """
     chain = list(_causes(error))
     response = next((found for each in chain if (found := getattr(each, "response", None)) is not None), None)
-    if response is None:
+    of_aiohttp = next((found for each in chain if isinstance(found := getattr(each, "status", None), int)), None)
+    status = response.status_code if response is not None else of_aiohttp
+    if status is None:
         return _explain_silence(chain)
-    status: int = response.status_code
     words = next((text for each in chain if (text := getattr(each, "server_message", None))), None)
-    cause = " ".join(f"{status} {words or response.reason_phrase}".split())[:200]
+    cause = " ".join(f"{status} {words or getattr(response, 'reason_phrase', '')}".split())[:200]
     if status >= 500:
         return cause, "the Hub failed: wait a little"
     if status == 429:

@@ -63,7 +63,7 @@ def describe_classes(splits: Sequence[Split]) -> Iterator[Finding]:
             if counts.iloc[-1] > MAX_IMBALANCE * counts.iloc[0]:
                 yield Finding("note", "the classes of train are unbalanced: judge by F1 rather than accuracy")
     labelled = {split.role: split.labels is not None for split in splits if split.role not in ("unlabeled", NO_SPLIT)}
-    fix = "put each image of train and test into the folder of its class, or add a column `label`"
+    fix = "put all images of train and test into the folders of two or more classes, or add a column `label`"
     if splits and not any(labelled.values()) and not labelled.keys() & {"validation", "test"}:
         yield Finding("note", "no image has a label. Pre-training needs none. For fine-tuning, add a train split")
     elif splits and not (labelled.get("train") and all(labelled.values())):

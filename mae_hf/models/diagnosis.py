@@ -18,7 +18,7 @@ from transformers import AutoConfig, ViTForImageClassification, ViTMAEForPreTrai
 from mae_hf.errors import ConfigError, Finding, shorten
 from mae_hf.files import read_json
 from mae_hf.models.initialization import is_sincos, tells_patches_apart
-from mae_hf.models.io import PROCESSOR, SavedModel, config_problems
+from mae_hf.models.io import PROCESSOR, RESIZE_KEY, SavedModel, config_problems
 from mae_hf.models.mae import LOADED_NAMES
 
 Shapes = dict[str, tuple[int, ...]]
@@ -124,6 +124,10 @@ def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], l
 def _unreadable(file: Path, error: Exception) -> Finding:
     if file.is_file():
         return Finding("fault", f"{file.name} is cut short, damaged or a pointer of Git LFS ({error})", _COPY)
+    if SavedModel(str(file.parent)).commit:
+        return Finding(
+            "note", f"{file.name} is not in this repository: a copy that the Hub has converted is not examined"
+        )
     fix = "download it again. If there is only pytorch_model.bin, which may hold code, save it again in transformers"
     return Finding("fault", f"{file.name} is missing", fix)
 
@@ -223,7 +227,7 @@ def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Findi
         yield Finding("fault", str(error))
         return
     problems, side, channels = list[str](), content.get("image_size"), content.get("num_channels", 3)
-    for key, low in (("image_mean", 0), ("image_std", 1e-6)):
+    for key, low in (("image_mean", 0), ("image_std", 0.02)):
         values = processor.get(key)
         is_numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not is_numbers or len(values) != channels:
@@ -234,7 +238,16 @@ def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Findi
     for key in ("do_rescale", "do_normalize"):
         if processor.get(key, True) is not True:
             problems.append(f"{key} is {processor[key]}, so images are not normalised")
-    size = processor.get("crop_size" if processor.get("do_center_crop") is True else "size")
+    factor, is_cropped = processor.get("rescale_factor", 1 / 255), processor.get("do_center_crop") is True
+    if not isinstance(factor, float) or abs(factor * 255 - 1) > 0.01:
+        problems.append(
+            f"rescale_factor is {str(factor)[:80]}, not 1/255, by which mae_hf and the statistics scale pixels"
+        )
+    if processor.get("do_resize", True) is not True and processor.get(RESIZE_KEY) != "pad":
+        problems.append(f"do_resize is {processor['do_resize']}, so only images of one size can be opened")
+    size = processor.get("crop_size" if is_cropped else "size")
+    if not is_cropped and isinstance(size, dict) and "shortest_edge" in size and processor.get(RESIZE_KEY) != "pad":
+        problems.append("images are resized by their shortest edge, but not cropped to a square (do_center_crop)")
     if side is not None and any(each != side for each in (size.values() if isinstance(size, dict) else [size])):
         problems.append(f"images become {size}, but image_size of config.json is {side}")
     for problem in problems:
@@ -253,12 +266,14 @@ def _check_labels(content: Mapping[str, Any], head: _Facts | None) -> Iterator[F
     problems = []
     if unnamed := [name for name in names if re.fullmatch(r"LABEL_\d+|\s*", name)]:
         problems.append(f"{len(unnamed)} of {len(names)} classes have no name: {shorten(unnamed)}")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        problems.append(f"several classes have the same name: {shorten(twice)}")
-    if not problems and content.get("label2id", {}) not in ({}, {name: number for number, name in enumerate(names)}):
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    numbers = {str(name): str(number) for name, number in dict(content.get("label2id") or {}).items()}
+    if not (problems or twice) and numbers not in ({}, {name: str(number) for number, name in enumerate(names)}):
         problems.append("label2id in config.json contradicts id2label")
     if head and head.shape[:1] != (len(names),):
         problems.append(f"config.json names {len(names)} classes, but the classifier has the shape {head.shape}")
     yield from (Finding("fault", problem, _NAME) for problem in problems)
+    if twice:
+        yield Finding("note", f"several classes have the same name: {shorten(twice)}")
     if not problems:
         yield Finding("ok", f"{len(names)} classes with names: {shorten(names)}")

@@ -34,6 +34,12 @@ def find_model(name: str, fix: str) -> Path | None:
     return None
 
 
+def title_of(name: str) -> str:
+    """Return what to call a model: the name of its run folder, its own folder or its Hub repository."""
+    path = Path(name).expanduser().resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
 def model_folders(name: str) -> list[Path]:
     """Return the folders with files of a model, complete or not, in a run or model folder and its parts."""
     folder = Path(name).expanduser()

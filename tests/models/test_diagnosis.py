@@ -142,14 +142,16 @@ def test_a_decoder_with_first_values_beside_a_trained_encoder_was_lost(healthy: 
 
 
 FILES = [
-    ("preprocessor_config.json", {"image_std": [0.2, 0, 0.2]}, "image_std is [0.2, 0, 0.2], not between 1e-06 and 1"),
+    ("preprocessor_config.json", {"image_std": [0.2, 0, 0.2]}, "image_std is [0.2, 0, 0.2], not between 0.02 and 1"),
     ("preprocessor_config.json", {"image_mean": [120.0, 110.0, 100.0]}, "divide them by 255"),
     ("preprocessor_config.json", {"image_mean": [0.5]}, "image_mean is [0.5], not 3 numbers"),
     ("preprocessor_config.json", {"image_mean": [0.5, float("nan"), 0.5]}, "not between 0 and 1"),
     ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is False"),
+    ("preprocessor_config.json", {"do_resize": False}, "do_resize is False, so only images of one size"),
+    ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "not 1/255"),
+    ("preprocessor_config.json", {"do_center_crop": False, "size": {"shortest_edge": 32}}, "not cropped to a square"),
     ("preprocessor_config.json", {"size": {"height": 224, "width": 224}}, "but image_size of config.json is 32"),
     ("config.json", {"id2label": {"0": "LABEL_0", "1": "dog", "2": "ship"}}, "1 of 3 classes have no name: LABEL_0"),
-    ("config.json", {"id2label": {"0": "dog", "1": "dog", "2": "ship"}}, "several classes have the same name: dog"),
     ("config.json", {"id2label": {"1": "cat", "2": "dog", "3": "ship"}}, "does not number the classes from 0"),
     ("config.json", {"label2id": {"cat": 1, "dog": 0, "ship": 2}}, "label2id in config.json contradicts id2label"),
     ("config.json", {"auto_map": {"AutoModel": "model.Evil"}}, "comes with code (auto_map in config.json)"),
@@ -164,6 +166,18 @@ def test_a_wrong_value_in_a_file_is_named_in_the_only_fault(
 ):
     found = edited(healthy, tmp_path, "classifier", file, **values)
     assert len(found) == 1 and said in found[0], found
+
+
+def test_names_of_published_models_are_no_fault(healthy: Path, tmp_path: Path):
+    labels = {"id2label": {"0": "crane", "1": "crane", "2": "ship"}, "label2id": {"crane": "1", "ship": "2"}}
+    folder = shutil.copytree(healthy / "classifier", tmp_path / "published")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | labels))
+    found = [str(finding) for finding in examine_model(folder)]
+    assert not [line for line in found if line.startswith("fault")], found
+    assert "note   several classes have the same name: crane" in found
+    numbers_as_text = {"cat": "0", "dog": "1", "ship": "2"}
+    assert not edited(healthy, tmp_path, "classifier", "config.json", label2id=numbers_as_text)
 
 
 def test_every_fault_is_named_and_not_only_the_first(healthy: Path, tmp_path: Path):
