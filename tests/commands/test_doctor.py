@@ -76,7 +76,12 @@ def test_the_hub_says_whether_a_name_is_a_model_or_images(tmp_path: Path, image_
     with Hub() as hub:
         hub.commit("models/me/model", {name: file.read_bytes() for name, file in model_files.items()})
         hub.commit("datasets/me/images", {"train.parquet": (tmp_path / "train.parquet").read_bytes()})
-        place = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": tmp_path / "home"}
+        place = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": tmp_path / "home",
+        }
         place |= {"HF_DATASETS_CACHE": tmp_path / "datasets", "MAE_HF_CACHE": tmp_path / "cache"}
         words = ("env", *(f"{name}={value}" for name, value in place.items()), "mae_hf", "doctor")
         model = typed(*words, "me/model")

@@ -160,7 +160,8 @@ def test_the_map_shows_the_images_at_the_places_of_their_features(written, image
     monkeypatch.setattr(sheets, "thumbnails_figure", lambda *them: drawn.update(them=them) or real(*them))
     monkeypatch.setattr("mae_hf.evaluation.projection.tsne", lambda features, seed: features[:, :2])
     draw_map(written, images, "mean", "t")
-    points, pixels, labels, names, _ = drawn["them"]
+    maps, pixels, labels, names = drawn["them"]
+    points = maps["t"]
     assert np.array_equal(points, np.array(pq.read_table(written)["mean"].to_pylist(), np.float32)[:, :2])
     assert np.array_equal(pixels, images.batch(np.arange(797)).numpy())
     assert np.array_equal(labels, images.labels) and names == list("0123456789")

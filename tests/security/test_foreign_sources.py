@@ -256,7 +256,7 @@ def test_the_name_of_a_run_or_source_changes_neither_metadata_nor_text_of_the_ca
     card = hub.model_card(config, {"test/accuracy": 0.5})
     metadata, text = card.removeprefix("---\n").split("\n---\n", 1)
     found = yaml.safe_load(metadata)
-    assert set(found) - {"base_model"} == {"library_name", "pipeline_tag", "tags", "model-index"}
+    assert set(found) - {"base_model"} == {"library_name", "pipeline_tag", "tags", "model-index", "metrics"}
     assert "<script>" not in text
     assert [line for line in text.splitlines() if line.startswith("# ")] == [text.strip().splitlines()[0]]
 

@@ -63,4 +63,4 @@ def test_after_ten_steps_a_run_says_when_it_ends(monkeypatch, capsys, step_secon
 @pytest.mark.parametrize("config", [PretrainTrainConfig(), FinetuneTrainConfig()])
 def test_a_slow_run_hears_of_a_preset_that_exists(config):
     words = describe_machine(Accelerator(cpu=True), torch.nn.Linear(1000, 1000), config)
-    assert words.startswith("1 M parameters on ") and "stl10_tiny.yaml takes" in words
+    assert words.startswith("1 M parameters on ") and "--config stl10_tiny takes" in words
