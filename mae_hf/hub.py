@@ -23,12 +23,13 @@ from mae_hf.errors import ConfigError, RunError
 from mae_hf.evaluation.statistics import describe_accuracy
 from mae_hf.files import write_folder
 from mae_hf.leakage.audit import AUDIT, Audit, audit_json, describe_audit
-from mae_hf.models.io import RESIZE_KEY, quiet_transformers
+from mae_hf.models.io import PROCESSOR, RESIZE_KEY, quiet_transformers
 from mae_hf.models.locate import AUTOENCODER
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 from mae_hf.training.provenance import RunRecord
 
 _THIS_FOLDER = "path/to/this/folder"  # in a card, until the model has a repository
+_UNKNOWN = RunRecord()
 
 
 def save_model(
@@ -37,7 +38,7 @@ def save_model(
     config: RunConfig,
     metrics: Mapping[str, Any],
     audit: Audit | None = None,
-    record: RunRecord | None = None,
+    record: RunRecord = _UNKNOWN,
     pictures: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a model folder with config, weights, image processor, audit and card. It is whole or missing.
@@ -54,8 +55,7 @@ def save_model(
         for path, part in parts.items():
             with quiet_transformers():
                 part.save_pretrained(path)
-            processor = image_processor(config.model.image_size, config.data)
-            (path / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+            write_processor(path, config.model.image_size, config.data)
             if audit is not None:
                 audited = tuple(replace(each, source=_public_name(each.source)) for each in audit.audited)
                 (path / AUDIT).write_text(audit_json(replace(audit, pairs=(), audited=audited)))
@@ -64,10 +64,15 @@ def save_model(
         for picture in shown.values():
             shutil.copy(picture, beside)
         names = {caption: picture.name for caption, picture in shown.items()}
-        card = model_card(config, metrics, audit, record or RunRecord(), names)
+        card = model_card(config, metrics, audit, record, names)
         (beside / "README.md").write_text(card, encoding="utf-8")
 
     write_folder(folder, write)
+
+
+def write_processor(folder: Path, size: int, data: DataConfig) -> None:
+    """Write the `image_processor` beside a model."""
+    (folder / PROCESSOR).write_text(json.dumps(image_processor(size, data), indent=2) + "\n")
 
 
 def image_processor(size: int, data: DataConfig) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def model_card(
     config: RunConfig,
     metrics: Mapping[str, Any],
     audit: Audit | None = None,
-    record: RunRecord | None = None,
+    record: RunRecord = _UNKNOWN,
     pictures: Mapping[str, str] | None = None,
 ) -> str:
     """Return the model's README.md: metadata, how to load it, results, pictures (caption -> file) and recipe.
@@ -119,8 +124,8 @@ def model_card(
         rows=list(_rows(metrics)),
         has_probes=any(key.startswith("probe/") for key in metrics),
         audit=describe_audit(audit) if audit else "",
-        record=record or RunRecord(),
-        interval=_accuracy_interval(metrics, record or RunRecord()),
+        record=record,
+        interval=_accuracy_interval(metrics, record),
         pictures=pictures or {},
     )
 

@@ -4,7 +4,6 @@ Shapes: N images, S their side, P patches, D features, C classes.
 """
 
 import importlib.util
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -20,8 +19,7 @@ from mae_hf.data.decode import border_colour
 from mae_hf.errors import RunError, require
 from mae_hf.evaluation.loaded import LoadedModel, open_any
 from mae_hf.files import write_folder
-from mae_hf.hub import image_processor
-from mae_hf.models.io import PROCESSOR
+from mae_hf.hub import write_processor
 from mae_hf.models.locate import title_of
 
 _TOLERANCE = 1e-4  # absolute and relative, of onnxruntime against PyTorch
@@ -39,8 +37,7 @@ def export(config: ExportConfig) -> None:
         nonlocal comparison
         comparison = write_onnx(loaded, beside / "model.onnx")
         loaded.network.config.save_pretrained(beside)
-        processor = image_processor(loaded.network.config.image_size, loaded.data)
-        (beside / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
+        write_processor(beside, loaded.network.config.image_size, loaded.data)
         (beside / "README.md").write_text(onnx_readme(loaded, title, comparison), encoding="utf-8")
 
     write_folder(Path(config.output).expanduser().absolute(), write)

@@ -11,8 +11,8 @@ from mae_hf import __version__
 from mae_hf.errors import ConfigError, require
 from mae_hf.evaluation.loaded import LoadedModel
 from mae_hf.files import write_folder
-from mae_hf.hub import image_processor
-from mae_hf.models.io import PROCESSOR, quiet_transformers
+from mae_hf.hub import write_processor
+from mae_hf.models.io import quiet_transformers
 
 WHEEL = f"mae_hf-{__version__}-py3-none-any.whl"
 _APP = '''"""A page to try the model in this folder, made with mae_hf."""
@@ -66,8 +66,7 @@ def write_space(folder: Path, loaded: LoadedModel, title: str, about: str) -> No
         (beside / "README.md").write_text(readme, encoding="utf-8")
         with quiet_transformers():
             loaded.model.save_pretrained(beside / "model")
-        processor = image_processor(loaded.model.config.image_size, loaded.data)
-        (beside / "model" / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
+        write_processor(beside / "model", loaded.model.config.image_size, loaded.data)
         write_wheel(beside / WHEEL, package)
 
     write_folder(folder.expanduser().absolute(), write)
