@@ -131,7 +131,7 @@ def model_card(
 
 
 def _accuracy_interval(metrics: Mapping[str, Any], record: RunRecord) -> str:
-    """Return the test accuracy with its 95 % interval (Wilson's) in words; empty if their number is unknown."""
+    """Return the test accuracy with its 95 % interval (Wilson's) in words; empty if the number of images is unknown."""
     accuracy, num = metrics.get("test/accuracy"), record.num_test_images
     if accuracy is None or not num:
         return ""

@@ -92,7 +92,7 @@ def cache_folder(config: DataConfig) -> Path:
 def cached_examples(config: DataConfig, image_size: int, num: int) -> list[np.ndarray]:
     """Return up to `num` test images of the config's sources, or else validation images, from the cache.
 
-    Each is uint8 (S, S, 3). The list is empty if the cache has no such images: none are decoded here.
+    Each is uint8 (S, S, 3). The list is empty if no such images are in the cache, because this decodes nothing.
     """
     files = [
         file for role in ("test", "validation") for file in cache_folder(config).glob(f"{role}-{image_size}-*.npy")

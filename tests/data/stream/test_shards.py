@@ -12,7 +12,7 @@ from shard_server import ShardServer, parquet, picture, tar
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.stream import shards as shards_module
-from mae_hf.data.stream.shards import ShardReader, open_shards
+from mae_hf.data.stream.shards import PAUSES, PAUSES_AT_START, ShardReader, open_shards
 from mae_hf.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -110,6 +110,17 @@ def test_a_server_that_keeps_failing_is_named_with_shard_and_cause(tmp_path, ser
     assert f"{server.address}/s-0.{kind} cannot be read from image " in message
     assert ("Not enough data" if fault == "drop" else "500") in message
     assert "after 3 retries" in message and "the same command resumes" in message and "\n" not in message
+
+
+def test_before_a_run_an_unreachable_server_is_given_up_within_ten_seconds_of_pauses(tmp_path, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(shards_module, "PAUSES", PAUSES)  # which the other tests shorten
+    monkeypatch.setattr(shards_module, "PAUSES_AT_START", PAUSES_AT_START)
+    monkeypatch.setattr(shards_module.time, "sleep", pauses.append)
+    config = DataConfig(source="http://127.0.0.1:9/0.tar", streaming=True, cache_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"0\.tar cannot be counted: ClientConnectorError"):
+        open_shards(config)
+    assert 0 < sum(pauses) < 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
