@@ -12,8 +12,8 @@ import torch
 from benchmarks import drawn, ours, stock
 from benchmarks.flops import features_gflop, finetuning_gflop, multiply_matrices, pretraining_gflop
 from benchmarks.turns import Work
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.fields import Switch
+from mae_hf.config.runs import PretrainConfig
 
 NUM_IMAGES = (1_000, 10_000, 100_000)  # of the measure `size`
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -17,8 +17,8 @@ from transformers import ViTModel
 
 from benchmarks.turns import Turns
 from mae_hf.config.augment import AugmentConfig, CropConfig
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.model import ClassifierConfig, EncoderConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import FinetuneTrainConfig, TrainConfig
 from mae_hf.data.dataset import DeviceImages, ImageSet
 from mae_hf.data.random import Draws

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.config import ScalingConfig
 from benchmarks.flops import pretraining_gflop
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import TrainConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.training.memory import activation_bytes, model_bytes, num_parameters

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.config import BenchmarkConfig
 from mae_hf.commands import exits
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.errors import require
 
 

@@ -30,8 +30,8 @@ from transformers import (
 
 from benchmarks import drawn
 from benchmarks.turns import Turns
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.models.mae import encoder_config, mae_config
 
 NUM_WORKERS = 2

@@ -15,14 +15,15 @@ from typing import Any, NoReturn
 from mae_hf.commands import exits
 from mae_hf.config import commands as configs
 from mae_hf.config.parse import CONFIGS, presets, read_command, read_file
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from mae_hf.data.locations import check_images, check_new_folder, check_output_file, check_output_folder, check_source
 from mae_hf.errors import require
 from mae_hf.models.locate import FIX_INIT, FIX_MODEL, check_subject, find_model, kept_start
 
 # Each command has its recipe in mae_hf/commands/NAME.py, a function of that name that takes the config.
 COMMANDS: dict[str, type] = {
-    "pretrain": configs.PretrainConfig,
-    "finetune": configs.FinetuneConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
     "evaluate": configs.EvaluateConfig,
     "few_labels": configs.FewLabelsConfig,
     "compare": configs.CompareConfig,
@@ -61,7 +62,7 @@ def run_command(name: str, words: Sequence[str], prog: str) -> None:
 
 def check_paths(config: Any) -> None:
     """Check that the models, sources, runs and files that a config names exist."""
-    is_run = isinstance(config, configs.RunConfig)
+    is_run = isinstance(config, RunConfig)
     if is_run and Path(config.output_dir, "metrics.json").exists():
         return  # the data and the encoder of a finished run need not exist any more
     if isinstance(getattr(config, "model", None), str):
@@ -81,7 +82,7 @@ def check_paths(config: Any) -> None:
         check_output_file(config.output)
     elif hasattr(config, "output_dir") and not is_run:  # a run checks its folder when it locks it
         check_output_folder(config.output_dir)
-    if isinstance(config, configs.PretrainConfig):
+    if isinstance(config, PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
     if is_run and not config.model.is_new and not kept_start(Path(config.output_dir)):
@@ -91,7 +92,7 @@ def check_paths(config: Any) -> None:
         is_free = (folder / "predictions").is_dir() or not (folder / "config.yaml").exists()  # of an older evaluation
         require(is_free, f"{config.output_dir} {problem}: choose another --output_dir")
     if isinstance(config, configs.FewLabelsConfig) and config.finetune_config:
-        read_file(configs.FinetuneConfig, config.finetune_config)
+        read_file(FinetuneConfig, config.finetune_config)
     if isinstance(config, configs.CompareConfig):
         for run in itertools.chain(*config.arms.values()):
             problem = "is not a folder: give the run folder of a fine-tuning run (its --output_dir)"

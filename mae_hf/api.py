@@ -19,8 +19,8 @@ from typing import Any
 import pandas
 
 from mae_hf.__main__ import COMMANDS, check_paths
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.parse import read_settings
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.cache import cache_folder
 from mae_hf.data.in_memory import store_images
 from mae_hf.errors import require

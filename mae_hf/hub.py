@@ -14,8 +14,8 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import PreTrainedModel
 
-from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig, RunConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import FinetuneConfig, HubConfig, PretrainConfig, RunConfig
 from mae_hf.data.decode import border_colour
 from mae_hf.data.hub_errors import explain_hub_error
 from mae_hf.data.locations import is_hub_id

@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import EvaluateConfig, FinetuneConfig
+from mae_hf.config.commands import EvaluateConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig
+from mae_hf.config.runs import FinetuneConfig
 from mae_hf.config.train import FinetuneTrainConfig
 
 LABELS = (0, 0, 1, 1)  # the test images of the fixture `image_folder`

@@ -23,7 +23,7 @@ from transformers import ViTForImageClassification, ViTModel
 import mae_hf
 from mae_hf.commands import finetune, pretrain
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.errors import ConfigError, RunStopped
 from mae_hf.models.mae import MaskedAutoencoder
 from mae_hf.report.pictures import Pictures

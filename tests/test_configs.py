@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.config import BenchmarkConfig
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.model import EncoderConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}

@@ -22,9 +22,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from mae_hf import hub as sharing
-from mae_hf.config.commands import FinetuneConfig, HubConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, HubConfig, PretrainConfig
 from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.decode import to_rgb_square

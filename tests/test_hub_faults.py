@@ -82,7 +82,7 @@ def observe(folder: Path) -> dict[str, Any]:
     from huggingface_hub import constants
 
     from mae_hf.__main__ import run_command
-    from mae_hf.config.commands import HubConfig
+    from mae_hf.config.runs import HubConfig
     from mae_hf.errors import ConfigError, RunError
     from mae_hf.hub import prepare_upload, upload
     from mae_hf.models.io import SavedModel

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import EncoderConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.dataset import load_pretraining_images
 from mae_hf.models.io import open_encoder, weights_digest
 from mae_hf.models.origin import keep_start

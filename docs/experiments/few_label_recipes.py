@@ -25,7 +25,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig
+from mae_hf.config.runs import FinetuneConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images, thin_out
 from mae_hf.evaluation.inference import extract_features, predict_probabilities
 from mae_hf.evaluation.probes import Labelled, linear_probe

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.models.mae import build_mae, mae_config
 from mae_hf.training.hardware import attention_for, use_cpu_well
 

@@ -50,8 +50,8 @@ def measure(name: str, precision: str) -> None:
     import torch
 
     from mae_hf.commands import finetune, open_run, pretrain
-    from mae_hf.config.commands import FinetuneConfig, PretrainConfig
     from mae_hf.config.parse import read_command
+    from mae_hf.config.runs import FinetuneConfig, PretrainConfig
     from mae_hf.training.memory import run_bytes
 
     stage, batch_size, micro_batch, shape = RUNS[name]

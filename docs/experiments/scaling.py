@@ -23,7 +23,7 @@ from benchmarks.config import ScalingConfig
 from benchmarks.flops import peak_tflops
 from benchmarks.plan import estimate
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.training.memory import num_parameters
 
 PRESETS = {"tiny8": 0.60, "base16": 0.75}  # efficiency

@@ -19,8 +19,8 @@ from accelerate.utils import set_seed
 from transformers import ViTMAEForPreTraining
 
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.data.dataset import DeviceImages, load_labelled_images, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import RunError

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.data.dataset import DeviceImages, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.models.mae import build_mae

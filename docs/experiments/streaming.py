@@ -18,8 +18,8 @@ from PIL import Image
 sys.path.append("tests")
 from shard_server import ShardServer, parquet, tar
 
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.dataset import DeviceImages, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler

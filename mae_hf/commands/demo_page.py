@@ -17,8 +17,8 @@ import pandas
 import torch
 from PIL import Image
 
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.parse import read_file
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.cache import cached_examples
 from mae_hf.data.dataset import load_image_files
 from mae_hf.data.decode import decode

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig
+from mae_hf.config.commands import FewLabelsConfig
+from mae_hf.config.runs import FinetuneConfig
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
 from mae_hf.evaluation.few_labels.results import Measurements, check_inputs, write_summary

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mae_hf import figures, hub
 from mae_hf.commands.next_steps import compare_with_probe
 from mae_hf.commands.open_run import open_run
-from mae_hf.config.commands import FinetuneConfig
+from mae_hf.config.runs import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
 from mae_hf.data.dataset import DeviceImages, load_labelled_images
 from mae_hf.data.sampler import BatchSampler

@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.dataset import ImageSet
 from mae_hf.evaluation.probing import best_probe
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mae_hf import hub
 from mae_hf.config import parse
-from mae_hf.config.commands import RunConfig
+from mae_hf.config.runs import RunConfig
 from mae_hf.config.train import Plan
 from mae_hf.errors import require
 from mae_hf.training.distributed import check_same, check_shared, start_accelerator

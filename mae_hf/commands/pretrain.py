@@ -15,7 +15,7 @@ from mae_hf import figures, hub
 from mae_hf.commands.next_steps import describe_next
 from mae_hf.commands.open_run import OpenRun, open_run
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import Plan
 from mae_hf.data import dataset
 from mae_hf.data.sampler import BatchSampler

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mae_hf.config.fields import Count, FromInit, Positive, Range, Rate, Seed, Settings, Share, Switch
@@ -106,6 +106,22 @@ class DataConfig(Settings):
     def sources(self) -> tuple[str, ...]:
         """All sources as a tuple."""
         return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImages(Settings):
+    """Base of the commands that decode their images once and store them, unlike a stream."""
+
+    several_sources = False  # whether data.source may name several; labels come from one
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problem = "is only for pretrain; other commands store their images: switch it off"
+        require(not self.data.streaming, f"data.streaming {problem} (--data.streaming false)")
+        num_sources = len(self.data.sources)
+        problem = f"data.source names {num_sources} sources: this command uses the labels of one (--data.source)"
+        require(num_sources == 1 or self.several_sources, problem)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig, StartConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.files import write_folder
 from mae_hf.models.initialization import resize_positions

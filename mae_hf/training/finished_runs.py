@@ -12,8 +12,9 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from mae_hf.config import parse
-from mae_hf.config.commands import MACHINE_SETTINGS, EvaluateConfig, FinetuneConfig
+from mae_hf.config.commands import EvaluateConfig
 from mae_hf.config.data import check_class_names
+from mae_hf.config.runs import MACHINE_SETTINGS, FinetuneConfig
 from mae_hf.errors import require
 from mae_hf.files import parse_json, read_json
 from mae_hf.models.io import SHAPE_KEYS

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.augment.crop_flip import augment, normalize
 from mae_hf.data.augment.erase import erase
 from mae_hf.data.augment.mix import mix

@@ -17,8 +17,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from mae_hf.config.commands import FinetuneConfig, RunConfig
 from mae_hf.config.model import EncoderConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, RunConfig
 from mae_hf.config.train import Plan
 from mae_hf.data.cores import control_groups
 from mae_hf.errors import RunError, lacks_memory, require, warn

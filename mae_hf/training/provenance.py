@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.errors import redact
 from mae_hf.files import read_json
 from mae_hf.leakage.audit import AUDIT, Audit

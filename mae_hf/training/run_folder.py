@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mae_hf.config import parse
-from mae_hf.config.commands import MACHINE_SETTINGS, RunConfig
+from mae_hf.config.runs import MACHINE_SETTINGS, RunConfig
 from mae_hf.errors import ConfigError, require, warn
 from mae_hf.files import PARTIAL, moved_away, read_json, sync, write_json, write_text
 from mae_hf.models.locate import KEPT

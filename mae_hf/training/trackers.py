@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mae_hf import figures
 from mae_hf.config import parse
-from mae_hf.config.commands import RunConfig
+from mae_hf.config.runs import RunConfig
 from mae_hf.errors import RunError, require, warn
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from benchmarks import drawn
 from mae_hf.config.augment import CropConfig
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}

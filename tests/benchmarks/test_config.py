@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.config import BenchmarkConfig
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from transformers import ViTForImageClassification, ViTModel
 from benchmarks import flops
 from benchmarks.flops import features_gflop, finetuning_gflop, multiply_matrices, pretraining_gflop
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.models.mae import build_mae, encoder_config, mae_config
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from few_turns import MODEL, few, small_run
 
 from benchmarks import drawn, ours
 from mae_hf.config.augment import AugmentConfig, CropConfig
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from forks import succeed
 from benchmarks.config import ScalingConfig
 from benchmarks.flops import pretraining_gflop
 from benchmarks.plan import estimate, table
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.training.memory import activation_bytes, model_bytes, num_parameters

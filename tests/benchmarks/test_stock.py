@@ -14,7 +14,7 @@ from scipy import stats
 
 from benchmarks import drawn, stock
 from mae_hf.config.augment import CropConfig
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 
 

@@ -32,9 +32,10 @@ from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTrain
 from mae_hf.__main__ import run_command
 from mae_hf.commands.demo import demo
 from mae_hf.commands.demo_page import LAUNCH, build_page, classify, describe, open_shown, reconstruct_image
-from mae_hf.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
+from mae_hf.config.commands import DemoConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.cache import open_stores
 from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError

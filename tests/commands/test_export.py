@@ -15,9 +15,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mae_hf.__main__ import run_command
 from mae_hf.commands import export as exporting
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.dataset import load_image_files
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.evaluation.inference import normalized

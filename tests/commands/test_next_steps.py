@@ -12,7 +12,8 @@ from forks import ROOT
 from mae_hf.__main__ import COMMANDS
 from mae_hf.commands.next_steps import compare_with_probe, describe_next
 from mae_hf.config import parse
-from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfig
+from mae_hf.config.commands import EvaluateConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.splits import Split
 
 HALF = SimpleNamespace(mixed_precision="bf16")

@@ -4,7 +4,7 @@ import pytest
 from accelerate import Accelerator
 
 from mae_hf.commands.open_run import OpenRun
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.training.provenance import RunRecord

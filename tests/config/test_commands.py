@@ -1,4 +1,4 @@
-"""The configs of the commands: rules between their sections."""
+"""The configs of the commands that are no runs: rules between their sections."""
 
 import pytest
 from refused import check_refused, id_of
@@ -12,14 +12,12 @@ from mae_hf.config.commands import (
     EmbedConfig,
     EvaluateConfig,
     FewLabelsConfig,
-    FinetuneConfig,
-    HubConfig,
     PredictConfig,
     PrepareConfig,
-    PretrainConfig,
     ReconstructConfig,
 )
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import FinetuneConfig
 
 FEW = {"model": "m", "output_dir": "o"}
 STREAMED = "data.streaming is only for pretrain .. switch it off (--data.streaming false)"
@@ -34,13 +32,6 @@ NOT_STREAMED = {
     DoctorConfig: {"name": "photos"},
 }
 WRONG = [
-    (PretrainConfig, {"data": DataConfig(fold=1)}, "does not use: .. give them to finetune .. --data.fold null"),
-    (PretrainConfig, {"data": DataConfig(label_fraction=0.1)}, "does not use: .. --data.label_fraction null"),
-    (
-        PretrainConfig,
-        {"data": DataConfig(streaming=True, stream_readers=7)},
-        "batch_size 512 cannot be divided among 7 readers .. multiple of 7 .. --data.stream_readers",
-    ),
     *((cls, {**fields, "data": DataConfig(streaming=True)}, STREAMED) for cls, fields in NOT_STREAMED.items()),
     (FinetuneConfig, {"data": DataConfig(source=["a", "b"])}, "data.source names 2 sources .. --data.source"),
     (PrepareConfig, {"image_size": 0}, "image_size is 0 but must be above 0 .. such as 96 (--image_size)"),
@@ -58,8 +49,6 @@ WRONG = [
         "neighbours is 17 but .. at most 16",
     ),
     (PredictConfig, {"model": "m", "output": "o.xlsx"}, "output is o.xlsx but .. ends in .csv or .parquet (--output)"),
-    (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
-    (HubConfig, {"repo_id": "name"}, "hub.repo_id is name but must be of the form user/name (--hub.repo_id)"),
     (CompareConfig, {"output_dir": "o"}, "runs of two arms are missing: give --pretrained RUN --scratch RUN, or --arm"),
     (CompareConfig, {"output_dir": "o", "scratch": "r"}, "the runs of two arms are missing"),
     (CompareConfig, {"output_dir": "o", "scratch": "r", "arm": "a=r"}, "--arm names all arms: remove --pretrained and"),
@@ -91,19 +80,11 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_the_flag(config_class, 
     check_refused(config_class, fields, message)
 
 
-def test_all_labels_may_be_named_in_pre_training_since_this_restricts_nothing():
-    PretrainConfig(data=DataConfig(label_fraction=1.0))
-
-
 def test_probes_and_methods_are_split():
     assert EvaluateConfig(**FEW, probe="knn,linear").probes == ("knn", "linear")
     assert EvaluateConfig(**FEW).probes == ()
     config = FewLabelsConfig(**FEW, method="knn,finetune", finetune_config="recipe.yaml")
     assert config.methods == ("knn", "finetune")
-
-
-def test_an_upload_with_a_repository_is_accepted():
-    assert HubConfig(push=True, repo_id="user/name").push
 
 
 @pytest.mark.parametrize(

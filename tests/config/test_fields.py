@@ -19,13 +19,12 @@ from mae_hf.config.commands import (
     DoctorConfig,
     EvaluateConfig,
     FewLabelsConfig,
-    FinetuneConfig,
     PrepareConfig,
-    PretrainConfig,
     ReconstructConfig,
 )
 from mae_hf.config.fields import Count, Positive, Range, Rate, Seed, Settings, Share, ending, words
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (

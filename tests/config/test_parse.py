@@ -20,13 +20,12 @@ from mae_hf.config.commands import (
     DoctorConfig,
     EmbedConfig,
     EvaluateConfig,
-    FinetuneConfig,
     PredictConfig,
     PrepareConfig,
-    PretrainConfig,
     ReconstructConfig,
 )
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

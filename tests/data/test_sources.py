@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import STL10_CLASSES, DataConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.data import sources
 from mae_hf.data.locations import check_source
 from mae_hf.data.sources import load_splits

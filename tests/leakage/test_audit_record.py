@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.files import read_json
 from mae_hf.hub import save_model

@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import constants
 from transformers import ViTConfig, ViTForImageClassification
 
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.hub import save_model
 from mae_hf.models.classifier import build_classifier

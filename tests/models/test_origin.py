@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import STL10_MEAN, DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.initialization import check_positions, resize_positions

@@ -8,7 +8,7 @@ from report_pages import page_of
 from run_folders import write_run
 
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.leakage.audit import NOT_PRETRAINED, AuditedSplit
 from mae_hf.leakage.matches import DuplicatePair
 from mae_hf.report.arms import compare_runs

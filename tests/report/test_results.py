@@ -9,7 +9,7 @@ from run_folders import write_run
 from scipy.stats import ttest_ind
 
 from mae_hf.config import parse
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.report.results import Results, measure
 from mae_hf.training.finished_runs import Run, read_run

@@ -24,8 +24,8 @@ from PIL import Image
 
 from mae_hf import hub
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import FinetuneConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.data.sources import load_splits
 from mae_hf.data.stream.shards import open_shards, read_images

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mae_hf.config import parse
-from mae_hf.config.commands import EvaluateConfig, FinetuneConfig, PretrainConfig
+from mae_hf.config.commands import EvaluateConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.errors import ConfigError
 
 SECTIONS = ("data", "model", "train", "augment", "audit", "hub")

@@ -9,7 +9,7 @@ import pytest
 from run_folders import write_probes, write_run
 
 from mae_hf.config import parse
-from mae_hf.config.commands import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
+from mae_hf.config.runs import MACHINE_SETTINGS, FinetuneConfig, PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.errors import ConfigError
 from mae_hf.training.finished_runs import read_run, read_runs

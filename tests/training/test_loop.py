@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from small_training import DEFAULTS, NUM_IMAGES, Interrupted, batch, network, run
 from torch import nn
 
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.dataset import DeviceImages, load_pretraining_images
 from mae_hf.data.random import Draws

@@ -6,9 +6,9 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
 from mae_hf.config.augment import AugmentConfig, CropConfig
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import TrainConfig
 from mae_hf.data.dataset import DeviceImages, ImageSet, load_labelled_images
 from mae_hf.data.random import Draws

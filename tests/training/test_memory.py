@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from mae_hf.config.augment import AugmentConfig
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.model import ClassifierConfig, EncoderConfig, MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import ConfigError, PlainWarning, RunError
 from mae_hf.models.classifier import build_classifier

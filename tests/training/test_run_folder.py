@@ -14,9 +14,9 @@ import pytest
 from accelerate import Accelerator
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FinetuneConfig, PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.training import provenance

@@ -18,7 +18,7 @@ from accelerate.utils import LoggerType
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig, Tracker
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.training.run_folder import RunLog, inspect_run, read_metrics
@@ -157,7 +157,7 @@ RUN = """
 import sys
 from accelerate import Accelerator
 from matplotlib.figure import Figure
-from mae_hf.config.commands import PretrainConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.training.run_folder import RunLog
 

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import Plan
 from mae_hf.data.cache import open_stores
 from mae_hf.data.cores import num_cores

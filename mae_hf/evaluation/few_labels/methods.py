@@ -23,8 +23,9 @@ from torch import nn
 from transformers import ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import MACHINE_SETTINGS, FewLabelsConfig, FinetuneConfig, HubConfig
+from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.model import ClassifierConfig
+from mae_hf.config.runs import MACHINE_SETTINGS, FinetuneConfig, HubConfig
 from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol

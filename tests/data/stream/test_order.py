@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.stream.order import Stream, StreamSampler
 from mae_hf.errors import ConfigError

@@ -10,9 +10,9 @@ import pytest
 import torch
 from shard_server import ShardServer, parquet, picture, tar
 
-from mae_hf.config.commands import PretrainConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
+from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.dataset import DeviceImages, ImageSet, load_evaluation_images, load_pretraining_images
 from mae_hf.data.random import Draws

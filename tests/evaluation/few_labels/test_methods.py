@@ -22,8 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from transformers import ViTConfig, ViTModel
 
 from mae_hf.config import parse
-from mae_hf.config.commands import FewLabelsConfig, FinetuneConfig
+from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.data import DataConfig
+from mae_hf.config.runs import FinetuneConfig
 from mae_hf.config.train import FinetuneTrainConfig
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.sources import load_splits

@@ -1,0 +1,103 @@
+"""The config of both runs, pre-training and fine-tuning, and of the upload."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from mae_hf.config.augment import AugmentConfig, CropConfig
+from mae_hf.config.data import AuditConfig, DataConfig, StoredImages
+from mae_hf.config.fields import Settings, Text
+from mae_hf.config.model import NO_CHECKPOINT, ClassifierConfig, MAEConfig, StartConfig
+from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
+from mae_hf.errors import require
+
+# Settings that do not affect results: paths, hardware, trackers, error handling. An unfinished run may change them.
+MACHINE_SETTINGS = frozenset(
+    {"output_dir", "data.cache_dir", "data.on_device", "data.on_bad_image", "hub.push", "hub.repo_id", "hub.private"}
+    | {"hub.license", "hub.pictures"}
+    | {"train.per_device_batch_size", "train.compile", "train.timeout_minutes", "train.trackers"}
+)
+
+
+@dataclass(frozen=True)
+class HubConfig(Settings):
+    """Whether and where the finished model is uploaded.
+
+    Args:
+        push: upload `model/` when the run is finished; needs `repo_id` and a token (`hf auth login` or `HF_TOKEN`).
+        repo_id: the repository, `user/name`; it is created if it does not exist.
+        private: make a new repository private.
+        license: the licence of the model in its card, as the Hub names it, such as `mit`.
+        pictures: show pictures in the card: curves, and the confusion matrix or reconstructions of held-out images.
+    """
+
+    section = "hub"
+    push: bool = False
+    repo_id: Annotated[str, Text("[^/]*/[^/]*", "of the form user/name")] | None = None
+    private: bool = False
+    license: Annotated[str, Text("[a-z0-9][a-z0-9.-]*", "a licence's name on the Hub, such as mit")] | None = None
+    pictures: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        has_repository = self.repo_id is not None
+        require(has_repository or not self.push, "hub.push needs a repository: name it (--hub.repo_id user/name)")
+
+
+def _check_normalization(data: DataConfig, model: StartConfig) -> None:
+    """Check that the preparation of images is only null where a checkpoint answers for it."""
+    for name in ("image_mean", "image_std", "resize"):
+        data.check(name, getattr(data, name) is not None or not model.is_new, NO_CHECKPOINT)
+
+
+@dataclass(frozen=True)
+class PretrainConfig(Settings):
+    """Pre-train a masked autoencoder.
+
+    Args:
+        output_dir: the run folder; the same command resumes an unfinished run.
+    """
+
+    presets = "pretrain"  # the folder in configs/
+    data: DataConfig = field(default_factory=DataConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    model: MAEConfig = field(default_factory=MAEConfig)
+    augment: CropConfig = field(default_factory=CropConfig)
+    train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    output_dir: str = "runs/pretrain/stl10_base"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_normalization(self.data, self.model)
+        has_all_labels = self.data.fold is None and self.data.label_fraction in (None, 1.0)
+        problem = "restrict labels, which pre-training does not use: give them to finetune instead"
+        fix = "--data.fold null --data.label_fraction null"
+        require(has_all_labels, f"data.fold and data.label_fraction {problem} ({fix})")
+        size, readers = self.train.batch_size, self.data.stream_readers
+        problem = f"cannot be divided among {readers} readers of the stream: choose a multiple of {readers}"
+        fix = "--train.batch_size, --data.stream_readers"
+        require(not self.data.streaming or size % readers == 0, f"batch_size {size} {problem} ({fix})")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(StoredImages):
+    """Fine-tune a classifier from a pre-trained encoder, or train the same network from scratch.
+
+    Args:
+        output_dir: the run folder; the same command resumes an unfinished run.
+    """
+
+    presets = "finetune"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    output_dir: str = "runs/finetune/stl10_base"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_normalization(self.data, self.model)
+
+
+RunConfig = PretrainConfig | FinetuneConfig  # of what trains, in a run folder
