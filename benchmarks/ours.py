@@ -118,7 +118,7 @@ def extract_features(
     encoder.register_forward_hook(lambda module, arguments, output: turns.done(len(arguments[0])))
     turns.begin()
     while True:
-        inference.extract_features(accelerator, encoder, images, config.data, batch_size)
+        inference.infer(accelerator, inference.pooled_features, encoder, images, config.data, batch_size)
 
 
 def _set_up(precision: str) -> Accelerator:

@@ -24,7 +24,7 @@ from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.cache import cache_folder
 from mae_hf.data.in_memory import store_images
 from mae_hf.errors import require
-from mae_hf.evaluation.loaded import LoadedModel, open_any
+from mae_hf.evaluation.inference import LoadedModel, open_any
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import data_url
 from mae_hf.files import read_json

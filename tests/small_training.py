@@ -22,7 +22,7 @@ from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.data.random import Draws
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import RunError, RunStopped
-from mae_hf.evaluation.inference import _every_image
+from mae_hf.evaluation.inference import infer
 from mae_hf.training.checkpoint import Checkpoints, TrainState
 from mae_hf.training.distributed import prepare
 from mae_hf.training.loop import Evaluation, Training, train
@@ -171,7 +171,7 @@ def main(folder: Path) -> None:
 
     for num_images in (1, 2, 3, 8, 13):
         images = Numbered(num_images)
-        values = _every_image(accelerator, number_and_square, nn.Identity(), images, PLAIN, 2)  # type: ignore[arg-type]
+        values = infer(accelerator, number_and_square, nn.Identity(), images, PLAIN, 2)  # type: ignore[arg-type]
         seen[f"values of {num_images}"] = values.tolist()
         seen[f"computed of {num_images}"] = images.asked
     (folder / f"process-{rank}.json").write_text(json.dumps(seen))

@@ -44,7 +44,6 @@ BANNED = {"torchvision", "timm", "kornia"}
 NO_MIRROR = {
     "mae_hf.__main__": "tests/test_command_line.py types every command, as a script and by name",
     "mae_hf.models.initialization": "test_mae.py tries new weights, the position table and its check on whole models",
-    "mae_hf.evaluation.loaded": "test_api.py opens and calls models of every kind",
     "mae_hf.models.locate": "test_mae.py and test_command_line.py name folders, runs and models that do not exist",
     "mae_hf.data.hub_errors": "tests/test_hub_faults.py plants every failure in uploads and downloads",
     "mae_hf.data.locations": "test_sources.py and test_command_line.py name sources that do not exist",

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from mae_hf.config import parse
 from mae_hf.config.runs import FinetuneConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images, thin_out
-from mae_hf.evaluation.inference import extract_features, predict_probabilities
+from mae_hf.evaluation.inference import POOLINGS, class_probabilities, infer, pooled_features
 from mae_hf.evaluation.probes import Labelled, linear_probe
 from mae_hf.models.io import SHAPE_KEYS, image_size_of, open_classifier, open_encoder, prepared_as
 from mae_hf.training.hardware import use_cpu_well
@@ -72,12 +72,13 @@ def measure(
 
     if not recipe:
         learnt = ImageSet([(store, np.flatnonzero(np.isin(store.rows, used)))])
-        labelled = extract_features(accelerator, model, learnt, data, 256)
+        labelled = infer(accelerator, pooled_features, model, learnt, data, 256)
         found: dict[str, Any] = {"num_labels": len(learnt)}
         for role in {"unused", "test"} & images.keys():
-            features = extract_features(accelerator, model, images[role], data, 256)
-            for pooling, values in features.items():
-                probe = linear_probe(Labelled(labelled[pooling], learnt.labels), values, len(whole.class_names))
+            features = infer(accelerator, pooled_features, model, images[role], data, 256)
+            for number, pooling in enumerate(POOLINGS):
+                known = Labelled(labelled[:, number], learnt.labels)
+                probe = linear_probe(known, features[:, number], len(whole.class_names))
                 right = probe.probabilities.argmax(axis=1) == images[role].labels
                 found |= {f"{role} {pooling}": round(100 * float(right.mean()), 2), f"C {pooling}": probe.settings["C"]}
         return found
@@ -94,7 +95,7 @@ def measure(
         found |= {"test": 100 * metrics["test/accuracy"], "validation": 100 * metrics["eval/accuracy"]}
         if "unused" in images:
             classifier = open_classifier(f"{folder}/run", "sdpa")
-            probabilities = predict_probabilities(accelerator, classifier, images["unused"], data, 256)
+            probabilities = infer(accelerator, class_probabilities, classifier, images["unused"], data, 256)
             found["unused"] = 100 * float((probabilities.argmax(axis=1) == images["unused"].labels).mean())
     return {key: round(value, 2) for key, value in found.items()}
 

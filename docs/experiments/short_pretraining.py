@@ -24,7 +24,7 @@ from mae_hf.config.runs import PretrainConfig
 from mae_hf.data.dataset import DeviceImages, load_labelled_images, load_pretraining_images
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import RunError
-from mae_hf.evaluation.inference import extract_features, held_out_loss
+from mae_hf.evaluation.inference import held_out_loss, infer, pooled_features
 from mae_hf.evaluation.probing import probe_features
 from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import build_mae, export_encoder, mae_config
@@ -87,7 +87,8 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
     encoder = export_encoder(model).eval()
     labelled_images = load_labelled_images(DataConfig(source=labelled), config.model.image_size)
     features = {
-        role: extract_features(accelerator, encoder, part, config.data, 256) for role, part in labelled_images.items()
+        role: infer(accelerator, pooled_features, encoder, part, config.data, 256)
+        for role, part in labelled_images.items()
     }
     labels = {role: part.labels for role, part in labelled_images.items()}
     values, _ = probe_features(["linear"], features, labels, labelled_images["train"].class_names, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mae_hf import __version__
 from mae_hf.config.commands import DemoConfig
 from mae_hf.errors import ConfigError, warn
-from mae_hf.evaluation.loaded import LoadedModel
+from mae_hf.evaluation.inference import LoadedModel
 from mae_hf.files import write_folder
 from mae_hf.hub import write_processor
 from mae_hf.models.io import quiet_transformers

@@ -25,7 +25,7 @@ from mae_hf.data.decode import decode
 from mae_hf.data.locations import is_hub_id
 from mae_hf.data.random import Draws
 from mae_hf.errors import ConfigError, require
-from mae_hf.evaluation.loaded import LoadedModel, open_any
+from mae_hf.evaluation.inference import LoadedModel, open_any
 from mae_hf.evaluation.reconstruction import hide_and_reconstruct
 from mae_hf.evaluation.statistics import describe_accuracy
 from mae_hf.models.locate import FIX_MODEL

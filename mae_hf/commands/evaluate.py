@@ -9,7 +9,7 @@ from mae_hf.config import parse
 from mae_hf.config.commands import EvaluateConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.errors import require
-from mae_hf.evaluation.inference import extract_features, predict_probabilities
+from mae_hf.evaluation.inference import class_probabilities, infer, pooled_features
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import probe_features
 from mae_hf.files import write_json, write_text
@@ -45,7 +45,9 @@ def evaluate(config: EvaluateConfig) -> None:
     predictions: dict[str, Any] = {}
     if config.probes:
         labels, batch_size = {role: part.labels for role, part in images.items()}, config.batch_size
-        features = {role: extract_features(accelerator, prepared, images[role], data, batch_size) for role in images}
+        features = {
+            role: infer(accelerator, pooled_features, prepared, images[role], data, batch_size) for role in images
+        }
         values, by_probe = probe_features(config.probes, features, labels, test.class_names, seen)
         metrics |= {**counts, "labels": images["train"].note or "all labels", **values}
         for name, by_role in by_probe.items():
@@ -59,7 +61,7 @@ def evaluate(config: EvaluateConfig) -> None:
         fix = "evaluate on data with the model's classes, in its order (--data.source)"
         problem = f"{config.model} knows the classes {known}, {data.sources[0]} has {found}: {fix}"
         require(names == test.class_names, problem)
-        probabilities = predict_probabilities(accelerator, prepared, test, data, config.batch_size)
+        probabilities = infer(accelerator, class_probabilities, prepared, test, data, config.batch_size)
         scores = classification_metrics(probabilities, test.labels, names)
         unseen = unseen_metrics(probabilities, test.labels, names, seen)
         metrics |= {f"test/{key}": value for key, value in scores.items()} | unseen

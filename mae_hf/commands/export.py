@@ -17,7 +17,7 @@ from mae_hf import __version__
 from mae_hf.config.commands import ExportConfig
 from mae_hf.data.decode import border_colour
 from mae_hf.errors import RunError, require
-from mae_hf.evaluation.loaded import LoadedModel, open_any
+from mae_hf.evaluation.inference import LoadedModel, open_any
 from mae_hf.files import write_folder
 from mae_hf.hub import write_processor
 from mae_hf.models.locate import title_of

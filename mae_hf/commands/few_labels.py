@@ -12,8 +12,8 @@ from mae_hf.config.runs import FinetuneConfig
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
 from mae_hf.evaluation.few_labels.results import Measurements, check_inputs, write_summary
+from mae_hf.evaluation.inference import POOLINGS
 from mae_hf.evaluation.metrics import describe_seen
-from mae_hf.evaluation.probing import POOLINGS
 from mae_hf.leakage.audit import read_model_audit, seen_test_images
 from mae_hf.models.io import image_size_of, open_encoder, prepared_as, weights_digest
 from mae_hf.training.distributed import start_accelerator

@@ -16,7 +16,7 @@ from mae_hf.data.augment.mix import check_pairs
 from mae_hf.data.dataset import DeviceImages, load_labelled_images
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import require
-from mae_hf.evaluation.inference import predict_probabilities
+from mae_hf.evaluation.inference import class_probabilities, infer
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
 from mae_hf.evaluation.probing import start_probe
 from mae_hf.figures import charts
@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig) -> None:
     def score(role: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
         part, scored = images[role], average.module if average else prepared
         with accelerator.autocast():  # the average is not prepared
-            probabilities = predict_probabilities(accelerator, scored, part, config.data, plan.eval_batch_size)
+            probabilities = infer(accelerator, class_probabilities, scored, part, config.data, plan.eval_batch_size)
         return classification_metrics(probabilities, part.labels, class_names), probabilities
 
     def validate(step: int) -> dict[str, float]:

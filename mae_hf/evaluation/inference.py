@@ -1,23 +1,32 @@
-"""Run a model on a whole set of images, each image once, on any number of processes.
+"""Run a model on a whole set of images, each image once, on any number of processes; or on images in memory.
 
-B batch, n images of the set, C classes, N patches, S side of the image.
+B batch, n images of the set, C classes, D features, N patches, S side of the image.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import ViTForImageClassification
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
-from mae_hf.data.dataset import ImageSet
+from mae_hf.data.dataset import ImageSet, load_image_files
 from mae_hf.data.random import Draws
 from mae_hf.data.transfer import to_device
+from mae_hf.errors import require
+from mae_hf.models.io import SavedModel, open_classifier, open_encoder, prepared_as
+from mae_hf.models.mae import MaskedAutoencoder, export_encoder
 from mae_hf.progress import Progress
+
+POOLINGS = ("cls", "mean")  # features of an image: the CLS token, and the mean of the patch tokens
+_BATCH_SIZE = 64  # of images in memory
 
 
 def normalized(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
@@ -54,47 +63,27 @@ def held_out_loss(
     return accelerator.reduce(total, reduction="sum").item() / len(images)
 
 
-def predict_probabilities(
-    accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, batch_size: int
-) -> NDArray[np.float32]:
-    """Return class probabilities of every image, float32 (n, C), in the order of `images`, on every process.
-
-    `model` is a prepared `ViTForImageClassification` in eval mode.
-    """
-    return _every_image(accelerator, class_probabilities, model, images, data, batch_size)
-
-
-def extract_features(
-    accelerator: Accelerator, encoder: nn.Module, images: ImageSet, data: DataConfig, batch_size: int, *,
-    alone: bool = False
-) -> dict[str, NDArray[np.float32]]:  # fmt: skip
-    """Return the features of every image, without masking: the CLS token (`cls`) and the mean patch token (`mean`).
-
-    `encoder` is a prepared `ViTModel` in eval mode. With `alone`, this process computes all features, and the others do
-    not take part. The two arrays are float32 (n, D), in the order of `images`, on every process.
-    """
-    values = _every_image(accelerator, pooled_features, encoder, images, data, batch_size, alone)
-    cls, mean = values.transpose(1, 0, 2)
-    return {"cls": cls, "mean": mean}
-
-
 def class_probabilities(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """Return a classifier's probabilities of a batch, float32 (B, C)."""
     return model(pixel_values).logits.float().softmax(dim=-1)
 
 
 def pooled_features(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Return the CLS token and the mean patch token of a batch, float32 (B, 2, D)."""
+    """Return an encoder's features of a batch by `POOLINGS`, without masking, float32 (B, 2, D)."""
     tokens = encoder(pixel_values).last_hidden_state.float()
     return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
 
 
 @torch.no_grad()
-def _every_image(
+def infer(
     accelerator: Accelerator, values_of: Callable[[nn.Module, Tensor], Tensor], network: nn.Module, images: ImageSet,
-    data: DataConfig, batch_size: int, alone: bool = False
+    data: DataConfig, batch_size: int, *, alone: bool = False
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Return `values_of(network, pixel_values)` for all images, (n, ...), each once."""
+    """Return `values_of(network, pixel_values)` of every image, (n, ...), in the order of `images`, on every process.
+
+    The values are `class_probabilities` or `pooled_features`. The network is prepared and in eval mode. With `alone`,
+    this process computes all of them, and the others do not take part.
+    """
     rank, num_processes = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
     parts = []
     with torch.compiler.set_stance("force_eager"):
@@ -115,9 +104,59 @@ def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> I
     A process without images left repeats the first image, which does not count.
     """
     rows = np.arange(num_images)[rank::num_processes]
-    starts = range(0, math.ceil(num_images / num_processes), batch_size)
     with Progress(desc="evaluating", total=len(rows), unit="image", leave=False, delay=2.0) as progress:
-        for start in starts:
+        for start in range(0, math.ceil(num_images / num_processes), batch_size):
             batch = rows[start : start + batch_size]
             yield (batch, len(batch)) if len(batch) else (np.zeros(1, np.int64), 0)
             progress.update(len(batch))
+
+
+# ---- a model of any kind, opened to be called with images: `mae_hf.load` ----
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """An opened model, which is called with images."""
+
+    model: Any  # a `MaskedAutoencoder`, a `ViTForImageClassification` or, of an encoder, a `ViTModel`; in eval mode
+    data: DataConfig  # how its image processor prepares images: `image_mean`, `image_std` and `resize`
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of a classifier's classes, in the order of its probabilities; empty for other models."""
+        is_classifier = isinstance(self.model, ViTForImageClassification)
+        return tuple((self.model.config.id2label or {}).values()) if is_classifier else ()
+
+    @property
+    def network(self) -> Any:
+        """The classifier or the encoder that takes whole images. A masked autoencoder gives its encoder."""
+        return export_encoder(self.model) if isinstance(self.model, MaskedAutoencoder) else self.model
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Any], pooling: str = "cls") -> np.ndarray:
+        """Return a classifier's probabilities, float32 (n, C), or an encoder's features, float32 (n, D).
+
+        Images are PIL images, arrays or image files, in any mode and size. Features are the CLS token, or with
+        `pooling="mean"` the mean of the patch tokens. ConfigError if an image cannot be decoded.
+        """
+        require(pooling in POOLINGS, f"pooling is {pooling} but must be cls or mean")
+        is_list = isinstance(images, Sequence | np.ndarray) and not isinstance(images, str) and len(images) > 0
+        require(is_list, "a model is called with a list of one or more images: write model([image])")
+        network, values_of = self.network, class_probabilities if self.class_names else pooled_features
+        parts = (images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE))
+        batches = (load_image_files(part, network.config.image_size, self.data) for part in parts)
+        values = [values_of(network, normalized(batch, self.data, network.device)) for batch in batches]
+        found = torch.cat(values).cpu().numpy()
+        return found if self.class_names else found[:, POOLINGS.index(pooling)]
+
+
+def open_any(name: str) -> LoadedModel:
+    """Return the model of that name by its kind: with a decoder, with classes, or a plain encoder."""
+    saved = SavedModel(name)
+    is_classifier = "ViTForImageClassification" in (saved.config().architectures or [])
+    model: Any
+    if saved.has_decoder:
+        model = MaskedAutoencoder.from_pretrained(name).eval()
+    else:
+        model = (open_classifier if is_classifier else open_encoder)(name, "sdpa")
+    return LoadedModel(model, prepared_as(name, DataConfig()))

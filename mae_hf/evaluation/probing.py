@@ -18,11 +18,10 @@ from transformers import ViTModel
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, thin_out
 from mae_hf.errors import ConfigError, warn
-from mae_hf.evaluation.inference import extract_features
+from mae_hf.evaluation.inference import POOLINGS, infer, pooled_features
 from mae_hf.evaluation.metrics import classification_metrics, unseen_metrics
 from mae_hf.evaluation.probes import CLASSIFIERS, NUM_NEIGHBOURS, TEMPERATURE, Head, Labelled, check_features
 
-POOLINGS = ("cls", "mean")
 ONLINE_IMAGES = 5_000  # of train and of validation at most
 LINEAR_CLASSES = 100  # at most: with 1,000, a logistic regression on 5,000 images would take an hour
 _VOTE = f"k {NUM_NEIGHBOURS}, temperature {TEMPERATURE:g}"
@@ -31,15 +30,15 @@ ONLINE_NOTE = f"kNN ({_VOTE}) from labelled train images to validation images, n
 
 def probe_features(
     probes: Sequence[str],
-    features: Mapping[str, Mapping[str, np.ndarray]],
+    features: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
     class_names: Sequence[str],
     seen: np.ndarray | None,
 ) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
     """Return the scores and the predictions of some of the probes `knn`, `linear`, `head` and `rank`.
 
-    Features are float (n, D) by role (`train`, `validation`, `test`) and pooling, labels int (n,) by role. `seen` is
-    bool (n,), whether pre-training has seen each test image; None if that is unknown.
+    `pooled_features`, float (n, 2, D), and labels, int (n,), are by role (`train`, `validation`, `test`). `seen` says
+    whether pre-training has seen each test image, bool (n,); None if that is unknown.
 
     Metrics by `PROBE/POOLING/NAME` are `scores_of` the test images, `validation_accuracy` and the probe's settings, or
     `rankme` and `participation_ratio` of the train images. Probabilities, float32 (n, C), are by `PROBE-POOLING` and
@@ -47,9 +46,9 @@ def probe_features(
     """
     metrics: dict[str, float] = {}
     probabilities = {}
-    for pooling in POOLINGS:
-        train = Labelled(features["train"][pooling], labels["train"])
-        others = np.concatenate([features[role][pooling] for role in ("validation", "test")])
+    for number, pooling in enumerate(POOLINGS):
+        train = Labelled(features["train"][:, number], labels["train"])
+        others = np.concatenate([features[role][:, number] for role in ("validation", "test")])
         for name in probes:
             if name == "rank":
                 scores = {"rankme": rankme(train.features), "participation_ratio": participation_ratio(train.features)}
@@ -137,18 +136,19 @@ def encoder_probe(
     if encoder is not None:
         with accelerator.autocast():
             voters, queries = (
-                extract_features(accelerator, encoder, images, data, batch_size, alone=alone)
+                infer(accelerator, pooled_features, encoder, images, data, batch_size, alone=alone)
                 for images in (train, validation)
             )
     values, head = dict[str, float](), None
     num_classes = len(train.class_names)
     try:
-        for pooling, name in itertools.product(POOLINGS, probes) if accelerator.is_main_process else ():
-            labelled = Labelled(voters[pooling], train.labels)
+        poolings = enumerate(POOLINGS) if accelerator.is_main_process else ()
+        for (number, pooling), name in itertools.product(poolings, probes):
+            labelled = Labelled(voters[:, number], train.labels)
             if name == "rank":
                 values[f"probe/rankme_{pooling}"] = rankme(labelled.features)
             elif name != "linear" or num_classes <= LINEAR_CLASSES:
-                probe = CLASSIFIERS[name](labelled, queries[pooling], num_classes)
+                probe = CLASSIFIERS[name](labelled, queries[:, number], num_classes)
                 scores = scores_of(probe.probabilities, validation.labels, train.class_names)
                 values |= {f"probe/{name}_{pooling}_{key}": value for key, value in scores.items()}
                 head = head or probe.head  # CLS comes first

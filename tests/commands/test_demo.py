@@ -39,7 +39,7 @@ from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.cache import open_stores
 from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation.loaded import open_any
+from mae_hf.evaluation.inference import open_any
 from mae_hf.hub import save_model
 from mae_hf.models.mae import build_mae
 from mae_hf.training.predictions import write_predictions

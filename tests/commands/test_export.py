@@ -20,8 +20,7 @@ from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.data.dataset import load_image_files
 from mae_hf.errors import ConfigError, RunError
-from mae_hf.evaluation.inference import normalized
-from mae_hf.evaluation.loaded import open_any
+from mae_hf.evaluation.inference import normalized, open_any
 from mae_hf.hub import save_model
 from mae_hf.models.mae import build_mae, export_encoder
 

@@ -17,7 +17,7 @@ from mae_hf.config.commands import FinetuneConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation.loaded import open_any
+from mae_hf.evaluation.inference import open_any
 from mae_hf.hub import save_model
 
 pytest.importorskip("gradio", reason="the extra [demo] is not installed")

@@ -9,7 +9,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTrain
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import MAEConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images
-from mae_hf.evaluation.inference import extract_features, fixed_noise, held_out_loss, predict_probabilities
+from mae_hf.evaluation.inference import class_probabilities, fixed_noise, held_out_loss, infer, pooled_features
 from mae_hf.models.mae import build_mae
 
 DATA = DataConfig(source="digits", class_names=None, image_mean=(0.3, 0.4, 0.5), image_std=(0.2, 0.3, 0.4))
@@ -31,16 +31,16 @@ def normalised(images: ImageSet) -> torch.Tensor:
 def test_probabilities_are_the_softmax_of_stock_logits_in_order(images: ImageSet, batch_size: int):
     model = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=32, num_labels=10)).eval()
     expected = model(normalised(images)).logits.softmax(dim=-1).detach().numpy()
-    found = predict_probabilities(Accelerator(cpu=True), model, images, DATA, batch_size)
+    found = infer(Accelerator(cpu=True), class_probabilities, model, images, DATA, batch_size)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_features_are_the_cls_token_and_the_mean_of_the_patches(images: ImageSet):
     encoder = ViTModel(ViTConfig(**SHAPE, intermediate_size=32), add_pooling_layer=False).eval()
     tokens = encoder(normalised(images)).last_hidden_state.detach().numpy()
-    found = extract_features(Accelerator(cpu=True), encoder, images, DATA, batch_size=7)
-    np.testing.assert_allclose(found["cls"], tokens[:, 0], atol=1e-5)
-    np.testing.assert_allclose(found["mean"], tokens[:, 1:].mean(axis=1), atol=1e-5)
+    found = infer(Accelerator(cpu=True), pooled_features, encoder, images, DATA, batch_size=7)
+    np.testing.assert_allclose(found[:, 0], tokens[:, 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 1], tokens[:, 1:].mean(axis=1), atol=1e-5)
 
 
 def test_the_held_out_loss_is_the_mean_over_images_whatever_the_batch_size(images: ImageSet):

@@ -47,7 +47,8 @@ def drawn() -> tuple[dict, dict]:
     order = {pooling: np.argsort(labels, kind="stable")[:297] for pooling, (_, labels) in made.items()}
     mixed = np.random.default_rng(0).permutation(297)
     labels = {role: np.repeat(np.arange(3), 99)[mixed][part[role]] for role in ROLES}
-    features = {role: {p: made[p][0][order[p]][mixed][part[role]] for p in made} for role in ROLES}
+    pooled = np.stack([made[p][0][order[p]][mixed] for p in ("cls", "mean")], axis=1)
+    features = {role: pooled[part[role]] for role in ROLES}
     return features, labels
 
 
@@ -73,8 +74,8 @@ def test_every_number_can_be_computed_again_from_the_probabilities(drawn):
 
 def test_the_rank_is_that_of_the_training_images(drawn):
     features, labels = drawn
-    changed = {role: dict(parts) for role, parts in features.items()}
-    changed["train"]["mean"] = np.outer(np.arange(1, 101), np.ones(8))
+    changed = {role: values.copy() for role, values in features.items()}
+    changed["train"][:, 1] = np.outer(np.arange(1, 101), np.ones(8))
     metrics, probabilities = probe_features(["rank"], changed, labels, ["a", "b", "c"], None)
     assert probabilities == {}
     assert metrics["rank/mean/rankme"] == pytest.approx(1, rel=1e-4)

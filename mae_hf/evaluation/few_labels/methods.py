@@ -29,11 +29,11 @@ from mae_hf.config.runs import MACHINE_SETTINGS, FinetuneConfig, HubConfig
 from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import RunError, RunStopped
 from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol
-from mae_hf.evaluation.inference import extract_features
+from mae_hf.evaluation.inference import POOLINGS, infer, pooled_features
 from mae_hf.evaluation.probes import CLASSIFIERS, Labelled
 from mae_hf.files import write_npz
 from mae_hf.models.classifier import build_classifier
-from mae_hf.models.io import SHAPE_KEYS, weights_digest
+from mae_hf.models.io import SHAPE_KEYS
 from mae_hf.models.locate import SCRATCH
 from mae_hf.training.finished_runs import read_run
 from mae_hf.training.run_folder import inspect_run
@@ -62,21 +62,17 @@ def load_features(
 ) -> dict[str, np.ndarray]:
     """Return the features of `train` and `test`, by ROLE-POOLING, from features-ARM.npz, or computed and stored there.
 
-    The file is written again if weights, images or precision differ.
+    The folder has passed `check_inputs`, so a file that exists is of this encoder and these images.
     """
     path = Path(config.output_dir) / f"features-{arm}.npz"
-    key = " ".join([weights_digest(encoder), train.fingerprint, test.fingerprint, accelerator.mixed_precision])
-    if path.exists():
-        with np.load(path) as file:
-            if str(file["key"]) == key:
-                return dict(file)
-    prepared = accelerator.prepare(encoder)
-    features: dict[str, Any] = {"key": np.array(key)}
-    for role, images in (("train", train), ("test", test)):
-        of_role = extract_features(accelerator, prepared, images, config.data, config.batch_size)
-        features |= {f"{role}-{pooling}": values for pooling, values in of_role.items()}
-    write_npz(path, **features)
-    return features
+    if not path.exists():
+        prepared, features = accelerator.prepare(encoder), dict[str, np.ndarray]()
+        for role, images in (("train", train), ("test", test)):
+            values = infer(accelerator, pooled_features, prepared, images, config.data, config.batch_size)
+            features |= {f"{role}-{pooling}": values[:, number] for number, pooling in enumerate(POOLINGS)}
+        write_npz(path, **features)
+    with np.load(path) as file:
+        return dict(file)
 
 
 def measure_probe(
