@@ -9,8 +9,8 @@ python -m benchmarks.speed --preset configs/pretrain/stl10_base.yaml --mixed_pre
 
 import dataclasses
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.config import BenchmarkConfig
@@ -20,9 +20,9 @@ from mae_hf.config.runs import PretrainConfig
 from mae_hf.errors import require
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the measures of the command line, print a table for each, and write the numbers to `--output`."""
-    config = parse.read_command(BenchmarkConfig, argv, prog="benchmarks/speed.py")
+    config = parse.read_command(BenchmarkConfig, sys.argv[1:], prog="benchmarks/speed.py")
     preset = parse.read_file(PretrainConfig, config.preset)
     if config.plan:
         print_plan(config, preset)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mae_hf.config.data import DataConfig, StoredImages
-from mae_hf.config.fields import Count, Range, Settings, ending, words
+from mae_hf.config.fields import Count, Range, Settings, Text, ending, words
 from mae_hf.config.model import Size
 from mae_hf.errors import require
 
@@ -115,6 +115,9 @@ class CompareFiguresConfig(FiguresConfig):
     attention: bool = False
 
 
+_ARM = "NAME=RUN or NAME=RUN,RUN, with a name of at most 40 characters"
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Settings):
     """Compare fine-tuning from a pre-trained encoder with the same training from scratch, or any number of arms.
@@ -132,7 +135,7 @@ class CompareConfig(Settings):
 
     pretrained: list[str] | str | None = None
     scratch: list[str] | str | None = None
-    arm: list[str] | str | None = None
+    arm: list[Annotated[str, Text(r"(?!\s*=)[^=]{1,40}=[^,]+(,[^,]+)*", _ARM)]] | None = None
     figures: CompareFiguresConfig = field(default_factory=CompareFiguresConfig)
     output_dir: str
 
@@ -143,26 +146,17 @@ class CompareConfig(Settings):
         require(self.arm is None or not any(has_two), problem)
         fix = "--pretrained RUN --scratch RUN, or --arm NAME=RUN --arm NAME=RUN"
         require(self.arm is not None or all(has_two), f"the runs of two arms are missing: give {fix}")
-        names = []
-        for text in _texts(self.arm):
-            name, _, runs = text.partition("=")
-            problem = f"arm {text} has no name or no run: write --arm NAME=RUN or --arm NAME=RUN,RUN"
-            require(bool(name.strip()) and all(runs.split(",")), problem)
-            require(len(name) <= 40, f"the name of arm {name[:50]} has {len(name)} characters: use at most 40 (--arm)")
-            require(name not in names, f"two arms are named {name}: join their runs, --arm {name}=RUN,RUN")
-            names.append(name)
-        require(self.arm is None or len(names) > 1, f"there is one arm, {', '.join(names)}: name two or more (--arm)")
+        names = [text.split("=")[0] for text in self.arm or ()]
+        for name in names:
+            require(names.count(name) == 1, f"two arms are named {name}: join their runs, --arm {name}=RUN,RUN")
 
     @property
     def arms(self) -> dict[str, list[str]]:
         """The runs of each arm by its name; `pretrained` and `scratch` in the form with two arms."""
         if self.arm is None:
-            return {"pretrained": _texts(self.pretrained), "scratch": _texts(self.scratch)}
-        return {name: runs.split(",") for name, _, runs in (text.partition("=") for text in _texts(self.arm))}
-
-
-def _texts(value: list[str] | str | None) -> list[str]:
-    return [value] if isinstance(value, str) else value or []
+            two = {"pretrained": self.pretrained, "scratch": self.scratch}
+            return {name: [runs] if isinstance(runs, str) else runs or [] for name, runs in two.items()}
+        return {name: runs.split(",") for name, _, runs in (text.partition("=") for text in self.arm)}
 
 
 @dataclass(frozen=True)

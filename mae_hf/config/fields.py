@@ -75,6 +75,7 @@ class Settings:
     """Base class of every config: it checks each field when the config is made. Rules between fields come after."""
 
     section = ""  # what comes before the dot in a flag
+    presets = ""  # the folder of a command's presets in configs/
     first_word = ""  # the setting of a command that its first word gives, without a flag
 
     def __post_init__(self) -> None:

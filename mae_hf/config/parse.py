@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from mae_hf.config.fields import ranges
+from mae_hf.config.fields import Settings, ranges
 from mae_hf.errors import ConfigError, require
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Settings)
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # presets and machine files; in a checkout, a link to `configs/`
 _MAX_BYTES, _MAX_DEPTH = 2**19, 8  # of a config file; 21,000 class names fit in
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
-_TOO_LARGE = "a number is beyond ±1e308: choose a smaller one (--help lists the ranges)"  # jsonargparse needs a float
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -48,33 +47,32 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("!number", re.compile(r"[-+.\d]"), list("-+.0123456789"))
 
 
-def read_command(config_class: type[Config], argv: Sequence[str] | None, prog: str) -> Config:
-    """Return the config that a command line describes; `prog` is the script's name, for `--help`.
+def read_command(config_class: type[Config], words: Sequence[str], prog: str) -> Config:
+    """Return the config that the words of a command line describe; `prog` is the script's name, for `--help`.
 
-    `argv` are the words after that name, by default the command line. ConfigError reports an unknown key (with the
-    nearest known one), a value of the wrong type and an inconsistent config.
+    ConfigError reports an unknown key (with the nearest known one), a value of the wrong type and an inconsistent
+    config.
     """
     parser, types = _parser(config_class, prog)
-    words = list(sys.argv[1:] if argv is None else argv)
-    if (first := getattr(config_class, "first_word", "")) and words and not words[0].startswith("-"):
-        words.insert(0, f"--{first}")
+    if config_class.first_word and words and not words[0].startswith("-"):
+        words = [f"--{config_class.first_word}", *words]
     words = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in words]  # --output-dir=a
     files_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files_only.add_argument("--config", action="append", default=[])
     try:
         found, flags = files_only.parse_known_args(words)
-        files = [_find_preset(config_class, file) for file in found.config]
+        files = [_find_preset(config_class.presets, file) for file in found.config]
         for file in files:
             _check_keys([key for key, _ in _items(_read_yaml(Path(file)))], types, file)
         names = [word[2:].split("=")[0].removesuffix("+") for word in flags if word.startswith("--")]
         _check_keys([name for name in names if name not in ("help", "print_config")], types, "the command line")
         # Files first: for jsonargparse the later word wins, and a flag must win wherever --config stands.
-        values = parser.parse_args([*(f"--config={file}" for file in files), *flags])
+        sections = parser.instantiate(parser.parse_args([*(f"--config={file}" for file in files), *flags]))
     except argparse.ArgumentError as error:
         raise ConfigError(_in_short(error, types)) from None
-    except OverflowError:
-        raise ConfigError(_TOO_LARGE) from None
-    return _instantiate(config_class, parser, values)
+    except OverflowError:  # jsonargparse needs a float
+        raise ConfigError("a number is beyond ±1e308: choose a smaller one (--help lists the ranges)") from None
+    return config_class(**{name: sections[name] for name in typing.get_type_hints(config_class)})
 
 
 def read_settings(
@@ -84,24 +82,12 @@ def read_settings(
 
     The other settings come from `base`, a YAML file, the name of a preset or a config, or are the defaults.
     """
-    parser, types = _parser(config_class, "mae_hf")
-    _check_keys(list(settings), types, "settings")
+    _check_keys(list(settings), dict(_types(config_class)), "settings")
     base = read_file(config_class, base) if isinstance(base, (str, Path)) else base
     problem = f"{type(base).__name__} is the config of a different command: give a {config_class.__name__} (config)"
     require(base is None or isinstance(base, config_class), problem)
-    values = Namespace((flatten(base) if base else {}) | dict(settings))
-    try:
-        parsed = parser.parse_object(values)
-    except argparse.ArgumentError as error:
-        raise ConfigError(_in_short(error, types)) from None
-    except OverflowError:
-        raise ConfigError(_TOO_LARGE) from None
-    return _instantiate(config_class, parser, parsed)
-
-
-def _instantiate(config_class: type[Config], parser: ArgumentParser, values: Any) -> Config:
-    sections = parser.instantiate(values)
-    return config_class(**{name: sections[name] for name in typing.get_type_hints(config_class)})
+    values = (flatten(base) if base else {}) | dict(settings)
+    return read_command(config_class, [f"--{key}={_word(value)}" for key, value in values.items()], "mae_hf")
 
 
 def read_file(config_class: type[Config], path: str | Path) -> Config:
@@ -128,8 +114,12 @@ def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
     for name, value in flatten(config).items():
         key = f"{config.section}.{name}".strip(".")
         if value != before[name] and key not in leave_out:
-            words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+            words += [f"--{key}", _word(value)]
     return words
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def presets(command: str) -> list[str]:
@@ -155,11 +145,12 @@ def command_line(name: str, words: Sequence[str], precision: str | None = None) 
     return shlex.join([*start, *words])
 
 
-def _parser(config_class: type, prog: str) -> tuple[ArgumentParser, dict[str, Any]]:
+def _parser(config_class: type[Settings], prog: str) -> tuple[ArgumentParser, dict[str, Any]]:
     """Return the parser of a config, and the type of each of its settings and sections by dotted key."""
     types = dict(_types(config_class))
-    first = getattr(config_class, "first_word", "").upper()
-    usage = f"%(prog)s {first} [--config FILE.yaml] [--section.key value ...]".replace("  ", " ")
+    usage = f"%(prog)s {config_class.first_word.upper()} [--config FILE.yaml] [--section.key value ...]".replace(
+        "  ", " "
+    )
     about = (config_class.__doc__ or "").split("\n")[0]
     parser = ArgumentParser(prog=prog, usage=usage, description=about, formatter_class=_Formatter, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file or preset; flags take precedence over it")
@@ -201,15 +192,14 @@ def _in_short(error: argparse.ArgumentError, types: dict[str, Any]) -> str:
     return f"{key} {value} is not {allowed}{', written [first,second]' if is_list else ''} (--{key})"
 
 
-def _find_preset(config_class: type, name: str) -> str:
-    """Return the YAML file that `--config` means: a path, or the name of a preset of this command."""
+def _find_preset(command: str, name: str) -> str:
+    """Return the YAML file that `--config` means: a path, or the name of a preset of a command."""
     if name.endswith((".yaml", ".yml")) or "/" in name or os.path.isfile(name):
         return name
-    folder = getattr(config_class, "presets", "")
-    known = presets(folder)
+    known = presets(command)
     listed = f"presets are {', '.join(known)}" if known else "this command has no presets"
     require(name in known, f"config {name[:100]} is neither a YAML file nor a preset: {listed} (--config)")
-    return str(CONFIGS / folder / f"{name}.yaml")
+    return str(CONFIGS / command / f"{name}.yaml")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

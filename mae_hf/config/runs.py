@@ -57,7 +57,7 @@ class PretrainConfig(Settings):
         output_dir: the run folder; the same command resumes an unfinished run.
     """
 
-    presets = "pretrain"  # the folder in configs/
+    presets = "pretrain"
     data: DataConfig = field(default_factory=DataConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     model: MAEConfig = field(default_factory=MAEConfig)

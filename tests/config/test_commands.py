@@ -51,16 +51,28 @@ WRONG = [
     (PredictConfig, {"model": "m", "output": "o.xlsx"}, "output is o.xlsx but .. ends in .csv or .parquet (--output)"),
     (CompareConfig, {"output_dir": "o"}, "runs of two arms are missing: give --pretrained RUN --scratch RUN, or --arm"),
     (CompareConfig, {"output_dir": "o", "scratch": "r"}, "the runs of two arms are missing"),
-    (CompareConfig, {"output_dir": "o", "scratch": "r", "arm": "a=r"}, "--arm names all arms: remove --pretrained and"),
-    (CompareConfig, {"output_dir": "o", "arm": "a=r"}, "there is one arm, a: name two or more (--arm)"),
-    (CompareConfig, {"output_dir": "o", "arm": ["a=r", "s"]}, "arm s has no name or no run: write --arm NAME=RUN or"),
-    (CompareConfig, {"output_dir": "o", "arm": ["a=r", "b=s,"]}, "arm b=s, has no name or no run"),
+    (
+        CompareConfig,
+        {"output_dir": "o", "scratch": "r", "arm": ["a=r"]},
+        "--arm names all arms: remove --pretrained and",
+    ),
+    (
+        CompareConfig,
+        {"output_dir": "o", "arm": ["a=r", "s"]},
+        "arm is ['a=r', 's'] but must be NAME=RUN or NAME=RUN,RUN",
+    ),
+    (CompareConfig, {"output_dir": "o", "arm": ["a=r", "b=s,"]}, "but must be NAME=RUN or NAME=RUN,RUN"),
+    (CompareConfig, {"output_dir": "o", "arm": ["a=r", " =s"]}, "but must be NAME=RUN or NAME=RUN,RUN"),
     (
         CompareConfig,
         {"output_dir": "o", "arm": ["a=r", "a=s"]},
         "two arms are named a: join their runs, --arm a=RUN,RUN",
     ),
-    (CompareConfig, {"output_dir": "o", "arm": ["a=r", f"{'b' * 41}=s"]}, "has 41 characters: use at most 40 (--arm)"),
+    (
+        CompareConfig,
+        {"output_dir": "o", "arm": ["a=r", f"{'b' * 41}=s"]},
+        "with a name of at most 40 characters (--arm)",
+    ),
     (
         CompareConfig,
         {"output_dir": "o", "arm": ["a=r", "b\x1b[31m=s"]},

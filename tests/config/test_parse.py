@@ -78,11 +78,6 @@ def test_the_later_of_two_files_wins(tmp_path):
     assert (config.train.seed, config.train.epochs) == (2, 30.0)
 
 
-def test_the_words_of_this_process_are_taken_when_none_are_given(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["script.py", "--train.seed", "3"])
-    assert parsing.read_command(PretrainConfig, None, prog="test").train.seed == 3
-
-
 # ---- one converter ----
 
 SAME = [  # key, how it is written, value
