@@ -9,6 +9,7 @@ import numpy as np
 from mae_hf.config import parse
 from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.runs import FinetuneConfig
+from mae_hf.data.splits import describe_few_labels
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
 from mae_hf.evaluation.few_labels.results import Measurements, check_inputs, write_summary
@@ -62,8 +63,9 @@ def few_labels(config: FewLabelsConfig) -> None:
             if method != "finetune":
                 features = methods.load_features(arm, accelerator, model, train, test, config)
             for label_set in protocol.label_sets(method):
-                line = {"label_set": label_set.name, "fraction": label_set.fraction, "draw": label_set.draw}
-                line |= {"labels": label_set.note, "arm": arm, "method": method}
+                labels, fraction = describe_few_labels(protocol.split, label_set.data), label_set.data.label_fraction
+                line = {"label_set": label_set.name, "fraction": fraction, "draw": label_set.draw}
+                line |= {"labels": labels, "arm": arm, "method": method}
                 for pooling in POOLINGS if method != "finetune" else (None,):
                     if results.has(line := line | {"pooling": pooling}):
                         continue

@@ -1,7 +1,4 @@
-"""The features of images in a parquet file: written in parts, so that a stopped command resumes, and drawn.
-
-n images, D features, Q queries, K neighbours.
-"""
+"""The features of images in a parquet file: written in parts, so that a stopped command resumes, and drawn."""
 
 import hashlib
 import json
@@ -25,16 +22,14 @@ from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import NAMED, name_images
 from mae_hf.errors import require
 from mae_hf.evaluation import projection
-from mae_hf.evaluation.inference import pixel_values_of, pooled_features
+from mae_hf.evaluation.inference import POOLINGS, pixel_values_of, pooled_features
 from mae_hf.figures import file_label, sheets
 from mae_hf.files import write_file
 from mae_hf.models.io import weights_digest
 from mae_hf.progress import Progress
 
 PER_PART = 2048  # images in a part of the file; a resumed command repeats one part at most
-NUM_QUERIES = 8
-MOST_ON_MAP = 1000
-_COLUMNS = [*NAMED, pa.field("cls", pa.list_(pa.float32())), pa.field("mean", pa.list_(pa.float32()))]
+NUM_QUERIES, MOST_ON_MAP = 8, 1000
 
 
 @torch.no_grad()
@@ -57,7 +52,8 @@ def write_features(
         "preparation": [data.image_mean, data.image_std, data.resize],
         "precision": accelerator.mixed_precision,
     }
-    schema = pa.schema(_COLUMNS, {"inputs": json.dumps(inputs)})
+    features = ((pooling, pa.list_(pa.float32())) for pooling in POOLINGS)
+    schema = pa.schema([*NAMED, *features], {"inputs": json.dumps(inputs)})
     if _is_written(output, schema):
         return
     folder = output.with_name(f"{output.name}.parts")
@@ -90,12 +86,12 @@ def write_features(
 
 
 def _is_written(path: Path, schema: pa.Schema) -> bool:
-    """Whether a file exists and has this schema, with the same inputs in its metadata."""
+    """Whether a file exists; ConfigError unless it has this schema, with the same inputs in its metadata."""
     if not path.exists():
         return False
     try:
         found = pq.read_schema(path)
-        is_same = found.equals(schema) and (found.metadata or {}).get(b"inputs") == schema.metadata[b"inputs"]
+        is_same = found.equals(schema) and found.metadata == schema.metadata
     except (pa.ArrowException, OSError):
         is_same = False
     fix = "remove it, or write to another file (--output)"

@@ -7,7 +7,6 @@ Shapes: n images, D features, C classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,8 +46,7 @@ class Head(NamedTuple):
     bias: np.ndarray  # float64 (C,)
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(NamedTuple):
     """The predictions of a probe."""
 
     probabilities: np.ndarray  # float32 (n, C) of the other images; a class without training images has 0
@@ -96,11 +94,14 @@ def linear_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Pro
     """
     check_features(train_features=train.features, features=features)
 
+    def fit(known: Labelled, strength: float) -> Pipeline:
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(*known)
+
     def predict(known: Labelled, others: np.ndarray, strength: float) -> np.ndarray:
-        return _class_probabilities(_regression(strength).fit(*known), others, num_classes)
+        return _class_probabilities(fit(known, strength), others, num_classes)
 
     strength, accuracy = _choose(train, STRENGTHS, FIXED_STRENGTH, predict)
-    best = _regression(strength).fit(*train)
+    best = fit(train, strength)
     probabilities = _class_probabilities(best, features, num_classes).astype(np.float32)
     return Probe(probabilities, accuracy, {"C": strength}, _fold(best, num_classes))
 
@@ -117,10 +118,6 @@ def _fold(regression: Pipeline, num_classes: int) -> Head:
     return head
 
 
-def _regression(strength: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-
-
 def _class_probabilities(fitted: Pipeline | KNeighborsClassifier, features: np.ndarray, num_classes: int) -> np.ndarray:
     probabilities = np.zeros((len(features), num_classes))
     probabilities[:, fitted.classes_] = fitted.predict_proba(features)
@@ -133,8 +130,7 @@ def _choose(
     """Return the candidate with the best log loss of cross-validation on the training images, and its accuracy.
 
     The log loss decides because accuracies on few images are often equal. There are as many parts as the rarest class
-    has images, 5 at most. With one part nothing can be chosen: that gives `fixed` and None. Training labels of one
-    class only are a ConfigError.
+    has images, 5 at most. With one part nothing can be chosen: that gives `fixed` and None.
     """
     counts = np.unique(train.labels, return_counts=True)[1]
     require(len(counts) > 1, "all training images have one class: this probe needs two or more (--data.source)")
@@ -158,10 +154,8 @@ def head_probe(train: Labelled, features: np.ndarray, num_classes: int, seed: in
 
     As in the paper: BatchNorm without affine parameters, a linear layer that starts at N(0, 0.01²), 90 epochs, 10 of
     warm-up and a cosine to 0, momentum 0.9, no weight decay. Two things differ. The features are computed once, without
-    random crops or flips. SGD with batches of 256 replaces LARS with batches of 16,384.
-
-    `_choose` chooses the learning rate, the smallest of equals, or takes `FIXED_RATE`. `seed` draws the first weights
-    and the order of the images.
+    random crops or flips. SGD with batches of 256 replaces LARS with batches of 16,384. `_choose` chooses the learning
+    rate, the smallest of equals, or takes `FIXED_RATE`. `seed` draws the first weights and the order of the images.
 
     Source: He et al. 2022, appendix A.1 (arXiv 2111.06377); `main_linprobe.py` of facebookresearch/mae.
     """

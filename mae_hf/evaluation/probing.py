@@ -44,8 +44,7 @@ def probe_features(
     `rankme` and `participation_ratio` of the train images. Probabilities, float32 (n, C), are by `PROBE-POOLING` and
     role (`validation`, `test`). Features of a broken encoder, and labels of one class only, are a ConfigError.
     """
-    metrics: dict[str, float] = {}
-    probabilities = {}
+    metrics, probabilities = dict[str, float](), {}
     for number, pooling in enumerate(POOLINGS):
         train = Labelled(features["train"][:, number], labels["train"])
         others = np.concatenate([features[role][:, number] for role in ("validation", "test")])
@@ -122,11 +121,10 @@ def encoder_probe(
     accelerator: Accelerator, encoder: nn.Module | None, train: ImageSet, validation: ImageSet,
     data: DataConfig, batch_size: int, probes: Sequence[str],
 ) -> tuple[dict[str, float], Head | None]:  # fmt: skip
-    """Probe an encoder on validation images; return the values by name, and the classifier of `linear` on CLS.
+    """Probe an encoder on labelled validation images; return values by name, and the classifier of `linear` on CLS.
 
     `encoder` is a `ViTModel` in eval mode on the device, not prepared. If sharded, it is whole on the main process
-    alone, and the others give None. All processes share the features; the main process fits the probes, and all get
-    its results. `train` teaches, `validation` is classified; both are labelled, and never test images.
+    alone, and the others give None. The main process fits the probes, and all get its results.
 
     The values are `probe/PROBE_POOLING_accuracy` and `_f1` for `knn` and `linear`, and `probe/rankme_POOLING` of the
     train images for `rank`. More than 100 classes have no `linear`. Features of a broken encoder and labels of one
@@ -139,8 +137,7 @@ def encoder_probe(
                 infer(accelerator, pooled_features, encoder, images, data, batch_size, alone=alone)
                 for images in (train, validation)
             )
-    values, head = dict[str, float](), None
-    num_classes = len(train.class_names)
+    values, head, num_classes = dict[str, float](), None, len(train.class_names)
     try:
         poolings = enumerate(POOLINGS) if accelerator.is_main_process else ()
         for (number, pooling), name in itertools.product(poolings, probes):

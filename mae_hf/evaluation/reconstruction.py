@@ -1,7 +1,4 @@
-"""Reconstruction pictures: images, their visible patches, and the model's reconstructions, once or over the steps.
-
-B images, S their side, N patches of an image.
-"""
+"""Reconstruction pictures: images, their visible patches, and the model's reconstructions, once or over the steps."""
 
 from pathlib import Path
 
@@ -22,13 +19,8 @@ MAX_IMAGES, MAX_STEPS = 6, 6  # of the picture over time
 
 
 def draw_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, title: str) -> Figure:
-    """Return a picture of three rows: original, masked, reconstruction, with the fixed masks of held-out images.
-
-    `model` and `images` are as for `hide_and_reconstruct`. With `norm_pix_loss`, a line below the title is on the mean
-    and variance of the patches.
-    """
-    pictures = hide_and_reconstruct(model, images, data)
-    return sheets.reconstruction_figure(*pictures, title + _statistics_note(model))
+    """Return a picture of three rows with the fixed masks of held-out images: the three of `hide_and_reconstruct`."""
+    return sheets.reconstruction_figure(*hide_and_reconstruct(model, images, data), title + _statistics_note(model))
 
 
 def save_reconstructions(model: MaskedAutoencoder, images: Tensor, data: DataConfig, folder: Path, step: int) -> Figure:
@@ -63,7 +55,7 @@ def hide_and_reconstruct(
     """Return the images, those with masked patches in grey, and the reconstructions, each uint8 (B, S, S, 3).
 
     The masked autoencoder is in eval mode and not wrapped for training. Images are uint8 (B, S, S, 3). The patches with
-    the smallest noise, (B, N), stay visible. The default is `fixed_noise`.
+    the smallest noise, (B, N) of N patches, stay visible. The default is `fixed_noise`.
     """
     device, patches = model.device, model.vit.embeddings.patch_embeddings
     noise = fixed_noise(np.arange(len(images)), patches.num_patches, device) if noise is None else noise.to(device)

@@ -72,19 +72,15 @@ def resample_arms(validation: Sequence[Floats], test: Sequence[Floats]) -> list[
     borders, rows = np.cumsum([len(arm) for arm in test])[:-1], np.arange(NUM_RESAMPLES)
     parts, results = (np.split(means, borders, axis=1) for means in (validated, tested)), []
     for of_validation, of_test in zip(*parts, strict=True):
-        choice = of_validation.argmax(axis=1)
+        choice, reached = of_validation.argmax(axis=1), of_validation.max(axis=1)
         shares = np.bincount(choice, minlength=of_test.shape[1]) / NUM_RESAMPLES
-        reached = of_validation[rows, choice]
-        is_first = reached == validated.max(axis=1)
-        results.append(Resampled(of_test[rows, choice], reached, shares, float(is_first.mean())))
+        best_in = float((reached == validated.max(axis=1)).mean())
+        results.append(Resampled(of_test[rows, choice], reached, shares, best_in))
     return results
 
 
 def first_over_second(arms: Sequence[Resampled], chooses_arm: bool) -> Floats:
-    """Return how far the test accuracy of the first arm is above the second's in each resample, (B,).
-
-    With `chooses_arm`, validation sorts the arms in each resample, too.
-    """
+    """Return the gain of the first arm over the second in each resample, (B,), where validation may sort the arms."""
     accuracy = np.stack([arm.accuracy for arm in arms])
     if chooses_arm:
         accuracy = np.take_along_axis(accuracy, np.argsort([-arm.validation for arm in arms], axis=0), axis=0)
@@ -112,10 +108,7 @@ class McNemar:
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """Test the images that only one of two classifiers has right against a fair coin (McNemar 1947).
-
-    Both arguments say whether a classifier is right on each of the same images, (n,).
-    """
+    """Test the images, (n,), that only one of two classifiers has right against a fair coin (McNemar 1947)."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
     p_value = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
@@ -129,9 +122,9 @@ class Spread:
     values: tuple[float, ...]  # of each run; `inf` for a target that was not reached
     center: float  # their mean, or their median
     sd: float | None  # sample standard deviation; None for a single run or an `inf`
-    low: float | None  # lower end of the interval; None without an interval
-    high: float | None  # upper end of the interval; None without an interval
-    kind: Literal["t", "range", "none"]  # the interval: Student's `t` (95 %), `range` (smallest to largest) or `none`
+    low: float | None = None  # ends of the interval; None without one
+    high: float | None = None
+    kind: Literal["t", "range", "none"] = "none"  # Student's `t` (95 %), `range` (smallest to largest) or `none`
 
 
 def mean_spread(values: Sequence[float]) -> Spread:
@@ -139,7 +132,7 @@ def mean_spread(values: Sequence[float]) -> Spread:
     numbers, mean, n = tuple(map(float, values)), float(np.mean(values)), len(values)
     sd = float(np.std(values, ddof=1)) if n > 1 else None
     if not sd:
-        return Spread(numbers, mean, sd, None, None, "none")
+        return Spread(numbers, mean, sd)
     margin = sd / math.sqrt(n) * float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
     return Spread(numbers, mean, sd, mean - margin, mean + margin, "t")
 
@@ -148,7 +141,7 @@ def median_spread(values: Sequence[float]) -> Spread:
     """Return the median and the range of values that may be `inf`."""
     numbers, median = tuple(map(float, values)), float(np.median(values))
     if len(numbers) == 1:
-        return Spread(numbers, median, None, None, None, "none")
+        return Spread(numbers, median, None)
     sd = float(np.std(values, ddof=1)) if np.isfinite(values).all() else None
     return Spread(numbers, median, sd, min(numbers), max(numbers), "range")
 
@@ -162,32 +155,21 @@ class Welch:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
-    """Test whether two arms' means differ by more than their independent runs do (Welch 1947).
-
-    Each arm has a number for each independent run. The test is None where an arm has a single run or neither varies.
-    """
+    """Test whether the means of two arms' runs differ (Welch 1947); None if an arm has one run, or neither varies."""
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return None
     result = stats.ttest_ind(first, second, equal_var=False)
-    ends = result.confidence_interval(CONFIDENCE)
-    return Welch(float(result.pvalue), Interval(float(ends.low), float(ends.high)))
+    return Welch(float(result.pvalue), Interval(*map(float, result.confidence_interval(CONFIDENCE))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in their order, so that one below 0.05 is significant among all.
-
-    Source: Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
-    """
+    """Return p-values, in their order, corrected for their number (Holm 1979): below 0.05 is significant among all."""
     stepwise = np.sort(p_values) * np.arange(len(p_values), 0, -1)
     corrected = np.maximum.accumulate(np.minimum(stepwise, 1))
     return corrected[stats.rankdata(p_values, "ordinal") - 1].tolist()
 
 
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:
-    """Return the mean height of a curve between two epochs: the area under it, divided by their distance.
-
-    The curve has E values at rising epochs, and is a straight line between them (trapezoid rule). `start` and `end` are
-    between its first and last epoch.
-    """
+    """Return the mean height of a curve, straight between its E values at rising epochs, from `start` to `end`."""
     grid = [start, *(epoch for epoch in epochs if start < epoch < end), end]
     return float(trapezoid(np.interp(grid, epochs, values), grid) / (end - start))

@@ -17,14 +17,13 @@ import numpy as np
 from mae_hf.data.cache import Store
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.stream.order import Stream
-from mae_hf.errors import ConfigError
+from mae_hf.errors import require
 from mae_hf.files import read_json
 from mae_hf.leakage.matches import DuplicatePair, find_matches
 from mae_hf.leakage.near_duplicates import pixel_digest
 from mae_hf.models.io import SavedModel
 
 AUDIT = "audit.json"
-EXACT_ONLY = "near-duplicates are not searched for in a stream"
 EvaluationSplit = Literal["test", "validation"]
 EvaluationSets = Mapping[str, Sequence[ImageSet]]
 """By split: the test images of each source, and the validation images of sources that are only audited."""
@@ -83,15 +82,13 @@ def audit_pretraining(
             for match in find_matches(own, images):
                 duplicates[match.images] |= set(match.found["image"])
                 pairs += match.records(split, held_out=own is held_out)
-                if split == "test" and own is not held_out:
+                if split == "test" and own is not held_out and not leave_out:
                     seen |= {pixel_digest(match.against.images[index]).hex() for index in match.found["against"]}
-    audit = Audit(True, leave_out, 0, 0, tuple(audited), () if leave_out else tuple(sorted(seen)), tuple(pairs))
-    if leave_out:
-        held_out = _without(held_out, duplicates)
-        train = train if isinstance(train, Stream) else _without(train, duplicates)
+    audit = Audit(True, leave_out, None, None, tuple(audited), tuple(sorted(seen)), tuple(pairs))
+    held_out = _without(held_out, duplicates) if leave_out else held_out
     if isinstance(train, Stream):
-        return train, held_out, replace(audit, streamed=True, num_test_duplicates=None, num_validation_duplicates=None)
-    return train, held_out, _count(audit)
+        return train, held_out, replace(audit, streamed=True)
+    return _without(train, duplicates) if leave_out else train, held_out, _count(audit)
 
 
 def _evaluation_sets(held_out: ImageSet, evaluation: EvaluationSets) -> Iterator[tuple[EvaluationSplit, ImageSet]]:
@@ -104,9 +101,8 @@ def _evaluation_sets(held_out: ImageSet, evaluation: EvaluationSets) -> Iterator
 def _without(images: ImageSet, duplicates: Mapping[Store, set[int]]) -> ImageSet:
     parts = [(store, np.setdiff1d(indices, list(duplicates[store]))) for store, indices in images.parts]
     parts = [(store, indices) for store, indices in parts if len(indices)]
-    if not parts:
-        fix = "name another source (--data.source), or keep the duplicates (--audit.leave_out false)"
-        raise ConfigError(f"all {len(images)} images duplicate test or validation images: {fix}")
+    fix = "name another source (--data.source), or keep the duplicates (--audit.leave_out false)"
+    require(bool(parts), f"all {len(images)} images duplicate test or validation images: {fix}")
     return ImageSet(parts)
 
 
@@ -176,16 +172,13 @@ def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
 
 def continue_audit(audit: Audit, before: Audit | None) -> Audit:
     """Return the audit of a pre-training that started from weights with the audit `before`, None if they have none."""
-    audited = {part.fingerprint: part for part in before.tests} if before else {}
+    num_seen = {part.fingerprint: part.num_seen for part in before.tests} if before else {}
     is_known = before is not None and before.is_complete and not before.streamed
-    if before is None or not is_known or any(part.fingerprint not in audited for part in audit.tests):
+    if before is None or not is_known or any(part.fingerprint not in num_seen for part in audit.tests):
         return replace(audit, is_complete=False)
-    seen = tuple(sorted({*audit.seen, *before.seen}))
-    parts = [
-        replace(part, num_seen=max(part.num_seen, audited[part.fingerprint].num_seen)) if part in audit.tests else part
-        for part in audit.audited
-    ]
-    return replace(audit, seen=seen, audited=tuple(parts))
+    tests = [replace(part, num_seen=max(part.num_seen, num_seen[part.fingerprint])) for part in audit.tests]
+    others = [part for part in audit.audited if part.split != "test"]
+    return replace(audit, seen=tuple(sorted({*audit.seen, *before.seen})), audited=(*tests, *others))
 
 
 def audit_json(audit: Audit) -> str:
@@ -215,4 +208,6 @@ def describe_audit(audit: Audit) -> str:
         clauses.append("the images that its first weights were trained on are unknown")
     elif audit.left_out and audit.seen:
         clauses.append(f"test images that its first weights have seen: {len(audit.seen):,}")
-    return "; ".join([*clauses, *([EXACT_ONLY] if audit.streamed and audit.audited else [])])
+    if audit.streamed and audit.audited:
+        clauses.append("near-duplicates are not searched for in a stream")
+    return "; ".join(clauses)

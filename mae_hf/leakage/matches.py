@@ -2,8 +2,7 @@
 
 import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,13 +16,12 @@ from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, Finding, require
 from mae_hf.figures import PAGE, for_paper
-from mae_hf.files import write_file
+from mae_hf.files import write_file, write_json
 from mae_hf.leakage.near_duplicates import find_duplicates, pixel_digest
 
 METHOD_VERSION = 3  # increase it when the search would find other pairs, or stores them in another way
 NUM_PRINTED = 10  # pairs of rows in a printed line; the file has all of them
-NUM_DRAWN = 48  # pairs in the picture
-COLUMNS = 4  # pairs beside each other
+NUM_DRAWN, COLUMNS = 48, 4  # pairs in the picture, and beside each other
 
 
 @dataclass(frozen=True)
@@ -82,16 +80,12 @@ def compare_stores(images: Store, against: Store) -> Match:
     except Exception:  # missing or torn: pyarrow and the disk raise errors of many types
         task = f"searching {images.split.role} for duplicates of {against.split.role}"
         found = find_duplicates(images.images, against.images, task)
-        _write(file, found.to_parquet)
+        try:
+            write_file(file, found.to_parquet, shared=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write {file} ({error}): choose another folder with --data.cache_dir") from error
     rows = {"row": images.rows[found["image"]], "against_row": against.rows[found["against"]]}
     return Match(images, against, found.assign(**rows))
-
-
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    try:
-        write_file(file, write, shared=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write {file} ({error}): choose another folder with --data.cache_dir") from error
 
 
 # ---- prepare_data --audit_against ----
@@ -127,9 +121,8 @@ def describe_match(match: Match) -> list[str]:
 
 
 def write_pairs(match: Match) -> Path:
-    """Write all pairs, each a `DuplicatePair`, beside the decoded images, and return the file; else ConfigError."""
-    pairs = json.dumps([asdict(pair) for pair in match.records(match.against.split.role)], indent=2)
-    _write(match.file("json"), lambda file: file.write_text(pairs + "\n"))
+    """Write all pairs, each a `DuplicatePair`, beside the decoded images, and return the file."""
+    write_json(match.file("json"), [asdict(pair) for pair in match.records(match.against.split.role)], shared=True)
     return match.file("json")
 
 
@@ -144,14 +137,12 @@ def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
         table["label"] = -1 if split.labels is None else split.labels[store.rows]
         groups = table[table.duplicated("digest", keep=False)].groupby("digest", sort=False)
         num_labels, rows = groups["label"].nunique(), groups["row"].agg(list)
-        for chosen, problem in (
-            (rows[num_labels > 1], "in two classes, of which one is wrong"),
-            (rows[num_labels == 1], "more than once"),
-        ):
+        for is_wrong, problem in ((True, "in two classes, of which one is wrong"), (False, "more than once")):
+            chosen = rows[(num_labels > 1) == is_wrong]
             if len(chosen):
                 example = " and ".join(map(split.where, chosen.iloc[0][:2]))
-                kind: Literal["note", "fault"] = "fault" if "classes" in problem else "note"
-                yield Finding(kind, f"{split.role} has {len(chosen):,} of its images {problem}, such as {example}")
+                text = f"{split.role} has {len(chosen):,} of its images {problem}, such as {example}"
+                yield Finding("fault" if is_wrong else "note", text)
     evaluated = [store for store in stores if store.split.role in ("validation", "test")]
     for against, store in itertools.product(evaluated, [store for store in stores if store not in evaluated]):
         match, role = compare_stores(store, against), against.split.role

@@ -133,13 +133,11 @@ def _described_chunks(
         thumbnails = functional.adaptive_avg_pool2d(pixels, min(SIDE, images.shape[1]))
         grey = thumbnails.mean(1)
         detailed = _has_detail(grey)[:, None]  # without detail, all cosines are 0
-        yield (
-            grey,
-            {
-                (box, mirrored): _low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed
-                for box, mirrored in parts
-            },
-        )
+        frequencies = {
+            (box, mirrored): _low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed
+            for box, mirrored in parts
+        }
+        yield grey, frequencies
         progress.update(len(grey))
 
 
@@ -180,13 +178,9 @@ def _candidates(own: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
 
 def _compare(images: Tensor, partners: Tensor, warp: Tensor) -> list[tuple[int, float]]:
     """Return index and score of the near-duplicates among pairs of grey thumbnails (K, S, S), aligned from `warp`."""
-    if not len(images):
-        return []
     half = [functional.avg_pool2d(thumbnails[:, None], 2)[:, 0] for thumbnails in (images, partners)]
     warps, scores = _align(half[0], half[1], warp.expand(len(images), 4), steps=4, window=3)
     promising = torch.nonzero(scores > PROMISING)[:, 0]
-    if not len(promising):
-        return []
     _, scores = _align(images[promising], partners[promising], warps[promising], steps=4, window=5)
     return [(int(i), float(score)) for i, score in zip(promising, scores, strict=True) if score > NEAR]
 
@@ -210,6 +204,8 @@ def _align(images: Tensor, partners: Tensor, warps: Tensor, steps: int, window: 
     the correlation of the fine structure where both overlap. `window` is the side of the local mean that is subtracted.
     """
     num, side, _ = images.shape
+    if not num:
+        return warps, torch.zeros(0)
     at = (torch.arange(side) + 0.5) / side * 2 - 1
     down, right = torch.gradient(partners, dim=(1, 2))
     sources = torch.stack([partners, right * side / 2, down * side / 2], 1)

@@ -351,8 +351,8 @@ def test_a_missing_split_is_named_before_anything_is_decoded(tmp_path: Path, pre
 def test_the_message_about_an_unwritable_file_names_the_flag(tmp_path: Path, prepare):
     source = write(tmp_path / "source", train=noise(20, seed=1), unlabeled=noise(3, seed=2))
     prepare(source, "--audit-against", "train")
-    [file] = (tmp_path / "cache").glob("*.audit-*.json")
+    [file] = (tmp_path / "cache").glob("duplicates-*.parquet")
     file.unlink()
     file.mkdir()
-    with pytest.raises(ConfigError, match=r"cannot write .*json .*--data\.cache_dir"):
+    with pytest.raises(ConfigError, match=r"cannot write .*parquet .*--data\.cache_dir"):
         prepare(source, "--audit-against", "train")

@@ -1,9 +1,4 @@
-"""The methods that use few labels: probes of frozen features, and fine-tuning in separate processes.
-
-A method returns values for a line of results.jsonl, and the class probabilities of the test images.
-
-Shapes: n test images, C classes.
-"""
+"""The methods that use few labels: probes of frozen features, and fine-tuning in separate processes."""
 
 import itertools
 import shutil
@@ -40,7 +35,7 @@ from mae_hf.training.run_folder import inspect_run
 from mae_hf.training.signals import TERMINATING, handling
 
 MIN_STEPS = 200  # of a fine-tuning whose recipe does not say a minimum
-Measured = tuple[dict[str, Any], NDArray[np.floating]]  # of a line, and probabilities (n, C)
+Measured = tuple[dict[str, Any], NDArray[np.floating]]  # for a line of results.jsonl; probabilities of test images
 
 
 def shape_of(encoder: ViTModel) -> dict[str, Any]:
@@ -78,10 +73,7 @@ def load_features(
 def measure_probe(
     name: str, pooling: str, features: dict[str, np.ndarray], train: ImageSet, label_set: LabelSet
 ) -> Measured:
-    """Measure a probe of the train images in a label set, given the features of all of them and of the test images.
-
-    The strength of `linear` is chosen by cross-validation on the labels of the set.
-    """
+    """Measure a probe of the train images in a label set, given the features of all of them and of the test images."""
     here = np.isin(train.split_rows, label_set.rows)
     labelled = Labelled(features[f"train-{pooling}"][here], train.labels[here])  # some classes may be missing
     found = CLASSIFIERS[name](labelled, features[f"test-{pooling}"], len(train.class_names))
@@ -124,14 +116,10 @@ def plan_finetunings(
 def measure_finetuning(config: FinetuneConfig) -> Measured:
     """Measure a fine-tuning: the best epoch on validation images, on all test images.
 
-    It runs or resumes as a command in its own process, which frees its memory afterwards. After SIGTERM, SIGHUP or
-    Ctrl-C, this process waits until that one has saved. A finished run is read, and its checkpoints are removed,
-    because there are many runs.
-
-    Raises:
-        ConfigError: the folder holds a run with a different config, or files that contradict each other.
-        RunError: it failed; the message has its last line and names its log.
-        RunStopped: a signal arrived, and its state is saved.
+    It runs or resumes as a command in its own process, which frees its memory afterwards. A finished run is read, and
+    its checkpoints are removed, because there are many runs. ConfigError if the folder holds a run with a different
+    config, or files that contradict each other; RunError, which names the log, if it failed. RunStopped after SIGTERM,
+    SIGHUP or Ctrl-C, once its state is saved.
     """
     folder = Path(config.output_dir)
     if inspect_run(config) != "finished":

@@ -1,7 +1,6 @@
 """The label sets of a protocol (ten folds, or budgets with several draws each) and the images that they come from."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.data import NUM_FOLDS, DataConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images
-from mae_hf.data.splits import Split, describe_few_labels, few_label_rows
+from mae_hf.data.splits import Split, few_label_rows
 
 BUDGETS = (0.01, 0.05, 0.1, 0.25, 1.0)
 
@@ -20,11 +19,9 @@ class LabelSet:
     """One set of labels to learn from."""
 
     name: str  # of its lines and run folders, such as `fold-3` or `budget-0.05-draw-1`
-    fraction: float | None  # part of the labels; None for a fold
     draw: int  # number of the fold, or of the draw of this budget
     data: DataConfig  # restricts the labels to this set
     rows: NDArray[np.int64]  # its rows of the train split: the same images for every method
-    note: str  # which labels these are, and whether the draw is official
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +55,17 @@ class Protocol:
         """
         if self.config.protocol == "folds":
             num_folds = NUM_FOLDS if self.split.folds is None else len(self.split.folds)
-            return [self._label_set(f"fold-{fold}", None, fold, fold=fold) for fold in range(num_folds)]
+            return [self._label_set(f"fold-{fold}", fold, fold=fold) for fold in range(num_folds)]
         sets = []
         for fraction in BUDGETS:
             for draw in range(self.config.draws if fraction < 1 or method == "finetune" else 1):
                 name, seed = f"budget-{fraction:g}-draw-{draw}", draw if fraction < 1 else 0
-                sets.append(self._label_set(name, fraction, draw, label_fraction=fraction, label_seed=seed))
+                sets.append(self._label_set(name, draw, label_fraction=fraction, label_seed=seed))
         return sets
 
-    def _label_set(self, name: str, fraction: float | None, draw: int, **restriction: Any) -> LabelSet:
-        data = dataclasses.replace(self.config.data, **restriction)
-        rows = few_label_rows(self.split, self.rows, data)
-        return LabelSet(name, fraction, draw, data, rows, describe_few_labels(self.split, data))
+    def _label_set(self, name: str, draw: int, **restriction: Any) -> LabelSet:
+        data = replace(self.config.data, **restriction)
+        return LabelSet(name, draw, data, few_label_rows(self.split, self.rows, data))
 
 
 def load_protocol_images(data: DataConfig, image_size: int) -> tuple[ImageSet, ImageSet]:
@@ -77,5 +73,5 @@ def load_protocol_images(data: DataConfig, image_size: int) -> tuple[ImageSet, I
 
     A validation split of the source is not used. A source without the images is a ConfigError.
     """
-    images = load_labelled_images(dataclasses.replace(data, label_fraction=1.0), image_size)
+    images = load_labelled_images(replace(data, label_fraction=1.0), image_size)
     return ImageSet([*images["train"].parts, *images["validation"].parts]), images["test"]

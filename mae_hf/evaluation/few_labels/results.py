@@ -1,7 +1,4 @@
-"""The results of a folder: a line and the predictions of each measurement, and their summary.
-
-A later run reads the lines and continues. Shapes: n test images, C classes.
-"""
+"""The results of a folder: a line and the predictions of each measurement, and their summary."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +20,6 @@ from mae_hf.files import write_json
 from mae_hf.training.predictions import write_predictions
 
 KEY = ("label_set", "arm", "method", "pooling")
-GROUP = ("fraction", "arm", "method", "pooling")
 SCORES = ("accuracy", "f1", "unseen_accuracy", "unseen_f1")  # the last two if it is known which images were seen
 TITLES = {"knn": "kNN on frozen features", "linear": "linear probe on frozen features", "finetune": "fine-tuning"}
 # Okabe and Ito's colours; in grey, arms differ by marker and poolings by line and filling.
@@ -35,7 +31,7 @@ class Measurements:
     """The lines of results.jsonl and the files in predictions/, in one folder.
 
     A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.
-    `seen` is bool (n,), whether pre-training has seen each test image; None if that is unknown.
+    `seen` is bool (n,), whether pre-training has seen each of the n test images; None if that is unknown.
     """
 
     def __init__(self, folder: Path, test: ImageSet, seen: NDArray[np.bool_] | None) -> None:
@@ -94,7 +90,7 @@ def summarize(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     names = [name for name in SCORES if name in table and table[name].notna().all()]
     means = {f"{name}_mean": (name, "mean") for name in names}
     deviations = {f"{name}_sd": (name, "std") for name in names}
-    groups = table.groupby(list(GROUP), dropna=False)
+    groups = table.groupby(["fraction", *KEY[1:]], dropna=False)
     rows = groups.agg(n=("num_labels", "size"), num_labels=("num_labels", "mean"), **means, **deviations).reset_index()
     return rows.astype(object).where(rows.notna(), None).to_dict("records")
 

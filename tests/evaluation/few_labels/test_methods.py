@@ -80,7 +80,7 @@ def test_a_probe_learns_from_the_rows_of_the_set_alone_and_predicts_all_test_ima
     features = {"train-cls": made[:300], "test-cls": made[300:]}
     features |= {f"{role}-mean": features[f"{role}-cls"] * np.arange(1, 11) ** 2 for role in ("train", "test")}
     rows = np.arange(0, 300, 2)
-    facts, probabilities = measure_probe("linear", pooling, features, images, LabelSet("even", None, 0, DATA, rows, ""))
+    facts, probabilities = measure_probe("linear", pooling, features, images, LabelSet("even", 0, DATA, rows))
     chosen = np.flatnonzero(images.split_rows % 2 == 0)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=facts["settings"]["C"], max_iter=2000))
     model.fit(features[f"train-{pooling}"][chosen], images.labels[chosen])

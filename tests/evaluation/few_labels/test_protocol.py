@@ -9,7 +9,7 @@ import pytest
 from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import load_labelled_images
-from mae_hf.data.splits import Split
+from mae_hf.data.splits import Split, describe_few_labels
 from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
 
 
@@ -22,15 +22,17 @@ def protocol(folds: tuple | None = None, **fields) -> Protocol:
 
 def test_each_fold_is_a_label_set_of_its_own():
     sets = protocol().label_sets("knn")
-    assert [(s.name, s.fraction, s.draw, s.data.fold) for s in sets] == [(f"fold-{i}", None, i, i) for i in range(10)]
+    assert [(s.name, s.data.label_fraction, s.draw, s.data.fold) for s in sets] == [
+        (f"fold-{i}", None, i, i) for i in range(10)
+    ]
     assert len(protocol((np.arange(5), np.arange(5))).label_sets("knn")) == 2
 
 
 @pytest.mark.parametrize(("method", "of_all"), [("knn", 1), ("linear", 1), ("finetune", 3)])
 def test_each_budget_is_drawn_several_times_but_all_labels_only_for_a_method_with_a_seed(method: str, of_all: int):
     sets = protocol(protocol="budgets", draws=3).label_sets(method)
-    assert [s.fraction for s in sets] == [0.01] * 3 + [0.05] * 3 + [0.1] * 3 + [0.25] * 3 + [1.0] * of_all
-    assert [s.data.label_fraction for s in sets] == [s.fraction for s in sets]
+    fractions = [0.01] * 3 + [0.05] * 3 + [0.1] * 3 + [0.25] * 3 + [1.0] * of_all
+    assert [s.data.label_fraction for s in sets] == fractions
     assert [s.data.label_seed for s in sets[:3]] == [0, 1, 2] and sets[-1].data.label_seed == 0
     assert len({s.name for s in sets}) == len(sets)
     assert [s.draw for s in sets[-of_all:]] == list(range(of_all))
@@ -40,7 +42,8 @@ def test_only_predefined_folds_are_called_official():
     folds = tuple(np.arange(i, i + 5) for i in range(10))
     official = protocol(folds)
     assert official.is_official and official.note.startswith("official protocol: the 10 predefined folds")
-    assert official.label_sets("knn")[3].note == "official fold 3 of 10 (fold_indices.txt)"
+    data = official.label_sets("knn")[3].data
+    assert describe_few_labels(official.split, data) == "official fold 3 of 10 (fold_indices.txt)"
     for other in (protocol(), protocol(folds, protocol="budgets")):
         assert "UNOFFICIAL" in other.note and not other.is_official
 
