@@ -5,7 +5,6 @@ Every error message and finding passes through `clean`.
 
 import os
 import re
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ _SECRETS = (
     (re.compile(r"\b(?:hf|api_org)_(?:[a-z]+_)?[A-Za-z0-9]{16,}"), f"hf_{_HIDDEN}"),
     (re.compile(r"\b(Bearer|Basic) +[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
 )  # fmt: skip
-# marks that reverse the direction of text, which can hide what a name says (Unicode Technical Report 36, 3.1)
-_REVERSING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Control characters, surrogates and separators of lines (Cc, Cs, Zl, Zp), and marks that reverse the direction of text,
+# which can hide what a name says (Unicode Technical Report 36, 3.1).
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def redact(text: str) -> str:
@@ -42,16 +42,12 @@ def clean(text: str) -> str:
     text = redact(text)
     if len(text) > MAX_MESSAGE:
         text = f"{text[: MAX_MESSAGE // 2]} [...] {text[-MAX_MESSAGE // 2 :]}"
-    return "".join(repr(char)[1:-1] if _is_control(char) else char for char in text)
+    return _UNSAFE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def is_plain(text: str) -> bool:
     """Return whether a name has no control, direction-reversing or undecodable characters."""
-    return not any(_is_control(char) for char in text)
-
-
-def _is_control(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _REVERSING
+    return not _UNSAFE.search(text)
 
 
 class _OneLine(BaseException):

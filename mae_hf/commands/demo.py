@@ -1,13 +1,14 @@
 """Serve a web page to try a classifier or a masked autoencoder, or write it as a Hugging Face Space."""
 
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 from mae_hf import __version__
 from mae_hf.config.commands import DemoConfig
-from mae_hf.errors import ConfigError, warn
+from mae_hf.errors import ConfigError, require, warn
 from mae_hf.evaluation.inference import LoadedModel
 from mae_hf.files import write_folder
 from mae_hf.hub import write_processor
@@ -42,13 +43,10 @@ On your own machine, type `pip install -r requirements.txt gradio=={gradio}`, th
 
 def demo(config: DemoConfig) -> None:
     """Serve the page until Ctrl-C, or write a Space that serves it. ConfigError without gradio."""
-    try:
-        from mae_hf.commands.demo_page import LAUNCH, build_page, describe, open_shown
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "gradio":
-            raise
-        fix = "pip install 'mae_hf[demo]'"
-        raise ConfigError(f"the demo needs gradio, which is not installed: {fix}") from None
+    is_installed = importlib.util.find_spec("gradio") is not None
+    require(is_installed, "the demo needs gradio, which is not installed: pip install 'mae_hf[demo]'")
+    from mae_hf.commands.demo_page import LAUNCH, build_page, describe, open_shown
+
     loaded = open_shown(config.model)
     if config.export_space is not None:
         _write_space(Path(config.export_space), loaded, title_of(config.model), describe(config.model, loaded))

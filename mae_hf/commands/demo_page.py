@@ -65,29 +65,29 @@ def build_page(name: str, loaded: LoadedModel, title: str = "", about: str = "")
         gradio.HTML(f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>")
         with gradio.Row():
             with gradio.Column():
-                sources: Any = ["upload", "clipboard"]
-                upload = gradio.Image(label="image", sources=sources, height=PICTURE_SIZE, elem_id="upload")
+                upload: Any = gradio.Image(
+                    label="image", sources=["upload", "clipboard"], format="png", height=PICTURE_SIZE, elem_id="upload"
+                )
                 # gradio must not open an upload: `decode` does, which knows the formats and limits
-                upload.preprocess = _path_of  # type: ignore[method-assign]
-                with tempfile.TemporaryDirectory() as folder:  # gradio copies the files
-                    if examples := _write_examples(name, loaded, Path(folder)):
-                        gradio.Examples(examples, upload, label="held-out images")
+                upload.preprocess = lambda payload: payload and payload.path
+                with contextlib.suppress(ConfigError):  # it has no run folder
+                    _, run = _run_of(name, loaded)
+                    examples = cached_examples(run.data, loaded.model.config.image_size, _NUM_EXAMPLES)
+                    if len(examples):
+                        gradio.Examples([Image.fromarray(each) for each in examples], upload, label="held-out images")
             with gradio.Column():
-                (_add_classes if loaded.class_names else _add_reconstruction)(loaded, upload)
+                if loaded.class_names:
+                    upload.change(
+                        lambda file: classify(loaded, _decoded(loaded, file)) if file else {},
+                        upload,
+                        gradio.Label(label="class probabilities", num_top_classes=10),
+                        api_name="classify",
+                    )
+                else:
+                    _add_reconstruction(loaded, upload)
         if loaded.class_names:
             _add_table(loaded)
     return page
-
-
-def _path_of(payload: Any) -> str | None:  # None after the image was removed
-    return payload.path if payload else None
-
-
-def _add_classes(loaded: LoadedModel, upload: gradio.Image) -> None:
-    def answer(file: str | None) -> dict[str, float]:
-        return {} if file is None else classify(loaded, _decoded(loaded, file))
-
-    upload.change(answer, upload, gradio.Label(label="class probabilities", num_top_classes=10), api_name="classify")
 
 
 def _add_table(loaded: LoadedModel) -> None:
@@ -96,7 +96,14 @@ def _add_table(loaded: LoadedModel) -> None:
     def answer(files: list[str] | None) -> tuple[pandas.DataFrame, Any]:
         if len(files or []) > _MAX_FILES:
             raise gradio.Error(f"choose at most {_MAX_FILES} images", print_exception=False)
-        table, file = classify_files(loaded, files or []), Path(tempfile.mkdtemp(dir=scratch.name), "predictions.csv")
+        rows = []
+        for path in files or []:
+            image = decode(path, loaded.model.config.image_size, loaded.data)
+            error = image if isinstance(image, str) else ""
+            name, probability = ("", None) if error else max(classify(loaded, image).items(), key=lambda item: item[1])
+            rows.append([Path(path).name, name, probability and round(probability, 3), error])
+        table = pandas.DataFrame(rows, columns=["file", "prediction", "probability", "error"])
+        file = Path(tempfile.mkdtemp(dir=scratch.name), "predictions.csv")
         table.to_csv(file, index=False)
         return table, gradio.DownloadButton(value=str(file), interactive=bool(files))
 
@@ -160,18 +167,6 @@ def describe(name: str, loaded: LoadedModel) -> str:
     return text
 
 
-def _write_examples(name: str, loaded: LoadedModel, folder: Path) -> list[str]:
-    """Write held-out images of the model's run that the cache has, and return their files."""
-    images = []
-    with contextlib.suppress(ConfigError):
-        _, run = _run_of(name, loaded)
-        images = cached_examples(run.data, loaded.model.config.image_size, _NUM_EXAMPLES)
-    files = [str(folder / f"{number}.png") for number in range(len(images))]
-    for image, file in zip(images, files, strict=True):
-        Image.fromarray(image).save(file)
-    return files
-
-
 def _run_of(name: str, loaded: LoadedModel) -> tuple[Path, Any]:
     """The run folder of a model and its config; ConfigError if there is none."""
     folder = Path(name).expanduser()
@@ -185,17 +180,6 @@ def _run_of(name: str, loaded: LoadedModel) -> tuple[Path, Any]:
 def classify(loaded: LoadedModel, image: Any) -> dict[str, float]:
     """Return the probability of each class for an image of any mode and size."""
     return dict(zip(loaded.class_names, loaded([image])[0].tolist(), strict=True))
-
-
-def classify_files(loaded: LoadedModel, files: list[str]) -> pandas.DataFrame:
-    """Return a row for each image file: its name, the predicted class, its probability, or why it cannot be decoded."""
-    rows = []
-    for file in files:
-        image = decode(file, loaded.model.config.image_size, loaded.data)
-        error = image if isinstance(image, str) else ""
-        name, probability = ("", None) if error else max(classify(loaded, image).items(), key=lambda item: item[1])
-        rows.append([Path(file).name, name, probability and round(probability, 3), error])
-    return pandas.DataFrame(rows, columns=["file", "prediction", "probability", "error"])
 
 
 def reconstruct_image(loaded: LoadedModel, image: Any, seed: int, mask_ratio: float) -> list[np.ndarray]:

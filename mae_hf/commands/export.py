@@ -31,17 +31,18 @@ def export(config: ExportConfig) -> None:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     fix = "pip install 'mae_hf[onnx]'"
     require(not missing, f"the export needs {' and '.join(missing)}, which is not installed: {fix}")
-    loaded, title, comparison = open_any(config.model), title_of(config.model), ""
+    loaded = open_any(config.model)
 
     def write(beside: Path) -> None:
-        nonlocal comparison
         comparison = write_onnx(loaded, beside / "model.onnx")
         loaded.network.config.save_pretrained(beside)
         write_processor(beside, loaded.network.config.image_size, loaded.data)
-        (beside / "README.md").write_text(onnx_readme(loaded, title, comparison), encoding="utf-8")
+        readme = onnx_readme(loaded, title_of(config.model), comparison)
+        (beside / "README.md").write_text(readme, encoding="utf-8")
+        print(comparison)
 
     write_folder(Path(config.output).expanduser().absolute(), write)
-    print(f"{config.output}/model.onnx, and code that runs it in {config.output}/README.md\n{comparison}")
+    print(f"{config.output}/model.onnx, and code that runs it in {config.output}/README.md")
 
 
 class _Outputs(nn.Module):
@@ -95,16 +96,6 @@ def write_onnx(loaded: LoadedModel, file: Path) -> str:
 def onnx_readme(loaded: LoadedModel, title: str, comparison: str) -> str:
     """Return the README.md of an exported model: its input and outputs, and code that prepares an image and runs it."""
     text = Path(__file__).parents[1].joinpath("onnx.md").read_text(encoding="utf-8")
-    config = loaded.network.config
-    return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
-        title=title,
-        comparison=comparison,
-        version=__version__,
-        is_classifier=bool(loaded.class_names),
-        num_classes=len(loaded.class_names),
-        num_tokens=1 + (config.image_size // config.patch_size) ** 2,
-        width=config.hidden_size,
-        size=config.image_size,
-        resize=loaded.data.resize,
-        border=border_colour(loaded.data),
-    )
+    template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    border = border_colour(loaded.data)
+    return template.render(loaded=loaded, title=title, comparison=comparison, border=border, version=__version__)

@@ -5,18 +5,16 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from accelerate.utils import set_seed
-from torch import nn
 
 from mae_hf import figures, hub
 from mae_hf.commands.next_steps import describe_next
-from mae_hf.commands.open_run import OpenRun, open_run
+from mae_hf.commands.open_run import open_run
 from mae_hf.config import parse
 from mae_hf.config.runs import PretrainConfig
-from mae_hf.config.train import Plan
 from mae_hf.data import dataset
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.data.stream.notes import describe_notes, read_notes
@@ -27,18 +25,9 @@ from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, encoder_probe
 from mae_hf.evaluation.reconstruction import OVER_TIME, save_reconstructions
 from mae_hf.figures import charts
 from mae_hf.files import write_text
-from mae_hf.leakage.audit import (
-    AUDIT,
-    audit_json,
-    audit_pretraining,
-    continue_audit,
-    describe_audit,
-    finish_stream_audit,
-    read_model_audit,
-    stream_search,
-)
+from mae_hf.leakage import audit as leakage
 from mae_hf.models.initialization import check_positions
-from mae_hf.models.mae import MaskedAutoencoder, build_mae, export_encoder
+from mae_hf.models.mae import build_mae, export_encoder
 from mae_hf.models.origin import describe_start, find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
@@ -65,14 +54,16 @@ def pretrain(config: PretrainConfig) -> None:
         evaluation = dataset.load_evaluation_images(config.data, config.audit.sources, config.model.image_size)
         if config.data.streaming:
             train_images, held_out = load_stream(config.data, config.model.image_size)
-            find_duplicate = stream_search(held_out, evaluation)
+            find_duplicate = leakage.stream_search(held_out, evaluation)
         else:
             train_images, held_out = dataset.load_pretraining_images(config.data, config.model.image_size)
             probed = dataset.load_probe_images(config.data, config.model.image_size, ONLINE_IMAGES)
-        train_images, held_out, audit = audit_pretraining(train_images, held_out, evaluation, config.audit.leave_out)
+        train_images, held_out, audit = leakage.audit_pretraining(
+            train_images, held_out, evaluation, config.audit.leave_out
+        )
     start = find_start(config.model, folder)
     if not start.is_new:
-        audit = continue_audit(audit, read_model_audit(start.init, start.revision))
+        audit = leakage.continue_audit(audit, leakage.read_model_audit(start.init, start.revision))
     plan = run.plan(config, len(train_images))
 
     # ---- model ----
@@ -94,10 +85,41 @@ def pretrain(config: PretrainConfig) -> None:
     sampler = streamed.sampler if streamed else BatchSampler(plan, config.train.seed, accelerator.process_index)
     loss_of = pretraining_loss(prepared, images, config)
 
+    # ---- evaluations: the loss on held-out images with fixed masks, figures of reconstructions, and probes ----
+    pictured, batch_size = held_out.batch(range(min(8, len(held_out)))), plan.eval_batch_size
+
+    def loss_on_held_out(step: int) -> dict[str, float]:
+        loss = held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches, batch_size)
+        return {"eval/loss": loss}
+
+    def draw(step: int) -> dict[str, float]:
+        complete = whole()  # by every process
+        if complete is not None and accelerator.is_main_process:
+            figure = save_reconstructions(complete, pictured, config.data, folder / "figures", step)
+            if run.log:
+                run.log.trackers.picture("reconstruction", figure, step)
+        return {}
+
+    def probe(probes: Sequence[str], step: int) -> dict[str, float]:
+        assert probed is not None
+        started, complete = time.perf_counter(), whole()
+        encoder = None if complete is None else export_encoder(complete)  # not prepared: no checkpoint holds it
+        values, _ = encoder_probe(accelerator, encoder, *probed, config.data, batch_size, probes)
+        return values | {"probe/seconds": time.perf_counter() - started}
+
+    evaluations = [
+        Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), loss_on_held_out),
+        Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
+    ]
+    if probed:
+        online = ("knn", "rank")
+        if every := config.train.probe_every_epochs:
+            evaluations.append(Evaluation("probe", plan.steps(every), partial(probe, online), at_end=False))
+        evaluations.append(Evaluation("last probe", sys.maxsize, partial(probe, (*online, "linear"))))
+
     # ---- train, from where an unfinished run stopped ----
     checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     state = checkpoints.resume()
-    evaluations = _evaluations(run, config, plan, prepared, whole, held_out, probed)
     training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
     if run.must_fit_minutes(state.step):
         if accelerator.is_main_process:  # config.yaml marks the folder as this run's: the evaluations write into it
@@ -117,13 +139,13 @@ def pretrain(config: PretrainConfig) -> None:
     }
     lines = {
         "images": f"{len(train_images)} to train on, {len(held_out)} held out",
-        "audit": describe_audit(audit),
+        "audit": leakage.describe_audit(audit),
         "probe": ONLINE_NOTE if probed else "none",
         "model": f"{describe_start(facts)}, {config.model.num_visible} of {config.model.num_patches} patches visible",
     }
     log = run.start_log(state.step, plan, model, facts, lines)
     if accelerator.is_main_process:
-        write_text(folder / AUDIT, audit_json(audit))
+        write_text(folder / leakage.AUDIT, leakage.audit_json(audit))
         keep_start(start, folder)
     with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
         train(training, plan, state, log, checkpoints)
@@ -132,10 +154,10 @@ def pretrain(config: PretrainConfig) -> None:
     if streamed:
         accelerator.wait_for_everyone()
         notes = read_notes(folder)
-        audit = finish_stream_audit(audit, notes)
-        accelerator.print(f"audit           {describe_audit(audit)}\n{describe_notes(notes)}")
+        audit = leakage.finish_stream_audit(audit, notes)
+        accelerator.print(f"audit           {leakage.describe_audit(audit)}\n{describe_notes(notes)}")
         if accelerator.is_main_process:
-            write_text(folder / AUDIT, audit_json(audit))
+            write_text(folder / leakage.AUDIT, leakage.audit_json(audit))
 
     # ---- share: model/ with its card, and final metrics; a value that was not finite is null in the log ----
     history = read_metrics(folder)
@@ -158,47 +180,3 @@ def pretrain(config: PretrainConfig) -> None:
     if probed:
         accelerator.print(describe_next(accelerator, config, probed, last))
     run.end()
-
-
-def _evaluations(
-    run: OpenRun,
-    config: PretrainConfig,
-    plan: Plan,
-    prepared: nn.Module,
-    whole: Callable[[], MaskedAutoencoder | None],
-    held_out: dataset.ImageSet,
-    probed: tuple[dataset.ImageSet, dataset.ImageSet] | None,
-) -> list[Evaluation]:
-    """The loss on held-out images with fixed masks, figures of reconstructions, and probes of the encoder."""
-    accelerator, batch_size = run.accelerator, plan.eval_batch_size
-    pictured = held_out.batch(range(min(8, len(held_out))))
-
-    def loss_on_held_out(step: int) -> dict[str, float]:
-        loss = held_out_loss(accelerator, prepared, held_out, config.data, config.model.num_patches, batch_size)
-        return {"eval/loss": loss}
-
-    def draw(step: int) -> dict[str, float]:
-        complete = whole()  # by every process
-        if complete is not None and accelerator.is_main_process:
-            figure = save_reconstructions(complete, pictured, config.data, run.folder / "figures", step)
-            if run.log:
-                run.log.trackers.picture("reconstruction", figure, step)
-        return {}
-
-    def probe(probes: Sequence[str], step: int) -> dict[str, float]:
-        assert probed is not None
-        started, complete = time.perf_counter(), whole()
-        encoder = None if complete is None else export_encoder(complete)  # not prepared: no checkpoint holds it
-        values, _ = encoder_probe(accelerator, encoder, *probed, config.data, batch_size, probes)
-        return values | {"probe/seconds": time.perf_counter() - started}
-
-    evaluations = [
-        Evaluation("held-out loss", plan.steps(config.train.eval_every_epochs), loss_on_held_out),
-        Evaluation("figures", plan.steps(config.train.figure_every_epochs), draw),
-    ]
-    if probed:
-        online = ("knn", "rank")
-        if every := config.train.probe_every_epochs:
-            evaluations.append(Evaluation("probe", plan.steps(every), partial(probe, online), at_end=False))
-        evaluations.append(Evaluation("last probe", sys.maxsize, partial(probe, (*online, "linear"))))
-    return evaluations

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 from mae_hf.__main__ import run_command
-from mae_hf.config.commands import FinetuneConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.config.model import ClassifierConfig
+from mae_hf.config.runs import FinetuneConfig
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation.inference import open_any
 from mae_hf.hub import save_model

@@ -109,4 +109,4 @@ def test_probes_and_methods_are_split():
 )
 def test_every_arm_is_read_wherever_it_is_on_the_command_line(words):
     config = parse.read_command(CompareConfig, join_lists(words), "compare")
-    assert config.arms == {"own": ["a", "b"], "the probe": ["c"]} and config.output_dir == "o"
+    assert config.arm == ["own=a,b", "the probe=c"] and config.output_dir == "o"
