@@ -34,27 +34,20 @@ class EncoderConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self._has("image_size"):
+        if self.image_size is not None:
             divisors = [p for p in range(2, self.image_size // 2 + 1) if self.image_size % p == 0]
             self.check("image_size", bool(divisors), "cannot be cut into patches: choose a multiple of 8, such as 96")
             problem = f"does not divide image_size {self.image_size}: choose {', '.join(map(str, divisors))}"
-            self.check("patch_size", self.patch_size in divisors or not self._has("patch_size"), problem)
-        self._check_width("")
-
-    def _has(self, *names: str) -> bool:
-        return all(getattr(self, name) is not None for name in names)
-
-    def _check_width(self, prefix: str) -> None:
-        """Check that the width fits the position table and the attention heads."""
-        if not self._has(f"{prefix}hidden_size", f"{prefix}num_attention_heads"):
-            return
-        width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
-        fix = f"choose {max(4, width - width % 4)} or {width + 4 - width % 4}"
-        problem = "is not a multiple of 4, which the 2-d sine-cosine positions need"
-        self.check(f"{prefix}hidden_size", width % 4 == 0, f"{problem}: {fix}")
-        allowed = [h for h in range(1, 33) if width % h == 0]
-        problem = f"does not divide {prefix}hidden_size {width}: choose one of {', '.join(map(str, allowed))}"
-        self.check(f"{prefix}num_attention_heads", heads in allowed, problem)
+            self.check("patch_size", self.patch_size is None or self.patch_size in divisors, problem)
+        for prefix in ("", "decoder_"):
+            width, heads = (getattr(self, f"{prefix}{key}", None) for key in ("hidden_size", "num_attention_heads"))
+            if width is not None and heads is not None:
+                fix = f"choose {max(4, width - width % 4)} or {width + 4 - width % 4}"
+                problem = "is not a multiple of 4, which the 2-d sine-cosine positions need"
+                self.check(f"{prefix}hidden_size", width % 4 == 0, f"{problem}: {fix}")
+                allowed = [h for h in range(1, 33) if width % h == 0]
+                problem = f"does not divide {prefix}hidden_size {width}: choose one of {', '.join(map(str, allowed))}"
+                self.check(f"{prefix}num_attention_heads", heads in allowed, problem)
 
     @property
     def num_patches(self) -> int:
@@ -80,8 +73,8 @@ class StartConfig(EncoderConfig):
         super().__post_init__()
         problem = f"needs an encoder of the Hub, and model.init is {self.init}: set it to null"
         self.check("revision", self.revision is None or not self.is_new, problem)
-        for name in vars(self):
-            self.check(name, self._has(name) or name == "revision" or not self.is_new, NO_CHECKPOINT)
+        for name, value in vars(self).items():
+            self.check(name, value is not None or name == "revision" or not self.is_new, NO_CHECKPOINT)
 
     @property
     def is_new(self) -> bool:
@@ -116,8 +109,7 @@ class MAEConfig(StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_width("decoder_")
-        if self._has("image_size", "patch_size"):
+        if self.image_size is not None and self.patch_size is not None:
             problem = f"does not leave one of {self.num_patches} patches visible and one masked: choose one such as"
             self.check("mask_ratio", 1 <= self.num_visible < self.num_patches, f"{problem} 0.75")
 
