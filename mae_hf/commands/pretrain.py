@@ -65,6 +65,7 @@ def pretrain(config: PretrainConfig) -> None:
     if not start.is_new:
         audit = leakage.continue_audit(audit, leakage.read_model_audit(start.init, start.revision))
     plan = run.plan(config, len(train_images))
+    config.check_uniformity(plan)
 
     # ---- model ----
     set_seed(config.train.seed)

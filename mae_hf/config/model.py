@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mae_hf.config.fields import FromInit, Range, Rate, Settings, Share
+from mae_hf.config.fields import FromInit, NotNegative, Range, Rate, Settings, Share
 
 MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
 NO_CHECKPOINT = "needs a checkpoint to take it from (--model.init), or a value"
@@ -96,6 +96,8 @@ class MAEConfig(StartConfig):
         norm_pix_loss: predict the pixels of each patch normalised by the mean and variance of that patch.
         decode_ratio: share of the masked patches that a training step decodes; less than 1 is faster. Held-out losses
             always count all masked patches.
+        uniformity: weight of a second term of the training loss, such as 0.01, which spreads the CLS features: the mean
+            squared cosine between those of different images of the batch (U-MAE, arXiv 2210.08344). 0 leaves it out.
     """
 
     decoder_hidden_size: FromInit[Size] = 512
@@ -106,6 +108,7 @@ class MAEConfig(StartConfig):
     loss: FromInit[Literal["l1", "mse", "huber"]] = "l1"
     norm_pix_loss: FromInit[bool] = False
     decode_ratio: Share = 1.0
+    uniformity: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.config.data import AuditConfig, DataConfig, StoredImages
 from mae_hf.config.fields import Settings, Text
 from mae_hf.config.model import NO_CHECKPOINT, ClassifierConfig, MAEConfig, StartConfig
-from mae_hf.config.train import FinetuneTrainConfig, PretrainTrainConfig
+from mae_hf.config.train import FinetuneTrainConfig, Plan, PretrainTrainConfig
 from mae_hf.errors import require
 
 # Settings that do not affect results: paths, hardware, trackers, error handling. An unfinished run may change them.
@@ -77,6 +77,13 @@ class PretrainConfig(Settings):
         problem = f"cannot be divided among {readers} readers of the stream: choose a multiple of {readers}"
         fix = "--train.batch_size, --data.stream_readers"
         require(not self.data.streaming or size % readers == 0, f"batch_size {size} {problem} ({fix})")
+
+    def check_uniformity(self, plan: Plan) -> None:
+        """Check that `model.uniformity` finds several images in a batch, which are computed at once."""
+        size, steps = plan.train.batch_size, plan.accumulation_steps
+        problem = f"compares several images, but a batch of {size} is computed in {steps} accumulation steps"
+        is_right = not self.model.uniformity or (steps == 1 and size > 1)
+        self.model.check("uniformity", is_right, f"{problem}: choose another --train.batch_size, or 0")
 
 
 @dataclass(frozen=True)

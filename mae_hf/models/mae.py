@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTrainingOutput
@@ -43,16 +44,18 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     """`ViTMAEForPreTraining`, initialised as in the paper, with L1, MSE or Huber loss over the masked patches.
 
     The config's key `mae_loss` names the loss; stock transformers ignores it. Without the key, the loss is stock's MSE.
-    `mae_decode_ratio` is the part of the masked patches that a training step decodes (default 1).
+    `mae_decode_ratio` is the part of the masked patches that a training step decodes (default 1), `mae_uniformity` the
+    weight of `uniformity_loss` in a training step (default 0).
     Both position tables are frozen. Stock transformers 4 and 5 open what `save_pretrained` writes.
 
     Source: He et al. 2022, arXiv 2111.06377; decoding some of the masked patches: VideoMAE v2, arXiv 2303.16727,
-    section 3.2, and CrossMAE, arXiv 2401.14391, section 3.3.
+    section 3.2, and CrossMAE, arXiv 2401.14391, section 3.3; uniformity: U-MAE, arXiv 2210.08344.
     """
 
     def __init__(self, config: ViTMAEConfig) -> None:
         self.loss_kind = getattr(config, "mae_loss", "mse")
         self.decode_ratio = getattr(config, "mae_decode_ratio", 1.0)
+        self.uniformity = getattr(config, "mae_uniformity", 0.0)
         require(self.loss_kind in LOSSES, f"mae_loss {self.loss_kind!r} is unknown: choose one of {', '.join(LOSSES)}")
         super().__init__(config)
         self.vit.embeddings = VisibleEmbeddings(config)
@@ -81,7 +84,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
             pixel_values: (B, C, S, S) float, normalised; cast to the dtype of the weights, as ViT does.
             noise: (B, N) float; the patches with the smallest values stay visible. Default: random.
             loss_only: compute and return only the loss. In training, decode only `decode_ratio` of the masked patches;
-                masks are random, so these are a random part.
+                masks are random, so these are a random part. The loss then includes the uniformity of the CLS features.
             kwargs: `output_hidden_states`, `output_attentions`, as in stock.
 
         Returns:
@@ -109,7 +112,10 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
             mean, std = patch_statistics(target)
             target = (target - mean) / std
         # In float32. All images have the same number of masked patches, so the mean over these is that over images.
-        return ViTMAEForPreTrainingOutput(loss=LOSSES[self.loss_kind](predicted.float(), target), **outputs)
+        loss = LOSSES[self.loss_kind](predicted.float(), target)
+        if loss_only and self.training and self.uniformity:
+            loss = loss + self.uniformity * uniformity_loss(encoded.last_hidden_state[:, 0])
+        return ViTMAEForPreTrainingOutput(loss=loss, **outputs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -157,8 +163,8 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
 def mae_config(config: MAEConfig) -> ViTMAEConfig:
     """Return the transformers config of the config section `model`."""
     fields = {key: value for key, value in vars(config).items() if key not in ("init", "revision")}
-    fields |= {"mae_loss": fields.pop("loss"), "mae_decode_ratio": fields.pop("decode_ratio"), "layer_norm_eps": 1e-6}
-    return ViTMAEConfig(**fields)
+    own = {f"mae_{key}": fields.pop(key) for key in ("loss", "decode_ratio", "uniformity")}
+    return ViTMAEConfig(**fields, **own, layer_norm_eps=1e-6)
 
 
 def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
@@ -179,6 +185,18 @@ def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
         whole = MaskedAutoencoder.from_pretrained(saved, dtype=torch.float32)
         model.decoder.load_state_dict(resized_weights(whole.decoder, "decoder_pos_embed", config))
     return model
+
+
+def uniformity_loss(features: Tensor) -> Tensor:
+    """Return the mean squared cosine () between the features (B, D) of different images, of all processes together.
+
+    Source: U-MAE, arXiv 2210.08344.
+    """
+    directions = F.normalize(features.float(), dim=1)
+    if distributed.is_initialized():
+        directions = torch.cat(all_gather(directions))  # whose gradients are summed over the processes
+    num = len(directions)
+    return ((directions @ directions.T).square().sum() - num) / (num * (num - 1))  # without each with itself
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,10 @@ import pytest
 from refused import check_refused, id_of
 
 from mae_hf.config.data import DataConfig
+from mae_hf.config.model import MAEConfig
 from mae_hf.config.runs import HubConfig, PretrainConfig
+from mae_hf.config.train import PretrainTrainConfig
+from mae_hf.errors import ConfigError
 
 WRONG = [
     (PretrainConfig, {"data": DataConfig(fold=1)}, "does not use: .. give them to finetune .. --data.fold null"),
@@ -30,3 +33,15 @@ def test_all_labels_may_be_named_in_pre_training_since_this_restricts_nothing():
 
 def test_an_upload_with_a_repository_is_accepted():
     assert HubConfig(push=True, repo_id="user/name").push
+
+
+@pytest.mark.parametrize(("batch_size", "micro_batch_size"), [(8, 4), (1, 1)])
+def test_uniformity_needs_a_batch_of_several_images_without_accumulation(batch_size, micro_batch_size):
+    train = PretrainTrainConfig(batch_size=batch_size)
+    PretrainConfig(train=train).check_uniformity(train.plan(10, 1, micro_batch_size))
+    config = PretrainConfig(train=train, model=MAEConfig(uniformity=0.01))
+    with pytest.raises(
+        ConfigError, match=rf"a batch of {batch_size} is computed in .* steps: .* --train\.batch_size, or 0"
+    ):
+        config.check_uniformity(train.plan(10, 1, micro_batch_size))
+    config.check_uniformity(PretrainTrainConfig(batch_size=8).plan(10, 2, 4))

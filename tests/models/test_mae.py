@@ -281,13 +281,27 @@ def test_held_out_losses_count_all_masked_patches_at_any_decode_ratio():
     torch.testing.assert_close(model.train()(images, noise=noise).to_tuple(), expected.to_tuple())
 
 
-def test_stock_transformers_opens_a_model_with_a_decode_ratio(tmp_path):
-    model, (images, noise) = model_with(replace(CONFIG, decode_ratio=0.5)), batch()
+def test_a_training_step_adds_the_squared_cosines_between_cls_features_and_held_out_losses_do_not():
+    images, noise = batch()
+    alone, model = (model_with(replace(CONFIG, uniformity=weight)).train() for weight in (0, 0.5))
+    features = model.vit(images, noise=noise).last_hidden_state[:, 0]
+    cosines = [torch.cosine_similarity(features[i], features[j], dim=0) for i, j in ((0, 1), (0, 2), (1, 2))]
+    added = 0.5 * torch.stack(cosines).square().mean()
+    assert added > 0.01
+    expected = alone(images, noise=noise, loss_only=True).loss
+    torch.testing.assert_close(model(images, noise=noise, loss_only=True).loss, expected + added)
+    torch.testing.assert_close(model.eval()(images, noise=noise, loss_only=True).loss, expected)
+    torch.testing.assert_close(model.train()(images, noise=noise).loss, expected)
+
+
+def test_stock_transformers_opens_a_model_with_a_decode_ratio_and_uniformity(tmp_path):
+    model, (images, noise) = model_with(replace(CONFIG, decode_ratio=0.5, uniformity=0.01)), batch()
     model.save_pretrained(tmp_path)
     stock, info = ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     torch.testing.assert_close(stock(images, noise=noise).logits, model(images, noise=noise).logits)
-    assert MaskedAutoencoder.from_pretrained(tmp_path).decode_ratio == 0.5
+    ours = MaskedAutoencoder.from_pretrained(tmp_path)
+    assert (ours.decode_ratio, ours.uniformity) == (0.5, 0.01)
 
 
 def test_only_the_two_tables_get_no_gradient():

@@ -161,7 +161,7 @@ def test_a_sharded_model_is_gathered_on_the_main_process_alone_and_freed_after_u
 
 TINY = "--model.hidden_size 24 --model.num_hidden_layers 2 --model.num_attention_heads 2 --model.intermediate_size 48"
 PRETRAIN = f"--config configs/pretrain/digits.yaml {TINY} --model.decoder_hidden_size 16 --train.warmup_ratio 0"
-PRETRAIN += " --model.decoder_num_hidden_layers 1 --model.decoder_intermediate_size 32 --train.per_device_batch_size 16"
+PRETRAIN += " --model.decoder_num_hidden_layers 1 --model.decoder_intermediate_size 32 --model.uniformity 0.1"
 PRETRAIN += (
     " --train.epochs 0.32 --train.save_every_epochs 0.16 --train.log_every_steps 1 --train.figure_every_epochs 1"
 )
