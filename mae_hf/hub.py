@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,30 +59,22 @@ def save_model(
             if audit is not None:
                 audited = tuple(replace(each, source=_public_name(each.source)) for each in audit.audited)
                 (path / AUDIT).write_text(audit_json(replace(audit, pairs=(), audited=audited)))
-        found = {caption: path for caption, path in (pictures or {}).items() if path.is_file()}
-        shown = found if config.hub.pictures else {}
-        for picture in shown.values():
-            shutil.copy(picture, beside)
-        names = {caption: picture.name for caption, picture in shown.items()}
-        card = model_card(config, metrics, audit, record, names)
+        wanted = pictures if pictures and config.hub.pictures else {}
+        shown = {caption: Path(shutil.copy(path, beside)) for caption, path in wanted.items() if path.is_file()}
+        card = model_card(config, metrics, audit, record, shown)
         (beside / "README.md").write_text(card, encoding="utf-8")
 
     write_folder(folder, write)
 
 
 def write_processor(folder: Path, size: int, data: DataConfig) -> None:
-    """Write the `image_processor` beside a model."""
-    (folder / PROCESSOR).write_text(json.dumps(image_processor(size, data), indent=2) + "\n")
-
-
-def image_processor(size: int, data: DataConfig) -> dict[str, Any]:
-    """Return the `preprocessor_config.json` that prepares images as `data` says: resize, centre crop, normalise.
+    """Write the image processor beside a model, which prepares images as `data` says: resize, centre crop, normalise.
 
     CLIP's processor resizes the shorter side and accepts grey images. ViT's squeezes images into a square and refuses
     grey ones. No processor pads evenly: after `data.resize pad` it leaves the size alone, and the card says what to do.
     """
     square, resize = {"height": size, "width": size}, data.resize
-    return {
+    processor = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": resize != "pad",
@@ -97,6 +89,7 @@ def image_processor(size: int, data: DataConfig) -> dict[str, Any]:
         "image_std": list(data.image_std),
         **({} if resize == "crop" else {RESIZE_KEY: resize}),
     }
+    (folder / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
 
 
 def model_card(
@@ -104,12 +97,16 @@ def model_card(
     metrics: Mapping[str, Any],
     audit: Audit | None = None,
     record: RunRecord = _UNKNOWN,
-    pictures: Mapping[str, str] | None = None,
+    pictures: Mapping[str, Path] | None = None,
 ) -> str:
     """Return the model's README.md: metadata, how to load it, results, pictures (caption -> file) and recipe.
 
     Names on the Hub become links. Paths of this machine are cut to their last part.
     """
+    num = record.num_test_images if "test/accuracy" in metrics else None
+    rows: dict[str, Any] = {}
+    for key, value in metrics.items():  # numbers by class have a row each
+        rows |= {f"{key}: {name}": each for name, each in value.items()} if isinstance(value, Mapping) else {key: value}
     return _TEMPLATE.render(
         model=config.model,
         border=border_colour(config.data) if config.data.resize == "pad" else None,
@@ -121,21 +118,13 @@ def model_card(
         sources=" and ".join(_link(source, "datasets/") for source in config.data.sources),
         init="" if config.model.is_new else f"the encoder {_link(config.model.init)}",
         metrics=metrics,
-        rows=list(_rows(metrics)),
+        rows=rows,
         has_probes=any(key.startswith("probe/") for key in metrics),
         audit=describe_audit(audit) if audit else "",
         record=record,
-        interval=_accuracy_interval(metrics, record),
+        interval=describe_accuracy(round(metrics["test/accuracy"] * num), num) if num else "",
         pictures=pictures or {},
     )
-
-
-def _accuracy_interval(metrics: Mapping[str, Any], record: RunRecord) -> str:
-    """Return the test accuracy with its 95 % interval (Wilson's) in words; empty if the number of images is unknown."""
-    accuracy, num = metrics.get("test/accuracy"), record.num_test_images
-    if accuracy is None or not num:
-        return ""
-    return describe_accuracy(round(accuracy * num), num)
 
 
 def _metadata(config: RunConfig, metrics: Mapping[str, Any]) -> ModelCardData:
@@ -165,15 +154,6 @@ def _metadata(config: RunConfig, metrics: Mapping[str, Any]) -> ModelCardData:
     ]
     name = Path(config.output_dir).resolve().name
     return ModelCardData(pipeline_tag="image-classification", model_name=name, **fields)
-
-
-def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The name and value of every number; numbers by class have a row each."""
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from _rows({f"{key}: {name}": number for name, number in value.items()})
-        elif isinstance(value, (int, float)):
-            yield key, f"{value}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _is_hub_id(name: str) -> bool:

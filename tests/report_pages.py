@@ -9,8 +9,7 @@ from PIL import Image
 from run_folders import write_run
 
 from mae_hf.leakage.audit import NOT_PRETRAINED, AuditedSplit, audit_json
-from mae_hf.report.arms import compare_runs
-from mae_hf.report.comparison import Comparison
+from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Pictures
 

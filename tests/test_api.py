@@ -198,7 +198,7 @@ def test_probe_compare_and_reconstruct(runs: dict[str, Any], tmp_path: Path, mon
     arms = {"tuned": runs["tuned"], "probe": [probed], "scratch": runs["scratch"].folder}
     with monkeypatch.context() as without_pictures:
         without_pictures.setattr(
-            "mae_hf.report.write.draw_pictures", lambda comparison, folder, settings: Pictures(folder)
+            "mae_hf.report.page.draw_pictures", lambda comparison, folder, settings: Pictures(folder)
         )
         assert "best of 3 arms" in mae_hf.compare(arms, output_dir="arms").metrics["answer"]
     compared = mae_hf.compare(runs["tuned"], [runs["scratch"].folder])

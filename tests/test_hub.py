@@ -344,7 +344,7 @@ def test_the_front_matter_of_an_encoder_names_the_data_on_the_hub_and_no_score()
 
 def test_the_card_says_the_accuracy_with_its_interval_and_shows_hardware_and_pictures():
     config = dataclasses.replace(FINETUNE, hub=HubConfig(license="mit"))
-    card = sharing.model_card(config, METRICS, record=RECORD, pictures={"Loss <i>": "curves.png"})
+    card = sharing.model_card(config, METRICS, record=RECORD, pictures={"Loss <i>": Path("curves.png")})
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["license"] == "mit" and front["metrics"] == ["accuracy", "f1"]
     # by Wilson's formula, which tests/commands/test_demo.py writes out: 78.497 to 93.066 for 70 of 80
@@ -409,8 +409,7 @@ def levels_apart(image: Image.Image, folder: Path, resize: str = "crop") -> floa
     if NEEDS_TORCHVISION:
         pytest.skip("this transformers has no image processors without torchvision")
     config = PretrainConfig(data=DataConfig(resize=resize))
-    content = sharing.image_processor(config.model.image_size, config.data)
-    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    sharing.write_processor(folder, config.model.image_size, config.data)
     processor = AutoImageProcessor.from_pretrained(folder)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     assert theirs.shape == (1, 3, 96, 96)

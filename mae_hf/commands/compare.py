@@ -1,8 +1,8 @@
 """Compare fine-tuning from a pre-trained encoder with training from scratch, or any number of arms."""
 
 from mae_hf.config.commands import CompareConfig
-from mae_hf.report.arms import compare_arms, compare_runs
-from mae_hf.report.write import text_table, write_report
+from mae_hf.report.comparison import compare_arms, compare_runs
+from mae_hf.report.page import text_table, write_report
 
 
 def compare(config: CompareConfig) -> None:

@@ -37,6 +37,17 @@ for_paper = rc_context(
 )
 
 
+def new_figure(num_panels: int, height: float, across: int = 2, width: float = COLUMN) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure and its panels, in rows of up to `across`, each `height` inches high."""
+    across = min(across, num_panels)
+    down = -(-num_panels // across)
+    figure = Figure(figsize=(width, down * height), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for empty in panels[num_panels:]:
+        empty.remove()
+    return figure, panels[:num_panels]
+
+
 @for_paper
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as a PNG or SVG, by the ending of `path`, which is whole or missing, and return its path."""

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from mae_hf.figures import COLUMN, PAGE, for_paper, label_of
+from mae_hf.figures import COLUMN, PAGE, for_paper, label_of, new_figure
 
 Arms = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]  # name -> runs -> lines of metrics.jsonl
 # Okabe and Ito's palette, which colour-blind people can tell apart; one entry for each arm.
@@ -60,7 +60,7 @@ def curves_figure(
     an accuracy in [0, 1].
     """
     present = [key for key in panels if any(key in line for runs in arms.values() for run in runs for line in run)]
-    figure, axes = _new_figure(len(present), 1.35)
+    figure, axes = new_figure(len(present), 1.35)
     for panel, key in zip(axes, present, strict=True):
         label, factor = panels[key]
         _draw_curves(panel, arms, others or {}, key, factor)
@@ -97,7 +97,7 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
     margin = longest + 0.95  # with axis labels and colour bar
     width = COLUMN if _LINE * num_classes + margin <= COLUMN else PAGE
     side = min(width - margin, max(1.2, 0.25 * num_classes))
-    figure, panels = _new_figure(len(matrices), side + longest + 0.6, across=1, width=width)
+    figure, panels = new_figure(len(matrices), side + longest + 0.6, across=1, width=width)
     figure.set_layout_engine("compressed")
     ticks = range(num_classes)[:: math.ceil(_LINE * num_classes / side)]
     labels = [names[tick] for tick in ticks]
@@ -122,7 +122,7 @@ def bars_figure(f1_by_name: Mapping[str, Mapping[str, float]]) -> Figure:
     """Return a bar for each arm and class. F1 is in [0, 1], and NaN for a class without test images."""
     class_names = list(next(iter(f1_by_name.values())))
     height = max(0.28, 0.13 * len(f1_by_name))  # inches of a class
-    figure, (panel,) = _new_figure(1, height * len(class_names) + 0.4)
+    figure, (panel,) = new_figure(1, height * len(class_names) + 0.4)
     width = 0.8 / len(f1_by_name)
     for number, (name, scores) in enumerate(f1_by_name.items()):
         percents = [100 * scores[class_name] for class_name in class_names]
@@ -146,7 +146,7 @@ def intervals_figure(arms: Mapping[str, tuple[Sequence[float], tuple[float, floa
 
     Accuracies are in [0, 1]. The bar ends at the mean. An interval is None if it is unknown.
     """
-    figure, (panel,) = _new_figure(1, 0.36 * len(arms) + 0.5)
+    figure, (panel,) = new_figure(1, 0.36 * len(arms) + 0.5)
     for row, (style, (values, interval)) in enumerate(zip(itertools.cycle(_ARM_STYLES), arms.values(), strict=False)):
         percents, text = 100 * np.asarray(values), f"{100 * np.mean(values):.1f}"
         panel.barh(row, percents.mean(), 0.7, color=style["color"], alpha=0.45)
@@ -208,7 +208,7 @@ def map_figure(
 
     The axes are named after the method, such as `t-SNE`.
     """
-    figure, panels = _new_figure(len(maps), 1.95)
+    figure, panels = new_figure(len(maps), 1.95)
     for panel, (name, points) in zip(panels, maps.items(), strict=True):
         for index, class_name in enumerate(class_names):
             # After ten classes the colours begin again: shifted, so that no two classes share both.
@@ -228,14 +228,3 @@ def _legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) 
     spaces = {"columnspacing": 0.8, "handletextpad": 0.5, "handlelength": 1.8}
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, **spaces)
     figure.set_figheight(figure.get_figheight() + 0.1 + 0.15 * num_rows)
-
-
-def _new_figure(num_panels: int, height: float, across: int = 2, width: float = COLUMN) -> tuple[Figure, NDArray[Any]]:
-    """A figure and its panels, in rows of up to `across`, each `height` inches high."""
-    across = min(across, num_panels)
-    down = -(-num_panels // across)
-    figure = Figure(figsize=(width, down * height), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for empty in panels[num_panels:]:
-        empty.remove()
-    return figure, panels[:num_panels]

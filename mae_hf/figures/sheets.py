@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from mae_hf.figures import COLUMN, PAGE, for_paper, label_of
+from mae_hf.figures import COLUMN, PAGE, for_paper, label_of, new_figure
 
 Images = NDArray[np.uint8]  # (n, H, W, 3)
 _GREY = 127
@@ -69,17 +69,13 @@ def mistakes_figure(mistakes: Mapping[str, tuple[Images, Sequence[str]]]) -> Fig
     The number of images n may differ between the arms, and may be 0.
     """
     num_rows = max(1, *(-(-len(images) // _ACROSS) for images, _ in mistakes.values()))
-    across = min(2, len(mistakes))
-    down = -(-len(mistakes) // across)
-    figure = Figure(figsize=(PAGE / 2 * across, (1.55 * num_rows + 0.4) * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for panel, (arm, (images, texts)) in zip(panels, mistakes.items(), strict=False):
+    width = PAGE if len(mistakes) > 1 else PAGE / 2
+    figure, panels = new_figure(len(mistakes), 1.55 * num_rows + 0.4, width=width)
+    for panel, (arm, (images, texts)) in zip(panels, mistakes.items(), strict=True):
         rows = [slice(start, start + _ACROSS) for start in range(0, len(images), _ACROSS)]
         of_rows = [images[row] for row in rows], [texts[row] for row in rows]
         _show_grid(panel, *of_rows, (num_rows, _ACROSS), below=0.44)
         panel.set_title(arm if len(images) else f"{arm}: no mistakes")
-    for panel in panels[len(mistakes) :]:
-        panel.set_axis_off()
     return figure
 
 
@@ -110,14 +106,13 @@ def thumbnails_figure(
     """
     has_colours = 0 < len(class_names) <= len(_COLOURS)
     colours = [_COLOURS[label] if has_colours and label >= 0 else "0.7" for label in labels]
-    figure = Figure(figsize=(PAGE, PAGE * len(maps) + 0.4), layout="constrained")
-    for panel, (name, points) in zip(figure.subplots(len(maps), squeeze=False)[:, 0], maps.items(), strict=True):
+    figure, panels = new_figure(len(maps), PAGE + 0.4 / len(maps), across=1, width=PAGE)
+    for panel, (name, points) in zip(panels, maps.items(), strict=True):
         _show_map(panel, points, images, colours)
         panel.set_title(name)
     if has_colours:
-        handles = [
-            Patch(color=colour, label=label_of(name)) for colour, name in zip(_COLOURS, class_names, strict=False)
-        ]
+        names = zip(_COLOURS, map(label_of, class_names), strict=False)
+        handles = [Patch(color=colour, label=name) for colour, name in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
 
@@ -173,12 +168,7 @@ def _show(panel: Axes, image: Images) -> None:
 
 
 def _show_grid(
-    panel: Axes,
-    rows: Iterable[Any],
-    texts: Iterable[Sequence[str]],
-    shape: tuple[int, int],
-    below: float = 0.0,
-    **shading: Any,
+    panel: Axes, rows: Iterable[Any], texts: Iterable[Any], shape: tuple[int, int], below: float = 0.0, **shading: Any
 ) -> float:
     """Show rows of square pictures with texts below them, in a grid of `shape`: rows, columns.
 

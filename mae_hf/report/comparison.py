@@ -1,15 +1,17 @@
-"""A comparison: the runs of two or more arms, and the answer that they give."""
+"""A comparison: the runs of two or more arms, checked against each other, and the answer that they give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from mae_hf.errors import require
 from mae_hf.evaluation.statistics import Interval, Spread
-from mae_hf.report.recipes import Recipe, epochs_to, mean_best, preparation_of, recipe_name, scores_on_test
+from mae_hf.report.recipes import Recipe, epochs_to, mean_best, preparation_of, recipe_name, scores_on_test, sort_arms
 from mae_hf.report.results import Results, measure
-from mae_hf.training.finished_runs import Run
+from mae_hf.training.finished_runs import Run, read_run, read_runs
 from mae_hf.training.provenance import Provenance, find_provenance
 
 MIN_VALIDATION_IMAGES = 100  # below, one image is more than a point
@@ -99,7 +101,7 @@ class Comparison:
     def details(self) -> str:
         """Return what supports the answer: runs, tests and choices."""
         results, pair = self.results, self.results.pairs[0]
-        units = [f"{arm.describe_units()} ({name})" for name, arm in results.arms.items() if arm.num_units > 1]
+        units = [f"{arm.units} ({name})" for name, arm in results.arms.items() if arm.num_units > 1]
         sentences = ["Each arm has one run, so the spread over seeds is unknown."]
         if units:
             sentences = [f"± is the standard deviation over {listed(units)}."]
@@ -177,7 +179,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """Return what a reader must know to judge the numbers, a sentence or two each."""
         runs = [run for recipe in self.chosen.values() for run in recipe]
-        gains = [100 * choice.gain for choice in self.results.choices if choice.arm in list(self.recipes)[:2]]
+        gains = [100 * row["gain"] for row in self.results.choices if row["arm"] in list(self.recipes)[:2]]
         also = [key for key in self.differing_settings if key != "model.init" and not self.chooses_arm]
         growing = ", ".join(str(run.path) for run in runs if not run.probe and run.best_epoch == run.curve[0][-1])
         precisions = sorted({str(run.record.mixed_precision) for run in runs})
@@ -225,6 +227,33 @@ class Comparison:
             for recipe in recipes
             for run in recipe
         ]
+
+
+def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]) -> Comparison:
+    """Read the run folders of fine-tuning and of the same training from scratch, and check that they can be compared.
+
+    ConfigError if a run is unfinished, in the wrong arm or given twice, or differs in images, classes or network.
+    """
+    arms = {"MAE pre-trained": [read_run(path) for path in pretrained]}
+    arms["from scratch"] = [read_run(path) for path in scratch]
+    for run in chain(*arms.values()):
+        option = "--scratch" if run.from_scratch else "--pretrained"
+        message = f"{run.path} has model.init {run.init}: name it after {option}"
+        require(run.from_scratch == (run in arms["from scratch"]), message)
+    return Comparison(sort_arms(arms, chooses_arm=False))
+
+
+def compare_arms(arms: Mapping[str, Sequence[str | Path]]) -> Comparison:
+    """Read the folders of two or more arms by name, fine-tuning runs and probes, and check that they can be compared.
+
+    The arms are sorted by validation, the best first. ConfigError if a run is unfinished or given twice, or differs in
+    images or classes.
+    """
+    paths = [Path(path).expanduser().resolve() for of_arm in arms.values() for path in of_arm]
+    twice = [str(path) for path in paths if paths.count(path) > 1]
+    require(not twice, f"{', '.join(twice[:1])} is named twice: name each run once, in one arm (--arm)")
+    runs = {name: [run for path in of_arm for run in read_runs(path)] for name, of_arm in arms.items()}
+    return Comparison(sort_arms(runs, chooses_arm=True), chooses_arm=True)
 
 
 def listed(texts: Sequence[str]) -> str:

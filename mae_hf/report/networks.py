@@ -55,10 +55,8 @@ def cls_attention(encoder: ViTModel, pixel_values: Tensor) -> Tensor:
     """Return the last layer's attention of CLS to each patch, in multiples of an even spread over all tokens.
 
     The encoder is in eval mode and has eager attention, as the faster ones give no weights. Normalised images, float
-    (n, 3, S, S), give float32 (n, H, G, G), below 1 on average if CLS attends much to itself.
-
-    Raises:
-        ValueError: the attention is not finite.
+    (n, 3, S, S), give float32 (n, H, G, G), below 1 on average if CLS attends much to itself. ValueError if the
+    attention is not finite.
 
     Source: Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.14294, figure 1.
     """
@@ -71,11 +69,7 @@ def cls_attention(encoder: ViTModel, pixel_values: Tensor) -> Tensor:
 
 
 def open_test_images(run: Run) -> ImageSet:
-    """Return the images that a run was tested on, prepared as its network takes them.
-
-    Raises:
-        ConfigError: the data are missing, or have changed since the run.
-    """
+    """Return a run's test images, prepared for its network; ConfigError if they are missing or have changed since."""
     images = load_labelled_images(run.config.data, run.shape["image_size"], roles=("test",))["test"]
     is_same = run.record.test_fingerprint in (None, images.fingerprint)
     problem = f"{', '.join(run.config.data.sources)} no longer holds the {len(run.test)} test images of {run.path}"

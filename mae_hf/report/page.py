@@ -1,24 +1,71 @@
-"""The report as one HTML page. `report.html` holds its text and tables; everything here is its data."""
+"""The report: comparison.json, one self-contained HTML page, and a table of text.
 
+`report.html` holds the text and tables of the page; everything here is their data.
+"""
+
+import json
 import math
 import re
 import shlex
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
+from mae_hf.config.commands import CompareFiguresConfig
 from mae_hf.config.parse import command_line
 from mae_hf.evaluation.statistics import Interval, Spread
 from mae_hf.figures import data_url
+from mae_hf.files import write_json, write_text
 from mae_hf.report.comparison import Comparison, spread_text
-from mae_hf.report.pictures import Pictures
+from mae_hf.report.networks import changed_encoders
+from mae_hf.report.pictures import Pictures, draw_pictures
 from mae_hf.report.recipes import Recipe, f1_of_classes, scores_on_test
 from mae_hf.training.provenance import RunRecord
 
 UNKNOWN = "unknown"
+_SHAPE = "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}"
+
+
+def write_report(comparison: Comparison, output_dir: str | Path, figures: CompareFiguresConfig | None = None) -> Path:
+    """Draw and write everything into `output_dir`, `index.html` last, and return that page's path.
+
+    What cannot be drawn, because images or the pre-training run are missing, is left out; the page and a warning say
+    so.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = draw_pictures(comparison, folder, figures)
+    changed = changed_encoders(comparison.runs)
+    few = comparison.few_validation_images() if comparison.has_choice else None
+    for warning in filter(None, [*changed, few]):
+        print(f"warning: {warning}", file=sys.stderr)
+    notes = [*changed, *comparison.notes()]
+    content = {
+        "answer": comparison.answer(),
+        "details": comparison.details(),
+        "points": 100 * comparison.results.gain,
+        "results": asdict(comparison.results),
+        "runs": comparison.table(),
+        "class_names": comparison.runs[0].class_names,
+        "f1_per_class": {
+            arm: {name: f1 for name, f1 in f1_of_classes(runs).items() if not math.isnan(f1)}
+            for arm, runs in comparison.chosen.items()
+        },
+        "confusion_matrix": {name: scores_on_test(run)["confusion_matrix"] for name, run in comparison.best.items()},
+        "calibration_error": drawn.calibration_error,
+        "knn_accuracy": drawn.knn_accuracy,
+        "notes": [*notes, *drawn.notes],
+    }
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no word for infinity
+    write_json(folder / "comparison.json", content)
+    write_text(folder / "index.html", page(comparison, drawn, notes, str(output_dir)))
+    return folder / "index.html"
 
 
 def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_dir: str) -> str:
@@ -34,7 +81,7 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
     records = {f"pre-training of {origin.init}": origin.record for origin in origins}
     records |= {str(run.path): run.record for run in comparison.runs}
     names = comparison.runs[0].class_names
-    counts = np.bincount(comparison.runs[0].test.labels, minlength=len(names)).tolist()
+    counts = np.bincount(comparison.runs[0].test.labels, minlength=len(names))
     settings = [dict(run.settings) for run in comparison.best.values()]  # an arm may not have one of another arm
     versions = {", ".join(f"{name} {version}" for name, version in it.versions.items()) for it in records.values()}
     return environment.get_template("report.html").render(
@@ -42,11 +89,10 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
         arms=list(comparison.arms),
         drawn=drawn,
         notes=notes,
-        num_test_images=dict(zip(names, counts, strict=True)),
+        num_test_images=dict(zip(names, counts.tolist(), strict=True)),
         recall=[_recall_of_classes(arm) for arm in comparison.chosen.values()],
         f1=[f1_of_classes(arm) for arm in comparison.chosen.values()],
         settings={key: [arm.get(key, Undefined()) for arm in settings] for of_one in settings for key in of_one},
-        runs_of_arms=_runs_of_arms(comparison),
         labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
@@ -54,16 +100,25 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
     )
 
 
-def _runs_of_arms(comparison: Comparison) -> dict[str, list[str]]:
-    best = list(comparison.best.values())
-    numbers = [sorted({run.seed for run in runs if run.seed is not None}) for runs in comparison.chosen.values()]
-    form = "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}"
-    return {
-        "kinds": [f"probe {run.probe}" if run.probe else "fine-tuning" for run in best],
-        "shapes": [form.format(**run.shape) for run in best],
-        "parameters": [_FILTERS["thousands"](run.record.num_parameters) for run in best],
-        "seeds": [", ".join(map(str, of_arm)) or "–" for of_arm in numbers],
-    }
+def text_table(comparison: Comparison) -> str:
+    """Return the table for a terminal, a line per run; `*` marks the runs that the answer is about."""
+    has_target = comparison.results.target is not None
+    titles = ["arm"] * comparison.chooses_arm + ["run", "started from"]
+    num_texts = len(titles)
+    rows = [[*titles, "accuracy", "macro-F1", "loss", "best val", "at epoch", *["epochs to scratch best"] * has_target]]
+    for row in comparison.table():
+        percents = [f"{100 * row[key]:.2f}" for key in ("test_accuracy", "test_f1", "best_validation_accuracy")]
+        reached = row["epochs_to_scratch_best"]
+        epochs = "–" if reached is None else f"{reached:g}" if math.isfinite(reached) else "not reached"
+        at_epoch = "–" if row["best_epoch"] is None else f"{row['best_epoch']:g}"
+        texts = [row["arm"]] * comparison.chooses_arm + [row["run"], row["init"]]
+        texts[0] = f"* {texts[0]}" if row["chosen"] else texts[0]
+        numbers = [*percents[:2], f"{row['test_loss']:.3f}", percents[2], at_epoch, *[epochs] * has_target]
+        rows.append([*texts, *numbers])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "  ".join(f"{{:{'<' if number < num_texts else '>'}{width}}}" for number, width in enumerate(widths))
+    head, *lines = (form.format(*row) for row in rows)
+    return "\n".join([head, "-" * len(head), *lines])
 
 
 def _labelled_duplicates(comparison: Comparison) -> tuple[int, int] | None:
@@ -162,7 +217,9 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "spread": lambda value, *form: spread_text(value, *form) if value else "–",
     "interval": _interval,
     "median_epoch": lambda value: _epoch(value.center) if value else "–",
-    "units": lambda arm: arm.describe_units(),
+    "kind": lambda run: f"probe {run.probe}" if run.probe else "fine-tuning",
+    "shape": lambda shape: _SHAPE.format(**shape),
+    "seeds": lambda seeds: ", ".join(map(str, sorted(set(seeds)))) or "–",
     "percent": lambda share: f"{100 * share:.0f}",
     "square": lambda side: f"{side} x {side} pixels",
     "range_of_epochs": _range_of_epochs,

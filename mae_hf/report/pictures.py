@@ -143,7 +143,7 @@ def draw_mistakes(comparison: Comparison, images: Mapping[str, ImageSet], drawn:
 
 def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
     """Draw maps of the features by t-SNE, and by UMAP if it is installed, with the accuracy of their neighbours."""
-    features = {}
+    features = {}  # by the titles of their maps
     for name, network in opened.items():
         if name == networks.FINETUNED_ENCODER:
             continue
@@ -152,19 +152,17 @@ def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
         found = network.features(rows)
         try:
             projection.check_mappable(found)
-            features[name] = found
         except ValueError as error:
             drawn.notes.append(f"No map of {name}: {error}")
+            continue
+        drawn.knn_accuracy[name] = projection.knn_accuracy(found, images.labels[rows])
+        lines = [fill(name, 24), *([_SEEN[name]] if name in _SEEN else [])]
+        features["\n".join([*lines, f"kNN accuracy {100 * drawn.knn_accuracy[name]:.1f} %"])] = found
     methods = {"embedding": ("t-SNE", projection.tsne)}
     if find_spec("umap"):
         methods["embedding_umap"] = ("UMAP", projection.umap)
-    titles = {}
-    for name, found in features.items():
-        drawn.knn_accuracy[name] = projection.knn_accuracy(found, images.labels[rows])
-        lines = [fill(name, 24), *([_SEEN[name]] if name in _SEEN else [])]
-        titles[name] = "\n".join([*lines, f"kNN accuracy {100 * drawn.knn_accuracy[name]:.1f} %"])
     for file, (method, project) in methods.items() if features else ():
-        points = {titles[name]: project(found, SEED) for name, found in features.items()}
+        points = {title: project(found, SEED) for title, found in features.items()}
         figure = charts.map_figure(points, images.labels[rows], images.class_names, method)
         drawn.add(file, figure, method=method, num_images=len(rows))
         if drawn.settings.thumbnails and method == "t-SNE":

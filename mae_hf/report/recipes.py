@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,18 @@ _SPLIT = (
     *("source", "revision", "validation_fraction", "test_fraction", "split_seed"),
     *("fold", "label_fraction", "label_seed"),
 )
+
+
+def sort_arms(arms: Mapping[str, Sequence[Run]], *, chooses_arm: bool) -> dict[str, tuple[Recipe, ...]]:
+    """Check that all runs answer the same question, and sort the recipes of each arm, and with `chooses_arm` the arms.
+
+    Only where validation chooses the arm, their networks may differ.
+    """
+    first, *others = chain(*arms.values())
+    for run in others:
+        _check_comparable(first, run, same_network=not chooses_arm)
+    recipes = {name: sort_recipes(runs) for name, runs in arms.items()}
+    return dict(sorted(recipes.items(), key=lambda arm: -mean_best(arm[1][0])) if chooses_arm else recipes)
 
 
 def sort_recipes(runs: Sequence[Run]) -> tuple[Recipe, ...]:
@@ -35,12 +48,8 @@ def mean_best(runs: Recipe) -> float:
     return float(np.mean([run.best_validation_accuracy for run in runs]))
 
 
-def check_comparable(first: Run, other: Run, *, same_network: bool) -> None:
-    """Refuse two runs that do not answer the same question.
-
-    Images that are prepared in different ways have different fingerprints: such runs must agree in source, splits and
-    labels.
-    """
+def _check_comparable(first: Run, other: Run, *, same_network: bool) -> None:
+    """Refuse runs of different images; those prepared in different ways must agree in source, splits and labels."""
     both, paths = (first, other), f"{first.path} and {other.path}"
     classes = [", ".join(run.class_names) for run in both]
     message = f"{first.path} has the classes {classes[0]}, {other.path} {classes[1]}: compare runs on the same classes"

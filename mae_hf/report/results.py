@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,9 @@ class Arm:
         """Whether its spread leaves out pre-training."""
         return self.spread_over == _ONE_ENCODER
 
-    def describe_units(self) -> str:
-        """Return what its spread is over, such as `3 encoders`."""
+    @property
+    def units(self) -> str:
+        """What its spread is over, such as `3 encoders`."""
         if self.num_units == 1:
             return "1 run"
         means = " (each the mean of its fine-tuning runs)" if len(self.seeds) > self.num_units else ""
@@ -75,20 +77,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A recipe that validation could choose, and the gain of the answer that would follow."""
-
-    arm: str
-    is_chosen: bool
-    name: str  # the settings that distinguish it from the arm's other recipes
-    num_runs: int
-    validation_accuracy: float  # the mean of its runs' best, which decides
-    chosen: float  # the share of resampled validation images that choose it
-    accuracy: float  # on test images
-    gain: float  # of the first arm over it; of a recipe of the first arm over the second arm
-
-
-@dataclass(frozen=True)
 class Unseen:
     """The arms on the test images that no known pre-training of these runs has seen."""
 
@@ -103,7 +91,7 @@ class Results:
     """The arms, and the difference of the first two."""
 
     arms: dict[str, Arm]
-    choices: tuple[Choice, ...]  # every recipe of every arm
+    choices: tuple[dict[str, Any], ...]  # every recipe of every arm, a row each (`_choices`)
     num_test_images: int
     num_validation_images: int
     num_seen_test_images: int | None  # by a pre-training of these runs; None if unknown
@@ -216,19 +204,21 @@ def _pair(
 
 def _choices(
     arms: Mapping[str, Sequence[Recipe]], test: Sequence[Floats], resampled: Mapping[str, Resampled]
-) -> tuple[Choice, ...]:
+) -> tuple[dict[str, Any], ...]:
+    """Every recipe that validation could choose, and the gain of the answer that would follow."""
     accuracies = [of_arm.mean(axis=1) for of_arm in test]
     return tuple(
-        Choice(
-            arm=arm,
-            is_chosen=runs is recipes[0],
-            name=recipe_name(runs, recipes),
-            num_runs=len(runs),
-            validation_accuracy=mean_best(runs),
-            chosen=float(share),
-            accuracy=float(accuracy),
-            gain=float(accuracy - accuracies[1][0] if of_arm is accuracies[0] else accuracies[0][0] - accuracy),
-        )
+        {
+            "arm": arm,
+            "is_chosen": runs is recipes[0],
+            "name": recipe_name(runs, recipes),
+            "num_runs": len(runs),
+            "validation_accuracy": mean_best(runs),  # which decides
+            "chosen": float(share),  # the share of resampled validation images that choose it
+            "accuracy": float(accuracy),  # on test images
+            # of the first arm over it; of a recipe of the first arm over the second arm
+            "gain": float(accuracy - accuracies[1][0] if of_arm is accuracies[0] else accuracies[0][0] - accuracy),
+        }
         for (arm, recipes), of_arm in zip(arms.items(), accuracies, strict=True)
         for runs, accuracy, share in zip(recipes, of_arm, resampled[arm].chosen, strict=True)
     )

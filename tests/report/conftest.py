@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_arms
 
-from mae_hf.report.arms import compare_runs
-from mae_hf.report.comparison import Comparison
+from mae_hf.report.comparison import Comparison, compare_runs
 
 
 @pytest.fixture

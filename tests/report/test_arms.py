@@ -9,9 +9,8 @@ from run_folders import PROBED, write_probes, write_run
 
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation import statistics
-from mae_hf.report import pictures, write
-from mae_hf.report.arms import compare_arms
-from mae_hf.report.comparison import Comparison
+from mae_hf.report import page, pictures
+from mae_hf.report.comparison import Comparison, compare_arms
 
 LABELS = tuple(i % 2 for i in range(60))
 
@@ -122,14 +121,14 @@ def test_the_page_has_all_arms_and_pairs_and_escapes_their_names(comparison):
 
 def test_the_files_of_the_report_hold_everything_by_arm(comparison, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    report = write.write_report(comparison, tmp_path / "out")
+    report = page.write_report(comparison, tmp_path / "out")
     numbers = json.loads((report.parent / "comparison.json").read_text())
     names = ["probes", "own <b>", "scratch"]
     for key in ("f1_per_class", "confusion_matrix", "calibration_error"):
         assert list(numbers[key]) == names
     assert list(numbers["results"]["arms"]) == names and {row["arm"] for row in numbers["runs"]} == set(names)
     assert {"intervals.png", "curves.png", "confusion.png"} <= {path.name for path in report.parent.iterdir()}
-    head, _, *rows = write.text_table(comparison).splitlines()
+    head, _, *rows = page.text_table(comparison).splitlines()
     assert head.split()[:2] == ["arm", "run"] and [row.startswith("* ") for row in rows] == [
         True,
         *[False] * 3,
@@ -185,7 +184,6 @@ def test_seen_test_images_are_left_out_of_all_arms_and_unknown_arms_are_named(fo
 def test_arms_that_cannot_be_compared_are_refused_in_one_line(folders, tmp_path):
     own, probe = folders["own <b>"][0], {"knn": (right(4), 0.5)}
     for arms, message in (
-        ({"a": [own]}, "1 arm: name two or more (--arm NAME=RUN --arm NAME=RUN)"),
         ({"a": [own], "b": [own / ".." / "own"]}, "own is named twice: name each run once, in one arm (--arm)"),
         ({"a": [own], "b": [tmp_path]}, "has no config.yaml"),
         (

@@ -7,7 +7,7 @@ import pytest
 from run_folders import write_run
 
 from mae_hf.errors import ConfigError
-from mae_hf.report.arms import compare_runs
+from mae_hf.report.comparison import compare_runs
 
 ALL, HALF = (True,) * 4, (True, True, False, False)
 THREE = (True, True, True, False)
@@ -199,9 +199,9 @@ def test_a_choice_on_few_validation_images_is_part_of_the_interval_of_the_headli
     interval = comparison.results.gain_interval
     assert interval.low < 0.005 and interval.high > 0.08
     assert "over 300 test images and the choice of recipe on 30 validation images" in comparison.answer()
-    chosen = [round(choice.chosen, 1) for choice in comparison.results.choices]
+    chosen = [round(choice["chosen"], 1) for choice in comparison.results.choices]
     assert chosen == [1.0, 0.6, 0.4]
-    assert [round(choice.gain, 3) for choice in comparison.results.choices] == [0.06, 0.06, 0.01]
+    assert [round(choice["gain"], 3) for choice in comparison.results.choices] == [0.06, 0.06, 0.01]
     notes = " ".join(comparison.notes())
     assert "Depending on the recipe, the gain is +1.0 to +6.0 points" in notes
     assert "chosen on 30 validation images, where one image is 3.3 points." in notes

@@ -7,8 +7,7 @@ import pytest
 from report_pages import CLASS_NAMES, Parsed, page_of, small_comparison, write_page
 from run_folders import write_run
 
-from mae_hf.report.arms import compare_runs
-from mae_hf.report.comparison import Comparison
+from mae_hf.report.comparison import Comparison, compare_runs
 
 
 @pytest.fixture(scope="module")

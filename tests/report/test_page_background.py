@@ -11,8 +11,7 @@ from mae_hf.config import parse
 from mae_hf.config.runs import PretrainConfig
 from mae_hf.leakage.audit import NOT_PRETRAINED, AuditedSplit
 from mae_hf.leakage.matches import DuplicatePair
-from mae_hf.report.arms import compare_runs
-from mae_hf.report.comparison import Comparison
+from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.training.provenance import Provenance, RunRecord
 
 NOTHING = Provenance("runs/pretrain/x")

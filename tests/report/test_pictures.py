@@ -11,8 +11,7 @@ from run_folders import HALF, THREE, write_run
 from mae_hf.config.commands import CompareFiguresConfig
 from mae_hf.figures import charts
 from mae_hf.report import pictures
-from mae_hf.report.arms import compare_runs
-from mae_hf.report.comparison import Comparison
+from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Pictures, copy_reconstruction, draw_pictures, draw_reliability, draw_scores
 

@@ -14,8 +14,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from mae_hf.data.dataset import ImageSet
 from mae_hf.figures import charts, sheets
 from mae_hf.report import networks, pictures
-from mae_hf.report.arms import compare_arms
-from mae_hf.report.comparison import Comparison
+from mae_hf.report.comparison import Comparison, compare_arms
 from mae_hf.report.networks import Network, open_networks, open_test_images
 from mae_hf.report.pictures import Pictures, draw_attention, draw_maps, draw_mistakes
 

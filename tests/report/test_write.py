@@ -11,15 +11,15 @@ from run_folders import HALF, write_run
 from mae_hf.commands import compare as compare_command
 from mae_hf.config.commands import CompareConfig
 from mae_hf.models.io import open_encoder, weights_digest
-from mae_hf.report import write
-from mae_hf.report.arms import compare_runs
+from mae_hf.report import page
+from mae_hf.report.comparison import compare_runs
 from mae_hf.report.pictures import Pictures
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_path):
-    out = write.write_report(comparison, tmp_path / "out").parent
+    out = page.write_report(comparison, tmp_path / "out").parent
     assert {path.name for path in out.iterdir() if path.suffix != ".png"} == {"index.html", "comparison.json"}
     html = (out / "index.html").read_text()
     assert html.count('src="data:image/png;base64,') == len(list(out.glob("*.png"))) and len(html) < 5e6
@@ -35,7 +35,7 @@ def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_pa
 def test_the_page_says_what_is_gone(runs, comparison, tmp_path):
     for path in (runs[0] / "figures").iterdir():
         path.unlink()
-    assert "No reconstruction: " in write.write_report(comparison, tmp_path / "out").read_text()
+    assert "No reconstruction: " in page.write_report(comparison, tmp_path / "out").read_text()
 
 
 def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_path, capsys):
@@ -43,7 +43,7 @@ def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_p
     digest = weights_digest(open_encoder(str(runs[0]), "sdpa"))
     for known, is_said in ((digest, False), ("0" * 16, True)):
         (runs[1] / "run.json").write_text(json.dumps(record | {"init_digest": known}))
-        report = write.write_report(compare_runs([runs[1]], [runs[2]]), tmp_path / "out")
+        report = page.write_report(compare_runs([runs[1]], [runs[2]]), tmp_path / "out")
         text = f"The encoder {runs[0]} has changed since {runs[1]} started from it"
         assert (text in capsys.readouterr().err) == is_said
         notes = json.loads((report.parent / "comparison.json").read_text())["notes"]
@@ -51,23 +51,23 @@ def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_p
 
 
 def test_a_choice_of_recipe_on_few_validation_images_is_warned_of(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder, settings: Pictures(folder))
+    monkeypatch.setattr(page, "draw_pictures", lambda comparison, folder, settings: Pictures(folder))
     few = {"curve": (0.5,), "validation": (True,) * 5 + (False,) * 5}
     ours = write_run(tmp_path / "ours", "encoder", HALF, **few)
     scratch = [write_run(tmp_path / f"s{i}", "scratch", HALF, layer_decay=1.0 - i / 10, **few) for i in range(2)]
-    write.write_report(compare_runs([ours], scratch[:1]), tmp_path / "out")
+    page.write_report(compare_runs([ours], scratch[:1]), tmp_path / "out")
     assert "warning" not in capsys.readouterr().err
-    write.write_report(compare_runs([ours], scratch), tmp_path / "out")
+    page.write_report(compare_runs([ours], scratch), tmp_path / "out")
     assert "warning: Recipes and epochs were chosen on 10 validation images, where one image is 10.0 points" in (
         capsys.readouterr().err
     )
 
 
 def test_json_says_null_where_a_target_was_not_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "draw_pictures", lambda comparison, folder, settings: Pictures(folder))
+    monkeypatch.setattr(page, "draw_pictures", lambda comparison, folder, settings: Pictures(folder))
     slow = write_run(tmp_path / "slow", "encoder", HALF, curve=(0.1, 0.2))
     scratch = write_run(tmp_path / "scratch", "scratch", HALF, curve=(0.3, 0.65))
-    report = write.write_report(compare_runs([slow], [scratch]), tmp_path / "out")
+    report = page.write_report(compare_runs([slow], [scratch]), tmp_path / "out")
     text = (report.parent / "comparison.json").read_text()
     numbers = json.loads(text)
     assert numbers["results"]["arms"]["MAE pre-trained"]["epochs_to_target"]["values"] == [None]
@@ -81,7 +81,7 @@ def test_the_table_marks_the_chosen_runs_and_says_not_reached(tmp_path):
         write_run(tmp_path / f"s{i}", "scratch", HALF, curve=(0.3, 0.65 - i / 10), layer_decay=1.0 - i / 10)
         for i in range(2)
     ]
-    head, _, *rows = write.text_table(compare_runs([slow], scratch)).splitlines()
+    head, _, *rows = page.text_table(compare_runs([slow], scratch)).splitlines()
     assert re.split(r"  +", head)[2:] == [
         "accuracy",
         "macro-F1",

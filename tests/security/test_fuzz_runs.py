@@ -16,10 +16,9 @@ from run_folders import HALF, THREE, write_run
 from mae_hf.errors import ConfigError
 from mae_hf.leakage.audit import Audit, AuditedSplit, audit_json, read_model_audit
 from mae_hf.leakage.matches import DuplicatePair
-from mae_hf.report.arms import compare_runs
-from mae_hf.report.page import page
+from mae_hf.report.comparison import compare_runs
+from mae_hf.report.page import page, text_table
 from mae_hf.report.pictures import Pictures
-from mae_hf.report.write import text_table
 
 PREDICTIONS = "validation_predictions.parquet"
 NUMBERS = st.integers() | st.integers(10**300, 10**400) | st.floats() | st.sampled_from([0, -1, 1e308, 2**63, 2**64])
