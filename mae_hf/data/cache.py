@@ -10,12 +10,12 @@ import json
 import os
 import tempfile
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ FORMAT_VERSION = 2  # increase it when an image would be decoded to other pixels
 TASKS_AHEAD = 16  # enough to decode on while the disk is slow
 ABANDONED = 600.0  # seconds without a new byte after which the process that writes a file is taken for dead
 _SHOWN = 10  # bad images in a message
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,16 +189,21 @@ def decoded_images(
 
     num_threads = num_cores()
     pool = ThreadPoolExecutor(num_threads)
-    description = f"{task} {split.role} of {split.source}"
     try:
-        with Progress(total=len(split), desc=description, unit="image") as progress:
-            starts = iter(range(0, len(split), IMAGES_PER_TASK))
+        with Progress(total=len(split), desc=f"{task} {split.role} of {split.source}", unit="image") as progress:
+            tasks = (pool.submit(decode_task, start) for start in range(0, len(split), IMAGES_PER_TASK))
             # A fixed number of tasks, so that memory does not grow with the number of images.
-            tasks = deque(pool.submit(decode_task, start) for start in islice(starts, num_threads + TASKS_AHEAD))
-            while tasks:
-                images = tasks.popleft().result()
-                tasks.extend(pool.submit(decode_task, start) for start in islice(starts, 1))
+            for decoding in ahead(tasks, num_threads + TASKS_AHEAD):
+                images = decoding.result()
                 yield from images
                 progress.update(len(images))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a signal or a full disk does not wait for further images
+
+
+def ahead(started: Iterator[Item], num: int) -> Iterator[Item]:
+    """Yield items of an iterator that starts some work for each, with the work of up to `num` of them started."""
+    items = deque(islice(started, num))
+    while items:
+        yield items.popleft()
+        items.extend(islice(started, 1))

@@ -1,20 +1,19 @@
 """Images that are read during training: windows of shards, decoded in threads, one batch after another.
 
-Each reader has one window in use and at most one read ahead, still encoded. A feeding thread hands the images of the
-coming batches to the decoding threads, and `batch` takes the decoded ones in turn. `StreamSampler` alone decides which
-image comes when. An image that cannot be decoded or must not be seen is replaced by the next one of its window. So the
-images of a batch depend on nothing else.
+Each reader has one window in use and at most one read ahead, still encoded. `batch` hands the images of a coming batch
+to the decoding threads, and takes the decoded ones in turn. `StreamSampler` alone decides which image comes when. An
+image that cannot be decoded or must not be seen is replaced by the next one of its window. So the images of a batch
+depend on nothing else.
 
 Shapes: B images in a batch, S side of the square image.
 """
 
 import contextlib
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from mae_hf.config.data import DataConfig
 from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import Plan
-from mae_hf.data.cache import open_stores
+from mae_hf.data.cache import ahead, open_stores
 from mae_hf.data.cores import num_cores
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
@@ -38,14 +37,13 @@ from mae_hf.data.stream.shards import ShardReader, open_shards
 from mae_hf.errors import RunError, require
 
 AHEAD_PER_THREAD = 4 * IMAGES_PER_TASK  # images
-POLL = 0.05  # seconds between checks whether the feeding thread has stopped
 SECONDS_TO_STOP = 5.0  # for threads that read: a preempted machine has 30
 
 FindDuplicate = Callable[[NDArray[np.uint8]], Mapping[str, Any] | None]
 """Recognises images (S, S, 3) that must not be seen: returns what to note about one, None for all others."""
 
-_Batches = queue.Queue[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]] | BaseException]
-"""The rows of micro-batches, and the tasks that decode their images; or why they cannot be read."""
+_Batch = tuple[NDArray[np.int64], Iterator[NDArray[np.uint8]]]
+"""The rows of a micro-batch, and its images as they are decoded."""
 
 _Opened = tuple[Window, list[Encoded]]
 """A window with its images in the order in which they were read."""
@@ -88,53 +86,43 @@ class StreamedImages:
         self._config = config
         self._notes = StreamNotes(Path(config.output_dir), process_index)
         self._find_duplicate = find_duplicate
-        self._batches: _Batches | None = None
+        self._batches: Iterator[_Batch] | None = None
 
     @contextlib.contextmanager
     def reading(self, first_step: int, end: int) -> Iterator[None]:
         """Read the batches of the steps from `first_step` to before `end`, until this context ends."""
         num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         micro_batch_size = len(self.sampler.micro_batches(first_step)[0])
-        self._batches = batches = _Batches(max(2, num_threads * AHEAD_PER_THREAD // micro_batch_size))
-        self._decoders = ThreadPoolExecutor(num_threads, "decode")
-        self._stopped = threading.Event()
+        stopped, decoders = threading.Event(), ThreadPoolExecutor(num_threads, "decode")
         with ThreadPool(len(self.sampler.readers)) as pool:
             windows = {reader: self.sampler.windows(reader, first_step, end) for reader in self.sampler.readers}
-            shards = {reader: ShardReader(self._stream, self._stopped) for reader in windows}
-            ahead: dict[int, AsyncResult[_Opened]] = {}  # the window of each reader that a thread reads or has read
+            shards = {reader: ShardReader(self._stream, stopped) for reader in windows}
 
-            def read(reader: int, window: Window) -> _Opened:
-                return window, shards[reader].read(window.rows)
-
-            def next_window(reader: int) -> _Opened:
-                """The window that was read ahead; a thread of the pool reads the next one meanwhile."""
-                opened = ahead[reader].get()
-                read_ahead(reader)
-                return opened
+            coming: dict[int, tuple[Window, AsyncResult[list[Encoded]]]] = {}  # a thread reads it, or has read it
 
             def read_ahead(reader: int) -> None:
                 if window := next(windows[reader], None):
-                    ahead[reader] = pool.apply_async(read, (reader, window))
+                    coming[reader] = window, pool.apply_async(shards[reader].read, (window.rows,))
+
+            def next_window(reader: int) -> _Opened:
+                window, task = coming[reader]
+                opened = window, task.get()
+                read_ahead(reader)
+                return opened
 
             for reader in windows:
                 read_ahead(reader)
-            feeder = threading.Thread(target=self._feed, args=(first_step, end, next_window, batches), daemon=True)
-            feeder.start()
+            num_ahead = max(2, num_threads * AHEAD_PER_THREAD // micro_batch_size)
+            self._batches = ahead(self._decoding(first_step, end, next_window, decoders), num_ahead)
             try:
                 yield
             finally:
-                self._stopped.set()
+                stopped.set()
                 # A thread that still reads when Python ends can crash it, but a server is not waited for.
                 deadline = time.monotonic() + SECONDS_TO_STOP
-                for task in list(ahead.values()):
+                for _, task in coming.values():
                     task.wait(max(0.0, deadline - time.monotonic()))
-                while feeder.is_alive() and time.monotonic() < deadline:
-                    with contextlib.suppress(queue.Empty):
-                        batches.get(timeout=POLL)  # makes room for the batch that it puts last
-                with contextlib.suppress(queue.Empty):
-                    while True:  # also if a server has used up the time
-                        batches.get_nowait()
-                self._decoders.shutdown(cancel_futures=True)
+                decoders.shutdown(cancel_futures=True)
                 self._batches = None
 
     def batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
@@ -146,32 +134,27 @@ class StreamedImages:
         pinned, size = self.device.type == "cuda", self._config.model.image_size
         images = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=pinned)
         if self._batches is not None:
-            batch = self._batches.get()
-            if isinstance(batch, BaseException):
-                raise batch
-            if not np.array_equal(batch[0], rows):
+            expected, decoded = next(self._batches)
+            if not np.array_equal(expected, rows):
                 raise ValueError("the batches of a stream must be taken in their order")
-            np.concatenate([task.result() for task in batch[1]], out=images.numpy())
+            np.concatenate(list(decoded), out=images.numpy())
         return images.to(self.device, non_blocking=True)
 
-    def _feed(self, step: int, end: int, next_window: Callable[[int], _Opened], batches: _Batches) -> None:
+    def _decoding(
+        self, first_step: int, end: int, next_window: Callable[[int], _Opened], decoders: ThreadPoolExecutor
+    ) -> Iterator[_Batch]:
         """Hand the images of one batch after another to the decoding threads."""
         in_use: dict[int, tuple[tuple[int, int], _Opened]] = {}  # of each reader: epoch and number, the window
-        try:
-            while step < end and not self._stopped.is_set():
-                epoch, images = self.sampler.plan.epoch(step), []
-                for reader, index, positions in self.sampler.positions(step):
-                    if reader not in in_use or in_use[reader][0] != (epoch, index):
-                        in_use[reader] = (epoch, index), next_window(reader)
-                    images += [(in_use[reader][1], position) for position in positions]
-                start = 0
-                for rows in self.sampler.micro_batches(step):
-                    share, start = images[start : start + len(rows)], start + len(rows)
-                    parts = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
-                    batches.put((rows, [self._decoders.submit(self._decode, part) for part in parts]))
-                step += 1
-        except BaseException as error:  # raised again where the batch is asked for
-            batches.put(error)
+        for step in range(first_step, end):
+            epoch, images = self.sampler.plan.epoch(step), []
+            for reader, index, positions in self.sampler.positions(step):
+                if reader not in in_use or in_use[reader][0] != (epoch, index):
+                    in_use[reader] = (epoch, index), next_window(reader)
+                images += [(in_use[reader][1], position) for position in positions]
+            for rows in self.sampler.micro_batches(step):
+                share, images = images[: len(rows)], images[len(rows) :]
+                parts = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
+                yield rows, decoders.map(self._decode, parts)
 
     def _decode(self, images: Sequence[tuple[_Opened, int]]) -> NDArray[np.uint8]:
         return np.stack([self._image(*opened, position) for opened, position in images])

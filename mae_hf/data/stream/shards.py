@@ -136,10 +136,16 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
         kept = {}
 
     def count(file: str) -> None:
+        started = time.monotonic()
+
+        def useless(error: Exception) -> bool:
+            is_slow = time.monotonic() - started > CONNECTING
+            cause = error.__cause__ or error
+            is_refused = getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError)
+            return "://" not in file or is_slow or is_refused
+
         try:
-            state = _ask(file, lambda: _state(file))
-            if kept.get(file, [None])[0] != state:
-                kept[file] = [state, _ask(file, lambda: _count(file))]
+            kept[file] = _retry(lambda: _count(file, kept.get(file)), useless, time.sleep, PAUSES_AT_START)
         except Exception as error:
             raise ConfigError(f"{file} cannot be counted: {_cause(error)} (--data.source)") from error
 
@@ -156,24 +162,25 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
     return {file: (kept[file][0][0], kept[file][1]) for file in files}
 
 
-def _state(file: str) -> list[Any]:
-    """What changes with a file: its size first, then its time or tag."""
+def _count(file: str, before: list[Any] | None) -> list[Any]:
+    """What changes with a shard, its size first, then its time or tag; and its number of images.
+
+    A parquet file says the number in its footer, a tar is read to its end. If nothing has changed, returns `before`.
+    """
     filesystem, path = _filesystem(file)
     info = filesystem.info(path)
-    return [info["size"], *(str(info.get(key, "")) for key in ("mtime", "ETag", "Last-Modified", "blob_id"))]
-
-
-def _count(file: str) -> int:
-    """Images of a shard: a parquet file says it in its footer, a tar is read to its end."""
+    state = [info["size"], *(str(info.get(key, "")) for key in ("mtime", "ETag", "Last-Modified", "blob_id"))]
+    if before and before[0] == state:
+        return before
     if not _is_tar(file):
         with _open(file) as stream:
             table = pyarrow.parquet.ParquetFile(stream)
             _image_column(table)
-            return int(table.metadata.num_rows)
+            return [state, table.metadata.num_rows]
     num = sum(1 for _ in _tar_images(file))
     if num == 0:
         raise ValueError("it holds no images, which are files with the ending of an image")
-    return num
+    return [state, num]
 
 
 def _image_column(table: pyarrow.parquet.ParquetFile) -> str:
@@ -198,19 +205,6 @@ def _filesystem(file: str) -> tuple[Any, str]:
     timeout = ClientTimeout(total=None, sock_connect=CONNECTING, sock_read=SILENCE)
     # `trust_env` takes the password of ~/.netrc and the proxy of the environment
     return fsspec.core.url_to_fs(file, client_kwargs={"trust_env": True, "timeout": timeout})
-
-
-def _ask(file: str, action: Callable[[], Result]) -> Result:
-    """Return the result of `action` on a file, retried if a server failed."""
-
-    def useless(error: Exception) -> bool:
-        cause = error.__cause__ or error
-        is_slow = time.monotonic() - started > CONNECTING
-        is_refused = getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError)
-        return "://" not in file or is_slow or is_refused
-
-    started = time.monotonic()
-    return _retry(action, useless, time.sleep, PAUSES_AT_START)
 
 
 def _retry(
