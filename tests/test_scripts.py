@@ -338,7 +338,7 @@ def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
     recipe.write_text(digits)
     smallest = tmp_path / "smallest.py"  # the smallest budget alone: each fine-tuning is a process of ten seconds
     smallest.write_text(
-        "import runpy\nfrom mae_hf.evaluation.few_labels import protocol\nprotocol.BUDGETS = (0.01,)\n"
+        "import runpy\nfrom mae_hf.evaluation.few_labels import methods\nmethods.BUDGETS = (0.01,)\n"
         "runpy.run_path('scripts/few_labels.py', run_name='__main__')\n"
     )
     script = (smallest, "--model", runs / "pretrain", "--data.source", "digits")

@@ -11,7 +11,6 @@ from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.runs import FinetuneConfig
 from mae_hf.data.splits import describe_few_labels
 from mae_hf.evaluation.few_labels import methods
-from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
 from mae_hf.evaluation.few_labels.results import Measurements, check_inputs, write_summary
 from mae_hf.evaluation.inference import POOLINGS
 from mae_hf.evaluation.metrics import describe_seen
@@ -32,9 +31,9 @@ def few_labels(config: FewLabelsConfig) -> None:
     # ---- images: all labelled train images, from which label sets are chosen, and test images ----
     config = dataclasses.replace(config, data=prepared_as(config.model, config.data))
     encoder = open_encoder(config.model, attention_for(accelerator))
-    train, test = load_protocol_images(config.data, image_size_of(encoder))
+    train, test = methods.load_protocol_images(config.data, image_size_of(encoder))
     seen = seen_test_images(read_model_audit(config.model), test)
-    protocol = Protocol(config, train.parts[0][0].split, np.sort(train.split_rows))
+    protocol = methods.Protocol(config, train.parts[0][0].split, np.sort(train.split_rows))
     counts = f"{len(train)} labelled train images; every accuracy is on all {len(test)} test images"
     print(f"{protocol.note}\n{counts}\n{describe_seen(seen)}")
 

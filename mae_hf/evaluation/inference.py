@@ -48,10 +48,7 @@ def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device)
 def held_out_loss(
     accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, num_patches: int, batch_size: int
 ) -> float:
-    """Return the mean reconstruction loss of `images`, with fixed masks and no augmentation.
-
-    `model` is a prepared `MaskedAutoencoder` in eval mode; `batch_size` counts images at once per device.
-    """
+    """Return the mean loss of a prepared `MaskedAutoencoder` in eval mode on images with fixed masks, not augmented."""
     total = torch.zeros((), device=accelerator.device)
     for rows, num_counted in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
@@ -100,8 +97,7 @@ def infer(
 def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> Iterator[tuple[NDArray[np.int64], int]]:
     """Yield a process's rows in batches, each with the number of its images that count: all or none.
 
-    Every process gets the same number of batches, because all processes take part in a forward pass of sharded weights.
-    A process without images left repeats the first image, which does not count.
+    All processes take part in each forward pass of sharded weights: one without images left repeats the first image.
     """
     rows = np.arange(num_images)[rank::num_processes]
     with Progress(desc="evaluating", total=len(rows), unit="image", leave=False, delay=2.0) as progress:

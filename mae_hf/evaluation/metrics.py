@@ -1,8 +1,4 @@
-"""The scores of a classifier: an `evaluate.Metric` that needs neither the Hub nor a download, and what it gives.
-
-`evaluate.load("accuracy")` downloads its code from the Hub; this metric comes with the package, and scikit-learn
-computes it. A class with images that is never predicted has an F1 of 0.
-"""
+"""The scores of a classifier: an `evaluate.Metric` that, unlike `evaluate.load("accuracy")`, needs no download."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +15,8 @@ NUM_BINS = 15  # of `reliability`, as in its paper
 class ClassificationMetrics(evaluate.Metric):
     """`accuracy`, `f1`, `f1_per_class`, `confusion_matrix` and `loss` of a classifier, from its probabilities.
 
-    `f1_per_class` is NaN for a class without images. Rows of the confusion matrix are references, columns predictions.
+    `f1_per_class` is NaN for a class without images, and 0 for one that is never predicted. Rows of the confusion
+    matrix are references, columns predictions.
     """
 
     def _build_data_dir(self) -> str:
@@ -56,9 +53,8 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_
     """Return the scores of a classifier from its softmax, (n, C), and the true classes, int (n,).
 
     The class of the greatest probability is the prediction. The scores are `accuracy`, `f1` (macro, over the classes
-    that have images), `f1_per_class` (by class name, without the classes that have no image), `loss` (mean
-    cross-entropy of the true class) and `confusion_matrix` (nested lists; row: true class, column: predicted).
-    Probabilities that are not finite, which a broken model gives, are a ValueError.
+    that have images), `f1_per_class` (their F1 by name), `loss` (mean cross-entropy of the true class) and
+    `confusion_matrix` (row: true class, column: predicted). Probabilities of a broken model are a ValueError.
     """
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities are not finite: the weights of the model are broken")
@@ -75,10 +71,9 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_
 def unseen_metrics(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], seen: np.ndarray | None
 ) -> dict[str, float | int]:
-    """Return the scores of a classifier on the test images that pre-training has not seen.
+    """Return `num_seen_test_images`, and `test_unseen/accuracy`, `/f1` and `/loss` on the others, if there are any.
 
-    `seen` is bool (n,), None if unknown. The scores are `num_seen_test_images`, and if any image is unseen
-    `test_unseen/accuracy`, `/f1` and `/loss`. They are empty if `seen` is None.
+    `seen` is bool (n,), whether pre-training has seen each test image; None, which gives no scores, if unknown.
     """
     if seen is None:
         return {}

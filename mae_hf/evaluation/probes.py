@@ -1,9 +1,7 @@
 """Probes of frozen features: nearest neighbours, logistic regression, and the paper's linear head.
 
 A probe learns from labelled features, chooses its settings by cross-validation on them, and predicts class
-probabilities of other images, whose features are float (n, D). So all other images are equally new to it.
-
-Shapes: n images, D features, C classes.
+probabilities of other images, whose features are float (n, D): n images, D features, C classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,10 +86,7 @@ def knn_probe(
 
 
 def linear_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Probe:
-    """Return a logistic regression on standardised features, with the best strength of its L2 penalty.
-
-    `_choose` chooses the strength, the strongest of equals, or takes `FIXED_STRENGTH`.
-    """
+    """Return a logistic regression on standardised features; `_choose` finds the strength of its L2 penalty."""
     check_features(train_features=train.features, features=features)
 
     def fit(known: Labelled, strength: float) -> Pipeline:

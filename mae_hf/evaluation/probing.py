@@ -1,7 +1,5 @@
 """Every probe on both poolings: for `evaluate --probe`, and the quick probe of an encoder in training.
 
-`rankme` and `participation_ratio` say without any label how many dimensions the features use.
-
 Shapes: n images, D features, C classes.
 """
 
@@ -29,12 +27,9 @@ ONLINE_NOTE = f"kNN ({_VOTE}) from labelled train images to validation images, n
 
 
 def probe_features(
-    probes: Sequence[str],
-    features: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    class_names: Sequence[str],
-    seen: np.ndarray | None,
-) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
+    probes: Sequence[str], features: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray],
+    class_names: Sequence[str], seen: np.ndarray | None,
+) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:  # fmt: skip
     """Return the scores and the predictions of some of the probes `knn`, `linear`, `head` and `rank`.
 
     `pooled_features`, float (n, 2, D), and labels, int (n,), are by role (`train`, `validation`, `test`). `seen` says
@@ -108,10 +103,7 @@ def participation_ratio(features: np.ndarray) -> float:
 def start_probe(
     accelerator: Accelerator, encoder: ViTModel, images: Mapping[str, ImageSet], data: DataConfig, batch_size: int
 ) -> tuple[dict[str, float], Head | None]:
-    """Return `encoder_probe` with `linear` of the encoder that fine-tuning starts from.
-
-    `images` are by role; up to 5,000 of `train` and of `validation` are used. The encoder does not change.
-    """
+    """Return `encoder_probe` with `linear` of a copy of the encoder, on up to 5,000 train and validation images."""
     copied = copy.deepcopy(encoder).to(accelerator.device).eval()
     train, validation = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
     return encoder_probe(accelerator, copied, train, validation, data, batch_size, ["linear"])

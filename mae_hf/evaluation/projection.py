@@ -13,10 +13,7 @@ from mae_hf.evaluation.probes import check_features
 
 
 def tsne(features: np.ndarray, seed: int) -> np.ndarray:
-    """Return the t-SNE map of features, started from their principal components.
-
-    Source: van der Maaten and Hinton 2008, Visualizing Data using t-SNE.
-    """
+    """Return the t-SNE map (van der Maaten and Hinton 2008) of features, started from their principal components."""
     # The perplexity counts effective neighbours; sklearn's default of 30 means little among fewer than 90 images.
     perplexity = min(30.0, (len(features) - 1) / 3)
     method = manifold.TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
@@ -24,13 +21,7 @@ def tsne(features: np.ndarray, seed: int) -> np.ndarray:
 
 
 def umap(features: np.ndarray, seed: int) -> np.ndarray:
-    """Return the UMAP map of features, with the library's default of 15 neighbours.
-
-    Raises:
-        ImportError: umap-learn is not installed (the extra `umap`).
-
-    Source: McInnes, Healy and Melville 2018, arXiv 1802.03426.
-    """
+    """Return the UMAP map (arXiv 1802.03426) of features; ImportError without umap-learn (the extra `umap`)."""
     from umap import UMAP  # optional, and compiles for seconds
 
     # Only one thread gives the same map for the same seed. Few images have no spectral start.

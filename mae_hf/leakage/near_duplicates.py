@@ -78,13 +78,28 @@ def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "search
     The columns are `image` and `against`, the indices of both, ascending; `kind`, which is `exact` where the pixels are
     equal, else `near`; and `score`, the correlation of the fine structure, 1 where the pixels are equal.
     """
-    exact = set(exact_duplicates(images, against))
+    exact = dict.fromkeys(exact_duplicates(images, against), 1.0)
+    near: dict[tuple[int, int], float] = {}
+    parts = {(view.partner, view.mirrored) for view in _VIEWS}
     with Progress(desc=task, total=len(against) + len(images), unit="image") as progress:
-        near = _near_duplicates(images, against, progress)
-    pairs = sorted(exact | near.keys())
+        chunks = [(grey.half(), frequencies) for grey, frequencies in _described_chunks(against, parts, progress)]
+        partners = torch.cat([grey for grey, _ in chunks])
+        partner_frequencies = {part: torch.cat([frequencies[part] for _, frequencies in chunks]) for part in parts}
+        start = 0
+        for grey, frequencies in _described_chunks(images, {(view.own, False) for view in _VIEWS}, progress):
+            for view in _VIEWS:
+                partner = partner_frequencies[view.partner, view.mirrored]
+                rows, columns = _candidates(frequencies[view.own, False], partner)
+                other = partners[columns].float()
+                for index, score in _compare(grey[rows], other.flip(-1) if view.mirrored else other, view.warp()):
+                    pair = start + int(rows[index]), int(columns[index])
+                    near[pair] = max(score, near.get(pair, 0.0))
+            start += len(grey)
+    scores = near | exact
+    pairs = sorted(scores)
     found = pd.DataFrame(pairs, columns=["image", "against"], dtype=np.int64)
     found["kind"] = ["exact" if pair in exact else "near" for pair in pairs]
-    found["score"] = np.array([1.0 if pair in exact else near[pair] for pair in pairs], np.float32)
+    found["score"] = np.array([scores[pair] for pair in pairs], np.float32)
     return found
 
 
@@ -102,26 +117,6 @@ def pixel_digest(image: np.ndarray) -> bytes:
     state = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
     state.update(np.ascontiguousarray(image).data)
     return state.digest()
-
-
-def _near_duplicates(images: np.ndarray, against: np.ndarray, progress: Progress) -> dict[tuple[int, int], float]:
-    """Return the score of every pair of near-duplicates, including pairs of equal images that have detail."""
-    parts = {(view.partner, view.mirrored) for view in _VIEWS}
-    chunks = [(grey.half(), frequencies) for grey, frequencies in _described_chunks(against, parts, progress)]
-    partners = torch.cat([grey for grey, _ in chunks])
-    partner_frequencies = {part: torch.cat([frequencies[part] for _, frequencies in chunks]) for part in parts}
-    scores: dict[tuple[int, int], float] = {}
-    start = 0
-    for grey, frequencies in _described_chunks(images, {(view.own, False) for view in _VIEWS}, progress):
-        for view in _VIEWS:
-            partner = partner_frequencies[view.partner, view.mirrored]
-            rows, columns = _candidates(frequencies[view.own, False], partner)
-            other = partners[columns].float()
-            for index, score in _compare(grey[rows], other.flip(-1) if view.mirrored else other, view.warp()):
-                pair = start + int(rows[index]), int(columns[index])
-                scores[pair] = max(score, scores.get(pair, 0.0))
-        start += len(grey)
-    return scores
 
 
 def _described_chunks(

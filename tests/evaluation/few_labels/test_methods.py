@@ -29,15 +29,17 @@ from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError, RunError, RunStopped
 from mae_hf.evaluation.few_labels import methods
 from mae_hf.evaluation.few_labels.methods import (
+    LabelSet,
+    Protocol,
     describe_recipe,
     load_features,
+    load_protocol_images,
     measure_finetuning,
     measure_probe,
     plan_finetunings,
     random_encoder,
     shape_of,
 )
-from mae_hf.evaluation.few_labels.protocol import LabelSet, Protocol, load_protocol_images
 from mae_hf.models.io import weights_digest
 from mae_hf.training.signals import TERMINATING, handling, stop
 

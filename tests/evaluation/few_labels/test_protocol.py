@@ -10,7 +10,7 @@ from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import load_labelled_images
 from mae_hf.data.splits import Split, describe_few_labels
-from mae_hf.evaluation.few_labels.protocol import Protocol, load_protocol_images
+from mae_hf.evaluation.few_labels.methods import Protocol, load_protocol_images
 
 
 def protocol(folds: tuple | None = None, **fields) -> Protocol:
