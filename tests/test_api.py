@@ -124,16 +124,16 @@ def test_a_classifier_that_starts_from_a_probe_is_fitted_once_and_is_never_worse
 ):
     def counted(*arguments: Any) -> Any:
         fits.append(arguments)
-        return start_probe(*arguments)
+        return encoder_probe(*arguments)
 
     fits: list[Any] = []
-    start_probe = finetune.start_probe
+    encoder_probe = finetune.encoder_probe
     settings = SMALL | {"model.head": "probe", "train.base_lr": 1.0}  # which spoils the encoder
     call: dict[str, Any] = {"labels": LABELS, "settings": settings, "init": runs["pretrain"]}
     whole = mae_hf.finetune(SPLITS, output_dir=tmp_path / "whole", **call)
     assert whole.metrics["eval/accuracy"] >= whole.metrics["probe/linear_cls_accuracy"]
     assert log_of(whole.folder)[0]["step"] == 0 and "train/loss" not in log_of(whole.folder)[0]
-    monkeypatch.setattr(finetune, "start_probe", counted)
+    monkeypatch.setattr(finetune, "encoder_probe", counted)
     with interrupted_at(3, monkeypatch), pytest.raises(KeyboardInterrupt):
         mae_hf.finetune(SPLITS, output_dir=tmp_path / "run", **call)
     resumed = mae_hf.finetune(SPLITS, output_dir=tmp_path / "run", **call)

@@ -11,7 +11,7 @@ from mae_hf.data.cache import open_stores
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.sources import list_images
 from mae_hf.errors import require
-from mae_hf.evaluation.embedding import draw_map, draw_neighbours, write_features
+from mae_hf.evaluation.tables import draw_map, draw_neighbours, write_features
 from mae_hf.models.io import image_size_of, open_encoder, prepared_as
 from mae_hf.training.distributed import end_processes, start_accelerator
 from mae_hf.training.hardware import attention_for

@@ -1,5 +1,6 @@
 """Fine-tune a classifier from a pre-trained encoder, or train the same network from scratch."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -13,12 +14,12 @@ from mae_hf.commands.next_steps import compare_with_probe
 from mae_hf.commands.open_run import open_run
 from mae_hf.config.runs import FinetuneConfig
 from mae_hf.data.augment.mix import check_pairs
-from mae_hf.data.dataset import DeviceImages, load_labelled_images
+from mae_hf.data.dataset import DeviceImages, load_labelled_images, thin_out
 from mae_hf.data.sampler import BatchSampler
 from mae_hf.errors import require
 from mae_hf.evaluation.inference import class_probabilities, infer
 from mae_hf.evaluation.metrics import classification_metrics, describe_seen, unseen_metrics
-from mae_hf.evaluation.probing import start_probe
+from mae_hf.evaluation.probing import ONLINE_IMAGES, encoder_probe
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import NOT_PRETRAINED, read_model_audit, seen_test_images
 from mae_hf.models.classifier import build_classifier
@@ -62,7 +63,9 @@ def finetune(config: FinetuneConfig) -> None:
     probed = config.model.head == "probe"
     probe = run.record.start_probe  # a resumed run has the head in its checkpoint
     if checkpoints.newest() is None and (is_pretrained or probed):
-        probe, head = start_probe(accelerator, model.vit, images, config.data, plan.eval_batch_size)
+        encoder = copy.deepcopy(model.vit).to(accelerator.device).eval()
+        known, others = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
+        probe, head = encoder_probe(accelerator, encoder, known, others, config.data, plan.eval_batch_size, ["linear"])
         fix = "use weights that are almost zero (--model.head zero)"
         problem = f"model.head probe: this encoder has no linear probe of its classes: {fix}"
         require(head is not None or not probed, problem)

@@ -5,7 +5,7 @@ from pathlib import Path
 from mae_hf.config.commands import PredictConfig
 from mae_hf.config.data import check_class_names
 from mae_hf.data.sources import list_images
-from mae_hf.evaluation.prediction import write_classes
+from mae_hf.evaluation.tables import write_classes
 from mae_hf.models.io import image_size_of, open_classifier, prepared_as
 from mae_hf.training.distributed import end_processes, start_accelerator
 from mae_hf.training.hardware import attention_for

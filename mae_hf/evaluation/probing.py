@@ -3,7 +3,6 @@
 Shapes: n images, D features, C classes.
 """
 
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -11,10 +10,9 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
-from transformers import ViTModel
 
 from mae_hf.config.data import DataConfig
-from mae_hf.data.dataset import ImageSet, thin_out
+from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import ConfigError, warn
 from mae_hf.evaluation.inference import POOLINGS, infer, pooled_features
 from mae_hf.evaluation.metrics import classification_metrics, unseen_metrics
@@ -98,15 +96,6 @@ def participation_ratio(features: np.ndarray) -> float:
     covariance = centred.T @ centred
     squares = float((covariance**2).sum())  # of the eigenvalues, too: the matrix is symmetric
     return float(np.trace(covariance) ** 2 / squares) if squares else 0.0
-
-
-def start_probe(
-    accelerator: Accelerator, encoder: ViTModel, images: Mapping[str, ImageSet], data: DataConfig, batch_size: int
-) -> tuple[dict[str, float], Head | None]:
-    """Return `encoder_probe` with `linear` of a copy of the encoder, on up to 5,000 train and validation images."""
-    copied = copy.deepcopy(encoder).to(accelerator.device).eval()
-    train, validation = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
-    return encoder_probe(accelerator, copied, train, validation, data, batch_size, ["linear"])
 
 
 def encoder_probe(

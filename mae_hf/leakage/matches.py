@@ -88,9 +88,6 @@ def compare_stores(images: Store, against: Store) -> Match:
     return Match(images, against, found.assign(**rows))
 
 
-# ---- prepare_data --audit_against ----
-
-
 def check_splits(splits: Sequence[Split], role: str) -> None:
     """Raise ConfigError, before any image is decoded, if there are no unlabeled images or no split `role`."""
     found = ", ".join(f"{split.role} of {split.source} ({len(split)} images)" for split in splits)
@@ -106,7 +103,7 @@ def audit_stores(stores: Sequence[Store], role: str) -> list[Match]:
 
 
 def describe_match(match: Match) -> list[str]:
-    """Return the duplicates in two lines to print, exact ones and near-duplicates."""
+    """Return the duplicates in two lines for `prepare_data`, exact ones and near-duplicates."""
     lines = []
     for kind, name in (("exact", "exact duplicates"), ("near", "near-duplicates")):
         pairs = match.found[match.found["kind"] == kind]
@@ -126,11 +123,8 @@ def write_pairs(match: Match) -> Path:
     return match.file("json")
 
 
-# ---- doctor ----
-
-
 def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
-    """Yield the duplicates within each split, equal images in two classes, and duplicates of evaluation images."""
+    """Yield for `doctor` the copies within each split, equal images in two classes, and copies of evaluation images."""
     for store in stores:
         split = store.split
         table = pd.DataFrame({"digest": map(pixel_digest, np.asarray(store.images)), "row": store.rows})

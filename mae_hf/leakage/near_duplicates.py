@@ -1,13 +1,9 @@
 """Search for duplicates between two sets of images: exact ones (equal pixels) and near-duplicates.
 
 A near-duplicate was compressed, resized, cropped by up to a tenth of its side, brightened, changed in contrast, or
-mirrored. The search has two stages:
-
-1. Find candidates by their low frequencies, with a matrix product. Compare whole images, an image with a corner or
-   centre crop of the other, and an image with the mirrored other.
-2. Align each candidate with its partner by least squares (Lucas and Kanade, IJCAI 1981, with gain and offset). The
-   pair is a near-duplicate if the fine structure of both images correlates.
-
+mirrored. Candidates are found by their low frequencies, with a matrix product: of whole images, an image and a corner
+or centre crop of the other, and an image and the mirrored other. Each is aligned with its partner by least squares
+(Lucas and Kanade, IJCAI 1981, with gain and offset). It is a near-duplicate if the fine structure of both correlates.
 docs/audit.md reports the measured recall and how the thresholds were chosen.
 
 Shapes: N images, M images they are compared with, H = W their side, K pairs, S side of a thumbnail, G of a grid.
@@ -72,8 +68,7 @@ def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "search
 
     An image has at most `NUM_CANDIDATES` near-duplicates for each way of cropping. Images without detail have none,
     because they all look alike: one plain colour, or 8 pixels enlarged to 32. `images`, np.uint8 (N, H, W, 3), and
-    `against`, np.uint8 (M, H, W, 3), are read in chunks; about 12 kB are kept for each image of `against`. The progress
-    is shown as `task`.
+    `against`, np.uint8 (M, H, W, 3), are read in chunks; about 12 kB are kept for each image of `against`.
 
     The columns are `image` and `against`, the indices of both, ascending; `kind`, which is `exact` where the pixels are
     equal, else `near`; and `score`, the correlation of the fine structure, 1 where the pixels are equal.
@@ -137,10 +132,9 @@ def _described_chunks(
 
 
 def _low_frequencies(thumbnails: Tensor, box: Box) -> Tensor:
-    """Return the low frequencies of a part of each image, without its mean, (n, F) of norm 1.
+    """Return the low frequencies of a part of each image, without brightness and contrast, (n, F) of norm 1.
 
-    They do not depend on brightness and contrast. Weights compensate the 1 / f fall-off of photographs and let colour
-    count more than it does in the pixels. Otherwise all skies would be alike.
+    Weights compensate the 1 / f fall-off of photographs and let colour count more: otherwise all skies would be alike.
     """
     side = thumbnails.shape[-1]
     index = torch.arange(GRID)  # the discrete cosine transform of G x G cells
@@ -195,8 +189,8 @@ def _fine_structure(thumbnails: Tensor, window: int) -> Tensor:
 def _align(images: Tensor, partners: Tensor, warps: Tensor, steps: int, window: int) -> tuple[Tensor, Tensor]:
     """Find grey thumbnails (K, S, S) in their partners by Gauss-Newton steps over scale, shift, gain and offset.
 
-    Starts at `warps`, (K, 4) as `_View.warp` returns them. Returns the warps with the highest scores, and these scores:
-    the correlation of the fine structure where both overlap. `window` is the side of the local mean that is subtracted.
+    Returns the warps (K, 4), as of `_View.warp`, with the highest scores, and these scores: the correlation of the fine
+    structure where both overlap. `window` is the side of the local mean that is subtracted.
     """
     num, side, _ = images.shape
     if not num:

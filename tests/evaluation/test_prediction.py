@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, ViTConfig, ViTForImageClassifica
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.sources import list_images
-from mae_hf.evaluation.prediction import write_classes
+from mae_hf.evaluation.tables import write_classes
 
 SHAPE = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLASSES = ("Cats", 'dog, or "wolf"', "horse")

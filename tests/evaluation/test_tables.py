@@ -16,8 +16,8 @@ from mae_hf.data.cache import open_stores
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.sources import load_splits
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation import embedding
-from mae_hf.evaluation.embedding import draw_map, draw_neighbours, write_features
+from mae_hf.evaluation import tables
+from mae_hf.evaluation.tables import draw_map, draw_neighbours, write_features
 from mae_hf.figures import sheets
 
 DATA = DataConfig(source="digits", image_mean=(0.3, 0.4, 0.5), image_std=(0.2, 0.3, 0.4))
@@ -77,7 +77,7 @@ class Stopped(torch.nn.Module):
 
 
 def test_a_stopped_command_resumes_with_the_first_missing_part(written, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "PER_PART", 200)  # 4 parts of 4 batches, the last of 197
+    monkeypatch.setattr(tables, "PER_PART", 200)  # 4 parts of 4 batches, the last of 197
     output = tmp_path / "digits.parquet"
     first, second = Stopped(7), Stopped(100)
     with pytest.raises(KeyboardInterrupt):
@@ -98,7 +98,7 @@ def test_a_stopped_command_resumes_with_the_first_missing_part(written, images, 
 
 
 def test_features_of_other_weights_or_images_are_never_joined_or_replaced(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "PER_PART", 200)
+    monkeypatch.setattr(tables, "PER_PART", 200)
     output = tmp_path / "digits.parquet"
     with pytest.raises(KeyboardInterrupt):
         write(Stopped(7), images, output)
