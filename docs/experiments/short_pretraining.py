@@ -90,8 +90,7 @@ def measure(variant: str, unlabeled: str, labelled: str, steps: int) -> dict[str
         role: infer(accelerator, pooled_features, encoder, part, config.data, 256)
         for role, part in labelled_images.items()
     }
-    labels = {role: part.labels for role, part in labelled_images.items()}
-    values, _ = probe_features(["linear"], features, labels, labelled_images["train"].class_names, None)
+    values, _ = probe_features(["linear"], features, labelled_images, None)
     result |= {f"linear_probe_{pooling}": values[f"linear/{pooling}/accuracy"] for pooling in ("cls", "mean")}
     result["refused_before_step_0"] = refused
     accelerator.print(json.dumps(result))

@@ -44,11 +44,11 @@ def evaluate(config: EvaluateConfig) -> None:
     counts = {f"num_{role}_images": len(part) for role, part in images.items()}
     predictions: dict[str, Any] = {}
     if config.probes:
-        labels, batch_size = {role: part.labels for role, part in images.items()}, config.batch_size
         features = {
-            role: infer(accelerator, pooled_features, prepared, images[role], data, batch_size) for role in images
+            role: infer(accelerator, pooled_features, prepared, part, data, config.batch_size)
+            for role, part in images.items()
         }
-        values, by_probe = probe_features(config.probes, features, labels, test.class_names, seen)
+        values, by_probe = probe_features(config.probes, features, images, seen)
         metrics |= {**counts, "labels": images["train"].note or "all labels", **values}
         for name, by_role in by_probe.items():
             predictions[f"predictions/{name}"] = (test, by_role["test"], seen)

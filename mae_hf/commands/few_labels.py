@@ -11,7 +11,7 @@ from mae_hf.config.commands import FewLabelsConfig
 from mae_hf.config.runs import FinetuneConfig
 from mae_hf.data.splits import describe_few_labels
 from mae_hf.evaluation.few_labels import methods
-from mae_hf.evaluation.few_labels.results import Measurements, check_inputs, write_summary
+from mae_hf.evaluation.few_labels.results import Measurements, write_summary
 from mae_hf.evaluation.inference import POOLINGS
 from mae_hf.evaluation.metrics import describe_seen
 from mae_hf.leakage.audit import read_model_audit, seen_test_images
@@ -53,8 +53,7 @@ def few_labels(config: FewLabelsConfig) -> None:
     if recipe:
         inputs |= methods.describe_recipe(recipe)
     runs = methods.plan_finetunings(protocol, recipe, encoders) if recipe and "finetune" in config.methods else {}
-    check_inputs(folder / "inputs.json", inputs)
-    results = Measurements(folder, test, seen)
+    results = Measurements(folder, test, seen, inputs)
 
     # ---- one label set after the other ----
     for arm, model in encoders.items():

@@ -28,7 +28,6 @@ class ClassificationMetrics(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Accuracy, F1, confusion matrix and cross-entropy of a classifier.",
             citation="Pedregosa et al. 2011, Scikit-learn: Machine Learning in Python, JMLR 12",
-            inputs_description="predictions, references and probabilities of each image; num_classes: of the data.",
             features=datasets.Features({"predictions": number, "references": number, "probabilities": numbers}),
         )
 

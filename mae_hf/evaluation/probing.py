@@ -25,19 +25,19 @@ ONLINE_NOTE = f"kNN ({_VOTE}) from labelled train images to validation images, n
 
 
 def probe_features(
-    probes: Sequence[str], features: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray],
-    class_names: Sequence[str], seen: np.ndarray | None,
-) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:  # fmt: skip
+    probes: Sequence[str], features: Mapping[str, np.ndarray], images: Mapping[str, ImageSet], seen: np.ndarray | None
+) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
     """Return the scores and the predictions of some of the probes `knn`, `linear`, `head` and `rank`.
 
-    `pooled_features`, float (n, 2, D), and labels, int (n,), are by role (`train`, `validation`, `test`). `seen` says
-    whether pre-training has seen each test image, bool (n,); None if that is unknown.
+    Images and `pooled_features` of them, float (n, 2, D), are by role (`train`, `validation`, `test`). `seen` is bool
+    (n,), whether pre-training has seen each test image; None if that is unknown.
 
     Metrics by `PROBE/POOLING/NAME` are `scores_of` the test images, `validation_accuracy` and the probe's settings, or
     `rankme` and `participation_ratio` of the train images. Probabilities, float32 (n, C), are by `PROBE-POOLING` and
     role (`validation`, `test`). Features of a broken encoder, and labels of one class only, are a ConfigError.
     """
     metrics, probabilities = dict[str, float](), {}
+    labels, class_names = {role: part.labels for role, part in images.items()}, images["train"].class_names
     for number, pooling in enumerate(POOLINGS):
         train = Labelled(features["train"][:, number], labels["train"])
         others = np.concatenate([features[role][:, number] for role in ("validation", "test")])

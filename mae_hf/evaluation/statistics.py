@@ -10,7 +10,7 @@ Shapes: R recipes, B resamples, m validation images, n test images, E evaluation
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,7 @@ def percentile_interval(resampled: Floats) -> Interval | None:
     return Interval(*np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist())
 
 
-@dataclass(frozen=True, eq=False)
-class Resampled:
+class Resampled(NamedTuple):
     """An arm on resampled images."""
 
     accuracy: Floats  # (B,), the test accuracy of the recipe that validation chose in each resample

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,8 +39,7 @@ class DuplicatePair:
     held_out: bool = False  # whether pre-training held the image out, so that it was never trained on
 
 
-@dataclass(frozen=True, eq=False)
-class Match:
+class Match(NamedTuple):
     """The duplicates between the images of two splits."""
 
     images: Store  # of pre-training

@@ -11,7 +11,7 @@ Shapes: N images, M images they are compared with, H = W their side, K pairs, S 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +61,7 @@ _VIEWS = (
     _View(WHOLE, WHOLE, mirrored=True),
     *(_View(box, WHOLE) for box in CROPS),
 )
+_PARTS = {(view.partner, view.mirrored) for view in _VIEWS}  # of an image, those of its own included
 
 
 def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "searching for duplicates") -> pd.DataFrame:
@@ -75,13 +76,12 @@ def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "search
     """
     exact = dict.fromkeys(exact_duplicates(images, against), 1.0)
     near: dict[tuple[int, int], float] = {}
-    parts = {(view.partner, view.mirrored) for view in _VIEWS}
     with Progress(desc=task, total=len(against) + len(images), unit="image") as progress:
-        chunks = [(grey.half(), frequencies) for grey, frequencies in _described_chunks(against, parts, progress)]
+        chunks = [(grey.half(), frequencies) for grey, frequencies in _described_chunks(against, progress)]
         partners = torch.cat([grey for grey, _ in chunks])
-        partner_frequencies = {part: torch.cat([frequencies[part] for _, frequencies in chunks]) for part in parts}
+        partner_frequencies = {part: torch.cat([frequencies[part] for _, frequencies in chunks]) for part in _PARTS}
         start = 0
-        for grey, frequencies in _described_chunks(images, {(view.own, False) for view in _VIEWS}, progress):
+        for grey, frequencies in _described_chunks(images, progress):
             for view in _VIEWS:
                 partner = partner_frequencies[view.partner, view.mirrored]
                 rows, columns = _candidates(frequencies[view.own, False], partner)
@@ -115,7 +115,7 @@ def pixel_digest(image: np.ndarray) -> bytes:
 
 
 def _described_chunks(
-    images: np.ndarray, parts: Set[tuple[Box, bool]], progress: Progress
+    images: np.ndarray, progress: Progress
 ) -> Iterator[tuple[Tensor, dict[tuple[Box, bool], Tensor]]]:
     """Yield grey thumbnails (n, S, S) of n images at a time, and the low frequencies of parts of them."""
     for start in range(0, len(images), CHUNK):
@@ -125,7 +125,7 @@ def _described_chunks(
         detailed = _has_detail(grey)[:, None]  # without detail, all cosines are 0
         frequencies = {
             (box, mirrored): _low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed
-            for box, mirrored in parts
+            for box, mirrored in _PARTS
         }
         yield grey, frequencies
         progress.update(len(grey))

@@ -1,6 +1,7 @@
 """Probes on both poolings: numbers that the predictions give again, known ranks, and an encoder that is left alone."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,10 +53,14 @@ def drawn() -> tuple[dict, dict]:
     return features, labels
 
 
+def images_of(labels: dict) -> dict:
+    return {role: SimpleNamespace(labels=labels[role], class_names=("a", "b", "c")) for role in labels}
+
+
 def test_every_number_can_be_computed_again_from_the_probabilities(drawn):
     features, labels = drawn
     seen = np.arange(len(labels["test"])) % 3 == 0
-    metrics, probabilities = probe_features(["knn", "linear", "head"], features, labels, ["a", "b", "c"], seen)
+    metrics, probabilities = probe_features(["knn", "linear", "head"], features, images_of(labels), seen)
     names = {f"{probe}-{pooling}" for probe in ("knn", "linear", "head") for pooling in ("cls", "mean")}
     assert probabilities.keys() == names
     for name, by_role in probabilities.items():
@@ -76,7 +81,7 @@ def test_the_rank_is_that_of_the_training_images(drawn):
     features, labels = drawn
     changed = {role: values.copy() for role, values in features.items()}
     changed["train"][:, 1] = np.outer(np.arange(1, 101), np.ones(8))
-    metrics, probabilities = probe_features(["rank"], changed, labels, ["a", "b", "c"], None)
+    metrics, probabilities = probe_features(["rank"], changed, images_of(labels), None)
     assert probabilities == {}
     assert metrics["rank/mean/rankme"] == pytest.approx(1, rel=1e-4)
     assert metrics["rank/mean/participation_ratio"] == pytest.approx(1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -40,8 +40,7 @@ MIN_STEPS = 200  # of a fine-tuning whose recipe does not say a minimum
 Measured = tuple[dict[str, Any], NDArray[np.floating]]  # for a line of results.jsonl; probabilities of test images
 
 
-@dataclass(frozen=True, eq=False)
-class LabelSet:
+class LabelSet(NamedTuple):
     """One set of labels to learn from."""
 
     name: str  # of its lines and run folders, such as `fold-3` or `budget-0.05-draw-1`
@@ -111,7 +110,7 @@ def load_features(
 ) -> dict[str, np.ndarray]:
     """Return the features of `train` and `test`, by ROLE-POOLING, from features-ARM.npz, or computed and stored there.
 
-    The folder has passed `check_inputs`, so a file that exists is of this encoder and these images.
+    `Measurements` has checked the inputs of the folder, so a file that exists is of this encoder and these images.
     """
     path = Path(config.output_dir) / f"features-{arm}.npz"
     if not path.exists():

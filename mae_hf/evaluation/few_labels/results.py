@@ -31,10 +31,18 @@ class Measurements:
     """The lines of results.jsonl and the files in predictions/, in one folder.
 
     A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.
-    `seen` is bool (n,), whether pre-training has seen each of the n test images; None if that is unknown.
+    `seen` is bool (n,), whether pre-training has seen each of the n test images; None if that is unknown. All lines are
+    of the same `inputs`, by name: the model, the images and the precision. ConfigError names those that have changed.
     """
 
-    def __init__(self, folder: Path, test: ImageSet, seen: NDArray[np.bool_] | None) -> None:
+    def __init__(self, folder: Path, test: ImageSet, seen: NDArray[np.bool_] | None, inputs: dict[str, Any]) -> None:
+        file = folder / "inputs.json"
+        before = json.loads(file.read_text()) if file.exists() else inputs
+        changed = [f"{key}: {before.get(key)} -> {value}" for key, value in inputs.items() if before.get(key) != value]
+        problem = f"{folder} holds results of other inputs ({'; '.join(changed)})"
+        require(not changed, f"{problem}: choose another --output_dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, inputs)
         self._folder, self._path, self._test, self._seen = folder, folder / "results.jsonl", test, seen
         text = self._path.read_text() if self._path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
@@ -54,19 +62,6 @@ class Measurements:
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
-
-
-def check_inputs(path: Path, inputs: dict[str, Any]) -> None:
-    """Check that all results of a folder come from one model, one set of images and one precision.
-
-    The JSON file `path` keeps the inputs by name. An input that has changed is a ConfigError, which names it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else inputs
-    changed = [f"{name}: {known.get(name)} -> {value}" for name, value in inputs.items() if known.get(name) != value]
-    problem = f"{path.parent} holds results of other inputs ({'; '.join(changed)})"
-    require(not changed, f"{problem}: choose another --output_dir")
-    write_json(path, inputs)
 
 
 def write_summary(folder: Path, lines: Sequence[dict[str, Any]], about: dict[str, Any], form: str = "png") -> str:

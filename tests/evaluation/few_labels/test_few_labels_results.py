@@ -12,7 +12,6 @@ import pytest
 from mae_hf.errors import ConfigError
 from mae_hf.evaluation.few_labels.results import (
     Measurements,
-    check_inputs,
     few_labels_figure,
     summarize,
     summary_text,
@@ -29,9 +28,9 @@ def line(label_set: str, **fields) -> dict:
     return {"label_set": label_set, **common, **fields}
 
 
-def results_in(folder: Path, seen: np.ndarray | None = None) -> Measurements:
+def results_in(folder: Path, seen: np.ndarray | None = None, inputs: dict | None = None) -> Measurements:
     images = SimpleNamespace(labels=LABELS, class_names=("cat", "dog"), file_names=lambda: [None] * 4)
-    return Measurements(folder, images, seen)
+    return Measurements(folder, images, seen, inputs or {})
 
 
 def test_what_is_measured_is_known_to_the_next_run(tmp_path):
@@ -80,13 +79,12 @@ def test_where_nothing_is_known_to_be_unseen_there_is_no_score_of_it(tmp_path, s
 
 
 def test_results_of_another_model_are_not_mixed_in(tmp_path):
-    path = tmp_path / "inputs.json"
-    check_inputs(path, {"weights": "aa", "data": "1"})
-    check_inputs(path, {"weights": "aa", "data": "1"})
+    for _ in range(2):
+        results_in(tmp_path, inputs={"weights": "aa", "data": "1"})
     with pytest.raises(ConfigError, match=r"other inputs \(weights: aa -> bb\): choose another --output_dir"):
-        check_inputs(path, {"weights": "bb", "data": "1"})
+        results_in(tmp_path, inputs={"weights": "bb", "data": "1"})
     with pytest.raises(ConfigError, match="weights: aa -> bb; data: 1 -> 2"):
-        check_inputs(path, {"weights": "bb", "data": "2"})
+        results_in(tmp_path, inputs={"weights": "bb", "data": "2"})
 
 
 def scored(label_set: str, accuracy: float, **fields) -> dict:
