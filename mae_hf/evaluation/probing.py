@@ -71,8 +71,8 @@ def scores_of(
 def rankme(features: np.ndarray) -> float:
     """Return exp of the entropy of the normalised singular values of features (n, D), from 1 to min(n, D).
 
-    Features are neither centred nor scaled. The value depends on the images and their number: compare encoders on the
-    same images. Features of a broken encoder are a ConfigError.
+    Features are neither centred nor scaled; those of a broken encoder are a ConfigError. The value depends on the
+    images and their number: compare encoders on the same images.
 
     Source: Garrido et al. 2023 (arXiv 2210.02885), equations 1 and 2.
     """
@@ -85,8 +85,7 @@ def rankme(features: np.ndarray) -> float:
 def participation_ratio(features: np.ndarray) -> float:
     """Return the effective rank of the covariance: (sum of its eigenvalues)² / sum of their squares, from 1 to D.
 
-    Features that vary equally in all directions have D, those on a line 1, a single image 0. Features of a broken
-    encoder are a ConfigError.
+    Equal variance in all directions gives D, a line 1, a single image 0, and a broken encoder a ConfigError.
 
     Source: Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement (bioRxiv 214262).
     """

@@ -41,11 +41,8 @@ def describe_accuracy(num_right: int, num: int) -> str:
 
 
 def percentile_interval(resampled: Floats) -> Interval | None:
-    """Return the percentile interval of the number in each resample, (B,).
-
-    Resamples that are all alike give None: an interval of width 0 would claim a certainty that few images do not have.
-    """
-    if np.ptp(resampled) < 1e-12:
+    """Return the percentile interval of the number in each resample, (B,); None if all are alike."""
+    if np.ptp(resampled) < 1e-12:  # a width of 0 would claim a certainty that few images do not have
         return None
     return Interval(*np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist())
 
@@ -87,10 +84,8 @@ def first_over_second(arms: Sequence[Resampled], chooses_arm: bool) -> Floats:
 
 
 def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
-    """Means over resampled images, (B, rows) of (rows, n); every row sees the same images.
-
-    Images with the same values in all rows are interchangeable, so a resample is a multinomial draw over such groups.
-    """
+    """Means over resampled images, (B, rows) of (rows, n); every row sees the same images."""
+    # images with the same values in all rows are interchangeable: a resample is a multinomial draw over such groups
     groups, counts = np.unique(values, axis=1, return_counts=True)
     n = values.shape[1]
     draws = (generator.multinomial(n, counts / n, size=_AT_ONCE) for _ in range(NUM_RESAMPLES // _AT_ONCE))

@@ -74,15 +74,13 @@ class Protocol:
         return f"official protocol: the {len(self.split.folds)} predefined folds of fold_indices.txt"
 
     def label_sets(self, method: str) -> list[LabelSet]:
-        """Return the label sets to measure `knn`, `linear` or `finetune` on.
-
-        All labels are a single set, whatever the draw: a probe is measured on it once, fine-tuning with several seeds.
-        """
+        """Return the label sets to measure `knn`, `linear` or `finetune` on."""
         if self.config.protocol == "folds":
             num_folds = NUM_FOLDS if self.split.folds is None else len(self.split.folds)
             return [self._label_set(f"fold-{fold}", fold, fold=fold) for fold in range(num_folds)]
         sets = []
         for fraction in BUDGETS:
+            # all labels are a single set: a probe is measured on it once, fine-tuning with several seeds
             for draw in range(self.config.draws if fraction < 1 or method == "finetune" else 1):
                 name, seed = f"budget-{fraction:g}-draw-{draw}", draw if fraction < 1 else 0
                 sets.append(self._label_set(name, draw, label_fraction=fraction, label_seed=seed))
@@ -94,10 +92,7 @@ class Protocol:
 
 
 def load_protocol_images(data: DataConfig, image_size: int) -> tuple[ImageSet, ImageSet]:
-    """Return all labelled train images that can be decoded and are not test images, and the test images.
-
-    A validation split of the source is not used. A source without the images is a ConfigError.
-    """
+    """Return all labelled train images that are not test images, without a validation split, and the test images."""
     images = load_labelled_images(replace(data, label_fraction=1.0), image_size)
     return ImageSet([*images["train"].parts, *images["validation"].parts]), images["test"]
 
@@ -108,12 +103,9 @@ def load_protocol_images(data: DataConfig, image_size: int) -> tuple[ImageSet, I
 def load_features(
     arm: str, accelerator: Accelerator, encoder: nn.Module, train: ImageSet, test: ImageSet, config: FewLabelsConfig
 ) -> dict[str, np.ndarray]:
-    """Return the features of `train` and `test`, by ROLE-POOLING, from features-ARM.npz, or computed and stored there.
-
-    `Measurements` has checked the inputs of the folder, so a file that exists is of this encoder and these images.
-    """
+    """Return the features of `train` and `test`, by ROLE-POOLING, from features-ARM.npz, or compute and store them."""
     path = Path(config.output_dir) / f"features-{arm}.npz"
-    if not path.exists():
+    if not path.exists():  # `Measurements` has checked that what exists is of this encoder and these images
         prepared, features = accelerator.prepare(encoder), dict[str, np.ndarray]()
         for role, images in (("train", train), ("test", test)):
             values = infer(accelerator, pooled_features, prepared, images, config.data, config.batch_size)
@@ -182,8 +174,7 @@ def measure_finetuning(config: FinetuneConfig) -> Measured:
 
     It runs or resumes as a command in its own process, which frees its memory afterwards. A finished run is read, and
     its checkpoints are removed, because there are many runs. ConfigError if the folder holds a run with a different
-    config, or files that contradict each other; RunError, which names the log, if it failed. RunStopped after SIGTERM,
-    SIGHUP or Ctrl-C, once its state is saved.
+    config, or files that contradict each other; RunError names the log. RunStopped after a signal, once it has saved.
     """
     folder = Path(config.output_dir)
     if inspect_run(config) != "finished":

@@ -65,10 +65,7 @@ class Measurements:
 
 
 def write_summary(folder: Path, lines: Sequence[dict[str, Any]], about: dict[str, Any], form: str = "png") -> str:
-    """Write summary.json and the figure few_labels.png, or .svg, and return the table for the console.
-
-    `about` is what summary.json says besides `results`; its `protocol` is also the title of the picture.
-    """
+    """Write summary.json, with `about` besides the results, and few_labels.png or .svg; return the table to print."""
     rows = summarize(lines)
     write_json(folder / "summary.json", {**about, "results": rows})
     figures.save(few_labels_figure(rows, lines, about["protocol"]), folder / f"few_labels.{form}")
@@ -79,7 +76,7 @@ def summarize(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return mean and standard deviation over the label sets of each budget (or all folds), arm, method and pooling.
 
     A row has `n` label sets, `num_labels` (mean), and for each of `SCORES` that all lines have `NAME_mean` and
-    `NAME_sd`, the sample standard deviation, None for a single set.
+    `NAME_sd`, the sample standard deviation, None for a single set. Folds have the `fraction` None.
     """
     table = pd.DataFrame(lines)
     names = [name for name in SCORES if name in table and table[name].notna().all()]
@@ -114,10 +111,7 @@ def _percent(mean: float, sd: float | None) -> str:
 
 @figures.for_paper
 def few_labels_figure(rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Return test accuracy, mean and standard deviation over label sets: of folds with a point for each, or by budget.
-
-    `rows` are the summary of `lines`, the measurements. A `fraction` is None for folds.
-    """
+    """Return test accuracy, mean and standard deviation over label sets: of folds, each a point, or by budget."""
     if rows[0]["fraction"] is not None:
         summary = pd.DataFrame(rows).astype({"accuracy_sd": float})
         return _budgets_figure(summary.fillna({"pooling": "", "accuracy_sd": 0.0}), title)
