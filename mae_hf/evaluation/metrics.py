@@ -86,10 +86,9 @@ def unseen_metrics(
 def describe_seen(seen: np.ndarray | None, scores: Mapping[str, Any] | None = None) -> str:
     """Return a line on how many test images pre-training has seen; `scores` of `unseen_metrics` add the accuracy."""
     if seen is None:
-        return (
-            "unknown which test images pre-training has seen: the model has no audit.json, or one for other test "
-            "images or another image size, or its images were streamed, without a search for near-duplicates"
-        )
+        streamed = "its images were streamed, without a search for near-duplicates"
+        why = f"the model has no audit.json, or one for other test images or another image size, or {streamed}"
+        return f"unknown which test images pre-training has seen: {why}"
     if not seen.any():
         return "pre-training has seen none of the test images"
     if seen.all():

@@ -101,9 +101,8 @@ def audit_stores(stores: Sequence[Store], role: str) -> list[Match]:
     return [compare_stores(store, other) for other in against for store in images]
 
 
-def describe_match(match: Match) -> list[str]:
-    """Return the duplicates in two lines for `prepare_data`, exact ones and near-duplicates."""
-    lines = []
+def describe_match(match: Match) -> Iterator[str]:
+    """Yield the duplicates in two lines for `prepare_data`, exact ones and near-duplicates."""
     for kind, name in (("exact", "exact duplicates"), ("near", "near-duplicates")):
         pairs = match.found[match.found["kind"] == kind]
         images, against = (
@@ -112,8 +111,7 @@ def describe_match(match: Match) -> list[str]:
         )
         shown = [f"{pair.row} and {pair.against_row}" for pair in pairs[:NUM_PRINTED].itertuples()]
         shown += ["..."] * (len(pairs) > NUM_PRINTED)
-        lines.append(f"{images} are {name} of {against}" + (f": rows {', '.join(shown)}" if shown else ""))
-    return lines
+        yield f"{images} are {name} of {against}" + (f": rows {', '.join(shown)}" if shown else "")
 
 
 def write_pairs(match: Match) -> Path:
