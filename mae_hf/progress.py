@@ -38,14 +38,8 @@ class Progress(tqdm):
 
     def clear(self, nolock: bool = False) -> None:
         """Make room for other text. Plain lines stay."""
-        with contextlib.suppress(OSError):
-            if not self._is_plain:
-                super().clear(nolock)
-
-    def close(self) -> None:
-        """Leave the finished bar where it is."""
-        with contextlib.suppress(OSError):
-            super().close()
+        if not self._is_plain:
+            super().clear(nolock)
 
 
 def in_words(seconds: float) -> str:

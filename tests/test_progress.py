@@ -1,6 +1,7 @@
 """Progress without a terminal: whole lines, at most one per interval."""
 
 import contextlib
+import errno
 import io
 
 import pytest
@@ -16,7 +17,7 @@ class Terminal(io.StringIO):
 
 class Closed(Terminal):
     def write(self, text: str) -> int:
-        raise OSError("closed")
+        raise OSError(errno.EIO, "closed")  # which tqdm expects of a closed terminal
 
 
 def work(monkeypatch, steps: int, stderr: io.StringIO) -> str:

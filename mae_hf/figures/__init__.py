@@ -20,7 +20,6 @@ from mae_hf.errors import clean
 from mae_hf.files import write_file
 
 COLUMN, PAGE = 3.3, 6.9  # inches: the width of a column, and of a page of two, in a paper
-DPI = 300
 # Decorates functions that draw or save a figure: matplotlib reads the sizes of texts in both. A font of 7 points is
 # readable if a paper shows the figure unscaled. The salt makes equal figures equal files.
 for_paper = rc_context(
@@ -32,6 +31,8 @@ for_paper = rc_context(
         "lines.linewidth": 1.2,
         "lines.markersize": 3,
         "hatch.linewidth": 0.5,
+        "savefig.dpi": 300,
+        "savefig.facecolor": "white",
         "svg.hashsalt": "mae_hf",
     }
 )
@@ -55,10 +56,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     form = path.suffix.removeprefix(".").lower()
     metadata = {"Date": None} if form == "svg" else None
-    options: dict[str, Any] = {"format": form, "dpi": DPI, "facecolor": "white", "metadata": metadata}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in a script that the font lacks
-        write_file(path, lambda file: figure.savefig(file, **options))
+        write_file(path, lambda file: figure.savefig(file, format=form, metadata=metadata))
     return path
 
 

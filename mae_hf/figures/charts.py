@@ -37,22 +37,19 @@ _ENOUGH: dict[str, Any] = {"facecolor": "#7FB3D9", "hatch": ""}
 _TOO_FEW: dict[str, Any] = {"facecolor": "white", "hatch": "...."}
 _FEW = 10  # images; the accuracy of a bin with fewer says little
 
-# metrics.jsonl key -> axis label, factor
+# metrics.jsonl key -> axis label
 FINETUNING = {
-    "eval/accuracy": ("validation accuracy (%)", 100.0),
-    "eval/f1": ("validation macro-F1 (%)", 100.0),
-    "train/loss": ("training loss (nats)", 1.0),
-    "eval/loss": ("validation loss (nats)", 1.0),
+    "eval/accuracy": "validation accuracy (%)",
+    "eval/f1": "validation macro-F1 (%)",
+    "train/loss": "training loss (nats)",
+    "eval/loss": "validation loss (nats)",
 }
-PRETRAINING = {"train/loss": ("training loss", 1.0), "eval/loss": ("held-out loss", 1.0)}
+PRETRAINING = {"train/loss": "training loss", "eval/loss": "held-out loss"}
 
 
 @for_paper
 def curves_figure(
-    arms: Arms,
-    target: float | None = None,
-    others: Arms | None = None,
-    panels: Mapping[str, tuple[str, float]] = FINETUNING,
+    arms: Arms, target: float | None = None, others: Arms | None = None, panels: Mapping[str, str] = FINETUNING
 ) -> Figure:
     """Return a panel against epochs for each of `panels` that any run has, by default accuracy, F1 and losses.
 
@@ -62,12 +59,10 @@ def curves_figure(
     present = [key for key in panels if any(key in line for runs in arms.values() for run in runs for line in run)]
     figure, axes = new_figure(len(present), 1.35)
     for panel, key in zip(axes, present, strict=True):
-        label, factor = panels[key]
-        _draw_curves(panel, arms, others or {}, key, factor)
+        _draw_curves(panel, arms, others or {}, key, factor=100 if "(%)" in panels[key] else 1)
         if key == "eval/accuracy" and target is not None:
-            best = f"scratch's best, {100 * target:.1f} %"
-            panel.axhline(100 * target, color="0.3", linestyle=":", label=best)
-        panel.set(xlabel="epoch", ylabel=label.replace(" ", "\n", 1))
+            panel.axhline(100 * target, color="0.3", linestyle=":", label=f"scratch's best, {100 * target:.1f} %")
+        panel.set(xlabel="epoch", ylabel=panels[key].replace(" ", "\n", 1))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     _legend_below(figure, *axes[0].get_legend_handles_labels())

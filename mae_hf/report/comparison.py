@@ -102,9 +102,8 @@ class Comparison:
         """Return what supports the answer: runs, tests and choices."""
         results, pair = self.results, self.results.pairs[0]
         units = [f"{arm.units} ({name})" for name, arm in results.arms.items() if arm.num_units > 1]
-        sentences = ["Each arm has one run, so the spread over seeds is unknown."]
-        if units:
-            sentences = [f"± is the standard deviation over {listed(units)}."]
+        spread = f"± is the standard deviation over {listed(units)}."
+        sentences = [spread if units else "Each arm has one run, so the spread over seeds is unknown."]
         if len(results.pairs) > 1:
             test = "Welch's t-test" if pair.seeds_test else "exact McNemar test"
             correction = f"with Holm's correction for {len(results.pairs)} pairs of arms"
@@ -114,19 +113,19 @@ class Comparison:
                 sentences.append(f"Welch's t-test over them: p = {pair.seeds_test.p_value:.2g}.")
             elif units and next(iter(results.arms.values())).is_of_one_encoder:
                 sentences.append("One encoder gives no p-value for pre-training as a whole.")
-            values = sorted(paired.test.p_value for paired in pair.tests)
+            values = sorted(paired["test"].p_value for paired in pair.tests)
             which, p = "", f"{values[0]:.2g}"
             if len(values) > 1:
                 which, p = f" of {len(values)} pairs of equal seed", f"{p} to {values[-1]:.2g}"
             elif any(len(runs) > 1 for runs in self.chosen.values()):
-                which = " of the best runs" if pair.tests[0].seed is None else " of the pair of equal seed"
+                which = " of the best runs" if pair.tests[0]["seed"] is None else " of the pair of equal seed"
             sentences.append(f"Exact McNemar test{which}: p = {p}.")
         among = [f"{len(self.recipes)} arms"] * self.chooses_arm
         for name, recipes in self.recipes.items():
             among += [f"{len(recipes)} recipes {'of ' * self.chooses_arm}{name}"] * (len(recipes) > 1)
-        caveat = "The interval includes that choice, p-values do not."
         if among:
-            sentences.append(f"Validation chose among {listed(among)}. {caveat}")
+            sentences.append(f"Validation chose among {listed(among)}.")
+            sentences.append("The interval includes that choice, p-values do not.")
         return " ".join([*sentences, *self.advice()])
 
     def advice(self) -> list[str]:
@@ -134,13 +133,12 @@ class Comparison:
         probes = sorted((run for run in self.runs if run.probe), key=lambda run: -run.best_validation_accuracy)
         sentences = []
         for name, runs in self.chosen.items():
-            of_encoder = [probe for probe in probes if {probe.encoder, probe.init} & {runs[0].encoder, runs[0].init}]
-            if not runs[0].probe and of_encoder and of_encoder[0].best_validation_accuracy > mean_best(runs):
-                probe, best = of_encoder[0].name, of_encoder[0].best_validation_accuracy
-                sentences.append(
-                    f"Use the probe instead of {name}: {probe} reaches {100 * best:.1f} % on validation images, "
-                    f"fine-tuning the same encoder {100 * mean_best(runs):.1f} %."
-                )
+            encoder = {runs[0].encoder, runs[0].init}
+            probe = next((probe for probe in probes if {probe.encoder, probe.init} & encoder), None)
+            if not runs[0].probe and probe and probe.best_validation_accuracy > mean_best(runs):
+                reached = f"{probe.name} reaches {100 * probe.best_validation_accuracy:.1f} % on validation images"
+                ours = f"fine-tuning the same encoder {100 * mean_best(runs):.1f} %"
+                sentences.append(f"Use the probe instead of {name}: {reached}, {ours}.")
         return sentences
 
     def leak(self) -> str | None:
@@ -158,10 +156,10 @@ class Comparison:
             )
             rest = "No other test images are left to score."
             if unseen := results.unseen:
-                two = list(unseen.accuracy.items())[:2]
+                two = list(unseen["accuracy"].items())[:2]
                 accuracies = " and ".join(f"{spread_text(value)} % {name}" for name, value in two)
-                gain = f"{100 * unseen.gain:+.1f} points ({_interval_text(unseen.gain_interval)})"
-                rest = f"On the other {unseen.num_images:,}, the accuracy is {accuracies}: {gain}."
+                gain = f"{100 * unseen['gain']:+.1f} points ({_interval_text(unseen['gain_interval'])})"
+                rest = f"On the other {unseen['num_images']:,}, the accuracy is {accuracies}: {gain}."
             sentences.append(rest)
         return " ".join(sentences) or None
 

@@ -55,35 +55,16 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """A test of two runs on the same test images."""
-
-    runs: tuple[str, str]  # their names, the first arm's first
-    seed: int | None  # of both; None where no seeds match, and the best runs on validation are paired
-    test: statistics.McNemar
-
-
-@dataclass(frozen=True)
 class Pair:
     """Two arms and the difference of their test accuracies, in 0..1, first minus second."""
 
     arms: tuple[str, str]
     gain: float
     gain_interval: Interval | None  # resamples validation images, chooses the recipes, and resamples test images
-    tests: tuple[PairedTest, ...]
+    tests: tuple[dict[str, Any], ...]  # each of two runs on the same test images: `runs` (names), `seed` and `test`
     seeds_test: statistics.Welch | None  # None without several independent runs of the pipeline in both arms
     p_value: float  # of `seeds_test`; without it the greatest of `tests`
     corrected_p_value: float  # for the number of pairs, by Holm's method
-
-
-@dataclass(frozen=True)
-class Unseen:
-    """The arms on the test images that no known pre-training of these runs has seen."""
-
-    num_images: int
-    accuracy: dict[str, Spread]  # by arm
-    gain: float
-    gain_interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +77,7 @@ class Results:
     num_validation_images: int
     num_seen_test_images: int | None  # by a pre-training of these runs; None if unknown
     unknown_arms: tuple[str, ...]  # whose pre-training may have seen test images: it is unknown
-    unseen: Unseen | None  # None where the unseen images are unknown, all or none
+    unseen: dict[str, Any] | None  # the numbers of `_unseen`; None where the unseen images are unknown, all or none
     gain: float  # of test accuracy, in 0..1; negative where the first arm lost
     gain_interval: Interval | None  # resamples validation images, makes the choices, and resamples test images
     pairs: tuple[Pair, ...]  # every pair of arms, the first two arms first
@@ -184,20 +165,20 @@ def _pair(
 ) -> Pair:
     """Two arms, before the correction for the number of pairs.
 
-    Tests are of runs of equal seed; where there are none, of the best run of each arm by validation.
+    Tests are of runs of equal seed; where there are none, of the best run of each arm by validation, without a seed.
     """
     first, second = (arms[name] for name in names)
     # with several encoders, of a seed's runs the best by validation: every scratch run is in one pair
     ours, baseline = ({run.seed: run for run in reversed(chosen[name]) if run.seed is not None} for name in names)
     seeds = sorted(ours.keys() & baseline.keys())
     pairs: list[tuple[int | None, Run, Run]] = [(seed, ours[seed], baseline[seed]) for seed in seeds]
-    tests = tuple(
-        PairedTest((one.name, other.name), seed, statistics.mcnemar(one.test.correct, other.test.correct))
+    tests: tuple[dict[str, Any], ...] = tuple(
+        {"runs": (one.name, other.name), "seed": seed, "test": statistics.mcnemar(one.test.correct, other.test.correct)}
         for seed, one, other in pairs or [(None, chosen[names[0]][0], chosen[names[1]][0])]
     )
     independent = not (first.is_of_one_encoder or second.is_of_one_encoder)
     welch = statistics.welch(first.accuracy.values, second.accuracy.values) if independent else None
-    p_value = welch.p_value if welch else max(paired.test.p_value for paired in tests)
+    p_value = welch.p_value if welch else max(paired["test"].p_value for paired in tests)
     interval = statistics.percentile_interval(resampled[names[0]].accuracy - resampled[names[1]].accuracy)
     return Pair(names, first.accuracy.center - second.accuracy.center, interval, tests, welch, p_value, p_value)
 
@@ -227,9 +208,11 @@ def _choices(
 def _unseen(
     chosen: Mapping[str, Recipe], validation: Sequence[Floats], test: Sequence[Floats], rows: NDArray[np.bool_],
     chooses_arm: bool,
-) -> Unseen:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
+    """The arms on these test images, which no known pre-training of their runs has seen."""
     accuracy = {name: _spread(runs, lambda run: run.test.correct[rows].mean()) for name, runs in chosen.items()}
     resampled = statistics.resample_arms(validation, [of_arm[:, rows] for of_arm in test])
     gains = statistics.first_over_second(resampled, chooses_arm)
     first, second, *_ = accuracy.values()
-    return Unseen(int(rows.sum()), accuracy, first.center - second.center, statistics.percentile_interval(gains))
+    numbers = {"num_images": int(rows.sum()), "accuracy": accuracy, "gain": first.center - second.center}
+    return numbers | {"gain_interval": statistics.percentile_interval(gains)}

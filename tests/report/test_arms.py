@@ -178,7 +178,7 @@ def test_seen_test_images_are_left_out_of_all_arms_and_unknown_arms_are_named(fo
     assert "near-duplicates of them (probes and own <b>). If it has" in comparison.leak()
     assert "Pre-training has seen 10 of the 60 test images" in comparison.leak()
     unseen = comparison.results.unseen
-    assert unseen.num_images == 50 and unseen.accuracy["known"].center == pytest.approx(25 / 50)
+    assert unseen["num_images"] == 50 and unseen["accuracy"]["known"].center == pytest.approx(25 / 50)
 
 
 def test_arms_that_cannot_be_compared_are_refused_in_one_line(folders, tmp_path):

@@ -53,14 +53,14 @@ def test_the_interval_is_over_test_images_of_the_mean_over_seeds(results):
 
 def test_runs_of_equal_seed_are_paired_and_others_are_not(results):
     (pair,) = results.pairs[0].tests
-    assert (*(Path(run).name for run in pair.runs), pair.seed) == ("encoder-1", "scratch-1", 1)
-    assert (pair.test.only_first, pair.test.only_second) == (1, 0)
+    assert (*(Path(run).name for run in pair["runs"]), pair["seed"]) == ("encoder-1", "scratch-1", 1)
+    assert (pair["test"].only_first, pair["test"].only_second) == (1, 0)
 
 
 def test_without_equal_seeds_the_best_runs_by_validation_are_paired(tmp_path):
     ours = arm(tmp_path, "encoder", (0, ALL, (0.9,)), (1, THREE, (0.8,)))
     (pair,) = measure_two(ours, arm(tmp_path, "scratch", (5, TWO, (0.6,)))).pairs[0].tests
-    assert (*(Path(run).name for run in pair.runs), pair.seed) == ("encoder-0", "scratch-5", None)
+    assert (*(Path(run).name for run in pair["runs"]), pair["seed"]) == ("encoder-0", "scratch-5", None)
 
 
 def test_the_target_is_the_mean_of_the_scratch_runs_best_and_epochs_to_it_are_counted(results):
@@ -90,9 +90,9 @@ def test_images_that_any_pre_training_has_seen_are_left_out_of_both_arms(tmp_pat
     ]
     other = read_run(write_run(tmp_path / "other", "scratch", TWO, seen=(False,) * 4))
     results = measure_two(ours, [other])
-    assert results.num_seen_test_images == 2 and results.unseen.num_images == 2
-    assert [spread.values for spread in results.unseen.accuracy.values()] == [(1.0, 0.5), (0.0,)]
-    assert results.unseen.gain == pytest.approx(0.75)
+    assert results.num_seen_test_images == 2 and results.unseen["num_images"] == 2
+    assert [spread.values for spread in results.unseen["accuracy"].values()] == [(1.0, 0.5), (0.0,)]
+    assert results.unseen["gain"] == pytest.approx(0.75)
     unknown = read_run(write_run(tmp_path / "unknown", "encoder", ALL, seed=2))
     assert measure_two([*ours, unknown], [other]).num_seen_test_images is None
 
