@@ -15,19 +15,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mae_hf.config.fields import Switch
 from mae_hf.data.cores import num_cores
-from mae_hf.errors import require
+from mae_hf.errors import require, warn
 from mae_hf.models.layers import CPU_ATTENTION
 
 
 def attention_for(accelerator: Accelerator) -> str:
     """Return the fastest `attn_implementation` for this run: our own for bf16 on a CPU, otherwise sdpa.
 
-    Refuses fp16 without a GPU, which Accelerate would silently run as fp32.
+    Refuses fp16 without a GPU, which Accelerate would silently run as fp32. Warns of bf16 on a CPU without instructions
+    for it, where a step takes three times as long as in fp32 (docs/troubleshooting.md).
     """
     device, precision = accelerator.device.type, accelerator.mixed_precision
     problem = f"mixed_precision fp16 needs a GPU, but this run is on {device}"
     fix = "choose bf16 or no (accelerate launch --mixed_precision)"
     require(precision != "fp16" or device == "cuda", f"{problem}: {fix}")
+    if (device, precision) == ("cpu", "bf16") and torch.cpu.get_capabilities().get("avx512_bf16") is False:  # None: ARM
+        warn("this CPU has no bf16 instructions (avx512_bf16), fp32 is faster: leave out --mixed_precision bf16")
     return CPU_ATTENTION if (device, precision) == ("cpu", "bf16") else "sdpa"
 
 

@@ -1,5 +1,6 @@
 """A run fits its machine: the fastest attention, all cores, reused memory, compiled layers."""
 
+import contextlib
 import platform
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.data.cores import num_cores
-from mae_hf.errors import ConfigError
+from mae_hf.errors import ConfigError, PlainWarning
 from mae_hf.models.classifier import build_classifier, dropping_paths
 from mae_hf.models.layers import CPU_ATTENTION
 from mae_hf.models.mae import build_mae
@@ -51,9 +52,21 @@ def own_compiler_settings():
         ("mps", "bf16", "sdpa"),
     ],
 )
-def test_attention_is_the_fastest_kind_for_device_and_precision(device, precision, attention):
+def test_attention_is_the_fastest_kind_for_device_and_precision(device, precision, attention, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
     assert attention_for(accelerator) == attention
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "device", "warns"),
+    [({"avx512_bf16": False}, "cpu", True), ({"avx512_bf16": False}, "cuda", False), ({"bf16": True}, "cpu", False)],
+)
+def test_bf16_on_a_cpu_without_its_instructions_warns_that_fp32_is_faster(capabilities, device, warns, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="bf16")
+    with pytest.warns(PlainWarning, match="fp32 is faster: leave out") if warns else contextlib.nullcontext():
+        attention_for(accelerator)
 
 
 def test_fp16_without_a_gpu_is_refused():
