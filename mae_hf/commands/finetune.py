@@ -142,9 +142,8 @@ def finetune(config: FinetuneConfig) -> None:
     if accelerator.is_main_process:
         write_predictions(folder / "predictions.parquet", images["test"], probabilities, seen)
         write_predictions(folder / "validation_predictions.parquet", images["validation"], validation_probabilities)
-        figure = charts.confusion_figure(
-            {f"{figures.label_of(folder.name, 40)}: test images": test["confusion_matrix"]}, class_names
-        )
+        title = f"{figures.label_of(folder.name, 40)}: test images"
+        figure = charts.confusion_figure({title: test["confusion_matrix"]}, class_names)
         log.trackers.picture("confusion", figure, plan.total_steps)
         curves = charts.curves_figure({folder.name: [read_metrics(folder)]})
         pictures = {

@@ -90,9 +90,8 @@ class FewLabelsConfig(StoredImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        has_recipe = "finetune" not in self.methods or self.finetune_config is not None
-        fix = "give the YAML of a fine-tuning run (--finetune_config digits)"
-        require(has_recipe, f"method finetune needs a recipe: {fix}")
+        problem = "method finetune needs a recipe: give the YAML of a fine-tuning run (--finetune_config digits)"
+        require(self.finetune_config is not None or "finetune" not in self.methods, problem)
         problem = "are chosen by this command: remove them, and choose --protocol folds or budgets"
         require(not self.data.has_label_set, f"data.fold and data.label_fraction {problem}")
 
@@ -121,9 +120,6 @@ _ARM = "NAME=RUN or NAME=RUN,RUN, with a name of at most 40 characters"
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Settings):
     """Compare fine-tuning from a pre-trained encoder with the same training from scratch, or any number of arms.
-
-    Runs of an arm that differ only in `train.seed` are one recipe. If an arm has several recipes, the one with the best
-    mean validation accuracy represents it.
 
     Args:
         pretrained: run folders of fine-tuning runs that started from a pre-trained encoder; one or several.
@@ -171,8 +167,6 @@ class ReconstructConfig(StoredImages):
 class EmbedConfig(StoredImages):
     """Compute the features of images, and draw nearest neighbours and a map.
 
-    `data.source` may also name image files: `[first.jpg, second.png]`. Images that cannot be decoded are left out.
-
     Args:
         model: run folder, model folder or Hub id of a masked autoencoder, an encoder or a classifier.
         output: the parquet file to write; the same command resumes. Pictures are written beside it.
@@ -197,8 +191,6 @@ class EmbedConfig(StoredImages):
 @dataclass(frozen=True)
 class PredictConfig(StoredImages):
     """Predict the classes of images with or without labels: of a source, any folder or image files.
-
-    `data.source` may also name image files: `[first.jpg, second.png]`. Images are not stored.
 
     Args:
         model: run folder, model folder or Hub id of a classifier.

@@ -117,11 +117,9 @@ class StoredImages(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        problem = "is only for pretrain; other commands store their images: switch it off"
-        require(not self.data.streaming, f"data.streaming {problem} (--data.streaming false)")
-        num_sources = len(self.data.sources)
-        problem = f"data.source names {num_sources} sources: this command uses the labels of one (--data.source)"
-        require(num_sources == 1 or self.several_sources, problem)
+        self.data.check("streaming", not self.data.streaming, "is only for pretrain: set it to false")
+        has_one = len(self.data.sources) == 1
+        self.data.check("source", has_one or self.several_sources, "is a list: this command uses the labels of one")
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,7 @@ def command_line(name: str, words: Sequence[str], precision: str | None = None) 
 def _parser(config_class: type[Settings], prog: str) -> tuple[ArgumentParser, dict[str, Any]]:
     """Return the parser of a config, and the type of each of its settings and sections by dotted key."""
     types = dict(_types(config_class))
-    usage = f"%(prog)s {config_class.first_word.upper()} [--config FILE.yaml] [--section.key value ...]".replace(
-        "  ", " "
-    )
+    usage = f"%(prog)s {config_class.first_word.upper()}".strip() + " [--config FILE.yaml] [--section.key value ...]"
     about = (config_class.__doc__ or "").split("\n")[0]
     parser = ArgumentParser(prog=prog, usage=usage, description=about, formatter_class=_Formatter, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file or preset; flags take precedence over it")

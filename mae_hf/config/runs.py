@@ -39,8 +39,8 @@ class HubConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        has_repository = self.repo_id is not None
-        require(has_repository or not self.push, "hub.push needs a repository: name it (--hub.repo_id user/name)")
+        needs_name = self.push and self.repo_id is None
+        require(not needs_name, "hub.push needs a repository: name it (--hub.repo_id user/name)")
 
 
 def _check_normalization(data: DataConfig, model: StartConfig) -> None:
@@ -69,14 +69,12 @@ class PretrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_normalization(self.data, self.model)
-        has_all_labels = self.data.fold is None and self.data.label_fraction in (None, 1.0)
-        problem = "restrict labels, which pre-training does not use: give them to finetune instead"
-        fix = "--data.fold null --data.label_fraction null"
-        require(has_all_labels, f"data.fold and data.label_fraction {problem} ({fix})")
-        size, readers = self.train.batch_size, self.data.stream_readers
-        problem = f"cannot be divided among {readers} readers of the stream: choose a multiple of {readers}"
-        fix = "--train.batch_size, --data.stream_readers"
-        require(not self.data.streaming or size % readers == 0, f"batch_size {size} {problem} ({fix})")
+        problem = "restricts labels, which pre-training does not use: set it to null, and give it to finetune instead"
+        self.data.check("fold", self.data.fold is None, problem)
+        self.data.check("label_fraction", self.data.label_fraction in (None, 1.0), problem)
+        readers = self.data.stream_readers if self.data.streaming else 1
+        problem = f"cannot be divided among {readers} readers of the stream: choose a multiple of data.stream_readers"
+        self.train.check("batch_size", self.train.batch_size % readers == 0, problem)
 
     def check_uniformity(self, plan: Plan) -> None:
         """Check that `model.uniformity` finds several images in a batch, which are computed at once."""

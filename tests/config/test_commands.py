@@ -20,7 +20,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.runs import FinetuneConfig
 
 FEW = {"model": "m", "output_dir": "o"}
-STREAMED = "data.streaming is only for pretrain .. switch it off (--data.streaming false)"
+STREAMED = "data.streaming True is only for pretrain: set it to false (--data.streaming)"
 NOT_STREAMED = {
     FinetuneConfig: {},
     PrepareConfig: {},
@@ -33,14 +33,26 @@ NOT_STREAMED = {
 }
 WRONG = [
     *((cls, {**fields, "data": DataConfig(streaming=True)}, STREAMED) for cls, fields in NOT_STREAMED.items()),
-    (FinetuneConfig, {"data": DataConfig(source=["a", "b"])}, "data.source names 2 sources .. --data.source"),
+    (
+        FinetuneConfig,
+        {"data": DataConfig(source=["a", "b"])},
+        "data.source ['a', 'b'] is a list: .. labels of one (--data.source)",
+    ),
     (PrepareConfig, {"image_size": 0}, "image_size is 0 but must be above 0 .. such as 96 (--image_size)"),
     (EvaluateConfig, {**FEW, "probe": "knn,svm"}, "probe is knn,svm but must be one or more of knn,linear,head,rank ("),
     (FewLabelsConfig, {**FEW, "method": "knn,svm"}, "method is knn,svm but must be one or more of knn,linear,finetune"),
     (FewLabelsConfig, {**FEW, "method": "finetune"}, "needs a recipe: .. --finetune_config digits"),
     (FewLabelsConfig, {**FEW, "data": DataConfig(fold=0)}, "chosen by this command .. --protocol folds or budgets"),
-    (FewLabelsConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
-    (EvaluateConfig, {**FEW, "data": DataConfig(source=["a", "b"])}, "names 2 sources .. --data.source"),
+    (
+        FewLabelsConfig,
+        {**FEW, "data": DataConfig(source=["a", "b"])},
+        "is a list: this command uses the labels of one (--data.source)",
+    ),
+    (
+        EvaluateConfig,
+        {**FEW, "data": DataConfig(source=["a", "b"])},
+        "is a list: this command uses the labels of one (--data.source)",
+    ),
     (ReconstructConfig, {"model": "m", "output": "o.jpg"}, "output is o.jpg but .. ends in .png or .svg (--output)"),
     (EmbedConfig, {"model": "m", "output": "o.csv"}, "output is o.csv but .. ends in .parquet (--output)"),
     (

@@ -10,12 +10,20 @@ from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.errors import ConfigError
 
 WRONG = [
-    (PretrainConfig, {"data": DataConfig(fold=1)}, "does not use: .. give them to finetune .. --data.fold null"),
-    (PretrainConfig, {"data": DataConfig(label_fraction=0.1)}, "does not use: .. --data.label_fraction null"),
+    (
+        PretrainConfig,
+        {"data": DataConfig(fold=1)},
+        "data.fold 1 restricts labels, .. give it to finetune instead (--data.fold)",
+    ),
+    (
+        PretrainConfig,
+        {"data": DataConfig(label_fraction=0.1)},
+        "does not use: set it to null, .. (--data.label_fraction)",
+    ),
     (
         PretrainConfig,
         {"data": DataConfig(streaming=True, stream_readers=7)},
-        "batch_size 512 cannot be divided among 7 readers .. multiple of 7 .. --data.stream_readers",
+        "train.batch_size 512 cannot be divided among 7 readers .. data.stream_readers (--train.batch_size)",
     ),
     (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
     (HubConfig, {"repo_id": "name"}, "hub.repo_id is name but must be of the form user/name (--hub.repo_id)"),
