@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from mae_hf.config.fields import FromInit, NotNegative, Range, Rate, Settings, Share
 
 MAX_SIZE = 65_536  # of an image's side, a width, a number of layers
-NO_CHECKPOINT = "needs a checkpoint to take it from (--model.init), or a value"
 Size = Annotated[int, Range(above=0, at_most=MAX_SIZE)]
 
 
@@ -73,8 +72,6 @@ class StartConfig(EncoderConfig):
         super().__post_init__()
         problem = f"needs an encoder of the Hub, and model.init is {self.init}: set it to null"
         self.check("revision", self.revision is None or not self.is_new, problem)
-        for name, value in vars(self).items():
-            self.check(name, value is not None or name == "revision" or not self.is_new, NO_CHECKPOINT)
 
     @property
     def is_new(self) -> bool:

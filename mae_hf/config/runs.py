@@ -6,7 +6,7 @@ from typing import Annotated
 from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.config.data import AuditConfig, DataConfig, StoredImages
 from mae_hf.config.fields import Settings, Text
-from mae_hf.config.model import NO_CHECKPOINT, ClassifierConfig, MAEConfig, StartConfig
+from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig, Plan, PretrainTrainConfig
 from mae_hf.errors import require
 
@@ -43,12 +43,6 @@ class HubConfig(Settings):
         require(not needs_name, "hub.push needs a repository: name it (--hub.repo_id user/name)")
 
 
-def _check_normalization(data: DataConfig, model: StartConfig) -> None:
-    """Check that the preparation of images is only null where a checkpoint answers for it."""
-    for name in ("image_mean", "image_std", "resize"):
-        data.check(name, getattr(data, name) is not None or not model.is_new, NO_CHECKPOINT)
-
-
 @dataclass(frozen=True)
 class PretrainConfig(Settings):
     """Pre-train a masked autoencoder.
@@ -68,7 +62,6 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_normalization(self.data, self.model)
         problem = "restricts labels, which pre-training does not use: set it to null, and give it to finetune instead"
         self.data.check("fold", self.data.fold is None, problem)
         self.data.check("label_fraction", self.data.label_fraction in (None, 1.0), problem)
@@ -99,10 +92,6 @@ class FinetuneConfig(StoredImages):
     train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
     hub: HubConfig = field(default_factory=HubConfig)
     output_dir: str = "runs/finetune/stl10_base"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_normalization(self.data, self.model)
 
 
 RunConfig = PretrainConfig | FinetuneConfig  # of what trains, in a run folder

@@ -40,9 +40,12 @@ def resolve(config: _Run) -> _Run:
     checkpoint has no decoder, the decoder and the loss are the defaults of `MAEConfig`.
 
     ConfigError as in `open_start`; or the checkpoint contradicts the config in more than the image size, or does not
-    answer for a setting that is null.
+    answer for a setting that is null, or random weights leave one null.
     """
     if config.model.is_new:
+        for key, value in parse.flatten(config).items():
+            problem = f"{key} null needs a checkpoint to take it from (--model.init), or a value (--{key})"
+            require(value is not None or key not in _FROM_INIT, problem)
         return config
     file = Path(config.output_dir, "config.yaml")
     if file.is_file():

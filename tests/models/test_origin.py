@@ -352,7 +352,7 @@ def test_weights_in_pickles_other_channels_classifiers_and_missing_folders_are_r
 @pytest.mark.parametrize("key", ["image_size", "decoder_hidden_size", "loss", "norm_pix_loss"])
 def test_null_without_a_checkpoint_is_refused_with_what_to_do(key):
     with pytest.raises(ConfigError, match=rf"model\.{key} null needs a checkpoint .*\(--model\.{key}\)"):
-        MAEConfig(**{key: None})
+        resolve(PretrainConfig(model=MAEConfig(**{key: None})))
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_a_null_normalisation_without_a_checkpoint_is_refused_with_what_to_do(co
         ConfigError,
         match=r"data\.image_std null needs a checkpoint .*\(--data\.image_std\)",
     ):
-        config(data=DataConfig(image_std=None))
+        resolve(config(data=DataConfig(image_std=None)))
 
 
 # ---- existing runs, and the presets ----
