@@ -1,7 +1,4 @@
-"""The errors and findings of mae_hf, and text that is safe to show: without secrets and without control characters.
-
-Every error message and finding passes through `clean`.
-"""
+"""The errors and findings of mae_hf, and text that is safe to show: without secrets and without control characters."""
 
 import os
 import re

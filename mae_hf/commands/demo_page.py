@@ -34,7 +34,6 @@ from mae_hf.training.predictions import read_predictions
 
 PICTURE_SIZE = 320  # pixels on the page; a digit of 32 pixels is enlarged ten times
 _MAX_FILES = 200
-_NUM_EXAMPLES = 8
 _SHOWN_CLASSES = 20
 _CSS = """
 img {image-rendering: pixelated}
@@ -72,7 +71,7 @@ def build_page(name: str, loaded: LoadedModel, title: str = "", about: str = "")
                 upload.preprocess = lambda payload: payload and payload.path
                 with contextlib.suppress(ConfigError):  # it has no run folder
                     _, run = _run_of(name, loaded)
-                    examples = cached_examples(run.data, loaded.model.config.image_size, _NUM_EXAMPLES)
+                    examples = cached_examples(run.data, loaded.model.config.image_size, 8)
                     if len(examples):
                         gradio.Examples([Image.fromarray(each) for each in examples], upload, label="held-out images")
             with gradio.Column():

@@ -40,10 +40,8 @@ def _is_model(name: str) -> bool:
         return bool(model_folders(name))
     try:
         HfApi().model_info(name, timeout=10)
-    except RepositoryNotFoundError as error:
-        return isinstance(error, GatedRepoError)
-    except Exception:
-        return True  # `SavedModel` takes the last download, or says why none exists
+    except Exception as error:  # of the network: `SavedModel` takes the last download, or says why none exists
+        return not isinstance(error, RepositoryNotFoundError) or isinstance(error, GatedRepoError)
     return True
 
 

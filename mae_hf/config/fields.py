@@ -67,8 +67,6 @@ if TYPE_CHECKING:  # what runs see: `mae_hf.models.origin.resolve`, their first 
 else:  # what users write: null means the value of the checkpoint that `model.init` names
     FromInit = typing.Optional
 
-_MAX_INT = 2**63
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -123,8 +121,8 @@ def _check_item(key: str, item: Any) -> None:
     if isinstance(item, float):
         require(math.isfinite(item), f"{key} is {item} but must be finite (--{key})")
     if isinstance(item, int):
-        bits = item.bit_length()
-        require(abs(item) < _MAX_INT, f"{key} is a number of {bits} bits: choose a smaller one (--{key})")
+        problem = f"{key} is a number of {item.bit_length()} bits: choose a smaller one (--{key})"
+        require(abs(item) < 2**63, problem)
     if isinstance(item, str):
         require(is_plain(item), f"{key} {item} contains control characters: remove them (--{key})")
         problem = "contains a password or token, which would be written into config.yaml, run.json and the model card"

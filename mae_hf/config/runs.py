@@ -86,7 +86,6 @@ class FinetuneConfig(StoredImages):
     """
 
     presets = "finetune"
-    data: DataConfig = field(default_factory=DataConfig)
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)

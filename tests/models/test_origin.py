@@ -356,7 +356,7 @@ def test_null_without_a_checkpoint_is_refused_with_what_to_do(key):
 
 
 @pytest.mark.parametrize(
-    "config", [PretrainConfig, lambda data: FinetuneConfig(data, ClassifierConfig(init="scratch"))]
+    "config", [PretrainConfig, lambda data: FinetuneConfig(data=data, model=ClassifierConfig(init="scratch"))]
 )
 def test_a_null_normalisation_without_a_checkpoint_is_refused_with_what_to_do(config):
     with pytest.raises(
