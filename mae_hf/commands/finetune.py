@@ -66,8 +66,7 @@ def finetune(config: FinetuneConfig) -> None:
         encoder = copy.deepcopy(model.vit).to(accelerator.device).eval()
         known, others = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
         probe, head = encoder_probe(accelerator, encoder, known, others, config.data, plan.eval_batch_size, ["linear"])
-        fix = "use weights that are almost zero (--model.head zero)"
-        problem = f"model.head probe: this encoder has no linear probe of its classes: {fix}"
+        problem = "model.head probe: this encoder has no linear probe of its classes: start at zero (--model.head zero)"
         require(head is not None or not probed, problem)
         if head and probed:
             weight, bias = (torch.from_numpy(values) for values in head)

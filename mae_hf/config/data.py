@@ -36,14 +36,12 @@ class DataConfig(Settings):
             folder of the official STL-10 binaries. Pre-training accepts several: `[first, second]`. `embed`, `predict`
             and `reconstruct` also take image files.
         revision: branch, tag or commit of a Hub dataset, so that a run can be repeated on the same rows.
-        class_names: the class names that the labelled splits must have, in order, or names for plain integer labels;
-            null uses the names of the source.
+        class_names: the class names of the labelled splits, in order, or names for integer labels. null: the source's.
         image_mean: channel means that normalise the images, for pixels in [0, 1]. null takes them from `model.init`.
             Commands with `--model` use the model's, here and for the next two settings.
         image_std: channel standard deviations, likewise.
         resize: how an image becomes a square: `crop` keeps its centre, `pad` keeps all of it between borders in the
-            mean colour, `squash` keeps all of it and changes its proportions. null takes the choice of `model.init`,
-            or else `crop`.
+            mean colour, `squash` keeps all of it and changes its proportions. null: as in `model.init`, or `crop`.
         validation_fraction: share of `train`, of each class, that is set aside for validation if the source has no
             validation split, or with `fold` or `label_fraction`.
         test_fraction: share of `train` that becomes `test` if the source has no test split.

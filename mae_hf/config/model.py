@@ -91,8 +91,7 @@ class MAEConfig(StartConfig):
         mask_ratio: share of the patches that are masked, so that the encoder does not see them.
         loss: distance between predicted and real pixels of the masked patches: `l1`, `mse` or `huber` (delta 1).
         norm_pix_loss: predict the pixels of each patch normalised by the mean and variance of that patch.
-        decode_ratio: share of the masked patches that a training step decodes; less than 1 is faster. Held-out losses
-            always count all masked patches.
+        decode_ratio: share of the masked patches that a step decodes: fewer are faster. Held-out losses count all.
         uniformity: weight of a second term of the training loss, such as 0.01, which spreads the CLS features: the mean
             squared cosine between those of different images of the batch (U-MAE, arXiv 2210.08344). 0 leaves it out.
     """

@@ -50,8 +50,7 @@ _Dumper.add_implicit_resolver("!number", re.compile(r"[-+.\d]"), list("-+.012345
 def read_command(config_class: type[Config], words: Sequence[str], prog: str) -> Config:
     """Return the config that the words of a command line describe; `prog` is the script's name, for `--help`.
 
-    ConfigError reports an unknown key (with the nearest known one), a value of the wrong type and an inconsistent
-    config.
+    ConfigError names an unknown key and the nearest one, a value of the wrong type, or an inconsistent config.
     """
     parser, types = _parser(config_class, prog)
     if config_class.first_word and words and not words[0].startswith("-"):
@@ -219,8 +218,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError where PyYAML lets Python convert a value
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"{path} cannot be read as YAML: {reason} (--config)") from None
-    problem = "does not contain sections with keys: see config.yaml of any run"
-    require(isinstance(content, dict), f"{path} {problem}")
+    require(isinstance(content, dict), f"{path} does not contain sections with keys: see config.yaml of any run")
     return content
 
 

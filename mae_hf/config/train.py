@@ -17,8 +17,7 @@ class TrainConfig(Settings):
         per_device_batch_size: number of images on a device at once, the micro-batch; the batch is accumulated from
             these. `auto`: the largest number that fits into the free memory. null: no accumulation.
         epochs: passes over the training images.
-        minutes: duration of training steps and evaluations, instead of `epochs`. The run measures its speed first, and
-            computes the number of steps from it.
+        minutes: duration of steps and evaluations, instead of `epochs`. The run measures its speed to count its steps.
         base_lr: learning rate per 256 images; the optimizer gets `base_lr * batch_size / 256`.
         warmup_ratio: share of the steps with a linear warm-up; a cosine decay to 0 follows.
         weight_decay: AdamW's weight decay, on matrices only.
@@ -28,12 +27,10 @@ class TrainConfig(Settings):
         log_every_steps: optimizer steps between two lines of metrics.jsonl.
         eval_every_epochs: epochs between two evaluations on validation images.
         save_every_epochs: epochs between two checkpoints.
-        keep_checkpoints: number of newest checkpoints that are kept (fine-tuning also keeps the best). At least 2, so
-            that a run can fall back if the newest is damaged.
+        keep_checkpoints: newest checkpoints to keep, besides fine-tuning's best; at least 2, if the newest is damaged.
         trackers: additional trackers, which must be installed. If one fails, the run continues without it.
         compile: whether torch.compile compiles the transformer layers: `always`, `never`, or `auto`, on a GPU only.
-        timeout_minutes: how long a rank waits for its peers before it fails. It must be longer than decoding images
-            or saving takes.
+        timeout_minutes: how long a rank waits for its peers before it fails; longer than decoding or saving takes.
     """
 
     section = "train"
