@@ -56,9 +56,8 @@ class OpenRun:
         """
         accelerator = self.accelerator
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        sizes = {"num_parameters": num_parameters, "total_steps": plan.total_steps}
-        sizes["micro_batch_size"] = plan.micro_batch_size
-        self.log = RunLog(accelerator, self.config, step, {**facts, **sizes})
+        sizes = {"total_steps": plan.total_steps, "micro_batch_size": plan.micro_batch_size}
+        self.log = RunLog(accelerator, self.config, step, {**facts, "num_parameters": num_parameters, **sizes})
         compiled = ", compiled layers" if facts["is_compiled"] else ""
         table = {"run": f"{self.folder}, from step {step}", **lines}
         table["model"] = f"{num_parameters / 1e6:.1f} M parameters, {lines['model']}"
