@@ -64,7 +64,7 @@ def run(
     stop_at: int | None = None,
     change: Change = lambda step, loss: loss,
     evaluate: Callable[[int], dict[str, float]] = lambda step: {"eval/loss": 1 / step},
-    best_key: str | None = None,
+    best_key: str = "",
     starts_trained: bool = False,
     **settings: object,
 ) -> tuple[nn.Module, TrainState]:

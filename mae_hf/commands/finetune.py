@@ -143,7 +143,7 @@ def finetune(config: FinetuneConfig) -> None:
         write_predictions(folder / "validation_predictions.parquet", images["validation"], validation_probabilities)
         title = f"{figures.label_of(folder.name, 40)}: test images"
         figure = charts.confusion_figure({title: test["confusion_matrix"]}, class_names)
-        log.trackers.picture("confusion", figure, plan.total_steps)
+        log.picture("confusion", figure, plan.total_steps)
         curves = charts.curves_figure({folder.name: [read_metrics(folder)]})
         pictures = {
             "Confusion matrix of the test images": figures.save(figure, folder / "figures" / "confusion.png"),

@@ -98,7 +98,7 @@ def pretrain(config: PretrainConfig) -> None:
         if complete is not None and accelerator.is_main_process:
             figure = save_reconstructions(complete, pictured, config.data, folder / "figures", step)
             if run.log:
-                run.log.trackers.picture("reconstruction", figure, step)
+                run.log.picture("reconstruction", figure, step)
         return {}
 
     def probe(probes: Sequence[str], step: int) -> dict[str, float]:

@@ -22,14 +22,11 @@ def build_classifier(
 ) -> ViTForImageClassification:
     """Return a classifier on the CLS feature: the encoder that `config.init` names, and a new, almost zero classifier.
 
-    `scratch` starts the encoder from the same distributions as the masked autoencoder. Anything else names a masked
-    autoencoder (`vit_mae`) or a plain encoder (`vit`), whose weights are all taken over, the position table resized to
-    `config.image_size`. A classifier is refused, because its encoder was already trained with labels. Raises
-    ConfigError as `load_encoder` does.
-    The position table, frozen in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
+    `scratch` starts the encoder from the same distributions as the masked autoencoder. Otherwise all weights of an
+    encoder are taken over, the position table resized to `config.image_size`; ConfigError as in `load_encoder`. The
+    position table, frozen in pre-training, is trainable here, as in ViT and in the paper's fine-tuning.
 
-    The model's config keeps `class_names`, which are in the order of the labels. `seed` draws the new weights, and the
-    global random state does not change.
+    `class_names` are in the order of the labels. `seed` draws the new weights; the global random state does not change.
 
     Source: arXiv 2111.06377, appendix A.1; `main_finetune.py` of facebookresearch/mae.
     """
@@ -57,10 +54,8 @@ def build_classifier(
 class DropPath(nn.Module):
     """Stochastic depth: in training, drop a residual branch of an image with probability `rate`.
 
-    The other branches are scaled up by `1 / (1 - rate)`. A forward pass in training takes its random numbers from
-    `dropping_paths`, so that they belong to the image and not to the process or micro-batch.
-
-    Source: arXiv 1603.09382.
+    The other branches are scaled up by `1 / (1 - rate)`. The random numbers of `dropping_paths` belong to the image and
+    not to the process or micro-batch. Source: arXiv 1603.09382.
     """
 
     keep_rate: Tensor
@@ -89,7 +84,7 @@ def dropping_paths(drop_paths: Sequence[DropPath], draws: Tensor) -> Iterator[No
     """Give one forward pass in training the random numbers that decide which branches it drops.
 
     `draws` are float32 (B, 2L) uniform in [0, 1): two per image for each of the L `drop_paths`, in the order of layers.
-    Stock layers call their dropout without arguments, so the numbers cannot travel through `forward`.
+    They cannot travel through `forward`, since stock layers call their dropout without arguments.
     """
     by_layer = draws.T.reshape(len(drop_paths), 2, len(draws))
     for drop_path, of_layer in zip(drop_paths, by_layer, strict=True):
@@ -104,11 +99,9 @@ def dropping_paths(drop_paths: Sequence[DropPath], draws: Tensor) -> Iterator[No
 def set_drop_path(model: ViTForImageClassification, rate: float) -> None:
     """Give the layers stochastic depth, rising linearly from 0 in the first layer to `rate` in the last.
 
-    transformers has none for ViT. `ViTLayer.dropout` acts on both branches before they are added to the residual, so
-    `DropPath` replaces it. It has no weights, so state dict and files stay the same.
+    transformers has none for ViT. `DropPath`, without weights, replaces `ViTLayer.dropout`, through which both branches
+    go before they are added to the residual.
     """
     layers = model.vit.layers
     for layer, layer_rate in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
-        if not hasattr(layer, "dropout"):
-            raise RuntimeError("drop_path replaces ViTLayer.dropout, which this version of transformers does not have")
         layer.dropout = DropPath(layer_rate) if layer_rate > 0 else nn.Identity()

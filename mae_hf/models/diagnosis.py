@@ -6,7 +6,6 @@ Only JSON and safetensors are read, one tensor in memory at a time. No code of t
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +40,6 @@ class _Facts(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
-class _Index:
-    """model.safetensors.index.json, of weights in several files."""
-
-    weight_map: dict[str, str]
-
-
 def examine_model(folder: Path) -> Iterator[Finding]:
     """Yield findings about a folder with a ViTMAE or ViT: config, weights, positions, processor, labels."""
     content, shapes, findings = _read_config(folder)
@@ -72,39 +64,30 @@ def examine_model(folder: Path) -> Iterator[Finding]:
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Shapes, list[Finding]]:
     """Return the content of config.json, the shapes of the weights in memory (empty if unknown), and findings."""
-    content, shapes, problems = dict[str, Any](), Shapes(), list[str]()
-    saved = SavedModel("config.json", _SIZES)
+    content, problems = dict[str, Any](), list[str]()
     try:
         content = read_json(folder / "config.json", dict[str, object])
-        with saved.opening():
+        with SavedModel("config.json", _SIZES).opening():
             problems += config_problems(folder)
-            if problems:
-                raise ConfigError(problems[0])
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             kind: Any = ViTMAEForPreTraining if config.model_type == "vit_mae" else ViTForImageClassification
             with torch.device("meta"):  # without memory for the weights
-                weights = kind(config).state_dict()
+                weights = {} if problems else kind(config).state_dict()
     except ConfigError as error:
-        found = [Finding("fault", f"the model {problem}", _SIZES) for problem in problems]
-        return content, shapes, found or [Finding("fault", str(error))]
-    shapes = {name.removeprefix("vit."): tuple(value.shape) for name, value in weights.items()}
+        if not problems:
+            return content, {}, [Finding("fault", str(error))]
+    if problems:
+        return content, {}, [Finding("fault", f"the model {problem}", _SIZES) for problem in problems]
     shape = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
     images = f"images of {config.image_size} px in patches of {config.patch_size} px"
+    shapes = {name.removeprefix("vit."): tuple(value.shape) for name, value in weights.items()}
     return content, shapes, [Finding("ok", f"config.json: {shape}, {images}")]
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], list[Finding]]:
     """Return the facts about each weight and the position tables, by name, and why files cannot be read."""
     facts, tables, findings = dict[str, _Facts](), dict[str, Tensor](), list[Finding]()
-    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if index.is_file() and not (folder / names[0]).exists():
-        try:
-            names = sorted(set(read_json(index, _Index).weight_map.values()))
-        except ConfigError as error:
-            findings.append(Finding("fault", str(error)))
-            names = sorted(file.name for file in folder.glob("*.safetensors"))
-    for name in names:
-        file = folder / Path(name).name
+    for file in sorted(folder.glob("*.safetensors")):
         try:
             if not file.is_file():  # a pipe would block
                 raise FileNotFoundError
@@ -117,19 +100,15 @@ def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], l
                     if key.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
                         tables[key] = tensor
         except Exception as error:  # of safetensors and torch, of many types for damaged files
-            findings.append(_unreadable(file, error))
+            problem = f"{file.name} is cut short, damaged or a pointer of Git LFS ({error})"
+            findings.append(Finding("fault", problem, _COPY))
+    if not facts and not findings and SavedModel(str(folder)).commit:
+        text = "model.safetensors is not in this repository: a copy that the Hub has converted is not examined"
+        findings.append(Finding("note", text))
+    elif not facts and not findings:
+        fix = "download it again. If there is only pytorch_model.bin, it may hold code: save it again in transformers"
+        findings.append(Finding("fault", "model.safetensors is missing", fix))
     return facts, tables, findings
-
-
-def _unreadable(file: Path, error: Exception) -> Finding:
-    if file.is_file():
-        return Finding("fault", f"{file.name} is cut short, damaged or a pointer of Git LFS ({error})", _COPY)
-    if SavedModel(str(file.parent)).commit:
-        return Finding(
-            "note", f"{file.name} is not in this repository: a copy that the Hub has converted is not examined"
-        )
-    fix = "download it again. If there is only pytorch_model.bin, which may hold code, save it again in transformers"
-    return Finding("fault", f"{file.name} is missing", fix)
 
 
 # ---- weights ----
@@ -142,16 +121,12 @@ def _faults(weights: Mapping[str, list[str]], fix: str) -> list[Finding]:
 
 
 def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
-    matrices = [name for name, each in facts.items() if name.endswith(".weight") and each.low == each.high]
-    faults = {
-        "hold NaN or infinity": [name for name, each in facts.items() if not each.is_finite],
-        "have one value in all places, so these layers ignore their input": [
-            name for name in matrices if len(facts[name].shape) > 1 or facts[name].low == 0
-        ],  # the weights of a new LayerNorm are 1
-        "are whole numbers, so quantised": [
-            name for name, each in facts.items() if not each.dtype.startswith(("F", "BF"))
-        ],
-    }
+    constant = [name for name, each in facts.items() if name.endswith(".weight") and each.low == each.high]
+    constant = [name for name in constant if len(facts[name].shape) > 1 or facts[name].low == 0]  # a new LayerNorm is 1
+    infinite = [name for name, each in facts.items() if not each.is_finite]
+    quantised = [name for name, each in facts.items() if not each.dtype.startswith(("F", "BF"))]
+    effect = "have one value in all places, so these layers ignore their input"
+    faults = {"hold NaN or infinity": infinite, effect: constant, "are whole numbers, so quantised": quantised}
     yield from _faults(faults, _EARLIER)
     kinds = ", ".join(Counter(each.dtype for each in facts.values()))
     yield Finding("ok" if kinds == "F32" else "note", f"{len(facts)} weights, stored as {kinds}")
@@ -240,9 +215,7 @@ def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Findi
             problems.append(f"{key} is {processor[key]}, so images are not normalised")
     factor, is_cropped = processor.get("rescale_factor", 1 / 255), processor.get("do_center_crop") is True
     if not isinstance(factor, float) or abs(factor * 255 - 1) > 0.01:
-        problems.append(
-            f"rescale_factor is {str(factor)[:80]}, not 1/255, by which mae_hf and the statistics scale pixels"
-        )
+        problems.append(f"rescale_factor is {str(factor)[:80]}, not 1/255, by which the statistics scale pixels")
     if processor.get("do_resize", True) is not True and processor.get(RESIZE_KEY) != "pad":
         problems.append(f"do_resize is {processor['do_resize']}, so only images of one size can be opened")
     size = processor.get("crop_size" if is_cropped else "size")

@@ -21,32 +21,27 @@ from mae_hf.errors import RunError
 def initialize_encoder(vit: Any) -> None:
     """Initialise a `ViTMAEModel` or a `ViTModel` in place; both stages start from the same distributions.
 
-    Linear layers and the patch projection are Xavier-uniform. Biases are zero; only the projection keeps the default of
-    `torch.nn.Conv2d`. LayerNorms are the identity. The CLS token is N(0, 0.02).
-
-    Source: `initialize_weights` in models_mae.py of facebookresearch/mae.
+    Linear layers and the patch projection are Xavier-uniform, and the CLS token is N(0, 0.02). Biases are zero; only
+    that of the projection is as in `torch.nn.Conv2d`. Source: `initialize_weights` of facebookresearch/mae.
     """
     embeddings = vit.embeddings
     projection = embeddings.patch_embeddings.projection
-    _initialize_layers(vit)
+    _initialize_layers(vit, embeddings.position_embeddings)
     nn.init.xavier_uniform_(projection.weight.flatten(1))  # as a Linear layer: (D, C·P·P)
     bound = 1 / math.sqrt(projection.weight[0].numel())
     nn.init.uniform_(projection.bias, -bound, bound)
     nn.init.normal_(embeddings.cls_token, std=0.02)
-    table = embeddings.position_embeddings
-    table.copy_(sincos_positions(table.shape[2], math.isqrt(table.shape[1] - 1)))
 
 
 @torch.no_grad()
 def initialize_decoder(decoder: Any) -> None:
     """Initialise a `ViTMAEDecoder` in place, like the encoder's layers, with a mask token from N(0, 0.02)."""
-    _initialize_layers(decoder)
+    _initialize_layers(decoder, decoder.decoder_pos_embed)
     nn.init.normal_(decoder.mask_token, std=0.02)
-    table = decoder.decoder_pos_embed
+
+
+def _initialize_layers(module: nn.Module, table: Tensor) -> None:
     table.copy_(sincos_positions(table.shape[2], math.isqrt(table.shape[1] - 1)))
-
-
-def _initialize_layers(module: nn.Module) -> None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             # The paper's code has q, k and v in one (D, 3D) Linear, whose Xavier bound is sqrt(6 / 4D).
@@ -61,7 +56,6 @@ def sincos_positions(dim: int, grid_size: int) -> Tensor:
 
     As in the published weights, the first half of a row encodes the column of the patch, and the second half its row.
     Each half holds sines, then cosines, of `dim / 4` frequencies.
-
     Source: arXiv 2111.06377, appendix A; `get_2d_sincos_pos_embed` of facebookresearch/mae.
     """
     frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
@@ -96,10 +90,7 @@ def is_sincos(table: Tensor) -> bool:
 
 
 def tells_patches_apart(table: Tensor) -> bool:
-    """Return whether a position table (1, 1 + N, D) is finite, and has different rows for the patches.
-
-    Transformers 5 leaves both tables of a new ViTMAE zero and frozen, so that no training can repair them.
-    """
+    """Return whether a position table (1, 1 + N, D) is finite, and has different rows for the patches."""
     rows = table.detach()[0, 1:].float()
     difference = float((rows - rows[0]).abs().max())
     return math.isfinite(difference) and (difference > 1e-4 or len(rows) == 1)
@@ -109,7 +100,5 @@ def check_positions(model: ViTMAEForPreTraining) -> None:
     """Raise RunError for a model that does not know where a patch is. Every run does this before step 0."""
     for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
         if not tells_patches_apart(model.get_parameter(name)):
-            fix = "fill it as mae_hf.models.mae.build_mae does, or start from other weights (--model.init)"
-            raise RunError(
-                f"the model does not know where a patch is: the rows of its table {name} are equal or not finite: {fix}"
-            )
+            problem = f"the model does not know where a patch is: the rows of {name} are equal or not finite"
+            raise RunError(f"{problem}: fill it as build_mae does, or start from other weights (--model.init)")

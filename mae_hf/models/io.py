@@ -24,7 +24,7 @@ from transformers.utils import logging
 from mae_hf.config.data import DataConfig, Resize
 from mae_hf.config.model import MAX_SIZE, EncoderConfig
 from mae_hf.data.hub_errors import explain_hub_error
-from mae_hf.errors import ConfigError, require
+from mae_hf.errors import ConfigError, require, shorten
 from mae_hf.models.initialization import tells_patches_apart
 from mae_hf.models.locate import AUTOENCODER, FIX_MODEL, find_model
 
@@ -37,7 +37,6 @@ ENCODER_KEYS = (
 )
 MAX_PARAMETERS = 4 * 2**30  # that a config may describe
 
-_FILES = ("*.json", "*.safetensors")  # what is downloaded from the top folder of a repository, or its autoencoder
 _NO_SAFETENSORS = (
     "it has no model.safetensors, and pytorch_model.bin may hold code. If you trust the model, open it in transformers "
     "and save it again with save_pretrained"
@@ -68,16 +67,14 @@ class SavedModel:
                 return find_model(snapshot, self.fix) or Path(snapshot)
             except Exception:
                 raise self._unreadable(error) from error
-        has_part = any(file.rfilename == f"{AUTOENCODER}/config.json" for file in info.siblings or ())
-        files: dict[str, Any] = {"allow_patterns": [f"{AUTOENCODER}/{pattern}" for pattern in _FILES]}
-        if not has_part:
-            files = {"allow_patterns": list(_FILES), "ignore_patterns": "*/*"}
+        names = [file.rfilename for file in info.siblings or ()]
+        part = AUTOENCODER if f"{AUTOENCODER}/config.json" in names else "."
+        files = [name for name in names if str(Path(name).parent) == part and name.endswith((".json", ".safetensors"))]
         try:
             with quiet_transformers():
-                snapshot = snapshot_download(self.name, revision=self.revision, **files)
+                return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=files), part)
         except Exception as error:
             raise self._unreadable(error) from error
-        return Path(snapshot, AUTOENCODER) if has_part else Path(snapshot)
 
     def _unreadable(self, error: Exception) -> ConfigError:
         where = f"{self.name} at revision {self.revision}" if self.revision else self.name
@@ -137,18 +134,31 @@ class SavedModel:
             model, info = from_pretrained(path, weights_only=True, trust_remote_code=False, **options)
         shapes = [f"{key} is {list(theirs)}, not {list(ours)}" for key, theirs, ours in sorted(info["mismatched_keys"])]
         left_over = sorted(key for key in info["unexpected_keys"] if not key.startswith(unused))
-        for problem, keys in (
-            ("has weights of another shape", shapes),
-            ("has no weights for", sorted(info["missing_keys"])),
-            ("has weights that its config has no place for", left_over),
-        ):
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            self._require(not keys, f"{problem}: {', '.join(keys[:3])}{more}")
+        self._require(not shapes, f"has weights of another shape: {shorten(shapes)}")
+        missing = sorted(info["missing_keys"])
+        self._require(not missing, f"has no weights for: {shorten(missing)}")
+        self._require(not left_over, f"has weights that its config has no place for: {shorten(left_over)}")
         for key, table in model.named_parameters():
             if key.endswith(("position_embeddings", "decoder_pos_embed")):
                 problem = "that is not finite or equal for all patches, as transformers 5 leaves it in a new ViTMAE"
                 self._require(tells_patches_apart(table), f"has a position table {key} {problem}")
         return model
+
+    def preparation(self) -> dict[str, Any]:
+        """Return `image_mean`, `image_std` and, if the model's image processor says it, `resize` of `DataConfig`."""
+        file = self.folder / PROCESSOR
+        self._require(file.is_file(), f"has no {PROCESSOR}, which says how to normalise images")
+        with self.opening():
+            processor = json.loads(file.read_text())
+            means, stds = (tuple(map(float, processor[key])) for key in ("image_mean", "image_std"))
+            if not len(means) == len(stds) == 3:
+                raise ValueError(f"{PROCESSOR} does not have three channels")
+            size = processor.get("size")
+        is_cropped = processor.get("do_center_crop") is True and isinstance(size, dict) and "shortest_edge" in size
+        resize = processor.get(RESIZE_KEY, "crop" if is_cropped else None)
+        is_known = resize in (None, *typing.get_args(Resize))
+        self._require(is_known, f"has {RESIZE_KEY} {str(resize)[:40]} in its {PROCESSOR}")
+        return {"image_mean": means, "image_std": stds} | ({"resize": resize} if resize else {})
 
     def _require(self, condition: bool, problem: str) -> None:
         require(condition, f"{self.name} {problem}: {self.fix}")
@@ -236,27 +246,9 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_preparation(name: str, revision: str | None = None) -> dict[str, Any]:
-    """Return `image_mean`, `image_std` and, if the model's image processor says it, `resize` of `DataConfig`."""
-    saved = SavedModel(name, revision=revision)
-    file = saved.folder / PROCESSOR
-    require(file.is_file(), f"{name} has no {PROCESSOR}, which says how to normalise images: {FIX_MODEL}")
-    with saved.opening():
-        processor = json.loads(file.read_text())
-        means, stds = (tuple(map(float, processor[key])) for key in ("image_mean", "image_std"))
-        if not len(means) == len(stds) == 3:
-            raise ValueError(f"{PROCESSOR} does not have three channels")
-        size = processor.get("size")
-    is_cropped = processor.get("do_center_crop") is True and isinstance(size, dict) and "shortest_edge" in size
-    resize = processor.get(RESIZE_KEY, "crop" if is_cropped else None)
-    problem = f"has {RESIZE_KEY} {str(resize)[:40]} in its {PROCESSOR}"
-    require(resize in (None, *typing.get_args(Resize)), f"{name} {problem}: {FIX_MODEL}")
-    return {"image_mean": means, "image_std": stds} | ({"resize": resize} if resize else {})
-
-
 def prepared_as(name: str, data: DataConfig) -> DataConfig:
     """Return the config of images with the normalisation and `data.resize` of a model, as far as it says them."""
-    return replace(data, **read_preparation(name))
+    return replace(data, **SavedModel(name).preparation())
 
 
 @contextmanager

@@ -53,10 +53,9 @@ class ShuffledDecoder(stock.ViTMAEDecoder):
     def forward(
         self, hidden_states: Tensor, ids_restore: Tensor, num_decoded: int | None = None
     ) -> stock.ViTMAEDecoderOutput:
-        """Predict patches from the encoder's tokens (B, 1 + V, D).
+        """Return logits (B, N, P²C) of all patches from the encoder's tokens (B, 1 + V, D).
 
-        Returns logits (B, N, P²C) of all patches. With `num_decoded`, K, only the first K masked patches get a token,
-        and the logits are theirs, (B, K, P²C).
+        With `num_decoded`, K, only the first K masked patches get a token, and the logits are theirs, (B, K, P²C).
         """
         num_visible = hidden_states.shape[1] - 1
         order = ids_restore.argsort(dim=1)[:, : None if num_decoded is None else num_visible + num_decoded]
@@ -72,10 +71,7 @@ class ShuffledDecoder(stock.ViTMAEDecoder):
 
 
 class LastLayer(stock.ViTMAELayer):
-    """Stock's layer with the same weights; computes only the tokens that are read, from the keys and values of all.
-
-    The other tokens need no query, output projection or MLP. With 75 % masked, that saves a quarter of this work.
-    """
+    """Stock's layer with the same weights; computes only the tokens that are read, from the keys and values of all."""
 
     def forward(self, hidden_states: Tensor, first: int = 0) -> Tensor:  # type: ignore[override]
         """Turn tokens (B, T, D) into (B, T - `first`, D), the tokens from `first` on."""
@@ -101,8 +97,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 class AutocastLayerNorm(nn.LayerNorm):
     """LayerNorm whose output has the dtype of autocast.
 
-    LayerNorm returns the dtype of its input, float32 along the residual. Autocast would cast the output for each linear
-    layer again: three times for query, key and value, and three times in the backward pass. Here it is cast once.
+    It is cast once. Autocast would cast the float32 output again for each of query, key and value, also backwards.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -129,7 +124,6 @@ def cpu_attention(
 
     It scales the queries instead of the scores, and the softmax keeps the dtype (internally it uses float32). On a CPU
     in bf16 this is faster than `eager`, and much faster than `sdpa`, whose backward pass is slow there.
-
     `query`, `key` and `value` are (B, H, T, D) float, D the width of a head. Returns (B, T, H, D) float, and the
     weights (B, H, T, T).
     """

@@ -18,10 +18,9 @@ FIX_MODEL = "give a run folder, a model folder or a Hub id (--model)"
 
 
 def find_model(name: str, fix: str) -> Path | None:
-    """Return the model folder that `name` means, or None if it can only be a Hub id.
+    """Return the model folder that `name` means, a run or model folder, or None if it can only be a Hub id.
 
-    The name is a run folder (its `model/` is taken), a model folder, or a Hub id. Of a pre-trained model, the whole
-    autoencoder is taken. The ConfigError about a folder that does not exist or holds no model ends with `fix`.
+    Of a pre-trained model, the whole autoencoder is taken. ConfigError, which ends with `fix`, if there is no model.
     """
     folder = Path(name).expanduser()
     for path in (folder / "model" / AUTOENCODER, folder / "model", folder / AUTOENCODER, folder):

@@ -43,10 +43,9 @@ LOADED_NAMES |= {re.escape(file): memory for memory, file in SAVED_NAMES.items()
 class MaskedAutoencoder(ViTMAEForPreTraining):
     """`ViTMAEForPreTraining`, initialised as in the paper, with L1, MSE or Huber loss over the masked patches.
 
-    The config's key `mae_loss` names the loss; stock transformers ignores it. Without the key, the loss is stock's MSE.
-    `mae_decode_ratio` is the part of the masked patches that a training step decodes (default 1), `mae_uniformity` the
-    weight of `uniformity_loss` in a training step (default 0).
-    Both position tables are frozen. Stock transformers 4 and 5 open what `save_pretrained` writes.
+    The config's key `mae_loss` names the loss (default: stock's MSE), `mae_decode_ratio` the part of the masked patches
+    that a training step decodes (default 1), and `mae_uniformity` the weight of `uniformity_loss` in it (default 0).
+    Stock transformers ignores these keys. Both position tables are frozen.
 
     Source: He et al. 2022, arXiv 2111.06377; decoding some of the masked patches: VideoMAE v2, arXiv 2303.16727,
     section 3.2, and CrossMAE, arXiv 2401.14391, section 3.3; uniformity: U-MAE, arXiv 2210.08344.
@@ -78,17 +77,12 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     def forward(
         self, pixel_values: Tensor, noise: Tensor | None = None, loss_only: bool = False, **kwargs: Any
     ) -> ViTMAEForPreTrainingOutput:
-        """Reconstruct the masked patches.
+        """Return loss () float32, logits (B, N, P²C), mask (B, N), 1 where masked, and ids_restore (B, N).
 
-        Args:
-            pixel_values: (B, C, S, S) float, normalised; cast to the dtype of the weights, as ViT does.
-            noise: (B, N) float; the patches with the smallest values stay visible. Default: random.
-            loss_only: compute and return only the loss. In training, decode only `decode_ratio` of the masked patches;
-                masks are random, so these are a random part. The loss then includes the uniformity of the CLS features.
-            kwargs: `output_hidden_states`, `output_attentions`, as in stock.
-
-        Returns:
-            loss () float32; logits (B, N, P²C); mask (B, N), 1 where masked; ids_restore (B, N).
+        `pixel_values` (B, C, S, S) float are normalised, and cast to the dtype of the weights, as ViT does. The patches
+        with the smallest `noise` (B, N) float stay visible; by default it is random. With `loss_only`, only the loss is
+        computed, in training from `decode_ratio` of the masked patches (masks are random, so these are a random part),
+        and with the uniformity of the CLS features. `kwargs`: `output_hidden_states`, `output_attentions`, as in stock.
         """
         if kwargs.pop("interpolate_pos_encoding", False):
             raise ValueError("interpolate_pos_encoding: the decoder's positions cannot be resized, resize the images")
@@ -121,13 +115,11 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Open a masked autoencoder of mae_hf or of stock transformers (4.x or 5.x layout), without output.
 
-        The name is a run folder, a model folder, a Hub id or a `SavedModel`; the options are transformers' own. The
-        subfolder `autoencoder` is found without naming it. Raises ConfigError as `SavedModel` does.
+        The name is a run folder, a model folder, a Hub id or a `SavedModel`, and the subfolder `autoencoder` is found
+        in it; the options are transformers' own. Raises ConfigError as `SavedModel` does.
         """
         subfolder = kwargs.pop("subfolder", AUTOENCODER)
-        require(
-            subfolder == AUTOENCODER, f"subfolder {subfolder!r} cannot be opened: only {AUTOENCODER} (or leave it out)"
-        )
+        require(subfolder == AUTOENCODER, f"subfolder {subfolder!r} cannot be opened: leave it out ({AUTOENCODER})")
         fix = "give a whole masked autoencoder, such as the folder of a pre-training run or facebook/vit-mae-base"
         saved = pretrained_model_name_or_path
         if not isinstance(saved, SavedModel):
@@ -142,17 +134,16 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
     ) -> None:
         """Write config and weights so that stock transformers 4 and 5 open them as `ViTMAEForPreTraining`.
 
-        `state_dict` holds weights by their names in memory. The other options are transformers' own, but
-        `push_to_hub` must be false: call the method of that name.
+        `state_dict` holds weights by their names in memory. The other options are transformers', without `push_to_hub`.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained only writes the folder: call push_to_hub(repo_id) to upload")
         weights = {}
         for name, value in (state_dict or self.state_dict()).items():
-            saved_name = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", name)
+            name = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", name)
             for memory, file in SAVED_NAMES.items():
-                saved_name = saved_name.replace(f".{memory}.", f".{file}.")
-            weights[saved_name] = value
+                name = name.replace(f".{memory}.", f".{file}.")
+            weights[name] = value
         with quiet_transformers():
             super().save_pretrained(save_directory, state_dict=weights, **{**kwargs, "save_original_format": False})
         self.config.architectures = [ViTMAEForPreTraining.__name__]  # transformers wrote a class that others lack
@@ -168,11 +159,10 @@ def mae_config(config: MAEConfig) -> ViTMAEConfig:
 
 
 def build_mae(config: MAEConfig, attn_implementation: str) -> MaskedAutoencoder:
-    """Return the masked autoencoder that pre-training starts from; `attn_implementation` reaches the decoder too.
+    """Return the masked autoencoder that pre-training starts from; ConfigError as in `load_encoder`.
 
-    Its weights are new, from the global random state, or come from the checkpoint that `config.init` names. Position
-    tables are resized to `config.image_size`, and stay frozen, also learned ones of a ViT. A checkpoint without a
-    decoder gets a new one. ConfigError as `load_encoder` raises it.
+    Its weights are new, from the global random state, or those of the checkpoint `config.init`, which gets a decoder if
+    it has none. Position tables are resized to `config.image_size`, and stay frozen, also learned ones of a ViT.
     """
     shape = mae_config(config)
     if config.is_new:
@@ -209,8 +199,8 @@ def reconstruct_pixels(model: MaskedAutoencoder, pixel_values: Tensor, noise: Te
     """Return the images with predicted masked patches and the original visible patches, and the mask.
 
     Takes images (B, C, S, S) float, normalised, and noise (B, N), whose smallest values stay visible. Returns pixels
-    (B, C, S, S) float32, normalised in the same way, and the mask (B, N), 1 where masked. With `norm_pix_loss`, the
-    model predicts patches without their mean and contrast, so those of the masked patches are given, not predicted.
+    (B, C, S, S) float32, normalised in the same way, and the mask (B, N), 1 where masked. With `norm_pix_loss`, mean
+    and contrast of the masked patches are given, not predicted.
     """
     outputs = model(pixel_values, noise=noise)
     target = model.patchify(pixel_values.float())

@@ -18,7 +18,7 @@ from mae_hf.config.runs import FinetuneConfig, PretrainConfig
 from mae_hf.errors import ConfigError, require
 from mae_hf.files import write_folder
 from mae_hf.models.initialization import resize_positions
-from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, open_encoder, read_preparation, weights_digest
+from mae_hf.models.io import PROCESSOR, SHAPE_KEYS, SavedModel, open_encoder, weights_digest
 from mae_hf.models.locate import FIX_INIT, KEPT, kept_start
 
 _Start = TypeVar("_Start", bound=StartConfig)
@@ -37,10 +37,8 @@ def resolve(config: _Run) -> _Run:
     """Return the config with the checkpoint's value for each setting that is null.
 
     An existing run answers from its own config.yaml, so that it resumes where the checkpoint is missing. Where a
-    checkpoint has no decoder, the decoder and the loss are the defaults of `MAEConfig`.
-
-    ConfigError as in `open_start`; or the checkpoint contradicts the config in more than the image size, or does not
-    answer for a setting that is null, or random weights leave one null.
+    checkpoint has no decoder, the decoder and the loss are the defaults of `MAEConfig`. ConfigError as in `open_start`;
+    or the checkpoint contradicts the config in more than the image size; or a setting stays null.
     """
     if config.model.is_new:
         for key, value in parse.flatten(config).items():
@@ -54,7 +52,7 @@ def resolve(config: _Run) -> _Run:
     saved = open_start(config.model)
     claims = _claims(saved)
     if (saved.folder / PROCESSOR).is_file():  # otherwise it makes no claim
-        claims |= {f"data.{key}": value for key, value in read_preparation(saved.name, saved.revision).items()}
+        claims |= {f"data.{key}": value for key, value in saved.preparation().items()}
     words = ["--config", "published_224", *parse.to_flags(config, leave_out=_FROM_INIT)]
     command = parse.command_line(config.presets, words, precision="no")
     _check_claims(saved, parse.flatten(config), claims, f", or type {command}")
@@ -103,10 +101,7 @@ def _agree(ours: Any, theirs: Any) -> bool:
 
 
 def open_start(config: StartConfig) -> SavedModel:
-    """Return the checkpoint that a run starts from.
-
-    ConfigError if it is missing, malformed, a classifier, which was trained with labels, or of another architecture.
-    """
+    """Return the checkpoint that a run starts from; ConfigError if it is missing, malformed or no such encoder."""
     saved = SavedModel(config.init, FIX_INIT[config.new], config.revision)
     theirs = saved.config()
     is_labelled = "ViTForImageClassification" in (theirs.architectures or [])
@@ -131,10 +126,7 @@ def keep_start(config: StartConfig, run: Path) -> None:
 
 
 def find_start(config: _Start, run: Path) -> _Start:
-    """Return the config, with the run's own copy of the checkpoint as `init` where there is one with weights.
-
-    The original may be missing by now, or may have been trained further.
-    """
+    """Return the config, with the run's own copy of the checkpoint as `init` where there is one with weights."""
     kept = kept_start(run)
     if config.is_new or kept is None or not any(kept.glob("*.safetensors")):
         return config
@@ -144,7 +136,7 @@ def find_start(config: _Start, run: Path) -> _Start:
 def load_encoder(config: StartConfig, attn_implementation: str) -> ViTModel:
     """Return the encoder that training starts from, in float32, for the image size of the checkpoint.
 
-    ConfigError as in `open_start`; or it is incomplete, or has another shape than `config`.
+    ConfigError as in `open_start`, or if it is incomplete, or has another shape than `config`.
     """
     saved = open_start(config)
     _check_claims(saved, {f"model.{key}": value for key, value in vars(config).items()}, _claims(saved))

@@ -1,11 +1,9 @@
 """Training state on disk: saved whole, named by step, rotated, and read back to resume.
 
-A checkpoint is a folder `step-00001234`. It holds Accelerate's files (weights and their average, optimizer, gradient
+A checkpoint is a folder `step-00001234` with Accelerate's files (weights and their average, optimizer, gradient
 scaler), `train_state.json` with everything else that the loop changes, and `digests.json` with the sha256 of each file.
-Schedule, data order, crops and masks are functions of the step and need no state.
-
-Every file, and the log of the run, is flushed to the disk before the folder gets its name. If a disk loses data all the
-same, the digests show it, and the run resumes from the checkpoint before.
+Schedule, data order, crops and masks are functions of the step and need no state. Files and log are on the disk before
+the folder gets its name. If a disk loses data all the same, the run resumes from the checkpoint before.
 """
 
 import contextlib
@@ -99,20 +97,20 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint, or None. Damaged ones are renamed, with a warning."""
-        found: list[Path | None] = [None]
+        found = None
         for path in reversed(self._all() if self.accelerator.is_main_process else []):
             damage = _damage(path)
             # the end of the run needs the best one
             if damage is None and (best := self._best(path)) != path and (damage := _damage(best)):
                 damage = f"its best checkpoint, {best.name}: {damage}"
             if damage is None:
-                found = [path]
+                found = path
                 break
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             rename(path, aside)
             warn(f"{path} is damaged ({damage}): renamed it to {aside.name}; the run resumes from an earlier one")
-        return broadcast_object_list(found)[0]
+        return broadcast_object_list([found])[0]
 
     def resume(self) -> TrainState:
         """Read the newest whole checkpoint, if there is one, like `load`."""

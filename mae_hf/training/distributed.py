@@ -46,23 +46,19 @@ def start_accelerator(
     accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[group], **options)
     kind = accelerator.distributed_type
     is_sharded, asked = kind == DistributedType.FSDP, parse_flag_from_env("ACCELERATE_USE_FSDP")
-    fix = "without a GPU for each process, use --multi_gpu"
-    require(is_sharded or not asked, f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}: {fix}")
-    fix = "start it with --multi_gpu, or on one process"
-    require(shards or not is_sharded, f"this command does not train, and only training uses FSDP: {fix}")
-    is_alone = accelerator.num_processes == 1
-    require(is_alone or not alone, f"{alone} runs as one process: start it with --num_processes 1")
+    problem = f"FSDP was asked for, but {kind.value} runs on {accelerator.device.type}"
+    require(is_sharded or not asked, f"{problem}: without a GPU for each process, use --multi_gpu")
+    problem = "this command does not train, and only training uses FSDP"
+    require(shards or not is_sharded, f"{problem}: start it with --multi_gpu, or on one process")
+    problem = f"{alone} runs as one process: start it with --num_processes 1"
+    require(accelerator.num_processes == 1 or not alone, problem)
     use_cpu_well(accelerator)
     return accelerator
 
 
 def end_processes(accelerator: Accelerator) -> None:
-    """Close the trackers and the process group. Every process calls it last.
-
-    The pause avoids a deadlock of torch 2.13: the group waits for gloo's threads while it holds Python's lock, which
-    these threads need to free the tensors of the last collective operations.
-    """
-    if accelerator.num_processes > 1:
+    """Close the trackers and the process group. Every process calls it last."""
+    if accelerator.num_processes > 1:  # torch 2.13 may wait for gloo's threads while it holds the lock that they need
         time.sleep(1.0)
     accelerator.end_training()
 
@@ -109,10 +105,7 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
 
 
 def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
-    """Check that every process has the values of the main one. Otherwise they would train different models.
-
-    `values` has the same names on every process. `data.cache_dir` may differ between machines. `fix` ends the message.
-    """
+    """Check that every process has the values of the main one, by the same names; `data.cache_dir` may differ."""
     main = broadcast_object_list([dict(values)])[0]
     differing = [name for name in values if values[name] != main[name] and name != "data.cache_dir"]
     here = f"on process {accelerator.process_index}"
@@ -123,11 +116,11 @@ def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str)
 def prepare(
     accelerator: Accelerator, model: Model, optimizer: Optimizer, average: WeightAverage | None = None
 ) -> tuple[nn.Module, Optimizer, Callable[[], Model | None]]:
-    """Return model and optimizer, wrapped for the strategy of this run, and `whole()`.
+    """Return model and optimizer, wrapped for the strategy of this run, and `whole()`, which every process must call.
 
-    Every process must call `whole` at the same time. It returns the unwrapped model with all its weights, in eval mode.
-    A sharded model is gathered on the main process alone, and freed once the caller drops it; the other processes get
-    None. Checkpoints also hold the `average` of the weights, where a run keeps one; such a model cannot be sharded.
+    `whole` returns the unwrapped model with all its weights, in eval mode. A sharded model is gathered on the main
+    process, until the caller drops it; the others get None. Checkpoints also hold the `average` of the weights, where a
+    run keeps one; such a model cannot be sharded.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         if average is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from mae_hf.config.commands import EvaluateConfig
 from mae_hf.config.data import check_class_names
 from mae_hf.config.runs import MACHINE_SETTINGS, FinetuneConfig
 from mae_hf.errors import require
-from mae_hf.files import parse_json, read_json
+from mae_hf.files import read_json
 from mae_hf.models.io import SHAPE_KEYS
 from mae_hf.models.locate import SCRATCH
 from mae_hf.training.predictions import AGAIN, Predictions, read_predictions
 from mae_hf.training.provenance import RunRecord, find_provenance
+from mae_hf.training.run_folder import read_metrics
 
 TOLERANCE = 1e-6  # scores that differ by less are the same score, computed twice
 # Settings that are not part of a recipe: machine, seed, logging, checkpoints, and the name of the source, because
@@ -119,8 +120,6 @@ def read_runs(path: str | Path) -> list[Run]:
 
 def _read_probes(path: Path) -> list[Run]:
     again = "run evaluate again"
-    has_config = (path / "config.yaml").is_file()
-    require(has_config, f"{path} holds probes without config.yaml, which this version writes: {again}")
     config = parse.read_file(EvaluateConfig, path / "config.yaml")
     record = read_json(path / "run.json", RunRecord)
     metrics = read_json(path / "metrics.json", dict[str, object])
@@ -138,7 +137,7 @@ def _read_probes(path: Path) -> list[Run]:
         for key, of_role in (("accuracy", of_test), ("validation_accuracy", of_validation)):
             key = f"{probe.replace('-', '/')}/{key}"
             value = metrics.get(key)
-            is_same = _is_finite(value) and abs(value - of_role.correct.mean()) <= TOLERANCE
+            is_same = isinstance(value, float) and abs(value - of_role.correct.mean()) <= TOLERANCE
             problem = f"metrics.json has {key} {value!r:.40}, its predictions have {of_role.correct.mean():.6f}"
             require(is_same, f"{path}: {problem}. The files are from different evaluations: {again}")
     require(len(runs) > 0, f"{path} has no probe that predicts classes: run evaluate with --probe linear")
@@ -168,7 +167,7 @@ def read_run(path: str | Path) -> Run:
         class_names=class_names,
         test=read_predictions(path / "predictions.parquet", len(class_names)),
         validation=read_predictions(path / "validation_predictions.parquet", len(class_names)),
-        history=_read_history(path / "metrics.jsonl"),
+        history=read_metrics(path),
         seed=config.train.seed,
     )
     logged, predicted = max(run.curve[1], default=np.nan), run.validation.correct.mean()
@@ -190,18 +189,3 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
     class_names = tuple(id2label[number] for number in numbers)
     check_class_names(class_names, str(path))
     return class_names
-
-
-def _read_history(path: Path) -> list[dict[str, float]]:
-    lines: list[dict[str, float]] = []
-    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
-        values = parse_json(text, dict[str, object], f"{path}, line {number}")
-        line = {key: value for key, value in values.items() if _is_finite(value)}  # it is null in metrics.jsonl
-        is_next = line.get("epoch", -np.inf) >= (lines[-1]["epoch"] if lines else 0)
-        require(is_next, f"{path}, line {number} has no epoch, or a smaller one than the line above: {AGAIN}")
-        lines.append(line)
-    return lines
-
-
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and -1e300 < value < 1e300

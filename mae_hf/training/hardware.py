@@ -22,13 +22,12 @@ from mae_hf.models.layers import CPU_ATTENTION
 def attention_for(accelerator: Accelerator) -> str:
     """Return the fastest `attn_implementation` for this run: our own for bf16 on a CPU, otherwise sdpa.
 
-    Refuses fp16 without a GPU, which Accelerate would silently run as fp32. Warns of bf16 on a CPU without instructions
-    for it, where a step takes three times as long as in fp32 (docs/troubleshooting.md).
+    ConfigError for fp16 without a GPU, which Accelerate would silently run as fp32. Warns of bf16 on a CPU without
+    instructions for it, where a step takes three times as long as in fp32 (docs/troubleshooting.md).
     """
     device, precision = accelerator.device.type, accelerator.mixed_precision
-    problem = f"mixed_precision fp16 needs a GPU, but this run is on {device}"
-    fix = "choose bf16 or no (accelerate launch --mixed_precision)"
-    require(precision != "fp16" or device == "cuda", f"{problem}: {fix}")
+    problem = f"mixed_precision fp16 needs a GPU, but this run is on {device}: choose bf16 or no"
+    require(precision != "fp16" or device == "cuda", f"{problem} (accelerate launch --mixed_precision)")
     if (device, precision) == ("cpu", "bf16") and torch.cpu.get_capabilities().get("avx512_bf16") is False:  # None: ARM
         warn("this CPU has no bf16 instructions (avx512_bf16), fp32 is faster: leave out --mixed_precision bf16")
     return CPU_ATTENTION if (device, precision) == ("cpu", "bf16") else "sdpa"
@@ -61,9 +60,8 @@ def free_unused() -> None:
 def compile_layers(accelerator: Accelerator, model: nn.Module, mode: Switch) -> bool:
     """Compile the transformer layers of `model` in place, and return whether it did.
 
-    All layers share the code of one: that takes 18 s instead of 70 for the whole model. Weights keep their names.
-    Mode `auto` compiles on a GPU with Triton, where layers that cannot be compiled run as they are. On a CPU, a gain of
-    2 % takes a quarter of an hour to make up for the compilation.
+    All layers share the code of one: that takes 18 s instead of 70 for the whole model. Mode `auto` compiles on a GPU
+    with Triton, where layers that cannot be compiled run as they are; on a CPU, the gain is 2 %.
     """
     can_gain = accelerator.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if mode == "never" or (mode == "auto" and not can_gain):

@@ -57,21 +57,14 @@ class Training:
 
 
 def train(
-    training: Training,
-    plan: Plan,
-    state: TrainState,
-    log: RunLog,
-    checkpoints: Checkpoints,
-    best_key: str | None = None,
+    training: Training, plan: Plan, state: TrainState, log: RunLog, checkpoints: Checkpoints, best_key: str = ""
 ) -> TrainState:
     """Train from `state.step` to `plan.total_steps`, and return the state after the last step.
 
     The last checkpoint holds that state. The greatest value of `best_key` in an evaluation marks the best checkpoint.
-
-    Raises:
-        RunStopped: SIGTERM, SIGHUP or Ctrl-C arrived, and the state is saved. One process stops within a step, which
-            the resumed run repeats. Several processes finish their step, and on GPUs up to 20 steps.
-        RunError: a loss or gradient is not finite, and the weights are those before that step; or no memory is left.
+    RunError if a loss or gradient is not finite: the weights are those before that step; or if no memory is left.
+    RunStopped if SIGTERM, SIGHUP or Ctrl-C arrived: the state is saved. One process stops within a step, which the
+    resumed run repeats. Several processes finish their step, and on GPUs up to 20 steps.
     """
     accelerator, config = training.accelerator, training.config
     progress = RunProgress(accelerator, plan, state, describe_machine(accelerator, training.model, config))
@@ -85,7 +78,7 @@ def train(
     if training.starts_trained and state.best_step is None:
         values = _evaluate(training.model, training.evaluations, 0, progress)
         log.metrics(0, 0.0, values)
-        state.best_step, state.best_value, saved_step = 0, values[str(best_key)], 0
+        state.best_step, state.best_value, saved_step = 0, values[best_key], 0
         checkpoints.save(progress.noted_in(state))
     signals = StopSignals(accelerator.is_main_process)
     with handling(signals.note), contextlib.closing(progress), explained_lack(plan.micro_batch_size):
@@ -217,15 +210,14 @@ def _may_check(accelerator: Accelerator, signals: StopSignals, step: int) -> boo
     A check makes the host wait for its GPU. On a CPU it costs nothing, and the scaler of fp16 waits anyway. Otherwise
     check every 20 steps: preemption usually allows 30 s.
     """
-    if accelerator.device.type != "cuda" or accelerator.scaler is not None:
-        return True
-    return step % 20 == 0 or (accelerator.num_processes == 1 and signals.received != 0)
+    waits = accelerator.device.type != "cuda" or accelerator.scaler is not None
+    return waits or step % 20 == 0 or (accelerator.num_processes == 1 and signals.received != 0)
 
 
 def _evaluate(model: nn.Module, due: Sequence[Evaluation], step: int, progress: RunProgress) -> dict[str, float]:
     model.eval()
     free_unused()  # what an evaluation allocates has other sizes than in training
-    values: dict[str, float] = {}
+    values = dict[str, float]()
     for evaluation in due:
         progress.set_description_str(evaluation.name)
         values |= evaluation.run(step)

@@ -19,8 +19,8 @@ def steps_that_fit(
 ) -> int:
     """Return how many steps, with their evaluations, fit into `train.minutes`; the same number on every process.
 
-    The time of this measurement counts, too. Weights, moments, the loss scale and the order of the images stay as they
-    were, and the loop seeds every step. `reading` is the context in which a stream of images can be read.
+    The time of this measurement counts, too. It leaves weights, moments, loss scale and the order of the images as they
+    were. `reading` is the context in which a stream of images can be read.
     """
     assert training.config.minutes is not None
     started, limit = time.perf_counter(), 60 * training.config.minutes

@@ -46,10 +46,10 @@ def layer_index(name: str, num_layers: int) -> int:
 
 
 class WeightAverage:
-    """A copy of a model with the exponential moving average of its weights, often better than the last weights.
+    """A copy of a model, unwrapped and whole, with the exponential moving average of its weights.
 
     After step t the average takes 1 - d of the weights, with d = min(decay, (1 + t) / (10 + t)): it soon forgets the
-    first steps. The model must not be wrapped, and be whole on this process.
+    first steps.
 
     Source: Polyak & Juditsky 1992; TensorFlow's `ExponentialMovingAverage` warms d up in this way.
     """

@@ -43,11 +43,10 @@ class RunProgress(Progress):
         self._images += num_images
         self._done += 1
         self.update()
-        if self._done in (2, 10):  # the first steps compile
+        if self._done in (2, 10):  # the first steps compile; after ten, print when the run is expected to end
             self._forecast(loss)
 
     def _forecast(self, loss: Tensor) -> None:
-        """Print, after ten steps, when the run is expected to end."""
         loss.item()  # wait for the device
         self.pause()
         self.resume()

@@ -50,10 +50,9 @@ class Predictions:
 def write_predictions(
     path: Path, images: ImageSet, probabilities: NDArray[np.floating], seen: NDArray[np.bool_] | None = None
 ) -> None:
-    """Write a row for each of the n images, in order (`SCHEMA`).
+    """Write a row for each of the n images, in order (`SCHEMA`), with probabilities (n, C).
 
-    Each row of the probabilities (n, C) sums to 1. `seen` (n,) says whether pre-training has seen the image; None,
-    which leaves the column empty, if that is unknown.
+    `seen` (n,) says whether pre-training has seen the image; None if that is unknown.
     """
     n = len(images.labels)
     columns = {
@@ -72,11 +71,8 @@ def read_predictions(path: Path, num_classes: int) -> Predictions:
     """Return the predictions of a file in the order of the index; ConfigError if it is missing or malformed."""
     require(path.is_file(), f"{path} is missing: {AGAIN}")
     try:
-        table = pq.read_table(path)
-        if "file" not in table.column_names:  # version 0.1
-            table = table.append_column("file", pa.nulls(len(table), pa.string()))
-        table = table.select(SCHEMA.names).cast(SCHEMA).sort_by("index")
-    except (pa.ArrowException, KeyError, OSError) as error:
+        table = pq.read_table(path, schema=SCHEMA).sort_by("index")  # a missing column is empty
+    except (pa.ArrowException, OSError) as error:
         problem = f"{path} cannot be read ({' '.join(str(error).split())})"
         raise ConfigError(f"{problem}: it must have the columns {', '.join(SCHEMA.names)}. {AGAIN}") from None
     columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
@@ -85,10 +81,9 @@ def read_predictions(path: Path, num_classes: int) -> Predictions:
     empty = [name for name, values in columns.items() if values.null_count and name not in optional]
     require(not empty, f"{path} has empty values in {', '.join(empty)}: {AGAIN}")
     index, labels, predictions = (columns[name].to_numpy() for name in ("index", "label", "prediction"))
-    lengths = columns["probabilities"].value_lengths().to_numpy()
-    is_complete = len(table) > 0 and bool((lengths == num_classes).all())
+    lengths = columns["probabilities"].value_lengths().unique().to_pylist()
     problem = f"is empty, or a row has not one probability for each of the {num_classes} classes"
-    require(is_complete, f"{path} {problem}: {AGAIN}")
+    require(lengths == [num_classes], f"{path} {problem}: {AGAIN}")
     flat = columns["probabilities"].flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     probabilities = flat.reshape(len(table), num_classes)  # null is NaN
     classes = np.concatenate([labels, predictions])

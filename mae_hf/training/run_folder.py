@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
+from matplotlib.figure import Figure
 
+from mae_hf import figures
 from mae_hf.config import parse
 from mae_hf.config.runs import MACHINE_SETTINGS, RunConfig
 from mae_hf.errors import ConfigError, require, warn
-from mae_hf.files import PARTIAL, moved_away, read_json, sync, write_json, write_text
+from mae_hf.files import PARTIAL, moved_away, parse_json, read_json, sync, write_json, write_text
 from mae_hf.models.locate import KEPT
 from mae_hf.training.distributed import check_same, end_processes
 from mae_hf.training.provenance import RunRecord, environment
-from mae_hf.training.trackers import Trackers, check_trackers
+from mae_hf.training.trackers import send_picture, start_trackers, tell_trackers
 
 LOCK = ".lock"
 
@@ -33,7 +36,9 @@ def inspect_run(config: RunConfig) -> Literal["new", "unfinished", "finished"]:
 
     ConfigError if it holds other files or a run with a different config, or if a tracker is not installed.
     """
-    check_trackers(config)
+    for name in config.train.trackers:
+        fix = f"pip install {name}, or leave it out (--train.trackers)"
+        require(name in map(str, get_available_trackers()), f"tracker {name} is not installed: {fix}")
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
@@ -59,11 +64,9 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
     """Keep other runs out of a run folder until the returned file is closed, or the process ends, even by a kill.
 
     Every process calls it. The main process creates the folder, and locks its file `.lock` with `flock`, which also
-    works between the hosts of an NFS share. The file by itself locks nothing. ConfigError names another process that
-    holds the lock, or says why the folder cannot be written.
+    works between the hosts of an NFS share. ConfigError if another process holds the lock, or nothing can be written.
     """
-    file: IO[str] | None = None
-    problem = ""
+    file, problem = None, ""
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,10 +76,7 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
             file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
             file.flush()
         except BlockingIOError:
-            assert file is not None
-            with file:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
+            holder = (folder / LOCK).read_text().strip() or "another process"
             problem = f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -89,7 +89,7 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
 
 
 class RunLog:
-    """The files of a run, and its `trackers`. Every process creates one and calls it; the main process writes.
+    """The files and trackers of a run. Every process creates one and calls it; the main process writes.
 
     It writes the config, and `facts` into run.json beside versions, command and device. A resumed run keeps its first
     start, and loses the lines of metrics.jsonl after the `step` that it resumes from. ConfigError if the training
@@ -114,7 +114,7 @@ class RunLog:
             self._run = {**environment(accelerator), **facts, "start": before.start or _now(), "end": None}
             write_json(self._folder / "run.json", self._run)
             self._remove_lines_after(step)
-        self.trackers = Trackers(accelerator, config, step)
+        start_trackers(accelerator, config, step)
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and send it to the trackers; RunError if the folder was moved or removed."""
@@ -124,7 +124,13 @@ class RunLog:
             finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
-        self.trackers.log(values, step)
+        tell_trackers(self._accelerator, lambda tracker: tracker.log(values, step=step))
+
+    def picture(self, name: str, figure: Figure, step: int) -> None:
+        """Send the picture of a step to the trackers that accept pictures."""
+        if self._accelerator.trackers:
+            pixels = figures.pixels(figure)
+            tell_trackers(self._accelerator, lambda tracker: send_picture(tracker, name, pixels, step))
 
     def check_folder(self) -> None:
         """Raise `RunError` if the folder was moved or removed."""
@@ -151,7 +157,8 @@ class RunLog:
             sync(self._folder)  # the run is finished once all its files are on the disk
             write_json(self._folder / "metrics.json", metrics)
             shutil.rmtree(self._folder / KEPT, ignore_errors=True)
-        self.trackers.finish()
+        tell_trackers(self._accelerator, lambda tracker: tracker.finish())
+        self._accelerator.trackers.clear()  # otherwise Accelerate closes them once more
         end_processes(self._accelerator)
 
     def _remove_lines_after(self, step: int) -> None:
@@ -178,9 +185,16 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's metrics.jsonl, without the values that were not finite."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if value is not None} for line in lines]
+    """Return the lines of a run's metrics.jsonl, without values that were not finite; ConfigError if it is damaged."""
+    lines: list[dict[str, float]] = []
+    for number, text in enumerate((folder / "metrics.jsonl").read_bytes().splitlines(), start=1):
+        where = f"{folder / 'metrics.jsonl'}, line {number}"
+        values = parse_json(text, dict[str, object], where).items()
+        line = {key: value for key, value in values if isinstance(value, int | float) and abs(value) < 1e300}
+        is_next = line.get("epoch", -math.inf) >= (lines[-1]["epoch"] if lines else 0)
+        require(is_next, f"{where} has no epoch, or a smaller one than the line above: run its command again")
+        lines.append(line)
+    return lines
 
 
 def _now() -> str:

@@ -59,16 +59,15 @@ def drop_lost_outputs() -> None:
 
 def discard(descriptor: int) -> None:
     """Discard what is written to a file descriptor from now on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)
 
 
 class StopSignals:
     """What a training loop knows of SIGTERM, SIGHUP and Ctrl-C, handled by `note`, so that it can save before it stops.
 
     A second Ctrl-C, at least a second after the first, raises KeyboardInterrupt at once. Further SIGTERM and SIGHUP are
-    ignored, because launchers and cluster managers send several. The main process confirms the signal on stderr.
+    ignored. The main process confirms the signal on stderr.
     """
 
     def __init__(self, is_main_process: bool) -> None:

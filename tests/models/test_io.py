@@ -21,7 +21,6 @@ from mae_hf.models.io import (
     open_classifier,
     open_encoder,
     prepared_as,
-    read_preparation,
     weights_digest,
 )
 from mae_hf.models.mae import build_mae, export_encoder
@@ -69,7 +68,7 @@ def test_the_normalisation_is_read_from_the_model(tmp_path: Path):
     mae = build_mae(CONFIG, "sdpa")
     save_model(tmp_path / "model", mae, PretrainConfig(model=CONFIG), {})
     expected = {"image_mean": (0.4467, 0.4398, 0.4066), "image_std": (0.2603, 0.2566, 0.2713), "resize": "crop"}
-    assert read_preparation(str(tmp_path)) == expected
+    assert SavedModel(str(tmp_path)).preparation() == expected
 
 
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
@@ -84,7 +83,7 @@ def test_images_are_prepared_as_the_model_says_or_as_the_config_does(tmp_path: P
     assert prepared_as(str(tmp_path), other).resize == other.resize, "it makes no claim"
     file.write_text(json.dumps({**stock, "mae_hf_resize": ["x"]}))
     with pytest.raises(ConfigError, match=r"has mae_hf_resize \['x'\] in its preprocessor_config.json"):
-        read_preparation(str(tmp_path))
+        SavedModel(str(tmp_path)).preparation()
 
 
 def test_the_message_about_another_kind_of_model_says_what_to_type(tmp_path: Path):
@@ -92,7 +91,7 @@ def test_the_message_about_another_kind_of_model_says_what_to_type(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"not a classifier.*--probe knn,linear"):
         open_classifier(str(tmp_path / "mae"), "sdpa")
     with pytest.raises(ConfigError, match=r"preprocessor_config.json"):
-        read_preparation(str(tmp_path / "mae"))
+        SavedModel(str(tmp_path / "mae")).preparation()
     with pytest.raises(ConfigError, match="does not exist"):
         open_encoder(str(tmp_path / "nothing"), "sdpa")
 
@@ -131,8 +130,9 @@ def test_a_model_in_the_cache_of_the_hub_opens_without_a_network(tmp_path, monke
     (cached / "refs" / "main").write_text(commit)
     start = time.perf_counter()
     for revision in (None, commit):
-        assert SavedModel("me/mae", revision=revision).commit == commit
-        assert read_preparation("me/mae", revision)["image_mean"] == pytest.approx((0.4467, 0.4398, 0.4066))
+        saved = SavedModel("me/mae", revision=revision)
+        assert saved.commit == commit
+        assert saved.preparation()["image_mean"] == pytest.approx((0.4467, 0.4398, 0.4066))
         init = ClassifierConfig(init="me/mae", revision=revision, **SHAPE, intermediate_size=32)
         assert weights_digest(load_encoder(init, "sdpa")) == weights_digest(mae.vit)
     assert time.perf_counter() - start < 10

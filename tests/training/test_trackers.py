@@ -77,7 +77,7 @@ def read_events(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[
 def test_tensorboard_gets_values_pictures_and_the_config_in_a_folder_of_the_run(tmp_path):
     log = start(config_for(tmp_path / "run", "tensorboard", seed=4))
     log.metrics(20, 1.0, {"train/loss": 0.5, "train/learning_rate": 1e-3})
-    log.trackers.picture("reconstruction", red_figure(), 40)
+    log.picture("reconstruction", red_figure(), 40)
     log.metrics(40, 2.0, {"train/loss": 0.25, "eval/loss": 0.125})
     log.finish({})
 
@@ -118,12 +118,12 @@ def assert_red(path: Path) -> None:
 def test_a_run_continues_without_a_tracker_that_fails(tmp_path):
     log = start(config_for(tmp_path / "run", "tensorboard"))
     log.metrics(20, 1.0, {"train/loss": 0.5})
-    (tracker,) = log.trackers._accelerator.trackers
+    (tracker,) = log._accelerator.trackers
     tracker.writer.add_scalar = tracker.writer.add_scalars = lambda *_, **__: os.stat(tmp_path / "gone")
     with pytest.warns(UserWarning, match=r"tensorboard failed \(FileNotFoundError: .*gone.* metrics.jsonl has all"):
         log.metrics(40, 2.0, {"train/loss": 0.25})
     log.metrics(60, 3.0, {"train/loss": 0.125})  # without another warning
-    log.trackers.picture("reconstruction", red_figure(), 60)
+    log.picture("reconstruction", red_figure(), 60)
     log.finish({})
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [20, 40, 60]
     assert inspect_run(config_for(tmp_path / "run")) == "finished"
@@ -131,7 +131,7 @@ def test_a_run_continues_without_a_tracker_that_fails(tmp_path):
 
 def test_a_tracker_that_cannot_be_closed_leaves_the_run_finished(tmp_path):
     log = start(config_for(tmp_path / "run", "tensorboard"))
-    (tracker,) = log.trackers._accelerator.trackers
+    (tracker,) = log._accelerator.trackers
     tracker.writer.close = lambda: os.stat(tmp_path / "gone")
     with pytest.warns(UserWarning, match="the tracker tensorboard failed"):
         log.finish({})
@@ -160,6 +160,7 @@ from matplotlib.figure import Figure
 from mae_hf.config.runs import PretrainConfig
 from mae_hf.config.train import PretrainTrainConfig
 from mae_hf.training.run_folder import RunLog
+from mae_hf.training.trackers import tell_trackers
 
 name, folder = sys.argv[1:]
 config = PretrainConfig(output_dir=folder, train=PretrainTrainConfig(trackers=(name,)))
@@ -169,9 +170,9 @@ def start(step):
 
 log = start(0)
 log.metrics(20, 1.0, {"train/loss": 0.5})
-log.trackers.picture("reconstruction", Figure(figsize=(2, 1), facecolor="red"), 40)
+log.picture("reconstruction", Figure(figsize=(2, 1), facecolor="red"), 40)
 log.metrics(40, 2.0, {"train/loss": 0.25, "eval/loss": 0.125})
-log.trackers.finish()
+tell_trackers(log._accelerator, lambda tracker: tracker.finish())
 log = start(20)
 log.metrics(40, 2.0, {"train/loss": 0.375})
 log.finish({})
