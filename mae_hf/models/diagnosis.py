@@ -1,16 +1,16 @@
 """What is wrong with the files of a model, trusted or not, and how to mend it.
 
-Only JSON and safetensors are read, one tensor in memory at a time. No code of the model is executed.
+Only JSON and safetensors are read. No code of the model is executed.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, ViTForImageClassification, ViTMAEForPreTraining
 
@@ -30,33 +30,24 @@ _SAVE = "save it again: mae_hf.models.mae.MaskedAutoencoder.from_pretrained(FOLD
 _NAME = "set id2label and label2id in config.json to the names of the classes, in the order of training"
 
 
-class _Facts(NamedTuple):
-    """Facts about a weight, found while its file is read."""
-
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors writes it, such as F32
-    is_finite: bool
-    low: float
-    high: float
-
-
 def examine_model(folder: Path) -> Iterator[Finding]:
     """Yield findings about a folder with a ViTMAE or ViT: config, weights, positions, processor, labels."""
     content, shapes, findings = _read_config(folder)
     yield from findings
-    facts, tables, unreadable = _read_weights(folder)
+    weights, unreadable = _read_weights(folder)
     yield from unreadable
     is_classifier = "ViTForImageClassification" in str(content.get("architectures"))
-    if facts:
-        yield from _check_values(facts)
-        yield from _check_decoder(facts, content)
-    if facts and shapes and not unreadable:
-        yield from _check_shapes(facts, shapes, is_classifier)
-    for name, table in tables.items():
-        yield from _check_table("decoder" if name.startswith("decoder.") else "encoder", table, content)
+    if weights:
+        yield from _check_values(weights)
+        yield from _check_decoder(weights, content)
+    if weights and shapes and not unreadable:
+        yield from _check_shapes(weights, shapes, is_classifier)
+    for name, weight in weights.items():
+        if name.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
+            yield from _check_table("decoder" if name.startswith("decoder.") else "encoder", weight.float(), content)
     yield from _check_processor(folder, content)
     if is_classifier:
-        yield from _check_labels(content, facts.get("classifier.weight"))
+        yield from _check_labels(content, weights.get("classifier.weight"))
 
 
 # ---- files ----
@@ -84,31 +75,24 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Shapes, list[Finding]]:
     return content, shapes, [Finding("ok", f"config.json: {shape}, {images}")]
 
 
-def _read_weights(folder: Path) -> tuple[dict[str, _Facts], dict[str, Tensor], list[Finding]]:
-    """Return the facts about each weight and the position tables, by name, and why files cannot be read."""
-    facts, tables, findings = dict[str, _Facts](), dict[str, Tensor](), list[Finding]()
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], list[Finding]]:
+    """Return the weights by name, and why files cannot be read."""
+    weights, findings = dict[str, Tensor](), list[Finding]()
     for file in sorted(folder.glob("*.safetensors")):
         try:
             if not file.is_file():  # a pipe would block
                 raise FileNotFoundError
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.offset_keys():
-                    tensor = opened.get_tensor(key).float()
-                    low, high = (float(value) for value in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
-                    kind, is_finite = opened.get_slice(key).get_dtype(), bool(tensor.isfinite().all())
-                    facts[key] = _Facts(tuple(tensor.shape), kind, is_finite, low, high)
-                    if key.endswith(("embeddings.position_embeddings", "decoder.decoder_pos_embed")):
-                        tables[key] = tensor
+            weights |= load_file(file)
         except Exception as error:  # of safetensors and torch, of many types for damaged files
             problem = f"{file.name} is cut short, damaged or a pointer of Git LFS ({error})"
             findings.append(Finding("fault", problem, _COPY))
-    if not facts and not findings and SavedModel(str(folder)).commit:
+    if not weights and not findings and SavedModel(str(folder)).commit:
         text = "model.safetensors is not in this repository: a copy that the Hub has converted is not examined"
         findings.append(Finding("note", text))
-    elif not facts and not findings:
+    elif not weights and not findings:
         fix = "download it again. If there is only pytorch_model.bin, it may hold code: save it again in transformers"
         findings.append(Finding("fault", "model.safetensors is missing", fix))
-    return facts, tables, findings
+    return weights, findings
 
 
 # ---- weights ----
@@ -120,28 +104,35 @@ def _faults(weights: Mapping[str, list[str]], fix: str) -> list[Finding]:
     return [Finding("fault", f"{problem}: {shorten(names)}", fix) for problem, names in named.items()]
 
 
-def _check_values(facts: Mapping[str, _Facts]) -> Iterator[Finding]:
-    constant = [name for name, each in facts.items() if name.endswith(".weight") and each.low == each.high]
-    constant = [name for name in constant if len(facts[name].shape) > 1 or facts[name].low == 0]  # a new LayerNorm is 1
-    infinite = [name for name, each in facts.items() if not each.is_finite]
-    quantised = [name for name, each in facts.items() if not each.dtype.startswith(("F", "BF"))]
+def _only_value(weight: Tensor) -> float | None:
+    """Return the value that a weight has in all places, or None."""
+    low, high = weight.float().aminmax() if weight.numel() else (0.0, 0.0)
+    return float(low) if low == high else None
+
+
+def _check_values(weights: Mapping[str, Tensor]) -> Iterator[Finding]:
+    values = {name: _only_value(weight) for name, weight in weights.items() if name.endswith(".weight")}
+    # the weights of a new LayerNorm are 1
+    constant = [name for name in values if values[name] == 0 or (values[name] and weights[name].dim() > 1)]
+    infinite = [name for name, weight in weights.items() if not weight.float().isfinite().all()]
+    quantised = [name for name, weight in weights.items() if not weight.is_floating_point()]
     effect = "have one value in all places, so these layers ignore their input"
     faults = {"hold NaN or infinity": infinite, effect: constant, "are whole numbers, so quantised": quantised}
     yield from _faults(faults, _EARLIER)
-    kinds = ", ".join(Counter(each.dtype for each in facts.values()))
-    yield Finding("ok" if kinds == "F32" else "note", f"{len(facts)} weights, stored as {kinds}")
+    kinds = ", ".join(Counter(str(weight.dtype).removeprefix("torch.") for weight in weights.values()))
+    yield Finding("ok" if kinds == "float32" else "note", f"{len(weights)} weights, stored as {kinds}")
 
 
-def _check_decoder(facts: Mapping[str, _Facts], content: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_decoder(weights: Mapping[str, Tensor], content: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield whether a decoder is missing, lost between versions of transformers, or new, and if the model is new."""
     # biases, because half precision may round trained weights to their first value, 1
-    norms = {name: each.low == each.high == 0 for name, each in facts.items() if re.search(r"norm_\w+\.bias$", name)}
+    norms = {name: _only_value(weights[name]) == 0 for name in weights if re.search(r"norm_\w+\.bias$", name)}
     of_decoder = [is_new for name, is_new in norms.items() if name.startswith("decoder.")]
     of_encoder = [is_new for name, is_new in norms.items() if not name.startswith("decoder.")]
-    if content.get("model_type") == "vit_mae" and not any(name.startswith("decoder.") for name in facts):
+    if content.get("model_type") == "vit_mae" and not any(name.startswith("decoder.") for name in weights):
         fix = "take the whole model. The encoder alone is enough for features, and for mae_hf pretrain --model.init"
         yield Finding("fault", "the decoder is missing, so the model cannot reconstruct images", fix)
-    if any(name.startswith("decoder.decoder_encoder.") for name in facts):
+    if any(name.startswith("decoder.decoder_encoder.") for name in weights):
         problem = "transformers 4 silently loses this decoder, because transformers 5 saved it under new names"
         yield Finding("fault", problem, _SAVE)
     if of_encoder and all(of_encoder):
@@ -151,13 +142,13 @@ def _check_decoder(facts: Mapping[str, _Facts], content: Mapping[str, Any]) -> I
         yield Finding("fault", problem, "take the original file, or train further (mae_hf pretrain --model.init)")
 
 
-def _check_shapes(facts: Mapping[str, _Facts], shapes: Shapes, is_classifier: bool) -> Iterator[Finding]:
+def _check_shapes(weights: Mapping[str, Tensor], shapes: Shapes, is_classifier: bool) -> Iterator[Finding]:
     """Yield which weights are missing, are left over, or have a different shape than the config says."""
     found = dict[str, tuple[int, ...]]()
-    for name, each in facts.items():
+    for name, weight in weights.items():
         for pattern, replacement in LOADED_NAMES.items():  # files of transformers 4 and 5
             name = re.sub(pattern, replacement, name)
-        found[name.removeprefix("vit.")] = each.shape
+        found[name.removeprefix("vit.")] = tuple(weight.shape)
     optional = ("pooler.", "embeddings.mask_token") + (() if is_classifier else ("classifier.",))
     optional += () if any(name.startswith("decoder.") for name in found) else ("decoder.",)
     missing = [name for name in shapes if name not in found and not name.startswith(optional)]
@@ -229,7 +220,7 @@ def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Findi
         yield Finding("ok", f"{PROCESSOR}: statistics and size fit the model")
 
 
-def _check_labels(content: Mapping[str, Any], head: _Facts | None) -> Iterator[Finding]:
+def _check_labels(content: Mapping[str, Any], head: Tensor | None) -> Iterator[Finding]:
     """Yield whether each class of a classifier has a name."""
     labels = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # which transformers leaves out of the file
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
@@ -243,8 +234,8 @@ def _check_labels(content: Mapping[str, Any], head: _Facts | None) -> Iterator[F
     numbers = {str(name): str(number) for name, number in dict(content.get("label2id") or {}).items()}
     if not (problems or twice) and numbers not in ({}, {name: str(number) for number, name in enumerate(names)}):
         problems.append("label2id in config.json contradicts id2label")
-    if head and head.shape[:1] != (len(names),):
-        problems.append(f"config.json names {len(names)} classes, but the classifier has the shape {head.shape}")
+    if head is not None and head.shape[:1] != (len(names),):
+        problems.append(f"config.json names {len(names)} classes, but the classifier has the shape {tuple(head.shape)}")
     yield from (Finding("fault", problem, _NAME) for problem in problems)
     if twice:
         yield Finding("note", f"several classes have the same name: {shorten(twice)}")

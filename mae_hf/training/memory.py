@@ -1,7 +1,4 @@
-"""The memory of a run: how much it needs, how much is free, and the largest micro-batch that fits.
-
-P parameters, B images of a micro-batch, T tokens, D width. docs/scaling.md compares the estimate with measurements.
-"""
+"""The memory of a run: how much it needs (measured in docs/scaling.md), what is free, and which micro-batch fits."""
 
 import contextlib
 import dataclasses
@@ -52,18 +49,14 @@ def num_parameters(model: EncoderConfig) -> tuple[int, int]:
 def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bool) -> int:
     """Return the memory of weights, gradients and AdamW's two moments in fp32, and of autocast's half-precision copies.
 
-    Of the `stored` parameters, the `trained` ones have a gradient; `is_bucketed` ones are copied before they are sent
-    (DDP).
+    Of the `stored` parameters, the `trained` ones have a gradient, which DDP copies if it `is_bucketed`.
     """
     copies = _HALF * stored if mixed_precision != "no" else 0
     return _FP32 * stored + (3 + is_bucketed) * _FP32 * trained + copies
 
 
 def activation_bytes(model: EncoderConfig, mixed_precision: str, *, keeps_scores: bool = False) -> int:
-    """Return the bytes that an image's forward pass keeps for the backward pass.
-
-    In bf16 on a CPU, attention `keeps_scores`, T x T in each head; sdpa keeps none.
-    """
+    """Return the bytes that an image's forward pass keeps for the backward pass; attention may keep T x T scores."""
     half = _FP32 if mixed_precision == "no" else _HALF
     values, width = 3 * model.patch_size**2, model.hidden_size
     visible = (model.num_visible if isinstance(model, MAEConfig) else model.num_patches) + 1
@@ -113,13 +106,9 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> float:
 
 
 def run_bytes(config: RunConfig, plan: Plan, accelerator: Accelerator) -> float:
-    """Return an upper estimate of the memory that a process of a run takes, besides Python and the libraries.
-
-    It is meant to be too high: on a CPU, freed memory is in pieces, and the libraries grow while they work. At the peak
-    a run trains or evaluates.
-    """
-    model, precision, device = config.model, accelerator.mixed_precision, accelerator.device.type
-    keeps_scores = (device, precision) == ("cpu", "bf16")
+    """Return an upper estimate of the memory that a process of a run takes, besides Python and the libraries."""
+    model, precision = config.model, accelerator.mixed_precision
+    keeps_scores = (accelerator.device.type, precision) == ("cpu", "bf16")
     trained, stored = num_parameters(model)
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     fixed = model_bytes(trained, stored, precision, plan.num_processes > 1) / (plan.num_processes if is_sharded else 1)
@@ -135,8 +124,8 @@ def run_bytes(config: RunConfig, plan: Plan, accelerator: Accelerator) -> float:
 def choose_micro_batch(config: RunConfig, accelerator: Accelerator, recorded: int | None = None) -> tuple[int, str]:
     """Return the size of a run's micro-batches, the same on every process, and the memory that it takes, in words.
 
-    With `auto`, this is the size that the run started with (`recorded`), or the largest that fits into free memory.
-    Mixup and cutmix need an even number of images, unless the batch is not split. ConfigError if no size fits.
+    With `auto`, this is the size that the run started with (`recorded`), or the largest that fits into free memory and
+    that mixup and cutmix can pair. ConfigError if no size fits.
     """
     train = config.train
     sizes = train.micro_batch_sizes(accelerator.num_processes)

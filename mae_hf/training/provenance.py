@@ -101,18 +101,14 @@ def find_provenance(init: str) -> Provenance:
         return Provenance(init)
     above = [start, *list(start.resolve().parents)[:2]]
     folder = next((path for path in above if (path / "run.json").is_file()), None)
-    run = folder or start
-    folders = [start, run, run / "model"]
+    folders = [start, folder or start, (folder or start) / "model"]
     found: dict[str, Any] = {}
-    for key, name, read in (
-        ("config", "config.yaml", lambda path: parse.read_file(PretrainConfig, path)),
-        ("record", "run.json", lambda path: read_json(path, RunRecord)),
-        ("audit", AUDIT, lambda path: read_json(path, Audit)),
-    ):
+    kinds = {"config": ("config.yaml", PretrainConfig), "record": ("run.json", RunRecord), "audit": (AUDIT, Audit)}
+    for key, (name, kind) in kinds.items():
         path = next((path / name for path in folders if (path / name).is_file()), None)
         try:
             if path:
-                found[key] = read(path)
+                found[key] = parse.read_file(kind, path) if kind is PretrainConfig else read_json(path, kind)
         except ValueError as error:
             found["problem"] = str(error)
     return Provenance(init, folder, **found)

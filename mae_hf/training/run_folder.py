@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from mae_hf import figures
 from mae_hf.config import parse
 from mae_hf.config.runs import MACHINE_SETTINGS, RunConfig
-from mae_hf.errors import ConfigError, require, warn
+from mae_hf.errors import ConfigError, require, shorten, warn
 from mae_hf.files import PARTIAL, moved_away, parse_json, read_json, sync, write_json, write_text
 from mae_hf.models.locate import KEPT
 from mae_hf.training.distributed import check_same, end_processes
@@ -42,17 +42,15 @@ def inspect_run(config: RunConfig) -> Literal["new", "unfinished", "finished"]:
     folder = Path(config.output_dir)
     path = folder / "config.yaml"
     if not path.exists():
-        entries = folder.iterdir() if folder.is_dir() else ()
-        others = sorted(entry.name for entry in entries if entry.name != LOCK and not entry.match(PARTIAL))
-        problem = f"is not a run folder but contains {', '.join(others[:3])}"
+        others = sorted(each.name for each in folder.glob("*") if each.name != LOCK and not each.match(PARTIAL))
+        problem = f"is not a run folder but contains {shorten(others)}"
         require(not others, f"{folder} {problem}: choose another --output_dir")
         return "new"
     try:
-        old = parse.read_file(type(config), path)
+        before, after = parse.flatten(parse.read_file(type(config), path)), parse.flatten(config)
     except ConfigError as error:
         problem = f"holds a different kind of run, or its config.yaml is damaged ({error})"
         raise ConfigError(f"{folder} {problem}: choose another --output_dir") from None
-    before, after = parse.flatten(old), parse.flatten(config)
     keys = [key for key in after if before[key] != after[key] and key not in MACHINE_SETTINGS]
     changed = [f"{key}: {before[key]} -> {after[key]}" for key in keys]
     fix = "choose another --output_dir, or remove the folder"
@@ -148,15 +146,12 @@ class RunLog:
         return replace(read_record(self._folder), end=_now())
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Write the end into run.json, then metrics.json, which marks the run as finished.
-
-        A finished run no longer needs the checkpoint that it started from.
-        """
+        """Write the end into run.json, then metrics.json, which marks the run as finished."""
         if self._accelerator.is_main_process:
             write_json(self._folder / "run.json", {**self._run, "end": _now()})
             sync(self._folder)  # the run is finished once all its files are on the disk
             write_json(self._folder / "metrics.json", metrics)
-            shutil.rmtree(self._folder / KEPT, ignore_errors=True)
+            shutil.rmtree(self._folder / KEPT, ignore_errors=True)  # no longer needed
         tell_trackers(self._accelerator, lambda tracker: tracker.finish())
         self._accelerator.trackers.clear()  # otherwise Accelerate closes them once more
         end_processes(self._accelerator)

@@ -208,7 +208,7 @@ def test_half_precision_is_a_note(healthy: Path, tmp_path: Path):
     weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     found = [str(finding) for finding in examine_model(folder) if finding.severity != "ok"]
-    assert found == [f"note   {len(weights)} weights, stored as BF16"]
+    assert found == [f"note   {len(weights)} weights, stored as bfloat16"]
 
 
 def test_the_processor_of_transformers_fits(healthy: Path, tmp_path: Path):
