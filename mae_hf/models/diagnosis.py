@@ -186,7 +186,6 @@ def _check_table(part: str, table: Tensor, content: Mapping[str, Any]) -> Iterat
 
 
 def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield whether the image processor prepares images as the model requires."""
     try:
         processor = read_json(folder / PROCESSOR, dict[str, object])
     except ConfigError as error:
@@ -221,7 +220,6 @@ def _check_processor(folder: Path, content: Mapping[str, Any]) -> Iterator[Findi
 
 
 def _check_labels(content: Mapping[str, Any], head: Tensor | None) -> Iterator[Finding]:
-    """Yield whether each class of a classifier has a name."""
     labels = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # which transformers leaves out of the file
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
         yield Finding("fault", "id2label in config.json does not number the classes from 0", _NAME)

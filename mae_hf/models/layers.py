@@ -91,9 +91,6 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
 
 
-# ---- LayerNorm under autocast ----
-
-
 class AutocastLayerNorm(nn.LayerNorm):
     """LayerNorm whose output has the dtype of autocast.
 
@@ -111,9 +108,6 @@ def use_autocast_norms(layers: nn.ModuleList) -> None:
     """Replace the LayerNorms of transformer layers by `AutocastLayerNorm`, with the same weights and names."""
     for layer in layers:
         layer.layernorm_before.__class__ = layer.layernorm_after.__class__ = AutocastLayerNorm
-
-
-# ---- attention on CPUs ----
 
 
 def cpu_attention(

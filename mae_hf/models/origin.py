@@ -30,9 +30,6 @@ _OF_IMAGES = ("data.image_mean", "data.image_std", "data.resize")
 _FROM_INIT = (*(f"model.{key}" for key in (*SHAPE_KEYS, *_OF_DECODER)), *_OF_IMAGES)
 
 
-# ---- settings ----
-
-
 def resolve(config: _Run) -> _Run:
     """Return the config with the checkpoint's value for each setting that is null.
 
@@ -95,9 +92,6 @@ def _check_claims(saved: SavedModel, ours: Mapping[str, Any], claims: Mapping[st
 
 def _agree(ours: Any, theirs: Any) -> bool:
     return bool(np.allclose(ours, theirs, atol=1e-6)) if isinstance(theirs, tuple) else bool(ours == theirs)
-
-
-# ---- weights ----
 
 
 def open_start(config: StartConfig) -> SavedModel:

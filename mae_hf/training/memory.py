@@ -28,9 +28,6 @@ _OVERHEAD = 2**28  # bytes that the libraries take while they work, such as for 
 _FRAGMENTED = 1.5  # how much more the activations take than is kept: work space, and freed memory in pieces
 
 
-# ---- what a run needs ----
-
-
 @functools.cache
 def num_parameters(model: EncoderConfig) -> tuple[int, int]:
     """Return the number of trained parameters of a network without its classifier, and of all its parameters.
@@ -81,9 +78,6 @@ def _layer_bytes(model: EncoderConfig, part: str, tokens: int, queries: int, hal
     return int(tokens * per_token + queries * (per_query + heads * (half * tokens if keeps_scores else _FP32)))
 
 
-# ---- what is free ----
-
-
 def free_memory(device: torch.device, root: Path = Path("/")) -> float:
     """Return the bytes that this process may still take: of its GPU, or its share of the machine and control groups.
 
@@ -100,9 +94,6 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> float:
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             free.append(rest + sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active")))
     return max(0, min(free)) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-# ---- what fits ----
 
 
 def run_bytes(config: RunConfig, plan: Plan, accelerator: Accelerator) -> float:

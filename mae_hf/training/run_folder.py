@@ -193,5 +193,4 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def _now() -> str:
-    """The time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
