@@ -64,11 +64,8 @@ def end_processes(accelerator: Accelerator) -> None:
 
 
 def check_launch() -> None:
-    """Check that `accelerate launch` started the requested processes, and that mae_hf supports their strategy.
-
-    `--cpu --num_processes 2` and MULTI_CPU start one process. It still gets the address where several would meet
-    (MASTER_ADDR), but no rank, neither torchrun's nor MPI's.
-    """
+    """Check that `accelerate launch` started the requested processes, and that mae_hf supports their strategy."""
+    # `--cpu --num_processes 2` and MULTI_CPU start one process, with the address of several, but without a rank
     is_launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
     has_rank = any(name.endswith("RANK") for name in os.environ)
     problem = "accelerate launch was asked for several processes but started one (--cpu, use_cpu and MULTI_CPU do that)"

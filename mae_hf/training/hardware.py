@@ -36,9 +36,8 @@ def attention_for(accelerator: Accelerator) -> str:
 def use_cpu_well(accelerator: Accelerator) -> None:
     """Let a CPU run use all its cores and keep the memory that it frees. Does nothing on a GPU.
 
-    Accelerate sets OMP_NUM_THREADS=1 without `--num_cpu_threads_per_process`, which leaves the other cores idle.
-    glibc requests every large tensor from the kernel anew, and the kernel fills each page with zeros. That costs 2 to
-    8 % of a step of a small model (docs/experiments.md).
+    Accelerate sets OMP_NUM_THREADS=1 without `--num_cpu_threads_per_process`. glibc gets every large tensor anew from
+    the kernel, filled with zeros, which costs 2 to 8 % of a step of a small model (docs/experiments.md).
     """
     if accelerator.device.type != "cpu":
         return

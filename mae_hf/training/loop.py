@@ -171,21 +171,15 @@ def over_processes(accelerator: Accelerator, loss: Tensor, signals: StopSignals)
 
 
 def update(optimizer: torch.optim.Optimizer, failed: Tensor) -> None:
-    """Make the optimizer's step, or none if `failed` () is 1, without a device sync.
-
-    AdamW's fused kernel reads `found_inf` before it changes a weight. Gradient scalers skip steps in the same way.
-    """
+    """Make the optimizer's step, or none if `failed` () is 1, without a device sync."""
     inner: Any = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
-    inner.found_inf = failed
+    inner.found_inf = failed  # as gradient scalers do: AdamW's fused kernel reads it before it changes a weight
     optimizer.step()
     optimizer.zero_grad()
 
 
 def first_failure(failure: Tensor, loss: Tensor, grad_norm: Tensor, step: int) -> Tensor:
-    """Return the first step whose loss or gradient norm is not finite, as (1, step, loss, norm), or zeros: (4,).
-
-    It is computed on the device, and equal on every process.
-    """
+    """Return the first step whose loss or gradient norm is not finite, as (1, step, loss, norm), or zeros: (4,)."""
     values = torch.stack((loss, grad_norm))
     here = torch.cat((values.new_full((1,), 1.0), values.new_full((1,), step), values))
     return torch.where(~values.isfinite().all() & (failure[0] == 0), here, failure)

@@ -20,11 +20,8 @@ _SECONDS_BETWEEN_TWO = 1.0
 def handling(
     handler: Callable[[int, FrameType | None], None], numbers: Iterable[int] = (*TERMINATING, signal.SIGINT)
 ) -> Iterator[None]:
-    """Handle signals with `handler` until the end. An ignored signal stays ignored (`nohup`, background jobs).
-
-    Outside the main thread this does nothing, because Python allows no handlers there.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
+    """Handle signals with `handler` until the end. An ignored signal stays ignored (`nohup`, background jobs)."""
+    is_main = threading.current_thread() is threading.main_thread()  # Python allows no handlers elsewhere
     handled = [number for number in numbers if is_main and signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in handled}
     try:
