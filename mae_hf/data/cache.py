@@ -23,7 +23,7 @@ from mae_hf.config.data import DataConfig
 from mae_hf.data.cores import num_cores
 from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, border_colour, decode
 from mae_hf.data.splits import Split
-from mae_hf.errors import ConfigError, clean, require, warn
+from mae_hf.errors import ConfigError, clean, warn
 from mae_hf.files import SHARED_PARTIAL, write_file, write_json
 from mae_hf.progress import Progress
 
@@ -72,17 +72,17 @@ def read_or_decode(split: Split, image_size: int, config: DataConfig) -> Store:
     made += {"pad": f" pad {border_colour(config)}", "squash": " squash"}.get(config.resize, "")
     key = hashlib.sha256(made.encode()).hexdigest()[:20]
     array_file = folder / f"{split.role}-{image_size}-{key}.npy"
-    store = _read(array_file, split, image_size, was_there=True)
-    try:
+    with contextlib.suppress(OSError):  # others may have written the cache
         _sweep(folder)
-        if store is None:
-            _build(array_file, split, image_size, config)
-            store = _read(array_file, split, image_size, was_there=False)
+    if store := _read(array_file, split, image_size, was_there=True):
+        return store
+    try:
+        _build(array_file, split, image_size, config)
     except OSError as error:
-        require(store is not None, f"{folder} cannot be written ({error}): choose another (--data.cache_dir)")
-    if store is None:
-        raise ConfigError(f"{array_file} cannot be read back: choose another folder (--data.cache_dir)")
-    return store
+        raise ConfigError(f"{folder} cannot be written ({error}): choose another (--data.cache_dir)") from error
+    if store := _read(array_file, split, image_size, was_there=False):
+        return store
+    raise ConfigError(f"{array_file} cannot be read back: choose another folder (--data.cache_dir)")
 
 
 def cache_folder(config: DataConfig) -> Path:
@@ -95,15 +95,13 @@ def cached_examples(config: DataConfig, image_size: int, num: int) -> list[np.nd
 
     Each is uint8 (S, S, 3). The list is empty if no such images are in the cache, because this decodes nothing.
     """
-    files = [
-        file for role in ("test", "validation") for file in cache_folder(config).glob(f"{role}-{image_size}-*.npy")
-    ]
-    for file in files:
+    folder = cache_folder(config)
+    for file in (*folder.glob(f"test-{image_size}-*.npy"), *folder.glob(f"validation-{image_size}-*.npy")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(file.with_suffix(".json").read_text())["source"] in config.sources:
                 images = np.load(file, mmap_mode="r", allow_pickle=False)
-                num_shown = min(num, len(images))
-                return [np.array(images[row]) for row in np.linspace(0, len(images) - 1, num_shown, dtype=int)]
+                rows = np.linspace(0, len(images) - 1, min(num, len(images)), dtype=int)
+                return [np.array(images[row]) for row in rows]
     return []
 
 
@@ -152,12 +150,12 @@ def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) 
 
 def describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
     """Say how many images could not be decoded, and which: the first ten, and the files that list all."""
-    which = [
-        f"{len(each.bad)} of {len(each.split)} images of {each.split.role} in {each.split.source}" for each in stores
-    ]
-    some = [f"{each.split.where(row)} ({reason})" for each in stores for row, reason in each.bad[:_SHOWN]][:_SHOWN]
-    lists = [str(each.path.with_suffix(".bad.txt")) for each in stores]
-    return " and ".join(which), f"{'; '.join(some)}; all are listed in {' and '.join(lists)}"
+    which, some, lists = [], [], []
+    for store in stores:
+        which.append(f"{len(store.bad)} of {len(store.split)} images of {store.split.role} in {store.split.source}")
+        some += [f"{store.split.where(row)} ({reason})" for row, reason in store.bad[:_SHOWN]]
+        lists.append(str(store.path.with_suffix(".bad.txt")))
+    return " and ".join(which), f"{'; '.join(some[:_SHOWN])}; all are listed in {' and '.join(lists)}"
 
 
 def _sweep(folder: Path) -> None:

@@ -46,9 +46,8 @@ class ImageSet:
 
     def __init__(self, parts: Sequence[tuple[Store, np.ndarray]]) -> None:
         self.note = ""
-        chosen = [Part(store.split, store.rows[indices]) for store, indices in parts]
-        self.split_rows: np.ndarray = np.concatenate([part.rows for part in chosen])
         self.parts = tuple(parts)
+        self.split_rows: np.ndarray = np.concatenate([store.rows[indices] for store, indices in parts])
         self._images = [store.images for store, _ in parts]
         self._indices = np.concatenate([indices for _, indices in parts])
         self._part = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
@@ -57,7 +56,7 @@ class ImageSet:
         self.class_names: tuple[str, ...] = (names.pop() if len(names) == 1 else None) or ()
         self.labels: np.ndarray = np.full(len(self._indices), NO_LABEL)
         if self.class_names:
-            self.labels = np.concatenate([part.labels for part in chosen])
+            self.labels = np.concatenate([Part(store.split, store.rows[indices]).labels for store, indices in parts])
         digest = hashlib.sha256(" ".join(store.digest for store, _ in parts).encode())
         for array in (self._part, self._indices, self.labels):
             digest.update(np.ascontiguousarray(array, np.int64).tobytes())
@@ -73,8 +72,8 @@ class ImageSet:
 
     def file_names(self) -> list[str | None]:
         """The file name of each image as its source gives it, n in all; None for an image without a file."""
-        names = [np.array(store.split.file_names(), object)[store.rows[indices]] for store, indices in self.parts]
-        return list(np.concatenate(names))
+        parts = ((store.split.file_names(), store.rows[indices]) for store, indices in self.parts)
+        return [names[row] for names, rows in parts for row in rows]
 
     def batch(self, rows: np.ndarray | Sequence[int], pin_memory: bool = False) -> torch.Tensor:
         """The images of these numbers, np.int64 (B,), as a new torch.uint8 (B, H, W, 3), pinned on request."""
@@ -244,7 +243,7 @@ def _image_sets(groups: Sequence[Sequence[Part]], image_size: int, config: DataC
     stores = dict(zip(splits, open_stores(splits, image_size, config), strict=True))
     sets = []
     for parts in groups:
-        joined = [(stores[part.split], np.isin(stores[part.split].rows, part.rows).nonzero()[0]) for part in parts]
+        joined = [(stores[part.split], np.flatnonzero(np.isin(stores[part.split].rows, part.rows))) for part in parts]
         joined = [(store, indices) for store, indices in joined if len(indices)]
         names = " and ".join(f"{part.split.role} of {part.split.source}" for part in parts)
         require(len(joined) > 0, f"no image that was drawn from {names} can be decoded (--data.source)")

@@ -8,6 +8,7 @@ white. The shorter side is resized to S (Pillow's bicubic, only if the size diff
 """
 
 import io
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -65,16 +66,12 @@ def decode(
     `encoded` is the bytes of an image file, its path, raw pixels, or an open image.
     """
     try:
-        if isinstance(encoded, np.ndarray):
-            if encoded.shape == (image_size, image_size, 3):
-                return np.ascontiguousarray(encoded)
-            return to_rgb_square(Image.fromarray(encoded), image_size, data)
-        if isinstance(encoded, Image.Image):
-            return to_rgb_square(encoded, image_size, data)
+        if isinstance(encoded, np.ndarray) and encoded.shape == (image_size, image_size, 3):
+            return np.ascontiguousarray(encoded)
         if isinstance(encoded, str) and not Path(encoded).is_file():
             return "there is no such file"  # also for a pipe or a device, which could block
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with open_image(encoded) as image:
+            if isinstance(encoded, bytes | str) and image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
             return to_rgb_square(image, image_size, data)
     except UnidentifiedImageError:
@@ -89,6 +86,15 @@ def decode(
         return f"it is no image in one of the formats {', '.join(FORMATS)}"
     except Exception as error:  # Pillow's plugins raise almost anything for broken bytes and decompression bombs
         return clean((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def open_image(encoded: bytes | str | np.ndarray | Image.Image) -> AbstractContextManager[Image.Image]:
+    """Open what `decode` takes as an image for `with`, without decoding it; an image that is open stays so."""
+    if isinstance(encoded, Image.Image):
+        return nullcontext(encoded)
+    if isinstance(encoded, np.ndarray):
+        return Image.fromarray(encoded)
+    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

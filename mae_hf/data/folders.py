@@ -23,8 +23,8 @@ def read_image_folder(source: str, folder: Path) -> list[Split]:
     The class of an image is the folder that holds it, if all images of the split are at the same depth. ConfigError if
     the folder has no images, or images beside its split folders, or two folders for one split.
     """
-    groups: dict[str, list[str]] = {name: [] for name in sorted(os.listdir(folder)) if role_of(name)}
-    groups = {name: files for name, files in groups.items() if (folder / name).is_dir()}
+    split_folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and role_of(entry.name))
+    groups: dict[str, list[str]] = {name: [] for name in split_folders}
     beside: list[str] = []
     for file in find_images(source, folder):
         groups.get(file.split(os.sep)[0], beside).append(file)
@@ -49,10 +49,8 @@ def list_folder(source: str, folder: Path) -> list[Split]:
         role = (role_of(parents[0]) if parents else None) or NO_SPLIT
         label = parents[-1] if len(parents) > (role != NO_SPLIT) else ""
         groups.setdefault(role, []).append((file, label))
-    return [
-        split_of_files(source, role, os.path.abspath(folder), *zip(*pairs, strict=True))
-        for role, pairs in groups.items()
-    ]
+    path = os.path.abspath(folder)
+    return [split_of_files(source, role, path, *zip(*pairs, strict=True)) for role, pairs in groups.items()]
 
 
 def find_images(source: str, folder: Path) -> list[str]:
@@ -60,9 +58,7 @@ def find_images(source: str, folder: Path) -> list[str]:
 
     What looks like an image, but is left out, is named in a warning.
     """
-    found: list[str] = []
-    others: list[str] = []
-    empty: list[str] = []
+    found, others, empty = list[str](), list[str](), list[str]()
 
     def left_out(what: str) -> None:
         warn(f"{source}: left out {what}")
@@ -113,7 +109,8 @@ def _for_training(source: str, role: str, folder: Path, files: list[str]) -> Spl
         high, low = files[np.argmin(depths)], files[np.argmax(depths)]
         fix = "for labels, put each image into the folder of its class"
         warn(f"{role} of {source} has no labels, because its images are at different depths ({high}, {low}): {fix}")
-    if not has_classes or len(set(depths)) > 1:
+        has_classes = False
+    if not has_classes:
         role, classes = "unlabeled" if role == "train" else role, [""] * len(files)
     return split_of_files(source, role, os.path.abspath(folder), files, classes)
 

@@ -1,7 +1,5 @@
 """What a failed request to the Hub means, in words, and what to do about it."""
 
-from collections.abc import Iterator
-
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -13,7 +11,9 @@ def explain_hub_error(error: BaseException, repo: str, writes: bool = False) -> 
 
     `repo` is user/name of a model, or datasets/user/name. `writes` is True for requests of an upload.
     """
-    chain = list(_causes(error))
+    chain = [error]
+    while earlier := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(earlier)
     response = next((found for each in chain if (found := getattr(each, "response", None)) is not None), None)
     of_aiohttp = next((found for each in chain if isinstance(found := getattr(each, "status", None), int)), None)
     status = response.status_code if response is not None else of_aiohttp
@@ -51,9 +51,3 @@ def _explain_silence(chain: list[BaseException]) -> tuple[str, str] | None:
         if type(each).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "aiohttp", "requests"):
             return f"{type(each).__name__}: {cause}", "check the network and HF_ENDPOINT"
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

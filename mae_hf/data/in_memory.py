@@ -57,8 +57,8 @@ def store_images(data: Any, labels: Any, cache: Path) -> Path:
     for split in found:
         digest.update(f"{split.role} {split.class_names}\n".encode())
         for row in _rows(split):
-            digest.update(f"{len(row['image']['bytes'])} {row['image']['path']} {row['label']}\n".encode())
-            digest.update(row["image"]["bytes"])
+            content = row["image"]["bytes"]
+            digest.update(f"{len(content)} {row['image']['path']} {row['label']}\n".encode() + content)
     folder = cache.absolute() / f"memory-{digest.hexdigest()[:20]}"
     if not folder.exists():
         write_folder(folder, lambda beside: _write(found, beside))
@@ -74,17 +74,17 @@ def _datasets(role: str, images: Any, labels: Any, known: list[str]) -> dict[str
     require(is_list, f"data is a {type(images).__name__}: give {_KINDS}")
     num_labels = len(images) if labels is None else len(labels)
     require(num_labels == len(images), f"{role} has {len(images)} images, but {num_labels} labels")
-    columns: dict[str, Any] = {"image": [_encode(image) for image in images]}
-    features: dict[str, Any] = {"image": datasets.Image(decode=False)}
+    features = datasets.Features(image=datasets.Image(decode=False))
+    dataset = datasets.Dataset.from_dict({"image": [_encode(image) for image in images]}, features)
     if labels is None:
-        return {role: datasets.Dataset.from_dict(columns, datasets.Features(features))}
+        return {role: dataset}
     number_of = known.index if known else operator.index
     try:
-        columns["label"] = [None if label is None else number_of(label) for label in labels]
+        numbers = [None if label is None else number_of(label) for label in labels]
     except (ValueError, TypeError):
         raise ConfigError("labels are neither all class names nor all whole numbers: choose one") from None
-    features["label"] = datasets.ClassLabel(names=known) if known else datasets.Value("int64")
-    dataset = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    kind = datasets.ClassLabel(names=known) if known else datasets.Value("int64")
+    dataset = dataset.add_column("label", numbers, feature=kind)
     is_missing = np.array([label is None for label in labels], bool)
     found = {role: dataset.select(np.flatnonzero(~is_missing))}
     return found | ({"unlabeled": dataset.select(np.flatnonzero(is_missing))} if is_missing.any() else {})

@@ -46,15 +46,14 @@ def find_shards(source: str, revision: str | None) -> list[str]:
     elif path.is_file():
         groups = {"unlabeled": [str(path)]}
     elif path.is_dir():
-        groups = _files_by_card(path)
-        for name, patterns in groups.items():
-            groups[name] = [file for pattern in patterns for file in sorted(glob.glob(pattern))]
+        listed = _files_by_card(path).items()
+        groups = {name: [file for each in patterns for file in sorted(glob.glob(each))] for name, patterns in listed}
         shards = sorted(file for file in path.rglob("*") if file.suffix in SHARD_SUFFIXES)
         groups = groups or _files_by_split(shards, path)
     else:
         _ask_hub(source, revision)
-        listed = _load(source, datasets.load_dataset_builder, source, revision=revision).config.data_files or {}
-        groups = {str(name): list(files) for name, files in listed.items()}
+        builder = _load(source, datasets.load_dataset_builder, source, revision=revision)
+        groups = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
     names = names_by_role(source, groups)
     files = groups.get(names.get("unlabeled") or names.get("train") or "", [])
     suffixes = sorted({Path(urlsplit(file).path).suffix for file in files})
@@ -113,13 +112,11 @@ def _files_by_split(files: list[Path], folder: Path | None = None) -> dict[str, 
 def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
     # Without this, pyarrow keeps all that it has read of a file in memory.
     scan = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
-    # One call per split, because splits may differ in their columns.
-    return {
-        role: _load_local(
-            f"{name} of {source}", "parquet", data_files={"train": files[name]}, fragment_scan_options=scan
-        )
-        for role, name in names_by_role(source, files).items()
-    }
+    found = {}
+    for role, name in names_by_role(source, files).items():  # one call each, because splits may differ in their columns
+        options = {"data_files": {"train": files[name]}, "fragment_scan_options": scan}
+        found[role] = _load_local(f"{name} of {source}", "parquet", **options)
+    return found
 
 
 def _read_tables(source: str, folder: Path) -> dict[str, datasets.Dataset]:

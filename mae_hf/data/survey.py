@@ -1,19 +1,18 @@
 """What a source of images contains, and what is wrong with it: splits, classes, sizes, channels, files."""
 
 import contextlib
-import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.cache import Store, describe_bad, read_or_decode
 from mae_hf.data.dataset import ImageSet
-from mae_hf.data.decode import FIX_BAD_IMAGE, FORMATS, IMAGES_PER_TASK
+from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, open_image
 from mae_hf.data.folders import list_folder
 from mae_hf.data.sources import MAX_CLASSES, is_image_folder, load_splits, read_source
 from mae_hf.data.splits import MIN_PER_CLASS, NO_SPLIT, Split
@@ -48,7 +47,7 @@ def find_splits(data: DataConfig) -> tuple[list[Split], list[Finding]]:
 
 
 def describe_classes(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Yield the numbers of images and classes, and what is wrong with the classes."""
+    """Yield the numbers of images and classes, and what is wrong with the classes and labels."""
     for split in splits:
         if split.labels is None or not len(split):
             yield Finding("ok", f"{split.role}: {len(split):,} images without labels")
@@ -58,36 +57,36 @@ def describe_classes(splits: Sequence[Split]) -> Iterator[Finding]:
         counts = pd.Series(np.bincount(labels, minlength=len(names))[: len(names)], list(names)).sort_values()
         extremes = " to ".join(f"{count:,} ({name})" for name, count in counts.iloc[[0, -1]].items())
         yield Finding("ok", f"{split.role}: {len(split):,} images, classes: {len(names)}, images per class: {extremes}")
-        if split.role == "train":
-            yield from _check_classes(counts)
-            if counts.iloc[-1] > MAX_IMBALANCE * counts.iloc[0]:
-                yield Finding("note", "the classes of train are unbalanced: judge by F1 rather than accuracy")
+        if split.role != "train":
+            continue
+        if len(counts) == 1:
+            yield Finding("fault", "train has a single class, and a classifier needs two", "add a class")
+        if len(few := counts.index[counts < MIN_PER_CLASS]):
+            fix = f"add images or leave the class out: each needs {MIN_PER_CLASS}, one to train on and one to validate"
+            yield Finding("fault", f"classes with fewer than {MIN_PER_CLASS} images in train: {shorten(few)}", fix)
+        if len(alike := counts.index[counts.index.str.strip().str.casefold().duplicated(keep=False)]):
+            yield Finding("fault", f"classes that differ only in capitals or spaces: {shorten(alike)}", "join them")
+        if counts.iloc[-1] > MAX_IMBALANCE * counts.iloc[0]:
+            yield Finding("note", "the classes of train are unbalanced: judge by F1 rather than accuracy")
+    if splits:
+        yield from _check_labels(splits)
+
+
+def _check_labels(splits: Sequence[Split]) -> Iterator[Finding]:
+    """Yield what the splits lack for pre-training, fine-tuning and a test."""
     labelled = {split.role: split.labels is not None for split in splits if split.role not in ("unlabeled", NO_SPLIT)}
-    fix = "put all images of train and test into the folders of two or more classes, or add a column `label`"
-    if splits and not any(labelled.values()) and not labelled.keys() & {"validation", "test"}:
+    if not any(labelled.values()) and not labelled.keys() & {"validation", "test"}:
         yield Finding("note", "no image has a label. Pre-training needs none. For fine-tuning, add a train split")
-    elif splits and not (labelled.get("train") and all(labelled.values())):
+    elif not (labelled.get("train") and all(labelled.values())):
         without = ", ".join(role for role in {"train": True} | labelled if not labelled.get(role))
+        fix = "put all images of train and test into the folders of two or more classes, or add a column `label`"
         yield Finding("fault", f"labels are missing in {without}, so no classifier can be trained and tested", fix)
-    elif splits and "test" not in labelled:
+    elif "test" not in labelled:
         yield Finding("note", "the test split is missing: --data.test_fraction 0.2 sets a part of train aside")
     num = sum(len(split) for split in splits if split.role not in ("validation", "test"))
-    if splits and num < FEW_IMAGES:
+    if num < FEW_IMAGES:
         fix = "start from published weights (--config published_224)"
         yield Finding("note", f"images for pre-training: {num:,}. These are few for a start from scratch", fix)
-
-
-def _check_classes(counts: pd.Series) -> Iterator[Finding]:
-    """Yield what is wrong with classes that have these numbers of training images by name."""
-    if len(counts) == 1:
-        yield Finding("fault", "train has a single class, and a classifier needs two", "add a class")
-    few = counts.index[counts < MIN_PER_CLASS]
-    if len(few):
-        fix = f"add images or leave the class out: each needs {MIN_PER_CLASS}, one to train on and one to validate"
-        yield Finding("fault", f"classes with fewer than {MIN_PER_CLASS} images in train: {shorten(few)}", fix)
-    alike = counts.index[counts.index.str.strip().str.casefold().duplicated(keep=False)]
-    if len(alike):
-        yield Finding("fault", f"classes that differ only in capitals or spaces: {shorten(alike)}", "join them")
 
 
 def describe_files(splits: Sequence[Split], image_size: int) -> Iterator[Finding]:
@@ -102,18 +101,13 @@ def describe_files(splits: Sequence[Split], image_size: int) -> Iterator[Finding
     ratio = f"longer sides: up to {(long / short).max():.1f} times the shorter"
     yield Finding("ok", f"shorter sides: {short.min()} to {short.max()} px, median {side} (--config {preset}); {ratio}")
     modes = found["mode"].value_counts()
-    listed = ", ".join(f"{count:,} {mode}" for mode, count in modes.items())
+    channels = "channels, by the modes of Pillow: " + ", ".join(f"{count:,} {mode}" for mode, count in modes.items())
     is_rgb = set(modes.index) == {"RGB"}
-    yield Finding(
-        "ok" if is_rgb else "note",
-        f"channels, by the modes of Pillow: {listed}" + ("" if is_rgb else ". All become RGB"),
-    )
+    yield Finding("ok", channels) if is_rgb else Finding("note", f"{channels}. All become RGB")
+    cut = f"have a side over {MAX_ASPECT} times the other: only the centre is kept (--data.resize pad keeps all)"
     for chosen, problem in (
         (short < image_size, f"are smaller than {image_size} px, so they are enlarged (--image_size)"),
-        (
-            long > MAX_ASPECT * short,
-            f"have a side over {MAX_ASPECT} times the other: only the centre is kept (--data.resize pad keeps all)",
-        ),
+        (long > MAX_ASPECT * short, cut),
         (found["is_animated"], "are animated, and only the first frame is used"),
         (found["is_turned"], "are turned upright, as the camera says (EXIF)"),
     ):
@@ -127,43 +121,34 @@ def _headers(split: Split) -> Iterator[tuple[int, int, str, bool, bool]]:
         for start in range(0, len(split), IMAGES_PER_TASK):
             for encoded in split.encoded(start, min(start + IMAGES_PER_TASK, len(split))):
                 progress.update()
-                with contextlib.suppress(Exception):  # decoding reports the image
-                    if isinstance(encoded, np.ndarray):
-                        yield encoded.shape[1], encoded.shape[0], "L" if encoded.ndim == 2 else "RGB", False, False
-                        continue
-                    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-                    with Image.open(file, formats=FORMATS) as image:
-                        tag = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
-                        yield (*image.size, image.mode, bool(getattr(image, "is_animated", False)), tag != 1)
+                with contextlib.suppress(Exception), open_image(encoded) as image:  # decoding reports a bad image
+                    tag = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+                    yield (*image.size, image.mode, bool(getattr(image, "is_animated", False)), tag != 1)
 
 
 def decode_splits(splits: Sequence[Split], image_size: int, data: DataConfig) -> tuple[list[Store], list[Finding]]:
     """Return the decoded images of each split, from the cache, and what cannot be decoded."""
     stores, findings = list[Store](), list[Finding]()
-    for split in splits:
-        if not len(split):
-            continue
+    for split in filter(len, splits):
         try:
             stores.append(read_or_decode(split, image_size, data))
         except ConfigError as error:
             findings.append(Finding("fault", str(error)))
-    for store in stores:
-        if store.bad:
-            which, some = describe_bad([store])
-            findings.append(Finding("fault", f"{which} cannot be decoded: {some}", FIX_BAD_IMAGE))
+    for store in (store for store in stores if store.bad):
+        which, some = describe_bad([store])
+        findings.append(Finding("fault", f"{which} cannot be decoded: {some}", FIX_BAD_IMAGE))
     return stores, findings
 
 
 def channel_flags(images: ImageSet) -> str:
     """Return the mean and the standard deviation of the channels as the flags that normalise by them."""
-    sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)
+    sums = squares = np.zeros(3, np.uint64)
     for start in range(0, len(images), 512):
         batch = images.batch(np.arange(start, min(start + 512, len(images)))).numpy()
         pixels = batch.reshape(-1, 3 * images.shape[1])  # long rows add up three times as fast as triples do
-        sums += pixels.sum(0, np.uint64).reshape(-1, 3).sum(0)
-        squares += np.square(pixels, dtype=np.uint16).sum(0, np.uint64).reshape(-1, 3).sum(0)
+        sums = sums + pixels.sum(0, np.uint64).reshape(-1, 3).sum(0)
+        squares = squares + np.square(pixels, dtype=np.uint16).sum(0, np.uint64).reshape(-1, 3).sum(0)
     num_pixels = len(images) * images.shape[0] * images.shape[1]
     mean = sums / num_pixels / 255
-    std = np.sqrt(squares / num_pixels / 255**2 - mean**2)
-    flags = (("image_mean", mean), ("image_std", std))
-    return " ".join(f"--data.{name} [{','.join(f'{value:.4f}' for value in values)}]" for name, values in flags)
+    flags = {"image_mean": mean, "image_std": np.sqrt(squares / num_pixels / 255**2 - mean**2)}
+    return " ".join(f"--data.{flag} [{','.join(f'{value:.4f}' for value in values)}]" for flag, values in flags.items())
