@@ -16,7 +16,7 @@ from mae_hf.commands import exits
 from mae_hf.config import commands as configs
 from mae_hf.config.parse import CONFIGS, presets, read_command
 from mae_hf.config.runs import FinetuneConfig, PretrainConfig, RunConfig
-from mae_hf.data.locations import check_images, check_new_folder, check_output_file, check_output_folder, check_source
+from mae_hf.data.locations import check_images, check_output, check_source
 from mae_hf.errors import require
 from mae_hf.models.locate import FIX_INIT, FIX_MODEL, check_subject, find_model, kept_start
 
@@ -75,13 +75,13 @@ def check_paths(config: Any) -> None:
         for source in config.data.sources:
             check_source(source, config.data.streaming)
     if isinstance(config, configs.ExportConfig):
-        check_new_folder(config.output, "--output")
+        check_output(config.output, "--output", "new folder")
     elif isinstance(config, configs.DemoConfig) and config.export_space is not None:
-        check_new_folder(config.export_space, "--export_space")
+        check_output(config.export_space, "--export_space", "new folder")
     elif hasattr(config, "output"):
-        check_output_file(config.output)
+        check_output(config.output, "--output", "file")
     elif hasattr(config, "output_dir") and not is_run:  # a run checks its folder when it locks it
-        check_output_folder(config.output_dir)
+        check_output(config.output_dir, "--output_dir", "folder")
     if isinstance(config, PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)

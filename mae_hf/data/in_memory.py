@@ -30,12 +30,10 @@ _KINDS = "a folder or other source, a datasets.Dataset, a list of PIL images or 
 def store_images(data: Any, labels: Any, cache: Path) -> Path:
     """Write images into a folder of `cache`, unless it exists, and return the folder.
 
-    Args:
-        data: a `datasets.Dataset`, or a sequence of PIL images, arrays (uint8 (H, W) or (H, W, 3)) and image files; or
-            a mapping, such as a `DatasetDict`, from the names of splits to these. A single one is `train`.
-        labels: of a sequence, a class name or number for each image, None where an image has no label; of a mapping, a
-            mapping. None if there are none, or if they are a column of the dataset.
-        cache: the folder of decoded images.
+    `data` is a `datasets.Dataset`, or a sequence of PIL images, arrays (uint8 (H, W) or (H, W, 3)) and image files; or
+    a mapping, such as a `DatasetDict`, from the names of splits to these. A single one is `train`. `labels` have a
+    class name or number for each image of a sequence, or None. They are a mapping if `data` is one, and None if there
+    are none or they are a column of the dataset. `cache` is the folder of decoded images.
 
     ConfigError if data has other types, an image file does not exist, or labels do not fit.
     """

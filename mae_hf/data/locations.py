@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from mae_hf.errors import ConfigError, require
 
@@ -50,35 +51,22 @@ def check_images(sources: Sequence[str], output: str) -> None:
         require(not is_part, f"{output} would be written into the source {source}: choose a file elsewhere (--output)")
 
 
-def check_output_file(output: str) -> None:
-    """Raise ConfigError unless a file of this name can be written, which may exist."""
+def check_output(output: str, flag: str, kind: Literal["file", "folder", "new folder"]) -> None:
+    """Raise ConfigError unless a file or folder of this name can be written, which may exist; a new folder if empty."""
     path = Path(output).expanduser().absolute()
-    require(not path.is_dir(), f"{output} is a folder: name a file in it (--output)")
-    _check_writable(path.parent, f"{output} cannot be written", "choose a file in another folder (--output)")
-
-
-def check_output_folder(output: str) -> None:
-    """Raise ConfigError unless files can be written into a folder of this name, which may be missing."""
-    path = Path(output)
-    require(path.is_dir() or not path.exists(), f"{output} is not a folder: choose another --output_dir")
-    _check_writable(path.absolute(), f"{output} cannot be written to", "choose another folder (--output_dir)")
-
-
-def check_new_folder(output: str, flag: str) -> None:
-    """Raise ConfigError unless a folder of this name is missing or empty, and can be written."""
-    path = Path(output).expanduser().absolute()
-    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    require(is_free, f"{output} exists and is not an empty folder: choose a new folder ({flag})")
-    _check_writable(path, f"{output} cannot be written", f"choose another folder ({flag})")
-
-
-def _check_writable(folder: Path, problem: str, fix: str) -> None:
+    if kind == "file":
+        require(not path.is_dir(), f"{output} is a folder: name a file in it ({flag})")
+    elif kind == "folder":
+        require(path.is_dir() or not path.exists(), f"{output} is not a folder: choose another {flag}")
+    else:
+        is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        require(is_free, f"{output} exists and is not an empty folder: choose a new folder ({flag})")
     try:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=existing):
+        parents = path.parents if kind == "file" else (path, *path.parents)
+        with tempfile.TemporaryFile(dir=next(folder for folder in parents if folder.exists())):
             pass  # permissions do not tell it: /proc grants them, and a disk may be read-only
     except OSError as error:
-        raise ConfigError(f"{problem} ({error.strerror}): {fix}") from None
+        raise ConfigError(f"{output} cannot be written ({error.strerror}): choose another folder ({flag})") from None
 
 
 def is_hub_id(name: str) -> bool:

@@ -123,18 +123,16 @@ def _stl10_binaries(source: str, folder: Path) -> list[Split]:
         require(status.st_size % STL10_BYTES == 0, f"{differs}: the file is cut short or not STL-10's, unpack it again")
         num = status.st_size // STL10_BYTES
         columns = np.memmap(images_file, np.uint8, "r", shape=(num, 3, 96, 96)) if num else np.empty((0, 3, 96, 96))
-        labels = folds = None
+        labels = None
         if role != "unlabeled":
             require(labels_file.is_file(), f"{labels_file} is missing: put it beside {images_file.name}")
             labels = np.fromfile(labels_file, np.uint8).astype(np.int64) - 1
             differs = f"{labels_file} has {len(labels)} labels for the {num} images of {images_file.name}"
             require(len(labels) == num, f"{differs}: the files do not belong together, unpack both again")
-        if role == "train":
-            folds = _read_folds(folder / "fold_indices.txt", num)
+        folds = _read_folds(folder / "fold_indices.txt", num) if role == "train" else None
         state = f"{images_file.resolve()} {status.st_size} {status.st_mtime_ns}"
-        fingerprint = hashlib.sha256(state.encode()).hexdigest()[:16]
-        class_names = None if labels is None else names
-        splits.append(Split(source, role, columns.transpose(0, 3, 2, 1), labels, class_names, fingerprint, folds))
+        images, fingerprint = columns.transpose(0, 3, 2, 1), hashlib.sha256(state.encode()).hexdigest()[:16]
+        splits.append(Split(source, role, images, labels, None if labels is None else names, fingerprint, folds))
     return splits
 
 

@@ -16,7 +16,7 @@ from mae_hf.config.commands import (
     ReconstructConfig,
 )
 from mae_hf.config.data import DataConfig
-from mae_hf.data.locations import check_images, check_output_file, check_output_folder
+from mae_hf.data.locations import check_images, check_output
 from mae_hf.data.sources import list_images, load_splits
 from mae_hf.data.splits import name_images
 from mae_hf.errors import ConfigError
@@ -117,8 +117,8 @@ def test_sources_and_output_that_cannot_be_right_are_refused(mixed: Path, tmp_pa
 @pytest.mark.parametrize("folder", ["/proc", "/dev/null"])
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, folder: str):
     """Root may write everywhere by its permissions, but not into /proc."""
-    check_output_file(str(tmp_path / "new" / "out.csv"))
-    check_output_folder(str(tmp_path / "new"))
+    check_output(str(tmp_path / "new" / "out.csv"), "--output", "file")
+    check_output(str(tmp_path / "new"), "--output_dir", "folder")
     assert not list(tmp_path.iterdir())
     source = {"model": "user/name", "data": DataConfig(source="digits")}
     for config in (
@@ -132,7 +132,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: P
         with pytest.raises(ConfigError, match=rf"{folder}/x.* cannot be written .*: choose .* \(--output"):
             check_paths(config)
     with pytest.raises(ConfigError, match=r"is a folder: name a file in it \(--output\)"):
-        check_output_file(str(tmp_path))
+        check_output(str(tmp_path), "--output", "file")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file is not a folder: choose another --output_dir"):
-        check_output_folder(str(tmp_path / "file"))
+        check_output(str(tmp_path / "file"), "--output_dir", "folder")

@@ -91,27 +91,23 @@ class StreamSampler:
     def micro_batches(self, step: int) -> list[NDArray[np.int64]]:
         """This process's rows of the batch of a step (from 0), one int64 array (B,) per micro-batch."""
         epoch, rows = self.plan.epoch(step), []
-        for reader, index, positions in self.positions(step):
-            window = self.window(epoch, reader, index)
-            rows.append(window.rows[window.order[positions]])
+        for reader in self.readers:
+            for index, positions in self.positions(step):
+                window = self.window(epoch, reader, index)
+                rows.append(window.rows[window.order[positions]])
         return np.split(np.concatenate(rows), self.plan.accumulation_steps)
 
-    def positions(self, step: int) -> list[tuple[int, int, range]]:
-        """This process's images of a batch: reader, number of its window in the epoch, and positions in its order."""
+    def positions(self, step: int) -> list[tuple[int, range]]:
+        """Each reader's images of a batch: number of its window in the epoch, and positions in the window's order."""
         start, size = step % self.plan.steps_per_epoch * self._share, self._window_size
         stop = start + self._share
-        return [
-            (reader, index, range(max(start - index * size, 0), min(stop - index * size, size)))
-            for reader in self.readers
-            for index in range(start // size, (stop - 1) // size + 1)
-        ]
+        indices = range(start // size, (stop - 1) // size + 1)
+        return [(index, range(max(start - index * size, 0), min(stop - index * size, size))) for index in indices]
 
     def windows(self, reader: int, first_step: int, end: int) -> Iterator[Window]:
         """The windows that a reader needs for the steps from `first_step` to before `end`, in their order."""
         steps = range(first_step, end)
-        needed = (
-            (self.plan.epoch(step), at) for step in steps for owner, at, _ in self.positions(step) if owner == reader
-        )
+        needed = ((self.plan.epoch(step), index) for step in steps for index, _ in self.positions(step))
         for (epoch, index), _ in itertools.groupby(needed):
             yield self.window(epoch, reader, index)
 

@@ -9,6 +9,7 @@ Shapes: B images in a batch, S side of the square image.
 """
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -97,7 +98,6 @@ class StreamedImages:
         with ThreadPool(len(self.sampler.readers)) as pool:
             windows = {reader: self.sampler.windows(reader, first_step, end) for reader in self.sampler.readers}
             shards = {reader: ShardReader(self._stream, stopped) for reader in windows}
-
             coming: dict[int, tuple[Window, AsyncResult[list[Encoded]]]] = {}  # a thread reads it, or has read it
 
             def read_ahead(reader: int) -> None:
@@ -147,17 +147,14 @@ class StreamedImages:
         in_use: dict[int, tuple[tuple[int, int], _Opened]] = {}  # of each reader: epoch and number, the window
         for step in range(first_step, end):
             epoch, images = self.sampler.plan.epoch(step), []
-            for reader, index, positions in self.sampler.positions(step):
+            for reader, (index, positions) in itertools.product(self.sampler.readers, self.sampler.positions(step)):
                 if reader not in in_use or in_use[reader][0] != (epoch, index):
                     in_use[reader] = (epoch, index), next_window(reader)
-                images += [(in_use[reader][1], position) for position in positions]
+                images += [(*in_use[reader][1], position) for position in positions]
             for rows in self.sampler.micro_batches(step):
                 share, images = images[: len(rows)], images[len(rows) :]
                 parts = [share[at : at + IMAGES_PER_TASK] for at in range(0, len(share), IMAGES_PER_TASK)]
-                yield rows, decoders.map(self._decode, parts)
-
-    def _decode(self, images: Sequence[tuple[_Opened, int]]) -> NDArray[np.uint8]:
-        return np.stack([self._image(*opened, position) for opened, position in images])
+                yield rows, decoders.map(lambda part: np.stack([self._image(*each) for each in part]), parts)
 
     def _image(self, window: Window, encoded: Sequence[Encoded], position: int) -> NDArray[np.uint8]:
         """The image at a position of a window, or the next one that can be used."""
