@@ -27,12 +27,11 @@ def doctor(config: DoctorConfig) -> None:
     for line in _of_model(config.name) if is_model else _of_images(config):
         print(f"  {line}" if isinstance(line, Finding) else line, flush=True)
         num_faults += isinstance(line, Finding) and line.severity == "fault"
-    if num_faults == 0:
-        print("no fault was found")
-        return
-    which = "1 fault: mend it" if num_faults == 1 else f"{num_faults} faults: mend them"
-    print(f"{which} before you {subject}")
-    sys.exit(1)
+    if num_faults:
+        which = "1 fault: mend it" if num_faults == 1 else f"{num_faults} faults: mend them"
+        print(f"{which} before you {subject}")
+        sys.exit(1)
+    print("no fault was found")
 
 
 def _is_model(name: str) -> bool:
