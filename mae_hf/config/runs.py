@@ -8,7 +8,6 @@ from mae_hf.config.data import AuditConfig, DataConfig, StoredImages
 from mae_hf.config.fields import Settings, Text
 from mae_hf.config.model import ClassifierConfig, MAEConfig
 from mae_hf.config.train import FinetuneTrainConfig, Plan, PretrainTrainConfig
-from mae_hf.errors import require
 
 # Settings that do not affect results: paths, hardware, trackers, error handling. An unfinished run may change them.
 MACHINE_SETTINGS = frozenset(
@@ -39,8 +38,8 @@ class HubConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        needs_name = self.push and self.repo_id is None
-        require(not needs_name, "hub.push needs a repository: name it (--hub.repo_id user/name)")
+        problem = "needs a repository: name it with --hub.repo_id user/name, or set it to false"
+        self.check("push", self.repo_id is not None or not self.push, problem)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ WRONG = [
         {"data": DataConfig(streaming=True, stream_readers=7)},
         "train.batch_size 512 cannot be divided among 7 readers .. data.stream_readers (--train.batch_size)",
     ),
-    (HubConfig, {"push": True}, "hub.push needs a repository .. --hub.repo_id user/name"),
+    (HubConfig, {"push": True}, "hub.push True needs a repository .. --hub.repo_id user/name .. (--hub.push)"),
     (HubConfig, {"repo_id": "name"}, "hub.repo_id is name but must be of the form user/name (--hub.repo_id)"),
 ]
 
