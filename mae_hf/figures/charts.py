@@ -106,8 +106,7 @@ def confusion_figure(matrices: Mapping[str, Sequence[Sequence[int]]], class_name
                 panel.text(column, row, str(count) if count else "", ha="center", va="center", color=color)
         panel.set_xticks(ticks, labels, rotation=90)
         panel.set_yticks(ticks, labels)
-        panel.set_title(name)
-        panel.set(xlabel="predicted class", ylabel="true class")
+        panel.set(title=name, xlabel="predicted class", ylabel="true class")
         figure.colorbar(shading, ax=panel, label="share of the true class")
     return figure
 
@@ -182,12 +181,10 @@ def reliability_figure(bins_by_name: Mapping[str, Sequence[NDArray[Any]]]) -> Fi
         upper.plot((0, 1), (0, 1), color="0.2", linestyle="--", linewidth=0.8)
         filled = counts > 0
         upper.plot(confidence[filled], accuracy[filled], "o", color="black", markersize=2)
-        upper.set_title(name)
-        upper.set(ylabel="" if column else "accuracy", xlim=(0, 1), ylim=(0, 1.03))
+        upper.set(title=name, ylabel="" if column else "accuracy", xlim=(0, 1), ylim=(0, 1.03))
         upper.tick_params(labelbottom=False)
         # 0.5 below, so that a bin with a single image shows on a logarithmic axis
-        lower.set(xlabel="confidence", yscale="log", ylim=(0.5, 2 * most))
-        lower.set_ylabel("" if column else "images")
+        lower.set(xlabel="confidence", ylabel="" if column else "images", yscale="log", ylim=(0.5, 2 * most))
         lower.yaxis.set_major_formatter("{x:,.0f}")
     handles = [*(Patch(edgecolor="0.2", **look) for look in (_ENOUGH, _TOO_FEW)), *upper.lines]
     names = ["accuracy", f"accuracy of fewer than {_FEW} images", "perfect calibration", "at the bin's mean confidence"]
@@ -209,8 +206,7 @@ def map_figure(
             # After ten classes the colours begin again: shifted, so that no two classes share both.
             look = _DOTS | {"color": f"C{index % 10}", "marker": _MARKERS[(index + index // 10) % len(_MARKERS)]}
             panel.scatter(*points[labels == index].T, label=label_of(class_name), **look)
-        panel.set_title(name)
-        panel.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")
+        panel.set(title=name, xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)", xticks=[], yticks=[])
     _legend_below(figure, *panels[0].get_legend_handles_labels())
     return figure
 

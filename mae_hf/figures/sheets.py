@@ -108,29 +108,24 @@ def thumbnails_figure(
     colours = [_COLOURS[label] if has_colours and label >= 0 else "0.7" for label in labels]
     figure, panels = new_figure(len(maps), PAGE + 0.4 / len(maps), across=1, width=PAGE)
     for panel, (name, points) in zip(panels, maps.items(), strict=True):
-        _show_map(panel, points, images, colours)
-        panel.set_title(name)
+        points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
+        panel.scatter(points[:, 0], points[:, 1], c=colours, s=5, linewidths=0)
+        shown = list[int]()
+        for index, point in enumerate(points):
+            if shown and np.abs(points[shown] - point).max(axis=1).min() <= 1.08 * _THUMBNAIL:
+                continue
+            shown.append(index)
+            (left, right), (low, high) = ((value - _THUMBNAIL / 2, value + _THUMBNAIL / 2) for value in point)
+            panel.imshow(images[index], extent=(left, right, low, high), interpolation="antialiased", zorder=2)
+            frame = Rectangle((left, low), _THUMBNAIL, _THUMBNAIL, fill=False, edgecolor=colours[index], linewidth=1.2)
+            panel.add_patch(frame).set_zorder(3)
+        panel.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], aspect="equal")
+        panel.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
     if has_colours:
         names = zip(_COLOURS, map(label_of, class_names), strict=False)
         handles = [Patch(color=colour, label=name) for colour, name in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
-
-
-def _show_map(panel: Axes, points: NDArray[Any], images: Images, colours: Sequence[str]) -> None:
-    points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
-    shown = list[int]()
-    for index, point in enumerate(points):
-        if not shown or np.abs(points[shown] - point).max(axis=1).min() > 1.08 * _THUMBNAIL:
-            shown.append(index)
-    panel.scatter(points[:, 0], points[:, 1], c=colours, s=5, linewidths=0)
-    for index in shown:
-        (left, right), (low, high) = ((value - _THUMBNAIL / 2, value + _THUMBNAIL / 2) for value in points[index])
-        panel.imshow(images[index], extent=(left, right, low, high), interpolation="antialiased", zorder=2)
-        frame = Rectangle((left, low), _THUMBNAIL, _THUMBNAIL, fill=False, edgecolor=colours[index], linewidth=1.2)
-        panel.add_patch(frame).set_zorder(3)
-    panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], aspect="equal")
-    panel.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
 
 
 @for_paper

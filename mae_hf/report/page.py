@@ -28,9 +28,6 @@ from mae_hf.report.pictures import Pictures, draw_pictures
 from mae_hf.report.recipes import Recipe, f1_of_classes, scores_on_test
 from mae_hf.training.provenance import RunRecord
 
-UNKNOWN = "unknown"
-_SHAPE = "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}"
-
 
 def write_report(comparison: Comparison, output_dir: str | Path, figures: CompareFiguresConfig | None = None) -> Path:
     """Draw and write everything into `output_dir`, `index.html` last, and return that page's path.
@@ -204,7 +201,7 @@ def _minutes(record: RunRecord) -> str:
     try:
         seconds = (datetime.fromisoformat(str(record.end)) - datetime.fromisoformat(str(record.start))).total_seconds()
     except (TypeError, ValueError):
-        return UNKNOWN
+        return "unknown"
     return f"{seconds / 60:.1f}"
 
 
@@ -212,19 +209,19 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "data_url": data_url,
     "any_number": lambda texts: any(re.search(r"\d", text) for text in texts),
     "pieces": lambda text: re.split(r"(?<=[/._])(?=[^\W\d])", text),  # a long path or name may break between them
-    "thousands": lambda number: UNKNOWN if number is None else f"{number:,}",
+    "thousands": lambda number: "unknown" if number is None else f"{number:,}",
     "number": _number,
     "spread": lambda value, *form: spread_text(value, *form) if value else "–",
     "interval": _interval,
     "median_epoch": lambda value: _epoch(value.center) if value else "–",
     "kind": lambda run: f"probe {run.probe}" if run.probe else "fine-tuning",
-    "shape": lambda shape: _SHAPE.format(**shape),
+    "shape": "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}".format_map,
     "seeds": lambda seeds: ", ".join(map(str, sorted(set(seeds)))) or "–",
     "percent": lambda share: f"{100 * share:.0f}",
     "square": lambda side: f"{side} x {side} pixels",
     "range_of_epochs": _range_of_epochs,
     "setting": _setting,
-    "precision": lambda name: "fp32" if name == "no" else name or UNKNOWN,
-    "commit": lambda commit: re.sub("^(.{12})[0-9a-f]*", r"\1", commit or UNKNOWN),  # its -dirty, too
+    "precision": lambda name: "fp32" if name == "no" else name or "unknown",
+    "commit": lambda commit: re.sub("^(.{12})[0-9a-f]*", r"\1", commit or "unknown"),  # its -dirty, too
     "minutes": _minutes,
 }

@@ -73,7 +73,6 @@ def draw_pictures(comparison: Comparison, folder: Path, settings: CompareFigures
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
     drawn = Pictures(folder, settings or CompareFiguresConfig())
     draw_scores(comparison, drawn)
-    draw_reliability(comparison, drawn)
     try:
         images = {arm: networks.open_test_images(run) for arm, run in comparison.best.items()}
     except ConfigError as error:
@@ -92,7 +91,7 @@ def draw_pictures(comparison: Comparison, folder: Path, settings: CompareFigures
 
 
 def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
-    """Draw intervals, the curves of fine-tuning, confusion matrices and F1 per class."""
+    """Draw what needs no images: intervals, curves, confusion, F1 per class, and reliability with its errors."""
     chosen, results = comparison.chosen, comparison.results
     accuracies = {
         name: (arm.accuracy.values, (ends.low, ends.high) if (ends := arm.accuracy_interval) else None)
@@ -109,10 +108,6 @@ def draw_scores(comparison: Comparison, drawn: Pictures) -> None:
     matrices = {_panel_title(arm, run): scores_on_test(run)["confusion_matrix"] for arm, run in comparison.best.items()}
     drawn.add("confusion", charts.confusion_figure(matrices, comparison.runs[0].class_names))
     drawn.add("f1_per_class", charts.bars_figure({arm: f1_of_classes(runs) for arm, runs in chosen.items()}))
-
-
-def draw_reliability(comparison: Comparison, drawn: Pictures) -> None:
-    """Draw the reliability diagram of each arm, and note their expected calibration errors."""
     panels = {}
     for arm, run in comparison.best.items():
         bins = reliability(run.test.labels, run.test.probabilities)

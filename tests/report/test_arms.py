@@ -142,7 +142,7 @@ def test_probes_alone_have_no_curves(tmp_path):
     comparison = compare_arms({path.name: [path] for path in probes})
     drawn = pictures.Pictures(tmp_path)
     pictures.draw_scores(comparison, drawn)
-    assert list(drawn.captions) == ["intervals", "confusion", "f1_per_class"]
+    assert list(drawn.captions) == ["intervals", "confusion", "f1_per_class", "reliability"]
     assert comparison.results.target is comparison.results.epochs is None
     assert "less than 0.1 points apart" in comparison.answer() and page_of(comparison).table("The arms")
 
@@ -156,7 +156,6 @@ def test_eight_arms_are_tested_and_drawn(tmp_path):
     assert len(comparison.results.pairs) == 28
     drawn = pictures.Pictures(tmp_path)
     pictures.draw_scores(comparison, drawn)
-    pictures.draw_reliability(comparison, drawn)
     assert len(drawn.captions) == 5 and page_of(comparison).table("Every pair of arms")
 
 

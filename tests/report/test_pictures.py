@@ -13,7 +13,7 @@ from mae_hf.figures import charts
 from mae_hf.report import pictures
 from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.page import page
-from mae_hf.report.pictures import Pictures, copy_reconstruction, draw_pictures, draw_reliability, draw_scores
+from mae_hf.report.pictures import Pictures, copy_reconstruction, draw_pictures, draw_scores
 
 NAMES = [
     *("intervals", "curves", "confusion", "f1_per_class", "reliability", "mistakes", "embedding"),
@@ -118,7 +118,7 @@ def test_the_caption_says_when_there_are_too_few_images_for_a_reliability_diagra
     for arm, run in three_classes.best.items():
         object.__setattr__(run.test, "probabilities", probabilities[arm])
     report = Pictures(tmp_path)
-    draw_reliability(three_classes, report)
+    draw_scores(three_classes, report)
     assert report.calibration_error == {"MAE pre-trained": 0, "from scratch": 0.5}
     assert captions_of(three_classes, report)["Reliability"].endswith("4 images are too few for 15 bins.")
 
