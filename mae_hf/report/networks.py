@@ -15,10 +15,9 @@ from torch import Tensor
 from transformers import ViTModel
 
 from mae_hf.config.commands import EvaluateConfig
-from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet, load_labelled_images
 from mae_hf.errors import ConfigError, require
-from mae_hf.evaluation.inference import pixel_values_of, pooled_features
+from mae_hf.evaluation.inference import LoadedModel, pixel_values_of
 from mae_hf.models.classifier import build_classifier
 from mae_hf.models.io import open_classifier, open_encoder, weights_digest
 from mae_hf.report.comparison import Comparison
@@ -26,28 +25,22 @@ from mae_hf.training.finished_runs import Run
 
 PRETRAINED_ENCODER, RANDOM_ENCODER = "MAE before fine-tuning", "untrained"
 FINETUNED_ENCODER, SUPERVISED_ENCODER = "MAE fine-tuned", "from scratch, trained"
-_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
-    """An encoder of a comparison, and the test images as it takes them."""
+class Network(LoadedModel):
+    """An encoder of a comparison, with attention whose weights can be read, and the test images as it takes them."""
 
-    encoder: ViTModel  # in eval mode, with attention whose weights can be read
     images: ImageSet  # the n test images, of its size and by its `data.resize`
-    data: DataConfig  # the mean and standard deviation that normalise its images
 
-    @torch.no_grad()
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the CLS features of these rows, (n, D)."""
-        batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
-        inputs = (pixel_values_of(self.images, batch, self.data, self.encoder.device) for batch in batches)
-        return torch.cat([pooled_features(self.encoder, each)[:, 0] for each in inputs]).cpu().numpy()
+        return self(list(self.images.batch(rows).numpy()))
 
     def attention(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return `cls_attention` of these rows, (n, H, G, G)."""
-        pixel_values = pixel_values_of(self.images, rows, self.data, self.encoder.device)
-        return cls_attention(self.encoder, pixel_values).cpu().numpy()
+        pixel_values = pixel_values_of(self.images, rows, self.data, self.model.device)
+        return cls_attention(self.model, pixel_values).cpu().numpy()
 
 
 @torch.no_grad()
@@ -100,7 +93,7 @@ def open_networks(comparison: Comparison, images: Mapping[str, ImageSet]) -> tup
                 encoder = open_classifier(str(run.path), "eager").vit
             else:
                 encoder = build_classifier(run.config.model, run.class_names, "eager", run.config.train.seed).vit
-            networks[name] = Network(encoder.eval().to(device), images[arm], run.config.data)
+            networks[name] = Network(encoder.eval().to(device), run.config.data, images[arm])
         except ConfigError as error:
             missing[name] = str(error)
     return networks, missing

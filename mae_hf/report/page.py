@@ -40,7 +40,7 @@ def write_report(comparison: Comparison, output_dir: str | Path, figures: Compar
     drawn = draw_pictures(comparison, folder, figures)
     changed = changed_encoders(comparison.runs)
     few = comparison.few_validation_images() if comparison.has_choice else None
-    for warning in filter(None, [*changed, few]):
+    for warning in filter(None, [*drawn.notes, *changed, few]):
         print(f"warning: {warning}", file=sys.stderr)
     notes = [*changed, *comparison.notes()]
     content = {

@@ -3,7 +3,6 @@
 Shapes: n test images, H heads, G² patches in G rows.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -66,7 +65,7 @@ class Pictures:
 def draw_pictures(comparison: Comparison, folder: Path, settings: CompareFiguresConfig | None = None) -> Pictures:
     """Draw everything into an existing folder.
 
-    A picture whose images, encoder or pre-training run is missing is left out, with a warning.
+    A picture whose images, encoder or pre-training run is missing is left out, with a note.
     """
     for name in _NAMES:  # an older report may have pictures that this one leaves out
         for ending in ("png", "svg"):
@@ -85,8 +84,6 @@ def draw_pictures(comparison: Comparison, folder: Path, settings: CompareFigures
         if drawn.settings.attention:
             draw_attention(opened, drawn)
     copy_reconstruction([run.init for run in comparison.best.values() if not run.from_scratch], drawn)
-    for note in drawn.notes:
-        print(f"warning: {note}", file=sys.stderr)
     return drawn
 
 

@@ -92,7 +92,7 @@ def test_an_installed_umap_is_drawn_too(comparison, opened, tmp_path, monkeypatc
 
 def test_a_network_that_gives_no_numbers_is_named_and_left_out(opened, tmp_path):
     with torch.no_grad():
-        opened[networks.PRETRAINED_ENCODER].encoder.layers[0].attention.q_proj.bias.fill_(math.nan)
+        opened[networks.PRETRAINED_ENCODER].model.layers[0].attention.q_proj.bias.fill_(math.nan)
     report = Pictures(tmp_path)
     draw_maps(opened, report)
     draw_attention(opened, report)

@@ -18,8 +18,9 @@ from mae_hf.report.pictures import Pictures
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_path):
+def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_path, capsys):
     out = page.write_report(comparison, tmp_path / "out").parent
+    assert "warning" not in capsys.readouterr().err
     assert {path.name for path in out.iterdir() if path.suffix != ".png"} == {"index.html", "comparison.json"}
     html = (out / "index.html").read_text()
     assert html.count('src="data:image/png;base64,') == len(list(out.glob("*.png"))) and len(html) < 5e6
@@ -32,10 +33,11 @@ def test_every_picture_and_the_numbers_are_files_of_their_own(comparison, tmp_pa
     assert set(numbers["knn_accuracy"]) == {"MAE before fine-tuning", "untrained", "from scratch, trained"}
 
 
-def test_the_page_says_what_is_gone(runs, comparison, tmp_path):
+def test_the_page_and_a_warning_say_what_is_gone(runs, comparison, tmp_path, capsys):
     for path in (runs[0] / "figures").iterdir():
         path.unlink()
     assert "No reconstruction: " in page.write_report(comparison, tmp_path / "out").read_text()
+    assert "warning: No reconstruction: " in capsys.readouterr().err
 
 
 def test_an_encoder_that_changed_since_a_run_started_from_it_is_said(runs, tmp_path, capsys):
