@@ -28,7 +28,7 @@ from mae_hf.files import write_text
 from mae_hf.leakage import audit as leakage
 from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import build_mae, export_encoder
-from mae_hf.models.origin import describe_start, find_start, keep_start, resolve, start_facts
+from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
 from mae_hf.training.checkpoint import Checkpoints
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
@@ -138,11 +138,13 @@ def pretrain(config: PretrainConfig) -> None:
         "is_compiled": is_compiled,
         "probe": ONLINE_NOTE if probed else None,
     }
+    decoder = "" if facts["init_has_decoder"] else " with a new decoder"
+    origin = "new weights" if start.is_new else f"from {config.model.init}{decoder}"
     lines = {
         "images": f"{len(train_images)} to train on, {len(held_out)} held out",
         "audit": leakage.describe_audit(audit),
         "probe": ONLINE_NOTE if probed else "none",
-        "model": f"{describe_start(facts)}, {config.model.num_visible} of {config.model.num_patches} patches visible",
+        "model": f"{origin}, {config.model.num_visible} of {config.model.num_patches} patches visible",
     }
     log = run.start_log(state.step, plan, model, facts, lines)
     if accelerator.is_main_process:

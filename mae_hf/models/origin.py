@@ -149,10 +149,3 @@ def start_facts(config: StartConfig) -> dict[str, Any]:
     digest = weights_digest(load_encoder(config, "eager")) if saved else None
     facts = {"init": config.init, "init_digest": digest, "init_revision": saved and saved.commit}
     return {**facts, "init_has_decoder": saved is not None and saved.has_decoder}
-
-
-def describe_start(facts: Mapping[str, Any]) -> str:
-    """Return `start_facts` of a pre-training run in a few words."""
-    if facts["init_digest"] is None:
-        return "new weights"
-    return f"from {facts['init']}" + ("" if facts["init_has_decoder"] else " with a new decoder")

@@ -71,8 +71,7 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
             file = (folder / LOCK).open("a+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
-            file.flush()
+            print(f"process {os.getpid()} on {platform.node()}, since {_now()}", file=file, flush=True)
         except BlockingIOError:
             holder = (folder / LOCK).read_text().strip() or "another process"
             problem = f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
