@@ -26,8 +26,7 @@ _Run = TypeVar("_Run", PretrainConfig, FinetuneConfig)
 
 _OF_DECODER = (*(f"decoder_{key}" for key in SHAPE_KEYS[2:]), "loss", "norm_pix_loss")
 _BRACKETS = str.maketrans("()", "[]")  # lists are written as on the command line
-_OF_IMAGES = ("data.image_mean", "data.image_std", "data.resize")
-_FROM_INIT = (*(f"model.{key}" for key in (*SHAPE_KEYS, *_OF_DECODER)), *_OF_IMAGES)
+_FROM_INIT = {"data.image_mean", "data.image_std", "data.resize"} | {f"model.{key}" for key in SHAPE_KEYS + _OF_DECODER}
 
 
 def resolve(config: _Run) -> _Run:

@@ -154,7 +154,6 @@ class Checkpoints:
         return state
 
     def _best(self, path: Path) -> Path:
-        """The best checkpoint that this one names, or itself."""
         state: TrainState = read_json(path / STATE, TrainState)
         return self.path(state.step if state.best_step is None else state.best_step)
 

@@ -30,10 +30,7 @@ _FRAGMENTED = 1.5  # how much more the activations take than is kept: work space
 
 @functools.cache
 def num_parameters(model: EncoderConfig) -> tuple[int, int]:
-    """Return the number of trained parameters of a network without its classifier, and of all its parameters.
-
-    The position tables of a masked autoencoder are not trained.
-    """
+    """Return the number of trained parameters of a network without its classifier, and of all its parameters."""
     with torch.device("meta"):  # parameters without memory
         if isinstance(model, MAEConfig):
             network: nn.Module = MaskedAutoencoder(mae_config(model))
