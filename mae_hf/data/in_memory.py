@@ -23,7 +23,7 @@ from mae_hf.data.splits import Split, names_by_role
 from mae_hf.errors import ConfigError, require
 from mae_hf.files import write_folder
 
-_ROWS = 100  # read and written at a time
+_ROWS = 100  # written at a time
 _KINDS = "a folder or other source, a datasets.Dataset, a list of PIL images or of image files, or splits of these"
 
 
@@ -105,13 +105,12 @@ def _encode(image: Any) -> dict[str, Any]:
 
 def _rows(split: Split) -> Iterator[dict[str, Any]]:
     """Yield each row with the bytes of its image; they are empty if the image is missing."""
-    for start in range(0, len(split), _ROWS):
-        for row, image in enumerate(split.images[start : start + _ROWS]["image"], start):
-            image = image or {"bytes": None, "path": None}
-            file = Path(image["path"] or "")
-            content = image["bytes"] or (file.read_bytes() if file.is_file() else b"")
-            label = None if split.labels is None else int(split.labels[row])
-            yield {"image": {"bytes": content, "path": image["path"]}, "label": label}
+    labels = itertools.repeat(None) if split.labels is None else split.labels.tolist()
+    for row, label in zip(split.images, labels, strict=False):
+        image = row["image"] or {"bytes": None, "path": None}
+        file = Path(image["path"] or "")
+        content = image["bytes"] or (file.read_bytes() if file.is_file() else b"")
+        yield {"image": {"bytes": content, "path": image["path"]}, "label": label}
 
 
 def _write(splits: list[Split], folder: Path) -> None:

@@ -155,10 +155,9 @@ def _ask_hub(source: str, revision: str | None, is_downloaded: bool = False) -> 
             return
         where = f"{source} at revision {revision}" if revision else source
         cause, fix = explain_hub_error(error, f"datasets/{source}") or (type(error).__name__, "check the name")
-        problem = f"{where} is not a folder here and cannot be read from the Hub ({cause})"
-        offline = "without a network try --config digits"
-        fix = f"{fix}, then run the same command again; {offline} (--data.source)"
-        raise ConfigError(f"{problem}: {fix}") from error
+        problem = f"{where} is not a folder here and cannot be read from the Hub ({cause}): {fix}"
+        fix = "then run the same command again; without a network try --config digits (--data.source)"
+        raise ConfigError(f"{problem}, {fix}") from error
 
 
 def _load_local(source: str, *args: Any, **options: Any) -> datasets.Dataset:

@@ -119,7 +119,7 @@ def _headers(split: Split) -> Iterator[tuple[int, int, str, bool, bool]]:
     """Yield width, height, mode, is animated, is turned of each image whose file can be opened, without decoding it."""
     with Progress(total=len(split), desc=f"reading sizes of {split.role}", unit="image") as progress:
         for start in range(0, len(split), IMAGES_PER_TASK):
-            for encoded in split.encoded(start, min(start + IMAGES_PER_TASK, len(split))):
+            for encoded in split.encoded(start, start + IMAGES_PER_TASK):
                 progress.update()
                 with contextlib.suppress(Exception), open_image(encoded) as image:  # decoding reports a bad image
                     tag = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1

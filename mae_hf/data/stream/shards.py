@@ -136,13 +136,12 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
         kept = {}
 
     def count(file: str) -> None:
-        started = time.monotonic()
+        deadline = time.monotonic() + CONNECTING
 
         def useless(error: Exception) -> bool:
-            is_slow = time.monotonic() - started > CONNECTING
             cause = error.__cause__ or error
             is_refused = getattr(cause, "status", None) in REFUSALS or isinstance(cause, FileNotFoundError)
-            return "://" not in file or is_slow or is_refused
+            return "://" not in file or is_refused or time.monotonic() > deadline
 
         try:
             kept[file] = _retry(lambda: _count(file, kept.get(file)), useless, time.sleep, PAUSES_AT_START)
