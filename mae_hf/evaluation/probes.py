@@ -48,8 +48,7 @@ class Probe(NamedTuple):
     """The predictions of a probe."""
 
     probabilities: np.ndarray  # float32 (n, C) of the other images; a class without training images has 0
-    # the accuracy on left-out training images that `settings` have; None where nothing was chosen
-    cross_validated_accuracy: float | None
+    cross_validated_accuracy: float | None  # on left-out training images; None where no setting was chosen
     settings: dict[str, float]  # the probe's numbers, fixed or chosen
     head: Head | None = None  # the same classifier as one linear layer; of `linear` alone
 

@@ -1,6 +1,7 @@
-"""Every probe on both poolings: for `evaluate --probe`, and the quick probe of an encoder in training.
+"""What features are worth: every probe on both poolings, the dimensions in use, and maps by t-SNE or UMAP.
 
-Shapes: n images, D features, C classes.
+Shapes: n images, D features, C classes. A map is float32 (n, 2), of features (n, D) that pass `check_mappable`; the
+same seed gives the same map.
 """
 
 import itertools
@@ -9,11 +10,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from scipy import stats
+from sklearn import manifold
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from mae_hf.config.data import DataConfig
 from mae_hf.data.dataset import ImageSet
-from mae_hf.errors import ConfigError, warn
+from mae_hf.errors import ConfigError, require, warn
 from mae_hf.evaluation.inference import POOLINGS, infer, pooled_features
 from mae_hf.evaluation.metrics import classification_metrics, unseen_metrics
 from mae_hf.evaluation.probes import CLASSIFIERS, NUM_NEIGHBOURS, TEMPERATURE, Head, Labelled, check_features
@@ -139,3 +143,34 @@ def best_probe(values: Mapping[str, float], name: str) -> tuple[float, str] | No
     """Return the accuracy and the pooling of the better of `name`'s two probes; None if it was not probed."""
     found = [(values[key], pooling) for pooling in POOLINGS if (key := f"probe/{name}_{pooling}_accuracy") in values]
     return max(found, default=None)
+
+
+def tsne(features: np.ndarray, seed: int) -> np.ndarray:
+    """Return the t-SNE map (van der Maaten and Hinton 2008) of features, started from their principal components."""
+    # The perplexity counts effective neighbours; sklearn's default of 30 means little among fewer than 90 images.
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    method = manifold.TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
+    return method.fit_transform(features)
+
+
+def umap(features: np.ndarray, seed: int) -> np.ndarray:
+    """Return the UMAP map (arXiv 1802.03426) of features; ImportError without umap-learn (the extra `umap`)."""
+    from umap import UMAP  # optional, and compiles for seconds
+
+    # Only one thread gives the same map for the same seed. Few images have no spectral start.
+    start = "spectral" if len(features) > 15 else "random"
+    model = UMAP(n_neighbors=min(15, len(features) - 1), init=start, random_state=seed, n_jobs=1)
+    return model.fit_transform(features)
+
+
+def check_mappable(features: np.ndarray) -> None:
+    """Raise a ConfigError for features that cannot be mapped."""
+    require(min(features.shape) >= 3, f"features of shape {features.shape}: a map needs at least 3 images, 3 features")
+    check_features(features=features)
+
+
+def knn_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of images whose 5 nearest neighbours, by cosine similarity, vote for their class."""
+    search = NearestNeighbors(n_neighbors=min(5, len(features) - 1), metric="cosine").fit(features)
+    votes = labels[search.kneighbors(return_distance=False)]  # no image is its own neighbour
+    return float((stats.mode(votes, axis=1).mode == labels).mean())

@@ -27,7 +27,7 @@ from mae_hf.data.cache import decoded_images
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import NAMED, Split, name_images
 from mae_hf.errors import require
-from mae_hf.evaluation import projection
+from mae_hf.evaluation import probing
 from mae_hf.evaluation.inference import POOLINGS, class_probabilities, normalized, pixel_values_of, pooled_features
 from mae_hf.figures import file_label, sheets
 from mae_hf.files import write_file
@@ -48,13 +48,11 @@ def write_features(
     a part from other weights, images or precision is a ConfigError.
     """
     names = pa.concat_tables([name_images(store.split).take(store.rows[indices]) for store, indices in images.parts])
-    digest = hashlib.sha256()
-    for batch in names.to_batches(PER_PART):
-        digest.update(repr(batch.to_pydict()).encode())
+    texts = "".join(repr(batch.to_pydict()) for batch in names.to_batches(PER_PART))
     inputs = {
         "weights": weights_digest(accelerator.unwrap_model(encoder)),
         "images": images.fingerprint,
-        "names": digest.hexdigest()[:16],
+        "names": hashlib.sha256(texts.encode()).hexdigest()[:16],
         "preparation": [data.image_mean, data.image_std, data.resize],
         "precision": accelerator.mixed_precision,
     }
@@ -130,8 +128,8 @@ def draw_map(output: Path, images: ImageSet, pooling: str, title: str) -> Figure
     """Return a t-SNE map of up to 1,000 images, drawn at random, with small pictures of them."""
     rows = np.sort(np.random.default_rng(0).permutation(len(images))[:MOST_ON_MAP])
     names, features = _read_rows(output, pooling, rows)
-    projection.check_mappable(features)
-    points = projection.tsne(features, seed=0)
+    probing.check_mappable(features)
+    points = probing.tsne(features, seed=0)
     classes = sorted({row["label"] for row in names} - {None})
     labels = np.array([-1 if row["label"] is None else classes.index(row["label"]) for row in names])
     return sheets.thumbnails_figure({title: points}, images.batch(rows).numpy(), labels, classes)

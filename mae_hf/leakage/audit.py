@@ -195,14 +195,12 @@ def describe_audit(audit: Audit) -> str:
     for split, num in (("test", audit.num_test_duplicates), ("validation", audit.num_validation_duplicates)):
         parts = [part for part in audit.audited if part.split == split]
         total, duplicated = sum(part.num_images for part in parts), sum(part.num_duplicated for part in parts)
-        if not parts:
-            continue
-        if num is None:
+        if parts and num is None:
             clauses.append(f"streamed images that are equal to one of the {total:,} {split} images are {done}")
-        elif num:
+        elif parts and num:
             verb = "images duplicate" if num > 1 else "image duplicates"
             clauses.append(f"{num:,} {verb} {duplicated:,} of the {total:,} {split} images ({done})")
-        else:
+        elif parts:
             clauses.append(f"no image duplicates any of the {total:,} {split} images")
     if not audit.is_complete:
         clauses.append("the images that its first weights were trained on are unknown")

@@ -44,8 +44,7 @@ class Match(NamedTuple):
 
     images: Store  # of pre-training
     against: Store  # what they were compared with
-    # as `find_duplicates` returns them; `row` and `against_row` also count images that were skipped
-    found: pd.DataFrame
+    found: pd.DataFrame  # of `find_duplicates`; `row` and `against_row` also count images that were skipped
 
     def file(self, kind: str) -> Path:
         """Return the file for the list (`json`) or the picture (`png`) of the pairs, beside the decoded images."""

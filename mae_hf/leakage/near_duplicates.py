@@ -120,7 +120,9 @@ def _described_chunks(
         pixels = torch.from_numpy(np.array(images[start : start + CHUNK])).permute(0, 3, 1, 2).float()
         thumbnails = functional.adaptive_avg_pool2d(pixels, min(SIDE, images.shape[1]))
         grey = thumbnails.mean(1)
-        detailed = _has_detail(grey)[:, None]  # without detail, all cosines are 0
+        energy, finest = (_fine_structure(grey, window).square().mean((1, 2)) for window in (5, 3))
+        # without detail, as in an enlarged smaller image, all cosines are 0
+        detailed = ((energy > CONTRAST**2) & (finest > DETAILED * energy))[:, None]
         frequencies = {
             (box, mirrored): _low_frequencies(thumbnails.flip(-1) if mirrored else thumbnails, box) * detailed
             for box, mirrored in _PARTS
@@ -170,13 +172,6 @@ def _compare(images: Tensor, partners: Tensor, warp: Tensor) -> list[tuple[int, 
     promising = torch.nonzero(scores > PROMISING)[:, 0]
     _, scores = _align(images[promising], partners[promising], warps[promising], steps=4, window=5)
     return [(int(i), float(score)) for i, score in zip(promising, scores, strict=True) if score > NEAR]
-
-
-def _has_detail(thumbnails: Tensor) -> Tensor:
-    """Return which grey thumbnails (K, S, S) have fine structure; an enlarged smaller image has none."""
-    energy = _fine_structure(thumbnails, 5).square().mean((1, 2))
-    finest = _fine_structure(thumbnails, 3).square().mean((1, 2))
-    return (energy > CONTRAST**2) & (finest > DETAILED * energy)
 
 
 def _fine_structure(thumbnails: Tensor, window: int) -> Tensor:

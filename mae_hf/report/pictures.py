@@ -18,7 +18,7 @@ from mae_hf import figures
 from mae_hf.config.commands import CompareFiguresConfig
 from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation import projection
+from mae_hf.evaluation import probing
 from mae_hf.evaluation.metrics import NUM_BINS, reliability
 from mae_hf.evaluation.reconstruction import OVER_TIME
 from mae_hf.figures import charts, file_label, label_of, sheets
@@ -143,16 +143,16 @@ def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
         rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
         found = network.features(rows)
         try:
-            projection.check_mappable(found)
+            probing.check_mappable(found)
         except ValueError as error:
             drawn.notes.append(f"No map of {name}: {error}")
             continue
-        drawn.knn_accuracy[name] = projection.knn_accuracy(found, images.labels[rows])
+        drawn.knn_accuracy[name] = probing.knn_accuracy(found, images.labels[rows])
         lines = [fill(name, 24), *([_SEEN[name]] if name in _SEEN else [])]
         features["\n".join([*lines, f"kNN accuracy {100 * drawn.knn_accuracy[name]:.1f} %"])] = found
-    methods = {"embedding": ("t-SNE", projection.tsne)}
+    methods = {"embedding": ("t-SNE", probing.tsne)}
     if find_spec("umap"):
-        methods["embedding_umap"] = ("UMAP", projection.umap)
+        methods["embedding_umap"] = ("UMAP", probing.umap)
     for file, (method, project) in methods.items() if features else ():
         points = {title: project(found, SEED) for title, found in features.items()}
         figure = charts.map_figure(points, images.labels[rows], images.class_names, method)

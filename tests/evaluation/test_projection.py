@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mae_hf.errors import ConfigError
-from mae_hf.evaluation.projection import check_mappable, knn_accuracy, tsne, umap
+from mae_hf.evaluation.probing import check_mappable, knn_accuracy, tsne, umap
 
 
 def groups(n_each: int = 30) -> tuple[np.ndarray, np.ndarray]:

@@ -158,7 +158,7 @@ def test_the_map_shows_the_images_at_the_places_of_their_features(written, image
     drawn = {}
     real = sheets.thumbnails_figure
     monkeypatch.setattr(sheets, "thumbnails_figure", lambda *them: drawn.update(them=them) or real(*them))
-    monkeypatch.setattr("mae_hf.evaluation.projection.tsne", lambda features, seed: features[:, :2])
+    monkeypatch.setattr("mae_hf.evaluation.probing.tsne", lambda features, seed: features[:, :2])
     draw_map(written, images, "mean", "t")
     maps, pixels, labels, names = drawn["them"]
     points = maps["t"]

@@ -63,7 +63,7 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
 
     real = charts.map_figure
     monkeypatch.setattr(charts, "map_figure", remember)
-    monkeypatch.setattr("mae_hf.evaluation.projection.tsne", lambda features, seed: features[:, :2])
+    monkeypatch.setattr("mae_hf.evaluation.probing.tsne", lambda features, seed: features[:, :2])
     report = Pictures(tmp_path)
     draw_maps(opened, report)
     rows = np.random.default_rng(pictures.SEED).permutation(4)
@@ -81,7 +81,7 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
 
 def test_an_installed_umap_is_drawn_too(comparison, opened, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda name: name == "umap")
-    monkeypatch.setattr("mae_hf.evaluation.projection.umap", lambda features, seed: features[:, 2:4])
+    monkeypatch.setattr("mae_hf.evaluation.probing.umap", lambda features, seed: features[:, 2:4])
     report = Pictures(tmp_path)
     draw_maps(opened, report)
     assert sorted(path.name for path in tmp_path.glob("embedding*.png")) == ["embedding.png", "embedding_umap.png"]
