@@ -63,25 +63,21 @@ def check_features(**features: np.ndarray) -> None:
         require(not is_constant, f"{name} of all images are equal: {broken}")
 
 
-def knn_probe(
-    train: Labelled, features: np.ndarray, num_classes: int, k: int = NUM_NEIGHBOURS, temperature: float = TEMPERATURE
-) -> Probe:
-    """Return each class's share of the vote of the `k` nearest training images.
+def knn_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Probe:
+    """Return each class's share of the vote of the nearest training images, weighted by exp(cosine similarity / T).
 
-    Votes are weighted by exp(cosine similarity / T). All training images vote if there are fewer than `k`.
-
-    Source: Wu et al. 2018, section 3.4 (arXiv 1805.01978); k and T as in DINO (arXiv 2104.14294).
+    Source: Wu et al. 2018, section 3.4 (arXiv 1805.01978); their number and T as in DINO (arXiv 2104.14294).
     """
     check_features(train_features=train.features, features=features)
-    k = min(k, len(train.labels))
+    k = min(NUM_NEIGHBOURS, len(train.labels))
 
     def weights(distances: np.ndarray) -> np.ndarray:  # the greatest is 1: no overflow at low temperatures
-        return np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
+        return np.exp((distances.min(axis=1, keepdims=True) - distances) / TEMPERATURE)
 
     voters = KNeighborsClassifier(k, weights=weights, algorithm="brute", metric="cosine").fit(*train)
     with config_context(working_memory=64):  # MiB of distances at a time
         shares = _class_probabilities(voters, features, num_classes)
-    return Probe(shares.astype(np.float32), None, {"k": k, "temperature": temperature})
+    return Probe(shares.astype(np.float32), None, {"k": k, "temperature": TEMPERATURE})
 
 
 def linear_probe(train: Labelled, features: np.ndarray, num_classes: int) -> Probe:

@@ -20,7 +20,6 @@ from scipy.integrate import trapezoid
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
 _AT_ONCE = 1000  # resamples, so that 10,000 images take 80 MB
-_SEED = 0  # of all resampling: the same files give the same intervals
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +61,7 @@ def resample_arms(validation: Sequence[Floats], test: Sequence[Floats]) -> list[
     Both arguments have an array for each arm: the share of each recipe's runs that are right on each image, (R, m) and
     (R, n). All arms and recipes see the same resampled images. Recipes that tie on validation are chosen at random.
     """
-    generator = np.random.default_rng(_SEED)
+    generator = np.random.default_rng(0)  # the same files give the same intervals
     tested, validated = (_resampled_means(np.concatenate(arms), generator) for arms in (test, validation))
     validated += 1e-9 * generator.random(validated.shape)
     borders, rows = np.cumsum([len(arm) for arm in test])[:-1], np.arange(NUM_RESAMPLES)

@@ -166,8 +166,7 @@ def _digests(images: ImageSet) -> Iterator[bytes]:
 def read_model_audit(name: str, revision: str | None = None) -> Audit | None:
     """Return the audit of a model's pre-training, None if the model has none; ConfigError if it cannot be read."""
     file = SavedModel(name, revision=revision).folder / AUDIT
-    audit: Audit | None = read_json(file, Audit) if file.is_file() else None
-    return audit
+    return read_json(file, Audit) if file.is_file() else None
 
 
 def continue_audit(audit: Audit, before: Audit | None) -> Audit:

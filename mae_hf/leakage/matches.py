@@ -144,9 +144,8 @@ def describe_copies(stores: Sequence[Store]) -> Iterator[Finding]:
         num_exact = int((match.found["kind"] == "exact").sum())
         num, total = match.found["row"].nunique(), len(store.rows)
         which = f"{num:,} of {total:,} images of {store.split.role} duplicate or nearly duplicate images of {role}"
-        fix = "mae_hf pretrain leaves them out (--audit.leave_out)"
-        if store.split.role == "train":
-            fix = f"remove them from {role} or train, otherwise scores are too good"
+        of_train = f"remove them from {role} or train, otherwise scores are too good"
+        fix = of_train if store.split.role == "train" else "mae_hf pretrain leaves them out (--audit.leave_out)"
         pairs = f"{len(match.found):,} pairs, {num_exact:,} of them equal, are in {write_pairs(match)}"
         yield Finding("fault", f"{which}, such as {example} ({pairs})", fix)
 

@@ -38,11 +38,22 @@ def votes_from_the_paper(train: Labelled, features, num_classes, k, temperature)
     return np.array(shares)
 
 
+@pytest.fixture
+def vote(monkeypatch: pytest.MonkeyPatch):
+    def vote(train: Labelled, features: np.ndarray, num_classes: int, k: int = 20, temperature: float = 0.07):
+        """Return the probabilities of the probe with other numbers than DINO's."""
+        monkeypatch.setattr(probes, "NUM_NEIGHBOURS", k)
+        monkeypatch.setattr(probes, "TEMPERATURE", temperature)
+        return knn_probe(train, features, num_classes).probabilities
+
+    return vote
+
+
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (7, 0.02)])
-def test_knn_votes_as_in_the_paper(k, temperature):
+def test_knn_votes_as_in_the_paper(vote, k, temperature):
     train, _, test = blobs()
     expected = votes_from_the_paper(train, test.features, 3, k, temperature)
-    np.testing.assert_allclose(knn_probe(train, test.features, 3, k, temperature).probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(vote(train, test.features, 3, k, temperature), expected, atol=1e-6)
 
 
 def test_knn_votes_like_sklearns_weighted_neighbours():
@@ -53,18 +64,16 @@ def test_knn_votes_like_sklearns_weighted_neighbours():
     np.testing.assert_allclose(knn_probe(train, test.features, 3).probabilities, expected, atol=1e-6)
 
 
-def test_knn_with_one_neighbour_equals_sklearn_in_float32():
+def test_knn_with_one_neighbour_equals_sklearn_in_float32(vote):
     train, _, test = blobs(1)
     reference = KNeighborsClassifier(1, metric="cosine").fit(*train)
-    got = knn_probe(
-        Labelled(train.features.astype("f4"), train.labels), test.features.astype("f4"), 3, k=1
-    ).probabilities
+    got = vote(Labelled(train.features.astype("f4"), train.labels), test.features.astype("f4"), 3, k=1)
     assert (got.argmax(axis=1) == reference.predict(test.features)).all()
 
 
-def test_knn_classifies_more_images_than_a_block_holds():
+def test_knn_classifies_more_images_than_a_block_holds(vote):
     labels = np.arange(2500) % 4
-    shares = knn_probe(Labelled(np.eye(4), np.arange(4)), 3 * np.eye(4)[labels], 4, k=1).probabilities
+    shares = vote(Labelled(np.eye(4), np.arange(4)), 3 * np.eye(4)[labels], 4, k=1)
     assert accuracy(shares, labels) == 1.0
 
 
@@ -75,10 +84,10 @@ def test_knn_asks_all_training_images_when_there_are_fewer_than_k_and_says_so():
     assert probe.settings == {"k": 3, "temperature": 0.07}
 
 
-def test_knn_at_a_low_temperature_does_not_overflow():
+def test_knn_at_a_low_temperature_does_not_overflow(vote):
     train, _, test = blobs()
-    one = knn_probe(train, test.features, 3, k=1).probabilities
-    np.testing.assert_allclose(knn_probe(train, test.features, 3, temperature=1e-6).probabilities, one, atol=1e-6)
+    one = vote(train, test.features, 3, k=1)
+    np.testing.assert_allclose(vote(train, test.features, 3, temperature=1e-6), one, atol=1e-6)
 
 
 def test_a_class_without_training_images_gets_no_vote_and_no_probability():
