@@ -90,11 +90,10 @@ def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "search
                     pair = start + int(rows[index]), int(columns[index])
                     near[pair] = max(score, near.get(pair, 0.0))
             start += len(grey)
-    scores = near | exact
-    pairs = sorted(scores)
-    found = pd.DataFrame(pairs, columns=["image", "against"], dtype=np.int64)
-    found["kind"] = ["exact" if pair in exact else "near" for pair in pairs]
-    found["score"] = np.array([scores[pair] for pair in pairs], np.float32)
+    scores = dict(sorted((near | exact).items()))
+    found = pd.DataFrame(list(scores), columns=["image", "against"], dtype=np.int64)
+    found["kind"] = ["exact" if pair in exact else "near" for pair in scores]
+    found["score"] = np.array(list(scores.values()), np.float32)
     return found
 
 
