@@ -15,8 +15,7 @@ NUM_BINS = 15  # of `reliability`, as in its paper
 class ClassificationMetrics(evaluate.Metric):
     """`accuracy`, `f1`, `f1_per_class`, `confusion_matrix` and `loss` of a classifier, from its probabilities.
 
-    `f1_per_class` is NaN for a class without images, and 0 for one that is never predicted. Rows of the confusion
-    matrix are references, columns predictions.
+    `f1_per_class` is NaN for a class without images. Rows of the confusion matrix are references, columns predictions.
     """
 
     def _build_data_dir(self) -> str:

@@ -34,11 +34,10 @@ def probe_features(
     """Return the scores and the predictions of some of the probes `knn`, `linear`, `head` and `rank`.
 
     Images and `pooled_features` of them, float (n, 2, D), are by role (`train`, `validation`, `test`). `seen` is bool
-    (n,), whether pre-training has seen each test image; None if that is unknown.
-
-    Metrics by `PROBE/POOLING/NAME` are `scores_of` the test images, `validation_accuracy` and the probe's settings, or
-    `rankme` and `participation_ratio` of the train images. Probabilities, float32 (n, C), are by `PROBE-POOLING` and
-    role (`validation`, `test`). Features of a broken encoder, and labels of one class only, are a ConfigError.
+    (n,), whether pre-training has seen each test image; None if that is unknown. Metrics by `PROBE/POOLING/NAME` are
+    `scores_of` the test images, `validation_accuracy` and the probe's settings, or `rankme` and `participation_ratio`
+    of the train images. Probabilities, float32 (n, C), are by `PROBE-POOLING` and role (`validation`, `test`). Features
+    of a broken encoder, and labels of one class only, are a ConfigError.
     """
     metrics, probabilities = dict[str, float](), {}
     labels, class_names = {role: part.labels for role, part in images.items()}, images["train"].class_names
@@ -108,11 +107,10 @@ def encoder_probe(
     """Probe an encoder on labelled validation images; return values by name, and the classifier of `linear` on CLS.
 
     `encoder` is a `ViTModel` in eval mode on the device, not prepared. If sharded, it is whole on the main process
-    alone, and the others give None. The main process fits the probes, and all get its results.
-
-    The values are `probe/PROBE_POOLING_accuracy` and `_f1` for `knn` and `linear`, and `probe/rankme_POOLING` of the
-    train images for `rank`. More than 100 classes have no `linear`. Features of a broken encoder and labels of one
-    class have no values, and a warning: a probe must not stop training.
+    alone, and the others give None. The main process fits the probes, and all get its results: the values
+    `probe/PROBE_POOLING_accuracy` and `_f1` for `knn` and `linear`, and `probe/rankme_POOLING` of the train images for
+    `rank`. More than 100 classes have no `linear`. Features of a broken encoder and labels of one class have no
+    values, and a warning: a probe must not stop training.
     """
     alone = not all(gather_object([encoder is not None]))
     if encoder is not None:

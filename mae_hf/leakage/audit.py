@@ -1,9 +1,8 @@
 """Which images of pre-training duplicate test or validation images, and which of these the model has seen.
 
 A duplicate of a test image makes the test score too good. A duplicate of a validation image makes the held-out loss
-too good, and fine-tuning's choice of a checkpoint, since pre-training holds out fine-tuning's validation images.
-
-A run writes `audit.json`. A copy without the pairs, which name rows of the data, travels with the model.
+too good, and fine-tuning's choice of a checkpoint, since pre-training holds out fine-tuning's validation images. A run
+writes `audit.json`. A copy without the pairs, which name rows of the data, travels with the model.
 """
 
 import json

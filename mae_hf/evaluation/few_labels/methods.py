@@ -154,8 +154,7 @@ def plan_finetunings(
     """Return the config of every fine-tuning by LABELSET-ARM, the name of its run folder. Writes nothing.
 
     Each has at least 200 steps if the recipe does not say a minimum; its seed is the recipe's plus the number of the
-    draw. Encoders are by arm, `model` and `scratch`. A folder that holds a run with a different config is a
-    ConfigError, which lists the differences.
+    draw. Encoders are by arm, `model` and `scratch`. A folder with a run of a different config is a ConfigError.
     """
     runs = {}
     for label_set, (arm, encoder) in itertools.product(protocol.label_sets("finetune"), encoders.items()):
