@@ -37,7 +37,7 @@ ENCODER_KEYS = (
 )
 MAX_PARAMETERS = 4 * 2**30  # that a config may describe
 
-_NO_SAFETENSORS = "it has no model.safetensors; if you trust its pytorch_model.bin, save it again in transformers"
+_NO_SAFETENSORS = "no model.safetensors, and pytorch_model.bin may hold code: if you trust it, save it in transformers"
 
 
 @dataclass(frozen=True)

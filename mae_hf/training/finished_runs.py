@@ -120,6 +120,7 @@ def read_runs(path: str | Path) -> list[Run]:
 
 def _read_probes(path: Path) -> list[Run]:
     again = "run evaluate again"
+    require((path / "config.yaml").is_file(), f"{path} has predictions, but no config.yaml: {again}")
     config = parse.read_file(EvaluateConfig, path / "config.yaml")
     record = read_json(path / "run.json", RunRecord)
     metrics = read_json(path / "metrics.json", dict[str, object])

@@ -178,7 +178,7 @@ def test_every_probe_of_a_folder_is_a_run(probes, folder):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.yaml", None, "config.yaml"),
+        ("config.yaml", None, "has predictions, but no config.yaml: run evaluate again"),
         ("run.json", {"class_names": None}, "lacks class_names, or the encoder_shape of an encoder"),
         ("run.json", {"encoder_shape": {"image_size": 4}}, "lacks class_names, or the encoder_shape"),
         ("run.json", {"class_names": ["cat", "d\x1bog"]}, "has a class name of 4 characters"),
