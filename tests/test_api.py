@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import ViTForImageClassification, ViTModel
 
 import mae_hf
-from mae_hf.commands import finetune, pretrain
+from mae_hf.commands import finetune, open_run, pretrain
 from mae_hf.config import parse
 from mae_hf.config.runs import PretrainConfig
 from mae_hf.errors import ConfigError, RunStopped
@@ -147,16 +147,16 @@ def test_the_minutes_of_a_run_include_the_linear_probe_after_its_last_step(
         probes.append("linear" in arguments[-1])
         return encoder_probe(*arguments)
 
-    def measured(*arguments: Any) -> int:
-        steps = steps_that_fit(*arguments)
+    def measured(training: loop.Training) -> int:
+        steps = steps_that_fit(training)
         assert set(probes) == {False, True}, "kNN while it trains, and the linear probe"
         probes.clear()
         return min(steps, 8)
 
     probes: list[bool] = []
-    encoder_probe, steps_that_fit = pretrain.encoder_probe, pretrain.steps_that_fit
+    encoder_probe, steps_that_fit = pretrain.encoder_probe, open_run.steps_that_fit
     monkeypatch.setattr(pretrain, "encoder_probe", noted)
-    monkeypatch.setattr(pretrain, "steps_that_fit", measured)
+    monkeypatch.setattr(open_run, "steps_that_fit", measured)
     settings = SMALL | DECODER | {"train.minutes": 0.2}
     found = mae_hf.pretrain(SPLITS, labels=LABELS, output_dir=tmp_path, settings=settings)
     assert probes.count(True) == 1 and {"probe/knn_cls_f1", "probe/linear_mean_f1"} <= found.metrics.keys()

@@ -23,13 +23,11 @@ from mae_hf.evaluation.probing import ONLINE_IMAGES, encoder_probe
 from mae_hf.figures import charts
 from mae_hf.leakage.audit import NOT_PRETRAINED, read_model_audit, seen_test_images
 from mae_hf.models.classifier import build_classifier
-from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
-from mae_hf.training.checkpoint import Checkpoints
+from mae_hf.models.origin import resolve, start_facts
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
 from mae_hf.training.loop import Evaluation, Training, train
 from mae_hf.training.losses import finetuning_loss
-from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import WeightAverage, build_optimizer
 from mae_hf.training.predictions import write_predictions
 from mae_hf.training.run_folder import read_metrics
@@ -44,7 +42,7 @@ def finetune(config: FinetuneConfig) -> None:
     accelerator, folder = run.accelerator, run.folder
 
     # ---- data, and the audit of the encoder's pre-training ----
-    start = find_start(config.model, folder)
+    start = run.start
     is_pretrained = not start.is_new
     audit = read_model_audit(start.init, start.revision) if is_pretrained else NOT_PRETRAINED
     with accelerator.local_main_process_first():
@@ -58,11 +56,10 @@ def finetune(config: FinetuneConfig) -> None:
 
     # ---- model ----
     set_seed(config.train.seed)
-    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
     model = build_classifier(start, class_names, attention_for(accelerator), config.train.seed)
     probed = config.model.head == "probe"
     probe = run.record.start_probe  # a resumed run has the head in its checkpoint
-    if checkpoints.newest() is None and (is_pretrained or probed):
+    if run.checkpoints.newest() is None and (is_pretrained or probed):
         encoder = copy.deepcopy(model.vit).to(accelerator.device).eval()
         known, others = (thin_out(images[role], ONLINE_IMAGES) for role in ("train", "validation"))
         probe, head = encoder_probe(accelerator, encoder, known, others, config.data, plan.eval_batch_size, ["linear"])
@@ -93,12 +90,11 @@ def finetune(config: FinetuneConfig) -> None:
         return {f"eval/{key}": scores[key] for key in ("loss", "accuracy", "f1")}
 
     # ---- train, from where an unfinished run stopped ----
-    state = checkpoints.resume()
+    state = run.checkpoints.resume()
     sampler = BatchSampler(plan, config.train.seed, accelerator.process_index)
     evaluations = [Evaluation("validation", plan.steps(config.train.eval_every_epochs), validate)]
     training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations, probed, average)
-    if run.must_fit_minutes(state.step):
-        plan = dataclasses.replace(plan, total_steps=steps_that_fit(training))
+    plan = run.fit_minutes(training, plan, state.step)
     facts = {
         **{f"num_{role}_images": len(part) for role, part in images.items()},
         "labels": train_images.note or "all labels",
@@ -106,7 +102,6 @@ def finetune(config: FinetuneConfig) -> None:
         "validation_fingerprint": images["validation"].fingerprint,
         "test_fingerprint": images["test"].fingerprint,
         **start_facts(start),
-        "init": config.model.init,
         "start_probe": probe,
         "is_compiled": is_compiled,
     }
@@ -116,13 +111,11 @@ def finetune(config: FinetuneConfig) -> None:
         "model": f"{len(class_names)} classes, from {config.model.init}",
     }
     log = run.start_log(state.step, plan, model, facts, lines)
-    if accelerator.is_main_process:
-        keep_start(start, folder)
-    state = train(training, plan, state, log, checkpoints, best_key="eval/accuracy")
+    state = train(training, plan, state, log, run.checkpoints, best_key="eval/accuracy")
 
     # ---- the best checkpoint on validation images, once on test images ----
     assert state.best_step is not None
-    checkpoints.load(checkpoints.path(state.best_step))
+    run.checkpoints.load(run.checkpoints.path(state.best_step))
     prepared.eval()
     validation, validation_probabilities = score("validation")
     test, probabilities = score("test")

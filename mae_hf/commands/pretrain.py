@@ -1,8 +1,5 @@
 """Pre-train a masked autoencoder on unlabelled images."""
 
-import contextlib
-import dataclasses
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +10,6 @@ from accelerate.utils import set_seed
 from mae_hf import figures, hub
 from mae_hf.commands.next_steps import describe_next
 from mae_hf.commands.open_run import open_run
-from mae_hf.config import parse
 from mae_hf.config.runs import PretrainConfig
 from mae_hf.data import dataset
 from mae_hf.data.sampler import BatchSampler
@@ -28,13 +24,11 @@ from mae_hf.files import write_text
 from mae_hf.leakage import audit as leakage
 from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import build_mae, export_encoder
-from mae_hf.models.origin import find_start, keep_start, resolve, start_facts
-from mae_hf.training.checkpoint import Checkpoints
+from mae_hf.models.origin import resolve, start_facts
 from mae_hf.training.distributed import prepare
 from mae_hf.training.hardware import attention_for, compile_layers
 from mae_hf.training.loop import Evaluation, Training, train
 from mae_hf.training.losses import pretraining_loss
-from mae_hf.training.minutes import steps_that_fit
 from mae_hf.training.optim import build_optimizer
 from mae_hf.training.run_folder import read_metrics
 
@@ -61,7 +55,7 @@ def pretrain(config: PretrainConfig) -> None:
         train_images, held_out, audit = leakage.audit_pretraining(
             train_images, held_out, evaluation, config.audit.leave_out
         )
-    start = find_start(config.model, folder)
+    start = run.start
     if not start.is_new:
         audit = leakage.continue_audit(audit, leakage.read_model_audit(start.init, start.revision))
     plan = run.plan(config, len(train_images))
@@ -76,14 +70,13 @@ def pretrain(config: PretrainConfig) -> None:
     is_compiled = compile_layers(accelerator, prepared, config.train.compile)
 
     # ---- a step: rows -> images -> crop, flip -> normalise -> mask -> loss over the masked patches ----
+    rank, streamed = accelerator.process_index, None
     images: dataset.DeviceImages | StreamedImages
     if isinstance(train_images, Stream):
-        rank = accelerator.process_index
-        images = StreamedImages(train_images, config, plan, accelerator.device, rank, find_duplicate)
+        images = streamed = StreamedImages(train_images, config, plan, accelerator.device, rank, find_duplicate)
     else:
         images = dataset.DeviceImages(train_images, accelerator.device, config.data.on_device)
-    streamed = images if isinstance(images, StreamedImages) else None
-    sampler = streamed.sampler if streamed else BatchSampler(plan, config.train.seed, accelerator.process_index)
+    sampler = streamed.sampler if streamed else BatchSampler(plan, config.train.seed, rank)
     loss_of = pretraining_loss(prepared, images, config)
 
     # ---- evaluations: the loss on held-out images with fixed masks, figures of reconstructions, and probes ----
@@ -119,19 +112,12 @@ def pretrain(config: PretrainConfig) -> None:
         evaluations.append(Evaluation("last probe", sys.maxsize, partial(probe, (*online, "linear"))))
 
     # ---- train, from where an unfinished run stopped ----
-    checkpoints = Checkpoints(accelerator, folder / "checkpoints", config.train.keep_checkpoints)
-    state = checkpoints.resume()
-    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations)
-    if run.must_fit_minutes(state.step):
-        if accelerator.is_main_process:  # config.yaml marks the folder as this run's: the evaluations write into it
-            write_text(folder / "config.yaml", parse.to_yaml(config))
-        num_steps = steps_that_fit(training, streamed.reading if streamed else None)
-        plan = dataclasses.replace(plan, total_steps=num_steps)
-        if accelerator.is_main_process:
-            shutil.rmtree(folder / "figures", ignore_errors=True)  # of step 0
+    state = run.checkpoints.resume()
+    reading = streamed.reading if streamed else None
+    training = Training(accelerator, prepared, optimizer, config.train, sampler, loss_of, evaluations, reading=reading)
+    plan = run.fit_minutes(training, plan, state.step)
     facts = {
         **start_facts(start),
-        "init": config.model.init,
         "num_train_images": len(train_images),
         "num_held_out_images": len(held_out),
         "data_fingerprint": train_images.fingerprint,
@@ -149,9 +135,7 @@ def pretrain(config: PretrainConfig) -> None:
     log = run.start_log(state.step, plan, model, facts, lines)
     if accelerator.is_main_process:
         write_text(folder / leakage.AUDIT, leakage.audit_json(audit))
-        keep_start(start, folder)
-    with streamed.reading(state.step, plan.total_steps) if streamed else contextlib.nullcontext():
-        train(training, plan, state, log, checkpoints)
+    train(training, plan, state, log, run.checkpoints)
 
     # ---- which streamed images were duplicates, or could not be decoded ----
     if streamed:

@@ -54,6 +54,7 @@ class Training:
     evaluations: Sequence[Evaluation] = ()
     starts_trained: bool = False  # whether the weights before the first step may be the best ones
     average: WeightAverage | None = None  # of the weights, if the run keeps one
+    reading: Callable[[int, int], Any] | None = None  # the context that reads a stream, from a step to before another
 
 
 def train(
@@ -81,7 +82,8 @@ def train(
         state.best_step, state.best_value, saved_step = 0, values[best_key], 0
         checkpoints.save(progress.noted_in(state))
     signals = StopSignals(accelerator.is_main_process)
-    with handling(signals.note), contextlib.closing(progress), explained_lack(plan.micro_batch_size):
+    reading = training.reading(state.step, plan.total_steps) if training.reading else contextlib.nullcontext()
+    with reading, handling(signals.note), contextlib.closing(progress), explained_lack(plan.micro_batch_size):
         try:
             while state.step < plan.total_steps:
                 # ---- step ----

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -14,17 +13,15 @@ NUM_TIMED = 5  # steps, after one that warms up
 SHARE_TIMED = 0.05  # of the minutes, after which no further step is timed
 
 
-def steps_that_fit(
-    training: Training, reading: Callable[[int, int], contextlib.AbstractContextManager[None]] | None = None
-) -> int:
+def steps_that_fit(training: Training) -> int:
     """Return how many steps, with their evaluations, fit into `train.minutes`; the same number on every process.
 
     The time of this measurement counts, too. It leaves weights, moments, loss scale and the order of the images as they
-    were. `reading` is the context in which a stream of images can be read.
+    were.
     """
     assert training.config.minutes is not None
     started, limit = time.perf_counter(), 60 * training.config.minutes
-    with reading(0, 1 + NUM_TIMED) if reading else contextlib.nullcontext():
+    with training.reading(0, 1 + NUM_TIMED) if training.reading else contextlib.nullcontext():
         step_seconds = _time_steps(training, SHARE_TIMED * limit)
     training.model.eval()
     at_end = 0.0
