@@ -56,12 +56,10 @@ def open_stores(splits: Sequence[Split], image_size: int, config: DataConfig) ->
     stores = [read_or_decode(split, image_size, config) for split in splits]
     bad = [store for store in stores if store.bad]
     if config.on_bad_image == "raise" and bad:
-        which, some = describe_bad(bad)
-        raise ConfigError(f"{which} cannot be decoded: {some}: {FIX_BAD_IMAGE}")
+        raise ConfigError(f"{describe_bad(bad)}: {FIX_BAD_IMAGE}")
     if os.environ.get("RANK", "0") == "0":
         for store in bad:
-            which, some = describe_bad([store])
-            warn(f"left out {which}, because they cannot be decoded: {some}")
+            warn(f"{describe_bad([store])}; they are left out")
     return stores
 
 
@@ -72,8 +70,7 @@ def read_or_decode(split: Split, image_size: int, config: DataConfig) -> Store:
     made += {"pad": f" pad {border_colour(config)}", "squash": " squash"}.get(config.resize, "")
     key = hashlib.sha256(made.encode()).hexdigest()[:20]
     array_file = folder / f"{split.role}-{image_size}-{key}.npy"
-    with contextlib.suppress(OSError):  # others may have written the cache
-        _sweep(folder)
+    _sweep(folder)
     if store := _read(array_file, split, image_size, was_there=True):
         return store
     try:
@@ -148,25 +145,23 @@ def _build(array_file: Path, split: Split, image_size: int, config: DataConfig) 
     write_json(array_file.with_suffix(".json"), record, shared=True)
 
 
-def describe_bad(stores: Sequence[Store]) -> tuple[str, str]:
+def describe_bad(stores: Sequence[Store]) -> str:
     """Say how many images could not be decoded, and which: the first ten, and the files that list all."""
     which, some, lists = [], [], []
     for store in stores:
         which.append(f"{len(store.bad)} of {len(store.split)} images of {store.split.role} in {store.split.source}")
         some += [f"{store.split.where(row)} ({reason})" for row, reason in store.bad[:_SHOWN]]
         lists.append(str(store.path.with_suffix(".bad.txt")))
-    return " and ".join(which), f"{'; '.join(some[:_SHOWN])}; all are listed in {' and '.join(lists)}"
+    listed = f"{'; '.join(some[:_SHOWN])}; all are listed in {' and '.join(lists)}"
+    return f"{' and '.join(which)} cannot be decoded: {listed}"
 
 
 def _sweep(folder: Path) -> None:
     """Remove the files that killed processes left half written; they may be as large as arrays."""
-    left = [file for file in folder.glob(SHARED_PARTIAL) if file.is_file()]
-    if not left:
-        return
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        now = os.fstat(probe.fileno()).st_mtime  # by the disk's clock
-    for file in left:
-        with contextlib.suppress(FileNotFoundError):  # another process may sweep, too
+    with contextlib.suppress(OSError):  # others may have written the cache, or sweep it, too
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            now = os.fstat(probe.fileno()).st_mtime  # by the disk's clock
+        for file in folder.glob(SHARED_PARTIAL):
             if now - file.stat().st_mtime > ABANDONED:
                 file.unlink()
 

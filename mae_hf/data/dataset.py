@@ -22,9 +22,9 @@ from mae_hf.config.data import DataConfig
 from mae_hf.config.fields import Switch
 from mae_hf.data.cache import Store, open_stores, read_or_decode
 from mae_hf.data.decode import decode
+from mae_hf.data.random import to_device
 from mae_hf.data.sources import load_splits
-from mae_hf.data.splits import Part, Split, carve, describe_few_labels, set_aside, stratified_draw
-from mae_hf.data.transfer import to_device
+from mae_hf.data.splits import Part, carve, describe_few_labels, set_aside, stratified_draw
 from mae_hf.errors import ConfigError, require
 
 NO_LABEL = -1
@@ -125,9 +125,8 @@ def holds_all(num_bytes: int, free_bytes: int, on_device: Switch) -> bool:
 def _copy_whole(images: ImageSet, device: torch.device) -> torch.Tensor:
     """All images in their order, uint8 (n, H, W, 3) on the device, without a copy of all in the host's memory."""
     resident = torch.empty((len(images), *images.shape), dtype=torch.uint8, device=device)
-    for start in range(0, len(images), COPIED_AT_ONCE):
-        rows = np.arange(start, min(start + COPIED_AT_ONCE, len(images)))
-        resident[start : start + len(rows)] = images.batch(rows)
+    for rows in torch.arange(len(images)).split(COPIED_AT_ONCE):
+        resident[rows[0] : rows[-1] + 1] = images.batch(rows.numpy())
     return resident
 
 
@@ -137,7 +136,7 @@ def load_pretraining_images(config: DataConfig, image_size: int) -> tuple[ImageS
     Pre-training takes every unlabeled image of every source, and the train images of fine-tuning. The validation images
     of fine-tuning are held out. If no source has any, a part of the unlabeled images is held out.
     """
-    sources = [_carve(load_splits(config, source), image_size, config) for source in config.sources]
+    sources = [_parts(config, source, image_size) for source in config.sources]
     train = [parts[role] for parts in sources for role in ("unlabeled", "train") if role in parts]
     held_out = [parts["validation"] for parts in sources if "validation" in parts]
     names = ", ".join(config.sources)
@@ -162,8 +161,7 @@ def load_evaluation_images(config: DataConfig, others: Sequence[str], image_size
     for source in dict.fromkeys((*own_sources, *others)):
         own = source in own_sources
         # `class_names` is about the sources to train on
-        splits = load_splits(config if own else replace(config, class_names=None), source)
-        parts = _carve(splits, image_size, config)
+        parts = _parts(config if own else replace(config, class_names=None), source, image_size)
         fix = "name another source (--audit.sources)"
         require(own or "test" in parts, f"{source} has no test split to audit against: {fix}")
         for role, part in parts.items():
@@ -183,8 +181,8 @@ def load_labelled_images(
     """The labelled images of the only source by role; a role without labelled images is an error."""
     require(len(config.sources) == 1, "labelled images come from one source, name one (--data.source)")
     source = config.sources[0]
-    splits = load_splits(config, source)
-    parts = _carve(splits, image_size, config)
+    parts = _parts(config, source, image_size)
+    splits = {part.split.role: part.split for part in parts.values()}
     for role in roles:
         found = ", ".join(f"{role} ({len(split)} images)" for role, split in splits.items())
         missing, fix = "test" if role == "test" else "train", "name a source that has one (--data.source)"
@@ -205,7 +203,7 @@ def load_probe_images(config: DataConfig, image_size: int, max_images: int) -> t
     are thinned out by class.
     """
     for source in config.sources:
-        parts = _carve(load_splits(config, source), image_size, config)
+        parts = _parts(config, source, image_size)
         chosen = [parts[role] for role in ("train", "validation") if role in parts]
         if len(chosen) < 2 or any(part.split.labels is None for part in chosen):
             continue
@@ -233,7 +231,8 @@ def load_image_files(
     return torch.from_numpy(np.stack(images))
 
 
-def _carve(splits: dict[str, Split], image_size: int, config: DataConfig) -> dict[str, Part]:
+def _parts(config: DataConfig, source: str, image_size: int) -> dict[str, Part]:
+    splits = load_splits(config, source)
     return carve(splits, config, usable=lambda split: read_or_decode(split, image_size, config).rows)
 
 

@@ -50,6 +50,16 @@ class Draws:
         return _uniform(self.seed, self.step, np.zeros(1, np.int64), purpose, num)[0]
 
 
+def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy draws or other small values to the device. With a GPU, the copy is queued and the host continues.
+
+    A plain `.to(device)` from ordinary memory would make the host wait until the GPU has finished its queue. On a CPU,
+    the tensor shares the memory of `values`.
+    """
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def integer_seed(seed: int, epoch: int, purpose: str) -> int:
     """A seed for a library's own generator, different for every (seed, epoch, purpose)."""
     return int(_uniform(seed, epoch, np.zeros(1, np.int64), purpose, 1)[0, 0] * 2**53)

@@ -134,9 +134,7 @@ def decode_splits(splits: Sequence[Split], image_size: int, data: DataConfig) ->
             stores.append(read_or_decode(split, image_size, data))
         except ConfigError as error:
             findings.append(Finding("fault", str(error)))
-    for store in (store for store in stores if store.bad):
-        which, some = describe_bad([store])
-        findings.append(Finding("fault", f"{which} cannot be decoded: {some}", FIX_BAD_IMAGE))
+    findings += [Finding("fault", describe_bad([store]), FIX_BAD_IMAGE) for store in stores if store.bad]
     return stores, findings
 
 

@@ -18,8 +18,7 @@ from transformers import ViTForImageClassification
 from mae_hf.config.data import DataConfig
 from mae_hf.data.augment.crop_flip import normalize, to_pixels
 from mae_hf.data.dataset import ImageSet, load_image_files
-from mae_hf.data.random import Draws
-from mae_hf.data.transfer import to_device
+from mae_hf.data.random import Draws, to_device
 from mae_hf.errors import require
 from mae_hf.models.io import SavedModel, open_classifier, open_encoder, prepared_as
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder

@@ -14,9 +14,8 @@ from mae_hf.data.augment.crop_flip import augment, normalize
 from mae_hf.data.augment.erase import erase
 from mae_hf.data.augment.mix import mix
 from mae_hf.data.dataset import DeviceImages
-from mae_hf.data.random import Draws
+from mae_hf.data.random import Draws, to_device
 from mae_hf.data.stream.reader import StreamedImages
-from mae_hf.data.transfer import to_device
 from mae_hf.models.classifier import DropPath, dropping_paths
 
 LossOf = Callable[[Draws], Tensor]

@@ -4,9 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from mae_hf.data.random import Draws, integer_seed
+from mae_hf.data.random import Draws, integer_seed, to_device
 
 MASK_64 = 2**64 - 1
 
@@ -114,3 +115,20 @@ def test_integer_seeds_differ_by_seed_epoch_and_purpose():
     seeds = {integer_seed(s, e, name) for s in range(20) for e in range(20) for name in ("order", "weights")}
     assert len(seeds) == 800
     assert all(0 <= value < 2**53 for value in seeds)
+
+
+@pytest.mark.parametrize("values", [np.arange(6, dtype=np.int64).reshape(2, 3), torch.arange(6).reshape(2, 3)])
+def test_arrays_and_tensors_keep_shape_dtype_and_values(values):
+    tensor = to_device(values, torch.device("cpu"))
+    assert tensor.dtype == torch.int64
+    assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_host_does_not_wait_for_a_gpu():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tensor = to_device(np.arange(6), torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert tensor.tolist() == list(range(6))

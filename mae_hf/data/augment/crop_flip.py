@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.data.augment.rand_augment import rand_augment
-from mae_hf.data.random import Draws
-from mae_hf.data.transfer import to_device
+from mae_hf.data.random import Draws, to_device
 
 BOX_TRIES = 10
 NUM_BOX_DRAWS = 2 * BOX_TRIES + 2  # area and aspect ratio of each try, then the position

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae_hf.data.augment.crop_flip import NUM_BOX_DRAWS, random_boxes
-from mae_hf.data.random import Draws
-from mae_hf.data.transfer import to_device
+from mae_hf.data.random import Draws, to_device
 
 ERASED_SCALE = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_hf.data.random import Draws
-from mae_hf.data.transfer import to_device
+from mae_hf.data.random import Draws, to_device
 
 APPLY_PROBABILITY = 0.5
 LEVEL_STD = 0.5

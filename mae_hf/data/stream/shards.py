@@ -3,6 +3,7 @@
 If a server fails, the shard is opened again, and read on from the same image.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -28,7 +29,7 @@ from mae_hf.data.locations import is_address
 from mae_hf.data.readers import find_shards
 from mae_hf.data.stream.order import Encoded, Stream
 from mae_hf.errors import ConfigError, RunError
-from mae_hf.files import write_json
+from mae_hf.files import read_json, write_json
 from mae_hf.progress import Progress
 
 PAUSES = (1.0, 5.0, 20.0, 60.0, 60.0)  # seconds between retries of a shard; they start over after each image
@@ -80,9 +81,9 @@ def open_shards(config: DataConfig) -> Stream:
     """The shards of every source, counted; ConfigError if one does not exist, has other files, or cannot be counted."""
     files = [file for source in config.sources for file in find_shards(source, config.revision)]
     counted = _count_all(files, cache_folder(config))
-    names = [[Path(urlsplit(file).path).name, *counted[file]] for file in files]
+    names = [[Path(urlsplit(file).path).name, *counts] for file, counts in zip(files, counted, strict=True)]
     fingerprint = f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}-{config.stream_held_out}"
-    lengths = np.array([counted[file][1] for file in files], np.int64)
+    lengths = np.array([num for _, num in counted], np.int64)
     return Stream(tuple(files), lengths, config.stream_held_out, fingerprint)
 
 
@@ -127,15 +128,14 @@ def _tar_images(file: str) -> Iterator[IO[bytes]]:
             yield opened
 
 
-def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]:
-    """Bytes and images of each file. The cache keeps the counts until a file changes."""
+def _count_all(files: Sequence[str], folder: Path) -> list[tuple[int, int]]:
+    """Bytes and images of each file. The cache keeps the counts, until a file changes."""
     cache = folder / f"stream-{hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()[:20]}.json"
-    try:
-        kept = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        kept = {}
+    kept: dict[str, int] = {}
+    with contextlib.suppress(ConfigError):  # there is none yet, or it is damaged
+        kept |= read_json(cache, dict[str, int])
 
-    def count(file: str) -> None:
+    def count(file: str) -> tuple[int, int]:
         deadline = time.monotonic() + CONNECTING
 
         def useless(error: Exception) -> bool:
@@ -144,42 +144,40 @@ def _count_all(files: Sequence[str], folder: Path) -> dict[str, tuple[int, int]]
             return "://" not in file or is_refused or time.monotonic() > deadline
 
         try:
-            kept[file] = _retry(lambda: _count(file, kept.get(file)), useless, time.sleep, PAUSES_AT_START)
+            return _retry(lambda: _count(file, kept), useless, time.sleep, PAUSES_AT_START)
         except Exception as error:
             raise ConfigError(f"{file} cannot be counted: {_cause(error)} (--data.source)") from error
 
     try:
         # Unlike ThreadPoolExecutor, this pool does not wait for its threads if a signal or an error ends it.
         with ThreadPool(COUNTED_AT_ONCE) as pool:
-            list(Progress(pool.imap(count, files), "counting images", len(files), unit="shard"))
+            return list(Progress(pool.imap(count, files), "counting images", len(files), unit="shard"))
     finally:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(cache, dict(kept), shared=True)  # a copy, because a thread may still count
         except OSError as error:
             raise ConfigError(f"{cache} cannot be written ({error}): choose another (--data.cache_dir)") from error
-    return {file: (kept[file][0][0], kept[file][1]) for file in files}
 
 
-def _count(file: str, before: list[Any] | None) -> list[Any]:
-    """What changes with a shard, its size first, then its time or tag; and its number of images.
+def _count(file: str, kept: dict[str, int]) -> tuple[int, int]:
+    """Bytes and images of a file. `kept` has counts by the file's name and what changes with it: size, time or tag.
 
-    A parquet file says the number in its footer, a tar is read to its end. If nothing has changed, returns `before`.
+    A parquet file says its number of images in its footer, a tar is read to its end.
     """
     filesystem, path = _filesystem(file)
     info = filesystem.info(path)
-    state = [info["size"], *(str(info.get(key, "")) for key in ("mtime", "ETag", "Last-Modified", "blob_id"))]
-    if before and before[0] == state:
-        return before
-    if not _is_tar(file):
+    key = " ".join([file, *(str(info.get(key, "")) for key in ("size", "mtime", "ETag", "Last-Modified", "blob_id"))])
+    if key not in kept and _is_tar(file):
+        kept[key] = sum(1 for _ in _tar_images(file))
+    elif key not in kept:
         with _open(file) as stream:
             table = pyarrow.parquet.ParquetFile(stream)
             _image_column(table)
-            return [state, table.metadata.num_rows]
-    num = sum(1 for _ in _tar_images(file))
-    if num == 0:
+            kept[key] = table.metadata.num_rows
+    if kept[key] == 0 and _is_tar(file):
         raise ValueError("it holds no images, which are files with the ending of an image")
-    return [state, num]
+    return info["size"], kept[key]
 
 
 def _image_column(table: pyarrow.parquet.ParquetFile) -> str:

@@ -131,6 +131,18 @@ def test_shards_are_counted_despite_occasional_failures_of_the_server(tmp_path, 
     assert open_shards(config_of(tmp_path, f"{server.address}/s-{{0..1}}.{kind}")).lengths.tolist() == [10, 10]
 
 
+@pytest.mark.parametrize("damage", ["[]", "{", '{"a": [1]}', "[[]]"])
+def test_a_damaged_cache_of_counts_is_made_anew(tmp_path, damage):
+    config = config_of(tmp_path, str(tmp_path / "a.tar"))
+    (tmp_path / "a.tar").write_bytes(tar(PICTURES))
+    open_shards(config)
+    [cache] = (tmp_path / "cache").glob("stream-*.json")
+    whole = cache.read_text()
+    cache.write_text(damage)
+    assert open_shards(config).lengths.tolist() == [20]
+    assert cache.read_text() == whole
+
+
 def test_a_shard_that_has_become_shorter_is_named(tmp_path):
     file = tmp_path / "a.tar"
     file.write_bytes(tar(PICTURES))
