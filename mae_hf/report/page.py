@@ -10,15 +10,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from mae_hf.config.commands import CompareFiguresConfig
-from mae_hf.config.parse import command_line
+from mae_hf.config.parse import command_line, to_flags
 from mae_hf.evaluation.statistics import Interval, Spread
 from mae_hf.figures import data_url
 from mae_hf.files import write_json, write_text
@@ -93,27 +93,24 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
         labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
-        commands=_commands(comparison, output_dir),
+        commands=_commands(comparison, [*to_flags(drawn.settings), "--output_dir", output_dir]),
     )
 
 
 def text_table(comparison: Comparison) -> str:
     """Return the table for a terminal, a line per run; `*` marks the runs that the answer is about."""
-    has_target = comparison.results.target is not None
-    titles = ["arm"] * comparison.chooses_arm + ["run", "started from"]
-    num_texts = len(titles)
-    rows = [[*titles, "accuracy", "macro-F1", "loss", "best val", "at epoch", *["epochs to scratch best"] * has_target]]
+    texts = ["arm"] * comparison.chooses_arm + ["run", "init"]
+    forms: dict[str, tuple[Any, ...]] = {"test_accuracy": (".2f", 100), "test_f1": (".2f", 100), "test_loss": (".3f",)}
+    forms |= {"best_validation_accuracy": (".2f", 100), "best_epoch": ("g",)}
+    titles = [*texts[:-1], "started from", "accuracy", "macro-F1", "loss", "best val", "at epoch"]
+    if comparison.results.target is not None:
+        titles, forms = [*titles, "epochs to scratch best"], forms | {"epochs_to_scratch_best": ("g",)}
+    rows = [titles]
     for row in comparison.table():
-        percents = [f"{100 * row[key]:.2f}" for key in ("test_accuracy", "test_f1", "best_validation_accuracy")]
-        reached = row["epochs_to_scratch_best"]
-        epochs = "–" if reached is None else f"{reached:g}" if math.isfinite(reached) else "not reached"
-        at_epoch = "–" if row["best_epoch"] is None else f"{row['best_epoch']:g}"
-        texts = [row["arm"]] * comparison.chooses_arm + [row["run"], row["init"]]
-        texts[0] = f"* {texts[0]}" if row["chosen"] else texts[0]
-        numbers = [*percents[:2], f"{row['test_loss']:.3f}", percents[2], at_epoch, *[epochs] * has_target]
-        rows.append([*texts, *numbers])
+        cells = [row[key] for key in texts] + [_number(row[key], *form)[0] for key, form in forms.items()]
+        rows.append([f"* {cells[0]}" if row["chosen"] else cells[0], *cells[1:]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = "  ".join(f"{{:{'<' if number < num_texts else '>'}{width}}}" for number, width in enumerate(widths))
+    form = "  ".join(f"{{:{'<' if number < len(texts) else '>'}{width}}}" for number, width in enumerate(widths))
     head, *lines = (form.format(*row) for row in rows)
     return "\n".join([head, "-" * len(head), *lines])
 
@@ -135,8 +132,8 @@ def _recall_of_classes(runs: Recipe) -> dict[str, float]:
         return dict(zip(runs[0].class_names, np.diag(matrix) / matrix.sum(axis=1), strict=True))
 
 
-def _commands(comparison: Comparison, output_dir: str) -> list[str]:
-    """The command lines that made all of it, in their order."""
+def _commands(comparison: Comparison, options: Sequence[str]) -> list[str]:
+    """The command lines that made all of it, in their order; `options` of the last one follow its arms."""
     lines = [_launch(origin.record) for origin in comparison.origins if origin.record.command]
     for path, record in {run.path: run.record for run in comparison.runs}.items():  # a folder may hold several probes
         lines.append(_launch(record) if record.command else f"# {path}: its command is unknown")
@@ -144,9 +141,8 @@ def _commands(comparison: Comparison, output_dir: str) -> list[str]:
     if comparison.chooses_arm:
         arms = [word for name, of_arm in paths.items() for word in ("--arm", f"{name}={','.join(of_arm)}")]
     else:
-        options = zip(("--pretrained", "--scratch"), paths.values(), strict=True)
-        arms = [word for option, of_arm in options for word in (option, *of_arm)]
-    return [*lines, command_line("compare", [*arms, "--output_dir", output_dir])]
+        arms = ["--pretrained", *paths["MAE pre-trained"], "--scratch", *paths["from scratch"]]
+    return [*lines, command_line("compare", [*arms, *options])]
 
 
 def _launch(record: RunRecord) -> str:
@@ -162,32 +158,27 @@ def _launch(record: RunRecord) -> str:
     return f"{shlex.join(words)} {record.command}{where if record.num_machines > 1 else ''}"
 
 
-def _number(value: float | None, form: str = ",", factor: float = 1, unknown: str = "–") -> tuple[str, object]:
-    """The text of a number, and the number to sort by."""
-    return (unknown, "") if value is None or not math.isfinite(value) else (f"{factor * value:{form}}", value)
+def _number(value: float | None, form: str = ",", factor: float = 1) -> tuple[str, object]:
+    """The text of a number, and the number to sort by. Only an epoch is infinite."""
+    if value is None or math.isnan(value):
+        return "–", ""
+    return (f"{factor * value:{form}}", value) if math.isfinite(value) else ("not reached", "")
 
 
-def _interval(value: Interval | Spread | None, form: str = ".1f") -> str:
-    """The ends of an interval over images or over runs in per cent, or why it has none."""
+def _interval(value: Interval | Spread | None, form: str = ".1f", factor: float = 100) -> str:
+    """The ends of an interval over images or over runs, by default in per cent, or why it has none."""
     if isinstance(value, Spread) and len(value.values) == 1:
         return "unknown: one number"
-    if value is None or value.low is None or value.high is None:
+    if value is None or value.low is None:
         return "none: all alike" if value else "none: all images alike"
-    return f"{100 * value.low:{form}} to {100 * value.high:{form}}"
-
-
-def _epoch(value: float) -> str:
-    return f"{value:g}" if math.isfinite(value) else "not reached"
+    return " to ".join(_number(end, form, factor)[0] for end in (value.low, value.high))
 
 
 def _range_of_epochs(value: Spread | None) -> str:
     if value is None:
         return "–"
-    if value.low is None or value.high is None:
-        return "unknown: one number"
-    reached = sum(map(math.isfinite, value.values))
-    missed = "" if reached == len(value.values) else f", reached by {reached} of {len(value.values)}"
-    return f"{_epoch(value.low)} to {_epoch(value.high)}{missed}"
+    reached = f", reached by {sum(map(math.isfinite, value.values))} of {len(value.values)}"
+    return _interval(value, "g", 1) + (reached if value.high == math.inf else "")
 
 
 def _setting(value: Any) -> str:
@@ -198,11 +189,8 @@ def _setting(value: Any) -> str:
 
 def _minutes(record: RunRecord) -> str:
     """From the first start to the end; an interrupted run counts its pause."""
-    try:
-        seconds = (datetime.fromisoformat(str(record.end)) - datetime.fromisoformat(str(record.start))).total_seconds()
-    except (TypeError, ValueError):
-        return "unknown"
-    return f"{seconds / 60:.1f}"
+    start, end = pd.to_datetime([record.start, record.end], format="ISO8601", utc=True, errors="coerce")
+    return "unknown" if pd.isna(end - start) else f"{(end - start).total_seconds() / 60:.1f}"
 
 
 _FILTERS: dict[str, Callable[..., Any]] = {
@@ -213,7 +201,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "number": _number,
     "spread": lambda value, *form: spread_text(value, *form) if value else "–",
     "interval": _interval,
-    "median_epoch": lambda value: _epoch(value.center) if value else "–",
+    "median_epoch": lambda value: _number(value and value.center, "g")[0],
     "kind": lambda run: f"probe {run.probe}" if run.probe else "fine-tuning",
     "shape": "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}".format_map,
     "seeds": lambda seeds: ", ".join(map(str, sorted(set(seeds)))) or "–",
