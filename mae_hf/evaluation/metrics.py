@@ -13,10 +13,7 @@ NUM_BINS = 15  # of `reliability`, as in its paper
 
 
 class ClassificationMetrics(evaluate.Metric):
-    """`accuracy`, `f1`, `f1_per_class`, `confusion_matrix` and `loss` of a classifier, from its probabilities.
-
-    `f1_per_class` is NaN for a class without images. Rows of the confusion matrix are references, columns predictions.
-    """
+    """The scores that `classification_metrics` returns, from predictions, references and probabilities."""
 
     def _build_data_dir(self) -> str:
         # no folder in `~/.cache` where nothing is written: a home may be read-only
@@ -31,18 +28,18 @@ class ClassificationMetrics(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], probabilities: Sequence[Any], num_classes: int
+        self, predictions: Sequence[int], references: Sequence[int], probabilities: Sequence[Any], names: Sequence[str]
     ) -> dict[str, Any]:
         present = np.unique(references)
-        f1 = np.full(num_classes, np.nan)
+        f1 = np.full(len(names), np.nan)
         f1[present] = f1_score(references, predictions, labels=present, average=None, zero_division=0)
         # Not sklearn's log_loss: it drops to 1 - 2e-16 what float32 softmax rounds to 1, and warns about its sums.
         of_truth = np.take_along_axis(np.asarray(probabilities), np.asarray(references)[:, None], axis=1)
         return {
             "accuracy": float(accuracy_score(references, predictions)),
             "f1": float(np.nanmean(f1)),
-            "f1_per_class": f1.tolist(),
-            "confusion_matrix": confusion_matrix(references, predictions, labels=range(num_classes)).tolist(),
+            "f1_per_class": {name: float(f1[label]) for label, name in enumerate(names) if label in present},
+            "confusion_matrix": confusion_matrix(references, predictions, labels=range(len(names))).tolist(),
             "loss": float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean()),
         }
 
@@ -56,14 +53,8 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_
     """
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities are not finite: the weights of the model are broken")
-    scores: dict[str, Any] = ClassificationMetrics(keep_in_memory=True).compute(
-        predictions=probabilities.argmax(axis=1),
-        references=labels,
-        probabilities=probabilities,
-        num_classes=len(class_names),
-    )
-    by_name = zip(class_names, scores["f1_per_class"], strict=True)
-    return scores | {"f1_per_class": {name: f1 for name, f1 in by_name if not np.isnan(f1)}}
+    metric, predictions = ClassificationMetrics(keep_in_memory=True), probabilities.argmax(axis=1)
+    return metric.compute(predictions=predictions, references=labels, probabilities=probabilities, names=class_names)
 
 
 def unseen_metrics(

@@ -10,7 +10,7 @@ Shapes: R recipes, B resamples, m validation images, n test images, E evaluation
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,21 +91,16 @@ def _resampled_means(values: Floats, generator: np.random.Generator) -> Floats:
     return np.concatenate([drawn @ groups.T / n for drawn in draws])
 
 
-@dataclass(frozen=True)
-class McNemar:
-    """The exact McNemar test of two classifiers on the same images."""
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return McNemar's exact test (1947) of two classifiers from the images that each has right, (n,).
 
-    only_first: int  # images that only the first classifies correctly
-    only_second: int  # images that only the second classifies correctly
-    p_value: float  # two-sided; the probability of a split at least as unequal if both classifiers are equally good
-
-
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """Test the images, (n,), that only one of two classifiers has right against a fair coin (McNemar 1947)."""
+    `only_first` and `only_second` are the numbers of images that only one has right. `p_value` is two-sided: the
+    probability of a split at least as unequal if both are equally good.
+    """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
     p_value = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
-    return McNemar(only_first, only_second, float(p_value))
+    return {"only_first": only_first, "only_second": only_second, "p_value": float(p_value)}
 
 
 @dataclass(frozen=True)

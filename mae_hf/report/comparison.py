@@ -113,7 +113,7 @@ class Comparison:
                 sentences.append(f"Welch's t-test over them: p = {pair.seeds_test.p_value:.2g}.")
             elif units and next(iter(results.arms.values())).is_of_one_encoder:
                 sentences.append("One encoder gives no p-value for pre-training as a whole.")
-            values = sorted(paired["test"].p_value for paired in pair.tests)
+            values = sorted(paired["test"]["p_value"] for paired in pair.tests)
             which, p = "", f"{values[0]:.2g}"
             if len(values) > 1:
                 which, p = f" of {len(values)} pairs of equal seed", f"{p} to {values[-1]:.2g}"

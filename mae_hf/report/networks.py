@@ -1,6 +1,6 @@
-"""The networks of a comparison, opened again: their features and attention on the same test images.
+"""The networks of a comparison, opened again, with their attention on the same test images.
 
-Shapes: n images, S side of an image, D width of the encoder, H heads, G² patches in G rows.
+Shapes: n images, S side of an image, H heads, G² patches in G rows.
 """
 
 import contextlib
@@ -32,10 +32,6 @@ class Network(LoadedModel):
     """An encoder of a comparison, with attention whose weights can be read, and the test images as it takes them."""
 
     images: ImageSet  # the n test images, of its size and by its `data.resize`
-
-    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the CLS features of these rows, (n, D)."""
-        return self(list(self.images.batch(rows).numpy()))
 
     def attention(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return `cls_attention` of these rows, (n, H, G, G)."""

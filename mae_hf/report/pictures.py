@@ -141,7 +141,7 @@ def draw_maps(opened: Mapping[str, Network], drawn: Pictures) -> None:
             continue
         images = network.images  # of all networks the same, each prepared in its way
         rows = np.random.default_rng(SEED).permutation(len(images))[:MAX_POINTS]
-        found = network.features(rows)
+        found = network(list(images.batch(rows).numpy()))
         try:
             probing.check_mappable(found)
         except ValueError as error:

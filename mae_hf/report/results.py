@@ -178,7 +178,7 @@ def _pair(
     )
     independent = not (first.is_of_one_encoder or second.is_of_one_encoder)
     welch = statistics.welch(first.accuracy.values, second.accuracy.values) if independent else None
-    p_value = welch.p_value if welch else max(paired["test"].p_value for paired in tests)
+    p_value = welch.p_value if welch else max(paired["test"]["p_value"] for paired in tests)
     interval = statistics.percentile_interval(resampled[names[0]].accuracy - resampled[names[1]].accuracy)
     return Pair(names, first.accuracy.center - second.accuracy.center, interval, tests, welch, p_value, p_value)
 

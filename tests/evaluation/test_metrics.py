@@ -88,7 +88,7 @@ def test_the_metric_needs_no_network_and_combines_with_others(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     metrics = evaluate.combine([ClassificationMetrics(keep_in_memory=True)])
-    scores = metrics.compute(predictions=PREDICTIONS, references=LABELS, probabilities=PROBABILITIES, num_classes=3)
+    scores = metrics.compute(predictions=PREDICTIONS, references=LABELS, probabilities=PROBABILITIES, names=CLASSES)
     assert set(scores) == {"accuracy", "f1", "f1_per_class", "confusion_matrix", "loss"}
 
 
@@ -97,7 +97,7 @@ def test_batches_give_the_same_as_all_at_once():
     inputs = {"predictions": PREDICTIONS, "references": LABELS, "probabilities": PROBABILITIES}
     for start in (0, 4):  # 4 and 2: uneven
         metric.add_batch(**{name: values[start : start + 4] for name, values in inputs.items()})
-    assert metric.compute(num_classes=3) == whole.compute(**inputs, num_classes=3)
+    assert metric.compute(names=CLASSES) == whole.compute(**inputs, names=CLASSES)
 
 
 def test_a_broken_model_has_no_scores():

@@ -75,8 +75,8 @@ def test_mcnemars_test_has_the_p_values_of_a_fair_coin(only_first, only_second, 
     first = [True] * only_first + [False] * only_second + [True] * 7 + [False] * 3
     second = [False] * only_first + [True] * only_second + [True] * 7 + [False] * 3
     result = mcnemar(np.array(first), np.array(second))
-    assert (result.only_first, result.only_second) == (only_first, only_second)
-    assert result.p_value == pytest.approx(p_value)
+    assert (result["only_first"], result["only_second"]) == (only_first, only_second)
+    assert result["p_value"] == pytest.approx(p_value)
 
 
 def test_the_interval_of_a_mean_is_students_t():

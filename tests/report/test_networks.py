@@ -51,7 +51,7 @@ def test_each_network_gives_the_features_of_the_weights_that_it_is_named_after(r
     for name, encoder in encoders.items():
         with torch.no_grad():
             expected = encoder.eval()(pixel_values[rows]).last_hidden_state[:, 0].numpy()
-        found = opened[name].features(rows)
+        found = opened[name](list(opened[name].images.batch(rows).numpy()))
         np.testing.assert_allclose(found, expected, atol=1e-5)
         seen.append(found)
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(seen) for b in seen[:i])  # four different networks

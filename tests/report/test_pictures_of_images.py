@@ -76,7 +76,7 @@ def test_the_maps_are_of_the_same_images_by_every_network(opened, images, tmp_pa
         assert title.startswith(name.split()[0]) and title.endswith(
             f"\nkNN accuracy {100 * report.knn_accuracy[name]:.1f} %"
         )
-        np.testing.assert_array_equal(points, opened[name].features(rows)[:, :2])
+        np.testing.assert_array_equal(points, opened[name](list(images["from scratch"].batch(rows).numpy()))[:, :2])
 
 
 def test_an_installed_umap_is_drawn_too(comparison, opened, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def test_the_interval_is_over_test_images_of_the_mean_over_seeds(results):
 def test_runs_of_equal_seed_are_paired_and_others_are_not(results):
     (pair,) = results.pairs[0].tests
     assert (*(Path(run).name for run in pair["runs"]), pair["seed"]) == ("encoder-1", "scratch-1", 1)
-    assert (pair["test"].only_first, pair["test"].only_second) == (1, 0)
+    assert (pair["test"]["only_first"], pair["test"]["only_second"]) == (1, 0)
 
 
 def test_without_equal_seeds_the_best_runs_by_validation_are_paired(tmp_path):
