@@ -74,14 +74,11 @@ def check_paths(config: Any) -> None:
     elif hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
-    if isinstance(config, configs.ExportConfig):
-        check_output(config.output, "--output", "new folder")
-    elif isinstance(config, configs.DemoConfig) and config.export_space is not None:
-        check_output(config.export_space, "--export_space", "new folder")
-    elif hasattr(config, "output"):
-        check_output(config.output, "--output", "file")
-    elif hasattr(config, "output_dir") and not is_run:  # a run checks its folder when it locks it
-        check_output(config.output_dir, "--output_dir", "folder")
+    outputs: dict[str, Any] = {"output": "file", "export_space": "new folder", "output_dir": "folder"}
+    outputs |= {"output": "new folder"} if isinstance(config, configs.ExportConfig) else {}
+    for name, kind in outputs.items() if not is_run else ():  # a run checks its folder when it locks it
+        if getattr(config, name, None) is not None:
+            check_output(getattr(config, name), f"--{name}", kind)
     if isinstance(config, PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
