@@ -52,12 +52,12 @@ def few_labels(config: FewLabelsConfig) -> None:
     }
     if recipe:
         inputs |= methods.describe_recipe(recipe)
-    runs = methods.plan_finetunings(protocol, recipe, encoders) if recipe and "finetune" in config.methods else {}
+    runs = methods.plan_finetunings(protocol, recipe, encoders) if recipe and "finetune" in config.method else {}
     results = Measurements(folder, test, seen, inputs)
 
     # ---- one label set after the other ----
     for arm, model in encoders.items():
-        for method in config.methods:
+        for method in config.method.split(","):
             if method != "finetune":
                 features = methods.load_features(arm, accelerator, model, train, test, config)
             for label_set in protocol.label_sets(method):

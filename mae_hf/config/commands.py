@@ -91,14 +91,9 @@ class FewLabelsConfig(StoredImages):
     def __post_init__(self) -> None:
         super().__post_init__()
         problem = "method finetune needs a recipe: give the YAML of a fine-tuning run (--finetune_config digits)"
-        require(self.finetune_config is not None or "finetune" not in self.methods, problem)
+        require(self.finetune_config is not None or "finetune" not in self.method, problem)
         problem = "are chosen by this command: remove them, and choose --protocol folds or budgets"
         require(not self.data.has_label_set, f"data.fold and data.label_fraction {problem}")
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The names of the methods."""
-        return tuple(self.method.split(","))
 
 
 @dataclass(frozen=True)

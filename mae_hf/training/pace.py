@@ -32,8 +32,8 @@ class RunProgress(Progress):
         options = {"initial": state.step, "unit": "step", "smoothing": 0.05}
         super().__init__(desc="training", total=plan.total_steps, disable=not accelerator.is_main_process, **options)
         self._loss = torch.tensor(state.loss_sum, device=accelerator.device)
-        self._steps, self._images, self._seconds = state.loss_steps, 0, 0.0
-        self._done, self._trained, self._machine = 0, 0.0, machine
+        self._steps, self._images, self._done, self._machine = state.loss_steps, 0, 0, machine
+        self._seconds = self._logged = 0.0  # without pauses: now, and at the last line of the log
         self.resume()
 
     def add(self, loss: Tensor, num_images: int) -> None:
@@ -43,17 +43,15 @@ class RunProgress(Progress):
         self._images += num_images
         self._done += 1
         self.update()
-        if self._done in (2, 10):  # the first steps compile; after ten, print when the run is expected to end
-            self._forecast(loss)
-
-    def _forecast(self, loss: Tensor) -> None:
+        if self._done not in (2, 10):  # the first steps compile; after ten, print when the run is expected to end
+            return
         loss.item()  # wait for the device
         self.pause()
         self.resume()
         if self._done == 2:
-            self._trained_before = self._trained
+            self._compiled = self._seconds
         elif not self.disable and self.n < self.total:
-            seconds = (self._trained - self._trained_before) / 8 * (self.total - self.n)
+            seconds = (self._seconds - self._compiled) / 8 * (self.total - self.n)
             end = datetime.now() + timedelta(seconds=min(seconds, 1e10))  # a year has four digits
             clock = "%H:%M" if end.date() == datetime.now().date() else "%d %b %Y %H:%M"
             text = f"time            about {in_words(seconds)}, until {end.strftime(clock)}, plus evaluations"
@@ -62,9 +60,7 @@ class RunProgress(Progress):
 
     def pause(self) -> None:
         """Stop the clock."""
-        elapsed = time.perf_counter() - self._started
-        self._seconds += elapsed
-        self._trained += elapsed
+        self._seconds += time.perf_counter() - self._started
 
     def resume(self) -> None:
         """Start the clock."""
@@ -77,8 +73,8 @@ class RunProgress(Progress):
 
     def values(self) -> dict[str, float]:
         """Show and return `train/loss` and `train/images_per_second`, and start anew. The clock is paused."""
-        loss, images_per_second = (self._loss / self._steps).item(), self._images / self._seconds
+        loss, images_per_second = (self._loss / self._steps).item(), self._images / (self._seconds - self._logged)
         self._loss = torch.zeros_like(self._loss)
-        self._steps, self._images, self._seconds = 0, 0, 0.0
+        self._steps, self._images, self._logged = 0, 0, self._seconds
         self.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
         return {"train/loss": loss, "train/images_per_second": images_per_second}

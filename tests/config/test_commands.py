@@ -104,11 +104,9 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_the_flag(config_class, 
     check_refused(config_class, fields, message)
 
 
-def test_probes_and_methods_are_split():
+def test_probes_are_split():
     assert EvaluateConfig(**FEW, probe="knn,linear").probes == ("knn", "linear")
     assert EvaluateConfig(**FEW).probes == ()
-    config = FewLabelsConfig(**FEW, method="knn,finetune", finetune_config="recipe.yaml")
-    assert config.methods == ("knn", "finetune")
 
 
 @pytest.mark.parametrize(
