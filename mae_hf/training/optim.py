@@ -30,19 +30,14 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         if not parameter.requires_grad:
             continue
         weight_decay = 0.0 if parameter.ndim == 1 or name.split(".")[-1] in _UNDECAYED else train.weight_decay
-        lr_scale = layer_decay ** (num_layers + 1 - layer_index(name, num_layers))
+        distance = num_layers + 1 if ".embeddings." in name else 0
+        if layer := re.match(r"vit\.layers\.(\d+)\.", name):
+            distance = num_layers - int(layer[1])
+        lr_scale = layer_decay**distance
         group = {"params": [], "weight_decay": weight_decay, "lr_scale": lr_scale, "lr": 0.0}
         groups.setdefault((weight_decay, lr_scale), group)["params"].append(parameter)
     # fused: one kernel for all tensors, which takes a third of the time on a CPU (docs/experiments.md)
     return torch.optim.AdamW(list(groups.values()), betas=(0.9, train.adam_beta2), fused=True)
-
-
-def layer_index(name: str, num_layers: int) -> int:
-    """Return the depth of a parameter: 0 embeddings, 1 to `num_layers` encoder layers, `num_layers` + 1 all above."""
-    if ".embeddings." in name:
-        return 0
-    layer = re.search(r"^vit\.layers\.(\d+)\.", name)
-    return int(layer.group(1)) + 1 if layer else num_layers + 1
 
 
 class WeightAverage:
