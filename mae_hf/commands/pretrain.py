@@ -13,9 +13,8 @@ from mae_hf.commands.open_run import open_run
 from mae_hf.config.runs import PretrainConfig
 from mae_hf.data import dataset
 from mae_hf.data.sampler import BatchSampler
-from mae_hf.data.stream.notes import describe_notes, read_notes
 from mae_hf.data.stream.order import Stream
-from mae_hf.data.stream.reader import StreamedImages, load_stream
+from mae_hf.data.stream.reader import StreamedImages, describe_notes, load_stream, read_notes
 from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, encoder_probe
 from mae_hf.evaluation.reconstruction import OVER_TIME, save_reconstructions

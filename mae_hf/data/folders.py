@@ -36,9 +36,8 @@ def read_image_folder(source: str, folder: Path) -> list[Split]:
         example = f"{next(iter(groups))}/{others[0]}"
         fix = f"move them into a split folder, in their class ({example}), or out of the source (--data.source)"
         raise ConfigError(f"{images} beside the split folders {', '.join(groups)}: {fix}")
-    if not groups:
-        return [_for_training(source, "train", folder, beside)]
-    return [_for_training(source, role, folder, groups[name]) for role, name in names_by_role(source, groups).items()]
+    names = names_by_role(source, groups) if groups else {"train": ""}
+    return [_for_training(source, role, folder, groups.get(name, beside)) for role, name in names.items()]
 
 
 def list_folder(source: str, folder: Path) -> list[Split]:

@@ -122,12 +122,12 @@ def _read_parquet(source: str, files: dict[str, list[str]]) -> dict[str, dataset
 def _read_tables(source: str, folder: Path) -> dict[str, datasets.Dataset]:
     """A folder of images with tables of their labels (`metadata.csv`), as the datasets library reads it."""
     splits = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and role_of(entry.name)]
-    # One call per split, because the datasets library takes class folders such as test_tube for splits.
     found = {}
+    # One call per split, because the datasets library takes class folders such as test_tube for splits.
     for role, name in (names_by_role(source, splits) if splits else {"train": ""}).items():
-        options: dict[str, Any] = {"data_dir": str(folder / name), "data_files": {"train": "**"}}
-        options["drop_labels"] = True if role == "unlabeled" else None
-        found[role] = _load_local(f"{role} of {source}", "imagefolder", **options)
+        files = {"data_dir": str(folder / name), "data_files": {"train": "**"}}
+        drop = True if role == "unlabeled" else None
+        found[role] = _load_local(f"{role} of {source}", "imagefolder", drop_labels=drop, **files)
     return found
 
 

@@ -146,12 +146,8 @@ def _rotation(degrees: Tensor) -> Matrix:
     return (angle.cos(), -angle.sin(), 0, angle.sin(), angle.cos(), 0)
 
 
-def _up_to(greatest: float) -> Rule:
-    return lambda levels, signs: signs * levels / GREATEST_LEVEL * greatest
-
-
-def _factor(levels: Levels, signs: Levels) -> Levels:
-    return 1 + signs * levels / GREATEST_LEVEL * 0.9
+def _up_to(greatest: float, around: float = 0) -> Rule:
+    return lambda levels, signs: around + signs * levels / GREATEST_LEVEL * greatest
 
 
 # Each operation with the rule that turns level (0..10) and sign into its amount: timm's "increasing" set.
@@ -163,10 +159,10 @@ OPERATIONS: dict[str, tuple[Operation, Rule]] = {
     "posterize": (posterize, lambda levels, signs: (4 - np.floor(levels / GREATEST_LEVEL * 4)).clip(min=1)),
     "solarize": (solarize, lambda levels, signs: 256 - np.floor(levels / GREATEST_LEVEL * 256)),
     "solarize_add": (solarize_add, lambda levels, signs: np.floor(levels / GREATEST_LEVEL * 110)),
-    "color": (_blend(_grey), _factor),
-    "contrast": (_blend(lambda pixels: (_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor()), _factor),
-    "brightness": (_blend(torch.zeros_like), _factor),
-    "sharpness": (_blend(_smooth), _factor),
+    "color": (_blend(_grey), _up_to(0.9, 1)),
+    "contrast": (_blend(lambda pixels: (_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor()), _up_to(0.9, 1)),
+    "brightness": (_blend(torch.zeros_like), _up_to(0.9, 1)),
+    "sharpness": (_blend(_smooth), _up_to(0.9, 1)),
     # move a line left by shear x its distance from the top, and a column up by shear x its distance from the left
     "shear_x": (_affine(lambda shear: (1, shear, shear, 0, 1, 0)), _up_to(0.3)),
     "shear_y": (_affine(lambda shear: (1, 0, 0, shear, 1, shear)), _up_to(0.3)),

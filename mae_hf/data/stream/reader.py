@@ -10,6 +10,7 @@ Shapes: B images in a batch, S side of the square image.
 
 import contextlib
 import itertools
+import json
 import os
 import threading
 import time
@@ -32,12 +33,13 @@ from mae_hf.data.cores import num_cores
 from mae_hf.data.dataset import ImageSet
 from mae_hf.data.decode import FIX_BAD_IMAGE, IMAGES_PER_TASK, decode
 from mae_hf.data.splits import Split
-from mae_hf.data.stream.notes import StreamNotes
 from mae_hf.data.stream.order import Encoded, Stream, StreamSampler, Window
 from mae_hf.data.stream.shards import ShardReader, open_shards
-from mae_hf.errors import RunError, require
+from mae_hf.errors import RunError, require, warn
+from mae_hf.files import moved_away
 
 AHEAD_PER_THREAD = 4 * IMAGES_PER_TASK  # images
+NOTES = "streamed-{}.jsonl"  # in the run folder, a file of each process
 SECONDS_TO_STOP = 5.0  # for threads that read: a preempted machine has 30
 
 FindDuplicate = Callable[[NDArray[np.uint8]], Mapping[str, Any] | None]
@@ -177,3 +179,57 @@ class StreamedImages:
             "broken or duplicate test or validation images: leave that shard out (--data.source), or shuffle more at a "
             "time (--data.stream_buffer)"
         )
+
+
+class StreamNotes:
+    """What a process notes about streamed images in the run folder, on disk before a checkpoint that has seen them.
+
+    A note is a JSON object: `row` of the stream and `image`, its name; `kind` is `bad`, with the `cause`, or `exact`,
+    with the digest and the test or validation images that it duplicates. However often and by many threads an image is
+    read, it has at most one note.
+    """
+
+    def __init__(self, folder: Path, process_index: int) -> None:
+        self._file = folder / NOTES.format(process_index)
+        self._noted = {int(note["row"]) for note in _read_notes(self._file)}
+        self._warned = False
+        self._lock = threading.Lock()
+
+    def add(self, row: int, image: str, what: Mapping[str, Any]) -> None:
+        """Write a note about an image unless there is one, and warn of the first bad image.
+
+        RunError if the run folder was moved away.
+        """
+        with self._lock:
+            if row in self._noted:
+                return
+            if what["kind"] == "bad" and not self._warned:
+                self._warned = True
+                warn(
+                    f"{image} cannot be decoded ({what['cause']}): another image replaces it; {self._file} lists all "
+                    "such images"
+                )
+            self._noted.add(row)
+            try:  # the folder exists, or was moved away and must not be created again
+                with self._file.open("a") as file:  # a newline first, because the last line may have been cut short
+                    file.write(f"\n{json.dumps({'row': row, 'image': image, **what})}")
+            except FileNotFoundError:
+                raise moved_away(self._file.parent) from None
+
+
+def read_notes(folder: Path) -> list[dict[str, Any]]:
+    """The notes of all processes of a run, one per image, in the order of the stream."""
+    notes = {note["row"]: note for file in sorted(folder.glob(NOTES.format("*"))) for note in _read_notes(file)}
+    return [notes[row] for row in sorted(notes)]
+
+
+def describe_notes(notes: Sequence[Mapping[str, Any]]) -> str:
+    """Say in a line how many images could not be decoded."""
+    num = sum(note["kind"] == "bad" for note in notes)
+    return f"bad images      {num:,} could not be decoded and were replaced" if num else "bad images      none"
+
+
+def _read_notes(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):  # the run was killed while it wrote the line
+            yield json.loads(line)

@@ -1,8 +1,11 @@
-"""Streamed images equal the cached ones, after every stop and on any number of processes."""
+"""Streamed images equal the cached ones, after every stop and on any number of processes; each has one note."""
 
 import dataclasses
+import json
 import random
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,7 @@ from mae_hf.data.dataset import DeviceImages, ImageSet, load_evaluation_images, 
 from mae_hf.data.random import Draws
 from mae_hf.data.stream import reader
 from mae_hf.data.stream import shards as shards_module
-from mae_hf.data.stream.notes import read_notes
-from mae_hf.data.stream.reader import StreamedImages, load_stream
+from mae_hf.data.stream.reader import StreamedImages, StreamNotes, describe_notes, load_stream, read_notes
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.files import read_json
 from mae_hf.leakage.audit import (
@@ -321,3 +323,51 @@ def test_only_images_of_needed_steps_are_decoded(tmp_path, end):
                 images.batch(rows)
         time.sleep(0.5)  # time for threads that did not stop
         assert len(decoded) == sum(len(rows) for step in range(3, end) for rows in images.sampler.micro_batches(step))
+
+
+# ---- notes ----
+
+DUPLICATE = {"kind": "equal", "digest": "aa", "against": [["digits", 3]]}
+
+
+def test_threads_that_read_the_same_image_write_one_note(tmp_path):
+    notes = StreamNotes(tmp_path, 0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: notes.add(number % 10, f"image {number % 10}", DUPLICATE), range(400)))
+    rows = [json.loads(line)["row"] for line in (tmp_path / "streamed-0.jsonl").read_text().splitlines() if line]
+    assert sorted(rows) == list(range(10))
+    assert read_notes(tmp_path)[4] == {"row": 4, "image": "image 4", **DUPLICATE}
+
+
+def test_only_a_line_that_was_cut_short_is_written_again(tmp_path):
+    (tmp_path / "streamed-0.jsonl").write_text('\n{"row": 7, "kind": "bad"}\n{"row": 40, "ki')
+    notes = StreamNotes(tmp_path, 0)
+    for row in (7, 40, 40):
+        notes.add(row, "an image", DUPLICATE)
+    assert [(note["row"], note["kind"]) for note in read_notes(tmp_path)] == [(7, "bad"), (40, "equal")]
+    assert (tmp_path / "streamed-0.jsonl").read_text().count("digest") == 1
+
+
+def test_an_image_of_two_processes_counts_once(tmp_path):
+    for process, rows in enumerate([(5, 1), (5, 9)]):
+        for row in rows:
+            StreamNotes(tmp_path, process).add(row, "an image", DUPLICATE)
+    assert [note["row"] for note in read_notes(tmp_path)] == [1, 5, 9]
+
+
+def test_the_first_bad_image_gives_a_warning_and_all_are_counted(tmp_path):
+    notes = StreamNotes(tmp_path, 0)
+    bad = {"kind": "bad", "cause": "torn"}
+    with pytest.warns(UserWarning, match=r"image 1 of a\.tar cannot be decoded \(torn\).*streamed-0"):
+        notes.add(1, "image 1 of a.tar", bad)
+    with warnings.catch_warnings(action="error"):
+        for row in (2, 3):
+            notes.add(row, f"image {row} of a.tar", bad)
+    assert describe_notes(read_notes(tmp_path)) == "bad images      3 could not be decoded and were replaced"
+    assert describe_notes([]) == "bad images      none"
+
+
+def test_a_run_folder_that_was_moved_is_not_created_again(tmp_path):
+    with pytest.raises(RunError, match="run"):
+        StreamNotes(tmp_path / "run", 0).add(0, "an image", DUPLICATE)
+    assert not (tmp_path / "run").exists()
