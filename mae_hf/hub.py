@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from mae_hf.data.hub_errors import explain_hub_error
 from mae_hf.data.locations import is_hub_id
 from mae_hf.errors import ConfigError, RunError
 from mae_hf.evaluation.statistics import describe_accuracy
-from mae_hf.files import write_folder
-from mae_hf.leakage.audit import AUDIT, Audit, audit_json, describe_audit
+from mae_hf.files import write_folder, write_json
+from mae_hf.leakage.audit import AUDIT, Audit, describe_audit
 from mae_hf.models.io import PROCESSOR, RESIZE_KEY, quiet_transformers
 from mae_hf.models.locate import AUTOENCODER
 from mae_hf.models.mae import MaskedAutoencoder, export_encoder
@@ -58,7 +58,7 @@ def save_model(
             write_processor(path, config.model.image_size, config.data)
             if audit is not None:
                 audited = tuple(replace(each, source=_public_name(each.source)) for each in audit.audited)
-                (path / AUDIT).write_text(audit_json(replace(audit, pairs=(), audited=audited)))
+                write_json(path / AUDIT, asdict(replace(audit, pairs=(), audited=audited)))
         wanted = pictures if pictures and config.hub.pictures else {}
         shown = {caption: Path(shutil.copy(path, beside)) for caption, path in wanted.items() if path.is_file()}
         card = model_card(config, metrics, audit, record, shown)
@@ -119,7 +119,6 @@ def model_card(
         init="" if config.model.is_new else f"the encoder {_link(config.model.init)}",
         metrics=metrics,
         rows=rows,
-        has_probes=any(key.startswith("probe/") for key in metrics),
         audit=describe_audit(audit) if audit else "",
         record=record,
         interval=describe_accuracy(round(metrics["test/accuracy"] * num), num) if num else "",

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from run_folders import write_run
 
-from mae_hf.leakage.audit import NOT_PRETRAINED, AuditedSplit, audit_json
+from mae_hf.leakage.audit import NOT_PRETRAINED, AuditedSplit
 from mae_hf.report.comparison import Comparison, compare_runs
 from mae_hf.report.page import page
 from mae_hf.report.pictures import Pictures
@@ -54,22 +54,22 @@ def write_page(folder: Path) -> Path:
         json.dumps({"num_train_images": 1240, "command": "scripts/pretrain.py --x 1"})
     )
     audit = dataclasses.replace(NOT_PRETRAINED, pretrained=True, audited=(AuditedSplit("<i>a</i>", "test", 4, "f"),))
-    (pretraining / "model" / "audit.json").write_text(audit_json(audit))
+    (pretraining / "model" / "audit.json").write_text(json.dumps(dataclasses.asdict(audit)))
     path = folder / "index.html"
     comparison = small_comparison(folder)
-    html = page(comparison, small_pictures(folder), comparison.notes(), "runs/compare/small")
+    html = page(comparison, small_pictures(folder), comparison.notes())
     path.write_text(html, encoding="utf-8")
     return path
 
 
 def page_of(comparison: Comparison) -> "Parsed":
     """What a browser finds on the page of a comparison without pictures."""
-    return Parsed(page(comparison, Pictures(Path()), comparison.notes(), "out dir"))
+    return Parsed(page(comparison, Pictures(Path("out dir")), comparison.notes()))
 
 
 def captions_of(comparison: Comparison, drawn: Pictures) -> dict[str, str]:
     """Heading -> caption of each picture, which is also its alternative text."""
-    parsed = Parsed(page(comparison, drawn, [], "out"))
+    parsed = Parsed(page(comparison, drawn, []))
     headings = [text for tag, text in parsed.texts if tag == "h3" and text != "How to read this"]
     captions = [text for tag, text in parsed.texts if tag == "figcaption"]
     assert parsed.alts == captions

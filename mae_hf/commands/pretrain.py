@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 
 from accelerate.utils import set_seed
@@ -19,7 +20,7 @@ from mae_hf.evaluation.inference import held_out_loss
 from mae_hf.evaluation.probing import ONLINE_IMAGES, ONLINE_NOTE, encoder_probe
 from mae_hf.evaluation.reconstruction import OVER_TIME, save_reconstructions
 from mae_hf.figures import charts
-from mae_hf.files import write_text
+from mae_hf.files import write_json
 from mae_hf.leakage import audit as leakage
 from mae_hf.models.initialization import check_positions
 from mae_hf.models.mae import build_mae, export_encoder
@@ -133,7 +134,7 @@ def pretrain(config: PretrainConfig) -> None:
     }
     log = run.start_log(state.step, plan, model, facts, lines)
     if accelerator.is_main_process:
-        write_text(folder / leakage.AUDIT, leakage.audit_json(audit))
+        write_json(folder / leakage.AUDIT, asdict(audit))
     train(training, plan, state, log, run.checkpoints)
 
     # ---- which streamed images were duplicates, or could not be decoded ----
@@ -143,7 +144,7 @@ def pretrain(config: PretrainConfig) -> None:
         audit = leakage.finish_stream_audit(audit, notes)
         accelerator.print(f"audit           {leakage.describe_audit(audit)}\n{describe_notes(notes)}")
         if accelerator.is_main_process:
-            write_text(folder / leakage.AUDIT, leakage.audit_json(audit))
+            write_json(folder / leakage.AUDIT, asdict(audit))
 
     # ---- share: model/ with its card, and final metrics; a value that was not finite is null in the log ----
     history = read_metrics(folder)

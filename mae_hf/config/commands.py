@@ -136,7 +136,8 @@ class CompareConfig(Settings):
         problem = "--arm names all arms: remove --pretrained and --scratch, and name their runs with --arm NAME=RUN"
         require(self.arm is None or not any(has_two), problem)
         fix = "--pretrained RUN --scratch RUN, or --arm NAME=RUN --arm NAME=RUN"
-        require(self.arm is not None or all(has_two), f"the runs of two arms are missing: give {fix}")
+        num_arms = sum(has_two) if self.arm is None else len(self.arm)
+        require(num_arms > 1, f"the runs of two arms are missing: give {fix}")
         names = [text.split("=")[0] for text in self.arm or ()]
         for name in names:
             require(names.count(name) == 1, f"two arms are named {name}: join their runs, --arm {name}=RUN,RUN")

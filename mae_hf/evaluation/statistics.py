@@ -134,20 +134,16 @@ def median_spread(values: Sequence[float]) -> Spread:
     return Spread(numbers, median, sd, min(numbers), max(numbers), "range")
 
 
-@dataclass(frozen=True)
-class Welch:
-    """Welch's t-test of the means of two arms."""
+def welch(first: Sequence[float], second: Sequence[float]) -> dict[str, Any] | None:
+    """Return Welch's t-test (1947) of the means of two arms' runs; None if an arm has one run, or neither varies.
 
-    p_value: float  # two-sided
-    interval: Interval  # of the difference, first minus second
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
-    """Test whether the means of two arms' runs differ (Welch 1947); None if an arm has one run, or neither varies."""
+    `p_value` is two-sided, and `interval` is of the difference, first minus second.
+    """
     if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
         return None
     result = stats.ttest_ind(first, second, equal_var=False)
-    return Welch(float(result.pvalue), Interval(*map(float, result.confidence_interval(CONFIDENCE))))
+    interval = Interval(*map(float, result.confidence_interval(CONFIDENCE)))
+    return {"p_value": float(result.pvalue), "interval": interval}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,10 +5,9 @@ too good, and fine-tuning's choice of a checkpoint, since pre-training holds out
 writes `audit.json`. A copy without the pairs, which name rows of the data, travels with the model.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -177,11 +176,6 @@ def continue_audit(audit: Audit, before: Audit | None) -> Audit:
     tests = [replace(part, num_seen=max(part.num_seen, num_seen[part.fingerprint])) for part in audit.tests]
     others = [part for part in audit.audited if part.split != "test"]
     return replace(audit, seen=tuple(sorted({*audit.seen, *before.seen})), audited=(*tests, *others))
-
-
-def audit_json(audit: Audit) -> str:
-    """Return the text of `audit.json`."""
-    return json.dumps(asdict(audit)) + "\n"
 
 
 def describe_audit(audit: Audit) -> str:

@@ -110,7 +110,7 @@ class Comparison:
             sentences.append(f"The two best arms: p = {pair.corrected_p_value:.2g} ({test}, {correction}).")
         else:
             if pair.seeds_test:
-                sentences.append(f"Welch's t-test over them: p = {pair.seeds_test.p_value:.2g}.")
+                sentences.append(f"Welch's t-test over them: p = {pair.seeds_test['p_value']:.2g}.")
             elif units and next(iter(results.arms.values())).is_of_one_encoder:
                 sentences.append("One encoder gives no p-value for pre-training as a whole.")
             values = sorted(paired["test"]["p_value"] for paired in pair.tests)

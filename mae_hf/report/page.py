@@ -61,15 +61,14 @@ def write_report(comparison: Comparison, output_dir: str | Path, figures: Compar
     }
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no word for infinity
     write_json(folder / "comparison.json", content)
-    write_text(folder / "index.html", page(comparison, drawn, notes, str(output_dir)))
+    write_text(folder / "index.html", page(comparison, drawn, notes))
     return folder / "index.html"
 
 
-def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_dir: str) -> str:
+def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str]) -> str:
     """Return the whole report, with pictures, style and script inside, so that it requests nothing.
 
-    The template escapes every text that it inserts. A reader needs the notes to judge the numbers. `output_dir` is
-    where the report goes, as the command names it.
+    The template escapes every text that it inserts. A reader needs the notes to judge the numbers.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.loader = PackageLoader("mae_hf.report", ".")
@@ -93,7 +92,7 @@ def page(comparison: Comparison, drawn: Pictures, notes: Sequence[str], output_d
         labelled_duplicates=_labelled_duplicates(comparison),
         records=records,
         versions=sorted(versions - {""}),
-        commands=_commands(comparison, [*to_flags(drawn.settings), "--output_dir", output_dir]),
+        commands=_commands(comparison, drawn),
     )
 
 
@@ -132,8 +131,8 @@ def _recall_of_classes(runs: Recipe) -> dict[str, float]:
         return dict(zip(runs[0].class_names, np.diag(matrix) / matrix.sum(axis=1), strict=True))
 
 
-def _commands(comparison: Comparison, options: Sequence[str]) -> list[str]:
-    """The command lines that made all of it, in their order; `options` of the last one follow its arms."""
+def _commands(comparison: Comparison, drawn: Pictures) -> list[str]:
+    """The command lines that made all of it, in their order."""
     lines = [_launch(origin.record) for origin in comparison.origins if origin.record.command]
     for path, record in {run.path: run.record for run in comparison.runs}.items():  # a folder may hold several probes
         lines.append(_launch(record) if record.command else f"# {path}: its command is unknown")
@@ -142,7 +141,8 @@ def _commands(comparison: Comparison, options: Sequence[str]) -> list[str]:
         arms = [word for name, of_arm in paths.items() for word in ("--arm", f"{name}={','.join(of_arm)}")]
     else:
         arms = ["--pretrained", *paths["MAE pre-trained"], "--scratch", *paths["from scratch"]]
-    return [*lines, command_line("compare", [*arms, *options])]
+    words = [*arms, *to_flags(drawn.settings), "--output_dir", str(drawn.folder)]
+    return [*lines, command_line("compare", words)]
 
 
 def _launch(record: RunRecord) -> str:
@@ -205,7 +205,6 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "kind": lambda run: f"probe {run.probe}" if run.probe else "fine-tuning",
     "shape": "{num_hidden_layers} x {hidden_size}, patches of {patch_size}, images of {image_size}".format_map,
     "seeds": lambda seeds: ", ".join(map(str, sorted(set(seeds)))) or "–",
-    "percent": lambda share: f"{100 * share:.0f}",
     "square": lambda side: f"{side} x {side} pixels",
     "range_of_epochs": _range_of_epochs,
     "setting": _setting,

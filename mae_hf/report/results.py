@@ -62,7 +62,7 @@ class Pair:
     gain: float
     gain_interval: Interval | None  # resamples validation images, chooses the recipes, and resamples test images
     tests: tuple[dict[str, Any], ...]  # each of two runs on the same test images: `runs` (names), `seed` and `test`
-    seeds_test: statistics.Welch | None  # None without several independent runs of the pipeline in both arms
+    seeds_test: dict[str, Any] | None  # of `welch`; None without several independent runs of the pipeline in both arms
     p_value: float  # of `seeds_test`; without it the greatest of `tests`
     corrected_p_value: float  # for the number of pairs, by Holm's method
 
@@ -178,7 +178,7 @@ def _pair(
     )
     independent = not (first.is_of_one_encoder or second.is_of_one_encoder)
     welch = statistics.welch(first.accuracy.values, second.accuracy.values) if independent else None
-    p_value = welch.p_value if welch else max(paired["test"]["p_value"] for paired in tests)
+    p_value = welch["p_value"] if welch else max(paired["test"]["p_value"] for paired in tests)
     interval = statistics.percentile_interval(resampled[names[0]].accuracy - resampled[names[1]].accuracy)
     return Pair(names, first.accuracy.center - second.accuracy.center, interval, tests, welch, p_value, p_value)
 

@@ -63,6 +63,7 @@ WRONG = [
     (PredictConfig, {"model": "m", "output": "o.xlsx"}, "output is o.xlsx but .. ends in .csv or .parquet (--output)"),
     (CompareConfig, {"output_dir": "o"}, "runs of two arms are missing: give --pretrained RUN --scratch RUN, or --arm"),
     (CompareConfig, {"output_dir": "o", "scratch": "r"}, "the runs of two arms are missing"),
+    (CompareConfig, {"output_dir": "o", "arm": ["a=r"]}, "the runs of two arms are missing"),
     (
         CompareConfig,
         {"output_dir": "o", "scratch": "r", "arm": ["a=r"]},

@@ -155,8 +155,8 @@ def test_welch_compares_the_means_of_seeds_and_needs_several_of_each():
     # by hand: means 0.62 and 0.59, variances 1e-4 and 4e-4, 3 seeds each: t = 0.03 / sqrt(5e-4 / 3), 2.94 degrees
     test = welch([0.61, 0.62, 0.63], [0.57, 0.59, 0.61])
     error, degrees = (5e-4 / 3) ** 0.5, 25 / 17 * 2
-    assert test.p_value == pytest.approx(2 * t.sf(0.03 / error, degrees), rel=1e-9)
-    assert test.interval.high == pytest.approx(0.03 + t.ppf(0.975, degrees) * error)
+    assert test["p_value"] == pytest.approx(2 * t.sf(0.03 / error, degrees), rel=1e-9)
+    assert test["interval"].high == pytest.approx(0.03 + t.ppf(0.975, degrees) * error)
     assert welch([0.6], [0.5, 0.4]) is None
     assert welch([0.6, 0.6], [0.5, 0.5]) is None
 

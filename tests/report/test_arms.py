@@ -207,7 +207,7 @@ def test_several_seeds_are_tested_by_welch_and_corrected(tmp_path):
         for name, of_arm in counts.items()
     }
     pairs = compare_arms(arms).results.pairs
-    values = [statistics.welch(*([n / 60 for n in counts[name]] for name in pair.arms)).p_value for pair in pairs]
+    values = [statistics.welch(*([n / 60 for n in counts[name]] for name in pair.arms))["p_value"] for pair in pairs]
     assert [pair.p_value for pair in pairs] == pytest.approx(values)
     assert [pair.corrected_p_value for pair in pairs] == pytest.approx(statistics.holm(values))
 

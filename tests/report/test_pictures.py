@@ -46,8 +46,8 @@ def test_without_a_request_there_are_no_thumbnails_and_no_attention_and_all_may_
     assert list(drawn.captions) == [*NAMES[:7], "reconstruction"]
     expected = {*(f"{name}.svg" for name in NAMES[:7]), "reconstruction.png"}  # the pre-training run has drawn that one
     assert {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")} == expected
-    html = page(comparison, drawn, [], "out")
-    assert "--figures.format svg --output_dir out</code>" in html  # the command that draws the same again
+    html = page(comparison, drawn, [])
+    assert f"--figures.format svg --output_dir {tmp_path}</code>" in html  # the command that draws the same again
     addresses = [address[:19] for address in Parsed(html).addresses if address[0] == "d"]
     assert addresses == ["data:image/svg+xml;"] * 7 + ["data:image/png;base"]
 

@@ -118,7 +118,7 @@ def test_with_several_encoders_the_unit_is_the_encoder(tmp_path):
     results = measure_two(ours, scratch)
     assert results.arms["ours"].accuracy.values == (0.75, 1.0, 0.625)
     assert (results.arms["ours"].num_units, results.arms["ours"].spread_over) == (3, "encoders")
-    assert results.pairs[0].seeds_test.p_value == pytest.approx(
+    assert results.pairs[0].seeds_test["p_value"] == pytest.approx(
         ttest_ind([0.75, 1.0, 0.625], [0.5, 0.25], equal_var=False).pvalue
     )
 

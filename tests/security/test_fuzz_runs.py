@@ -1,5 +1,6 @@
 """A stranger's run given to compare.py: a comparison, or one line that names the file; nothing in the page is run."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from run_folders import HALF, THREE, write_run
 
 from mae_hf.errors import ConfigError
-from mae_hf.leakage.audit import Audit, AuditedSplit, audit_json, read_model_audit
+from mae_hf.leakage.audit import Audit, AuditedSplit, read_model_audit
 from mae_hf.leakage.matches import DuplicatePair
 from mae_hf.report.comparison import compare_runs
 from mae_hf.report.page import page, text_table
@@ -42,7 +43,7 @@ FIELDS = {
 }
 PAIR = DuplicatePair("digits", "train", 0, "digits", "test", 0, "near", 0.9)
 PART = AuditedSplit("x", "test", 4, "f", num_duplicated=1, num_seen=1)
-AUDIT = json.loads(audit_json(Audit(True, False, 1, 0, (PART,), ("00ff",), (PAIR,))))
+AUDIT = json.loads(json.dumps(dataclasses.asdict(Audit(True, False, 1, 0, (PART,), ("00ff",), (PAIR,)))))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def look(folder: Path) -> None:
     """Compare the two runs, and check the page and what is printed; or the error."""
     try:
         comparison = compare_runs([folder / "ours"], [folder / "scratch"])
-        html = page(comparison, Pictures(folder), comparison.notes(), "out")
+        html = page(comparison, Pictures(folder), comparison.notes())
     except ConfigError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return

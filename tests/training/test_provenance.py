@@ -1,14 +1,15 @@
 """Where an encoder comes from: found from whatever model.init names, and said where it cannot be read."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from mae_hf.leakage.audit import NOT_PRETRAINED, audit_json
+from mae_hf.leakage.audit import NOT_PRETRAINED
 from mae_hf.training.provenance import Provenance, RunRecord, find_provenance
 
-AUDIT = audit_json(NOT_PRETRAINED)
+AUDIT = json.dumps(dataclasses.asdict(NOT_PRETRAINED))
 
 
 @pytest.fixture

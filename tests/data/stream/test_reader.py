@@ -26,7 +26,6 @@ from mae_hf.errors import ConfigError, RunError
 from mae_hf.files import read_json
 from mae_hf.leakage.audit import (
     Audit,
-    audit_json,
     audit_pretraining,
     describe_audit,
     finish_stream_audit,
@@ -238,7 +237,8 @@ def test_duplicates_of_test_images_are_replaced_or_only_noted(tmp_path, folder, 
     found = [bool((streamed == image).flatten(1).all(1).any()) for image in test.batch(range(3))]
     assert found == ([False] * 3 if leave_out else [True, True, False])
 
-    (tmp_path / "audit.json").write_text(audit_json(finish_stream_audit(audit, read_notes(tmp_path / "run"))))
+    finished = finish_stream_audit(audit, read_notes(tmp_path / "run"))
+    (tmp_path / "audit.json").write_text(json.dumps(dataclasses.asdict(finished)))
     audit = read_json(tmp_path / "audit.json", Audit)
     assert audit.num_test_duplicates == 3
     assert [(part.num_duplicated, part.num_seen) for part in audit.tests] == [(3, 0 if leave_out else 2)]
