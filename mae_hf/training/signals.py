@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from types import FrameType
 
 from mae_hf.errors import RunStopped
@@ -61,7 +60,6 @@ def discard(descriptor: int) -> None:
         os.dup2(nowhere.fileno(), descriptor)
 
 
-@dataclass
 class StopSignals:
     """What a training loop knows of SIGTERM, SIGHUP and Ctrl-C, handled by `note`, so that it can save before it stops.
 
@@ -69,10 +67,11 @@ class StopSignals:
     ignored. The main process confirms the signal on stderr.
     """
 
-    is_main_process: bool
-    received: int = 0  # the number of the first signal
-    interrupts: bool = False  # while True, the first signal also raises `RunStopped` wherever the main thread is
-    _since: float = 0.0
+    def __init__(self, is_main_process: bool) -> None:
+        self.received = 0  # the number of the first signal
+        self.interrupts = False  # while True, the first signal also raises `RunStopped` wherever the main thread is
+        self._is_main_process = is_main_process
+        self._since = 0.0
 
     def raise_if_received(self) -> None:
         """Raise `RunStopped` if a signal has arrived that interrupts: a library may have swallowed the first raise."""
@@ -87,7 +86,7 @@ class StopSignals:
             return
         self.received, self._since = number, time.monotonic()
         drop_lost_outputs()
-        if self.is_main_process:
+        if self._is_main_process:
             words = f"\n{signal.Signals(number).name}: saving, then stopping; press Ctrl-C to stop without saving\n"
             with contextlib.suppress(OSError):
                 os.write(2, words.encode())  # print may be what the signal has interrupted
