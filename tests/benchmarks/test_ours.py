@@ -14,6 +14,8 @@ from benchmarks import drawn, ours
 from mae_hf.config.augment import AugmentConfig, CropConfig
 from mae_hf.config.runs import PretrainConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:this CPU has no bf16 instructions")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> PretrainConfig:
