@@ -5,8 +5,8 @@ imported, which takes seconds: it needs torch.
 """
 
 import importlib
+import itertools
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from mae_hf.commands import exits
 from mae_hf.config import commands as configs
-from mae_hf.config.parse import CONFIGS, presets, read_command
+from mae_hf.config.parse import CONFIGS, presets, read_command, read_file
 from mae_hf.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from mae_hf.data.locations import check_images, check_output, check_source
 from mae_hf.errors import require
@@ -74,11 +74,10 @@ def check_paths(config: Any) -> None:
     elif hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
-    outputs: dict[str, Any] = {"output": "file", "export_space": "new folder", "output_dir": "folder"}
-    outputs |= {"output": "new folder"} if isinstance(config, configs.ExportConfig) else {}
-    for name, kind in outputs.items() if not is_run else ():  # a run checks its folder when it locks it
-        if getattr(config, name, None) is not None:
-            check_output(getattr(config, name), f"--{name}", kind)
+    kind: Any = "new folder" if isinstance(config, configs.ExportConfig) else "file"
+    for name, expected in (("output", kind), ("export_space", "new folder"), ("output_dir", "folder")):
+        if getattr(config, name, None) is not None and not is_run:  # a run checks its folder when it locks it
+            check_output(getattr(config, name), f"--{name}", expected)
     if isinstance(config, PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)
@@ -88,20 +87,30 @@ def check_paths(config: Any) -> None:
         folder, problem = Path(config.output_dir), "is a run folder, whose files would be overwritten"
         is_free = (folder / "predictions").is_dir() or not (folder / "config.yaml").exists()  # of an older evaluation
         require(is_free, f"{config.output_dir} {problem}: choose another --output_dir")
+    if isinstance(config, configs.FewLabelsConfig) and config.finetune_config:
+        read_file(FinetuneConfig, config.finetune_config)
+    if isinstance(config, configs.CompareConfig):
+        for run in itertools.chain(*config.arms.values()):
+            problem = "is not a folder: give the run folder of a fine-tuning run (its --output_dir)"
+            require(Path(run).is_dir(), f"{run} {problem}")
 
 
 def join_lists(words: Sequence[str]) -> list[str]:
     """Turn several words after a flag into one list: `--scratch a b` becomes `--scratch '["a", "b"]'`.
 
-    Every `--arm` adds to one list.
+    The words of every `--arm` are one list, too.
     """
     found: list[list[str]] = []
-    for word in words:
-        if word.startswith("-") or not found:
-            found.append([re.sub("^--arm(?==|$)", "--arm+", word)])
+    for word in itertools.chain(*(text.split("=", 1) if text.startswith("--arm=") else [text] for text in words)):
+        if word == "--arm" and (arms := next((group for group in found if group[0] == word), None)):
+            found.remove(arms)
+            found.append(arms)  # the next words belong to it
+        elif word.startswith("-") or not found:
+            found.append([word])
         else:
             found[-1].append(word)
-    return [part for flag, *values in found for part in (flag, *([json.dumps(values)] if len(values) > 1 else values))]
+    lists = ((flag, values, len(values) > 1 or (flag == "--arm" and values)) for flag, *values in found)
+    return [part for flag, values, is_list in lists for part in (flag, *([json.dumps(values)] if is_list else values))]
 
 
 if __name__ == "__main__":

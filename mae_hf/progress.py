@@ -38,8 +38,14 @@ class Progress(tqdm):
 
     def clear(self, nolock: bool = False) -> None:
         """Make room for other text. Plain lines stay."""
-        if not self._is_plain:
-            super().clear(nolock)
+        with contextlib.suppress(OSError):
+            if not self._is_plain:
+                super().clear(nolock)
+
+    def close(self) -> None:
+        """Leave the finished bar where it is."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def in_words(seconds: float) -> str:

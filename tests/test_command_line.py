@@ -33,6 +33,7 @@ def test_every_script_answers_help_and_errors_before_slow_imports(script: str, w
     ("script", "words"),
     [
         ("prepare_data", ("--data.source", "no_such_folder")),
+        ("compare", ("--pretrained", "no_such_run", "--scratch", "other_run", "--output_dir", "report")),
         ("pretrain", ("--data.source", "[digits, no_such_folder]", "--output_dir", "no_such_run")),
         ("finetune", ("--data.source", "no_such_folder", "--output_dir", "no_such_run")),
         ("finetune", ("--data.source", "digits", "--model.init", "no_such_model", "--output_dir", "no_such_run")),
@@ -67,6 +68,6 @@ def test_commands_are_also_found_by_name():
     assert wrong.stderr.startswith("error: pretrian is not a command: choose one of pretrain, finetune, ")
     config = typed(sys.executable, "-m", "mae_hf", "pretrain", "--train.seed", "7", "--print_config")
     assert "seed: 7" in config.stdout
-    words = ("--pretrained", "no_such_run", "other_run", "--scratch", "docs", "--output_dir", "report")
+    words = ("--pretrained", "tests", "no_such_run", "--scratch", "docs", "--output_dir", "report")
     missing = typed(sys.executable, "-m", "mae_hf", "compare", *words)
     assert missing.returncode == 2 and missing.stderr.startswith("error: no_such_run is not a folder: ")

@@ -7,11 +7,6 @@ from mae_hf.report.page import text_table, write_report
 
 def compare(config: CompareConfig) -> None:
     """Read the runs, write the report, and print its table."""
-    if config.arm is None:
-        two = (config.pretrained, config.scratch)
-        comparison = compare_runs(*([runs] if isinstance(runs, str) else runs or [] for runs in two))
-    else:
-        named = (text.partition("=") for text in config.arm)
-        comparison = compare_arms({name: runs.split(",") for name, _, runs in named})
+    comparison = compare_runs(*config.arms.values()) if config.arm is None else compare_arms(config.arms)
     report = write_report(comparison, config.output_dir, config.figures)
     print(f"{comparison.answer()}\n{comparison.details()}\n\n{text_table(comparison)}\n\nreport: {report}")

@@ -142,6 +142,15 @@ class CompareConfig(Settings):
         for name in names:
             require(names.count(name) == 1, f"two arms are named {name}: join their runs, --arm {name}=RUN,RUN")
 
+    @property
+    def arms(self) -> dict[str, list[str]]:
+        """The runs of each arm, by its name."""
+        if self.arm is None:
+            two = {"pretrained": self.pretrained, "scratch": self.scratch}
+            return {name: [runs] if isinstance(runs, str) else runs or [] for name, runs in two.items()}
+        named = (text.partition("=") for text in self.arm)
+        return {name: runs.split(",") for name, _, runs in named}
+
 
 @dataclass(frozen=True)
 class ReconstructConfig(StoredImages):

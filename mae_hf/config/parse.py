@@ -12,7 +12,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Container, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,7 +118,7 @@ def to_flags(config: Any, leave_out: Container[str] = ()) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
 
 
 def presets(command: str) -> list[str]:
@@ -233,10 +233,15 @@ def _check_keys(keys: Sequence[str], types: dict[str, Any], where: str) -> None:
     for key in keys:
         if key not in types:
             settings = [name for name in types if not dataclasses.is_dataclass(types[name])]
-            section, _, last = key.rpartition(".")
-            names = {name.split(".")[-1]: name for name in sorted(settings, key=lambda name: name.startswith(section))}
-            nearest = names[get_close_matches(last, names, n=1, cutoff=0)[0]]
+            nearest = max(settings, key=lambda name: _likeness(name, key))
             raise ConfigError(f"{where} has the unknown key {key}: the nearest one is {nearest} (see --help)")
         if dataclasses.is_dataclass(types[key]):
             first = next(name for name in types if name.startswith(f"{key}."))
             raise ConfigError(f"{where} gives the section {key} a value: set its keys instead, such as {first}")
+
+
+def _likeness(*names: str) -> float:
+    """Return how alike two names are: as a whole, without the section, and in the first word after it."""
+    last = [name.split(".")[-1] for name in names]
+    first = [name.split("_")[0] for name in last]
+    return sum(weight * SequenceMatcher(None, *pair).ratio() for weight, pair in ((1, names), (1, last), (0.25, first)))

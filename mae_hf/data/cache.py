@@ -59,7 +59,7 @@ def open_stores(splits: Sequence[Split], image_size: int, config: DataConfig) ->
         raise ConfigError(f"{describe_bad(bad)}: {FIX_BAD_IMAGE}")
     if os.environ.get("RANK", "0") == "0":
         for store in bad:
-            warn(f"{describe_bad([store])}; they are left out")
+            warn(f"{describe_bad([store])}; these images are left out")
     return stores
 
 
@@ -158,10 +158,12 @@ def describe_bad(stores: Sequence[Store]) -> str:
 
 def _sweep(folder: Path) -> None:
     """Remove the files that killed processes left half written; they may be as large as arrays."""
-    with contextlib.suppress(OSError):  # others may have written the cache, or sweep it, too
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            now = os.fstat(probe.fileno()).st_mtime  # by the disk's clock
-        for file in folder.glob(SHARED_PARTIAL):
+    if not (left := list(folder.glob(SHARED_PARTIAL))):
+        return
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        now = os.fstat(probe.fileno()).st_mtime  # by the disk's clock
+    for file in left:
+        with contextlib.suppress(OSError):  # another process sweeps, too, or has written it and lets none remove it
             if now - file.stat().st_mtime > ABANDONED:
                 file.unlink()
 

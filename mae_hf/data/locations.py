@@ -53,7 +53,7 @@ def check_images(sources: Sequence[str], output: str) -> None:
 
 def check_output(output: str, flag: str, kind: Literal["file", "folder", "new folder"]) -> None:
     """Raise ConfigError unless a file or folder of this name can be written, which may exist; a new folder if empty."""
-    path = Path(output).expanduser().absolute()
+    path = (Path(output) if kind == "folder" else Path(output).expanduser()).absolute()
     if kind == "file":
         require(not path.is_dir(), f"{output} is a folder: name a file in it ({flag})")
     elif kind == "folder":

@@ -121,6 +121,9 @@ def _headers(split: Split) -> Iterator[tuple[int, int, str, bool, bool]]:
         for start in range(0, len(split), IMAGES_PER_TASK):
             for encoded in split.encoded(start, start + IMAGES_PER_TASK):
                 progress.update()
+                if isinstance(encoded, np.ndarray):  # which may be mapped from a file, and needs not be read
+                    yield encoded.shape[1], encoded.shape[0], "L" if encoded.ndim == 2 else "RGB", False, False
+                    continue
                 with contextlib.suppress(Exception), open_image(encoded) as image:  # decoding reports a bad image
                     tag = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
                     yield (*image.size, image.mode, bool(getattr(image, "is_animated", False)), tag != 1)

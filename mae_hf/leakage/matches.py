@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from mae_hf.data.dataset import ImageSet
 from mae_hf.data.splits import Split
 from mae_hf.errors import ConfigError, Finding, require
 from mae_hf.figures import PAGE, for_paper
-from mae_hf.files import write_file, write_json
+from mae_hf.files import write_file
 from mae_hf.leakage.near_duplicates import find_duplicates, pixel_digest
 
 METHOD_VERSION = 3  # increase it when the search would find other pairs, or stores them in another way
@@ -78,12 +79,16 @@ def compare_stores(images: Store, against: Store) -> Match:
     except Exception:  # missing or torn: pyarrow and the disk raise errors of many types
         task = f"searching {images.split.role} for duplicates of {against.split.role}"
         found = find_duplicates(images.images, against.images, task)
-        try:
-            write_file(file, found.to_parquet, shared=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write {file} ({error}): choose another folder with --data.cache_dir") from error
+        _write(file, found.to_parquet)
     rows = {"row": images.rows[found["image"]], "against_row": against.rows[found["against"]]}
     return Match(images, against, found.assign(**rows))
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    try:
+        write_file(file, write, shared=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file} ({error}): choose another folder with --data.cache_dir") from error
 
 
 def check_splits(splits: Sequence[Split], role: str) -> None:
@@ -114,8 +119,9 @@ def describe_match(match: Match) -> Iterator[str]:
 
 
 def write_pairs(match: Match) -> Path:
-    """Write all pairs, each a `DuplicatePair`, beside the decoded images, and return the file."""
-    write_json(match.file("json"), [asdict(pair) for pair in match.records(match.against.split.role)], shared=True)
+    """Write all pairs, each a `DuplicatePair`, beside the decoded images, and return the file; else ConfigError."""
+    pairs = json.dumps([asdict(pair) for pair in match.records(match.against.split.role)], indent=2)
+    _write(match.file("json"), lambda file: file.write_text(pairs + "\n"))
     return match.file("json")
 
 

@@ -104,4 +104,6 @@ def set_drop_path(model: ViTForImageClassification, rate: float) -> None:
     """
     layers = model.vit.layers
     for layer, layer_rate in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
+        if not hasattr(layer, "dropout"):
+            raise RuntimeError("drop_path replaces ViTLayer.dropout, which this version of transformers does not have")
         layer.dropout = DropPath(layer_rate) if layer_rate > 0 else nn.Identity()

@@ -78,10 +78,11 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Shapes, list[Finding]]:
 def _read_weights(folder: Path) -> tuple[dict[str, Tensor], list[Finding]]:
     """Return the weights by name, and why files cannot be read."""
     weights, findings = dict[str, Tensor](), list[Finding]()
-    for file in sorted(folder.glob("*.safetensors")):
+    whole = folder / "model.safetensors"  # beside which others, such as in fp16, are not opened
+    for file in [whole] if whole.exists() else sorted(folder.glob("*.safetensors")):
         try:
             if not file.is_file():  # a pipe would block
-                raise FileNotFoundError
+                raise FileNotFoundError("not a file")
             weights |= load_file(file)
         except Exception as error:  # of safetensors and torch, of many types for damaged files
             problem = f"{file.name} is cut short, damaged or a pointer of Git LFS ({error})"

@@ -37,7 +37,10 @@ ENCODER_KEYS = (
 )
 MAX_PARAMETERS = 4 * 2**30  # that a config may describe
 
-_NO_SAFETENSORS = "no model.safetensors, and pytorch_model.bin may hold code: if you trust it, save it in transformers"
+_NO_SAFETENSORS = (
+    "it has no model.safetensors, and pytorch_model.bin may hold code. If you trust the model, open it in transformers "
+    "and save it again with save_pretrained"
+)
 
 
 @dataclass(frozen=True)

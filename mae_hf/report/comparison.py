@@ -234,10 +234,10 @@ def compare_runs(pretrained: Sequence[str | Path], scratch: Sequence[str | Path]
     """
     arms = {"MAE pre-trained": [read_run(path) for path in pretrained]}
     arms["from scratch"] = [read_run(path) for path in scratch]
-    for run in chain(*arms.values()):
-        option = "--scratch" if run.from_scratch else "--pretrained"
-        message = f"{run.path} has model.init {run.init}: name it after {option}"
-        require(run.from_scratch == (run in arms["from scratch"]), message)
+    for option, runs in zip(("--pretrained", "--scratch"), arms.values(), strict=True):
+        for run in runs:
+            other = "--scratch" if run.from_scratch else "--pretrained"
+            require(option == other, f"{run.path} has model.init {run.init}: name it after {other}")
     return Comparison(sort_arms(arms, chooses_arm=False))
 
 

@@ -10,11 +10,11 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from mae_hf.config.commands import CompareFiguresConfig
@@ -140,7 +140,8 @@ def _commands(comparison: Comparison, drawn: Pictures) -> list[str]:
     if comparison.chooses_arm:
         arms = [word for name, of_arm in paths.items() for word in ("--arm", f"{name}={','.join(of_arm)}")]
     else:
-        arms = ["--pretrained", *paths["MAE pre-trained"], "--scratch", *paths["from scratch"]]
+        pretrained, scratch = paths.values()
+        arms = ["--pretrained", *pretrained, "--scratch", *scratch]
     words = [*arms, *to_flags(drawn.settings), "--output_dir", str(drawn.folder)]
     return [*lines, command_line("compare", words)]
 
@@ -189,8 +190,11 @@ def _setting(value: Any) -> str:
 
 def _minutes(record: RunRecord) -> str:
     """From the first start to the end; an interrupted run counts its pause."""
-    start, end = pd.to_datetime([record.start, record.end], format="ISO8601", utc=True, errors="coerce")
-    return "unknown" if pd.isna(end - start) else f"{(end - start).total_seconds() / 60:.1f}"
+    try:
+        seconds = (datetime.fromisoformat(str(record.end)) - datetime.fromisoformat(str(record.start))).total_seconds()
+    except (TypeError, ValueError):
+        return "unknown"
+    return f"{seconds / 60:.1f}"
 
 
 _FILTERS: dict[str, Callable[..., Any]] = {

@@ -28,7 +28,8 @@ def attention_for(accelerator: Accelerator) -> str:
     device, precision = accelerator.device.type, accelerator.mixed_precision
     problem = f"mixed_precision fp16 needs a GPU, but this run is on {device}: choose bf16 or no"
     require(precision != "fp16" or device == "cuda", f"{problem} (accelerate launch --mixed_precision)")
-    if (device, precision) == ("cpu", "bf16") and torch.cpu.get_capabilities().get("avx512_bf16") is False:  # None: ARM
+    is_slow = (device, precision) == ("cpu", "bf16") and torch.cpu.get_capabilities().get("avx512_bf16") is False
+    if is_slow and accelerator.is_main_process:  # other CPUs than x86 do not have the key
         warn("this CPU has no bf16 instructions (avx512_bf16), fp32 is faster: leave out --mixed_precision bf16")
     return CPU_ATTENTION if (device, precision) == ("cpu", "bf16") else "sdpa"
 

@@ -73,6 +73,8 @@ def lock_folder(accelerator: Accelerator, folder: Path) -> IO[str] | None:
             file.truncate(0)
             print(f"process {os.getpid()} on {platform.node()}, since {_now()}", file=file, flush=True)
         except BlockingIOError:
+            assert file is not None  # only the lock blocks
+            file.close()
             holder = (folder / LOCK).read_text().strip() or "another process"
             problem = f"{folder} is in use by {holder}: wait until it ends, or choose another --output_dir"
         except OSError as error:

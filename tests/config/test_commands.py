@@ -120,4 +120,10 @@ def test_probes_are_split():
 )
 def test_every_arm_is_read_wherever_it_is_on_the_command_line(words):
     config = parse.read_command(CompareConfig, join_lists(words), "compare")
-    assert config.arm == ["own=a,b", "the probe=c"] and config.output_dir == "o"
+    assert config.arms == {"own": ["a", "b"], "the probe": ["c"]} and config.output_dir == "o"
+
+
+def test_arms_of_the_command_line_replace_those_of_a_file(tmp_path):
+    (tmp_path / "arms.yaml").write_text("arm: [old=a, older=b]\noutput_dir: o\n")
+    words = ("--config", str(tmp_path / "arms.yaml"), "--arm", "new=c", "--arm=newer=d")
+    assert parse.read_command(CompareConfig, join_lists(words), "compare").arm == ["new=c", "newer=d"]

@@ -412,6 +412,8 @@ def test_python_values_give_the_config_that_flags_give(tmp_path: Path):
     for base in (file, str(file), parse(f"--config={file}")):
         assert parsing.read_settings(PretrainConfig, values, base) == parse(f"--config={file}", *flags)
     assert parsing.read_settings(PretrainConfig, {}) == parse()
+    folder = parsing.read_settings(PretrainConfig, {"output_dir": Path("a folder")}).output_dir
+    assert folder == "a folder"
 
 
 @pytest.mark.parametrize(

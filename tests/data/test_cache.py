@@ -323,7 +323,7 @@ def test_an_undecodable_row_of_parquet_is_named(tmp_path):
     split = load_splits(CONFIG, str(tmp_path / "train.parquet"))["train"]
     with pytest.raises(ConfigError, match=r"decoded: row 1 of train in .*train.parquet \(x.webp\) .*; row 2 of train"):
         open_store(split, 4, CONFIG)
-    with pytest.warns(UserWarning, match="2 of 3 images .* they are left out"):
+    with pytest.warns(UserWarning, match="2 of 3 images .* these images are left out"):
         assert open_store(split, 4, SKIP).rows.tolist() == [0]
 
 

@@ -68,7 +68,7 @@ def test_labels_and_class_names_belong_to_their_images(image_folder):
 def test_labels_stay_with_their_images_when_some_are_skipped(image_folder):
     for name in ("cat/00.png", "cat/04.png", "dog/12.png"):
         (image_folder / "train" / name).write_bytes(b"bad")
-    with pytest.warns(UserWarning, match="3 of 20 .* they are left out"):
+    with pytest.warns(UserWarning, match="3 of 20 .* these images are left out"):
         found = load_labelled_images(config(image_folder, on_bad_image="skip"), 12)
     assert len(found["train"]) + len(found["validation"]) == 17
     for role in ("train", "validation"):

@@ -165,7 +165,7 @@ def test_a_label_set_is_drawn_from_images_that_can_be_decoded(image_folder: Path
     gone = sorted(number for number in drawn if number < 10)[:2]  # with the draw from all, a set with fewer cats
     for number in gone:
         (image_folder / "train" / "cat" / f"{number:02}.png").write_bytes(b"not an image")
-    with pytest.warns(UserWarning, match="2 of 20 images .* they are left out"):
+    with pytest.warns(UserWarning, match="2 of 20 images .* these images are left out"):
         found = load_labelled_images(config, 12)
     labels = np.concatenate([found["train"].labels, found["validation"].labels])
     assert np.bincount(labels).tolist() == counts  # of 8 cats and 10 dogs

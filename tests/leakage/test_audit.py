@@ -316,7 +316,7 @@ def test_rows_are_those_of_the_source_where_broken_images_were_skipped(image_fol
     (image_folder / "test" / "cat" / "20.png").write_bytes(b"not an image")
     (image_folder / "unlabeled" / "31.png").write_bytes(b"not an image")
     (image_folder / "unlabeled" / "34.png").write_bytes(duplicate)
-    with pytest.warns(UserWarning, match="1 of .* they are left out"):
+    with pytest.warns(UserWarning, match="1 of .* these images are left out"):
         printed, _ = prepare(image_folder, "--data.on_bad_image", "skip", "--audit-against", "test")
     assert found(image_folder, "1 of 5", "exact duplicates", "1 of 3 test", ": rows 4 and 1\n") in printed
 
@@ -348,11 +348,12 @@ def test_a_missing_split_is_named_before_anything_is_decoded(tmp_path: Path, pre
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_message_about_an_unwritable_file_names_the_flag(tmp_path: Path, prepare):
+@pytest.mark.parametrize("name", ["duplicates-*.parquet", "*.audit-*.json"])
+def test_the_message_about_an_unwritable_file_names_the_flag(tmp_path: Path, prepare, name: str):
     source = write(tmp_path / "source", train=noise(20, seed=1), unlabeled=noise(3, seed=2))
     prepare(source, "--audit-against", "train")
-    [file] = (tmp_path / "cache").glob("duplicates-*.parquet")
+    [file] = (tmp_path / "cache").glob(name)
     file.unlink()
     file.mkdir()
-    with pytest.raises(ConfigError, match=r"cannot write .*parquet .*--data\.cache_dir"):
+    with pytest.raises(ConfigError, match=rf"cannot write .*{file.suffix[1:]} .*--data\.cache_dir"):
         prepare(source, "--audit-against", "train")

@@ -271,3 +271,10 @@ def test_a_layer_returns_its_input_if_both_branches_are_dropped():
     with dropping_paths([layer.dropout], torch.rand(64, 2, generator=torch.Generator().manual_seed(0))):
         unchanged = (layer.train()(images) == images).flatten(1).all(dim=1).float().mean().item()
     assert 0.65 < unchanged < 0.95  # both branches of an image are dropped with probability 0.81
+
+
+def test_drop_path_refuses_layers_that_would_not_call_it():
+    model = build(drop_path=0.0)
+    del model.vit.layers[1].dropout
+    with pytest.raises(RuntimeError, match="which this version of transformers does not have"):
+        set_drop_path(model, 0.1)

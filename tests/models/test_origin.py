@@ -337,7 +337,7 @@ def test_a_decoder_whose_weights_are_missing_is_new(folder):
 
 def test_weights_in_pickles_other_channels_classifiers_and_missing_folders_are_refused(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(asked(folder), "if you trust its pytorch_model.bin", "--model.init")
+    refused(asked(folder), "pytorch_model.bin may hold code", "--model.init")
     ViTModel(ViTConfig(**SHAPE, num_channels=1)).save_pretrained(tmp_path / "grey")
     refused(asked(tmp_path / "grey"), "takes 1 channels and images here have 3")
     ViTForImageClassification(ViTConfig(**SHAPE)).save_pretrained(tmp_path / "classifier")

@@ -64,7 +64,7 @@ def test_attention_is_the_fastest_kind_for_device_and_precision(device, precisio
 )
 def test_bf16_on_a_cpu_without_its_instructions_warns_that_fp32_is_faster(capabilities, device, warns, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="bf16")
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="bf16", is_main_process=True)
     with pytest.warns(PlainWarning, match="fp32 is faster: leave out") if warns else contextlib.nullcontext():
         attention_for(accelerator)
 

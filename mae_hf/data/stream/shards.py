@@ -129,7 +129,7 @@ def _tar_images(file: str) -> Iterator[IO[bytes]]:
 
 
 def _count_all(files: Sequence[str], folder: Path) -> list[tuple[int, int]]:
-    """Bytes and images of each file. The cache keeps the counts, until a file changes."""
+    """Bytes and images of each file. The cache keeps the count of each state of a file."""
     cache = folder / f"stream-{hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()[:20]}.json"
     kept: dict[str, int] = {}
     with contextlib.suppress(ConfigError):  # there is none yet, or it is damaged

@@ -16,7 +16,7 @@ from mae_hf.data.dataset import ImageSet
 from mae_hf.errors import require
 from mae_hf.evaluation.probing import scores_of
 from mae_hf.figures import charts
-from mae_hf.files import write_json, write_text
+from mae_hf.files import write_json
 from mae_hf.training.predictions import write_predictions
 
 KEY = ("label_set", "arm", "method", "pooling")
@@ -30,9 +30,9 @@ _POOLINGS = {"cls": (", CLS", "-", True), "mean": (", mean", "--", False), "": (
 class Measurements:
     """The lines of results.jsonl and the files in predictions/, in one folder.
 
-    A line belongs to one label set, arm, method and pooling. `seen` is bool (n,), whether pre-training has seen each of
-    the n test images; None if that is unknown. All lines are of the same `inputs`, by name: the model, the images and
-    the precision. ConfigError names those that have changed.
+    A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.
+    `seen` is bool (n,), whether pre-training has seen each of the n test images; None if that is unknown. All lines are
+    of the same `inputs`, by name: the model, the images and the precision. ConfigError names those that have changed.
     """
 
     def __init__(self, folder: Path, test: ImageSet, seen: NDArray[np.bool_] | None, inputs: dict[str, Any]) -> None:
@@ -44,8 +44,11 @@ class Measurements:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, inputs)
         self._folder, self._path, self._test, self._seen = folder, folder / "results.jsonl", test, seen
-        lines = self._path.read_text().splitlines() if self._path.exists() else ()
-        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        text = self._path.read_text() if self._path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._path.write_text(whole)
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
 
     def has(self, line: dict[str, Any]) -> bool:
         """Return whether this was measured."""
@@ -56,7 +59,8 @@ class Measurements:
         name = "-".join(str(line[key]) for key in KEY if line[key] is not None)
         write_predictions(self._folder / "predictions" / f"{name}.parquet", self._test, probabilities, self._seen)
         self.lines.append(line | scores_of(probabilities, self._test.labels, self._test.class_names, self._seen))
-        write_text(self._path, "".join(json.dumps(each) + "\n" for each in self.lines))
+        with self._path.open("a") as file:  # to which another command may add, too
+            file.write(json.dumps(self.lines[-1]) + "\n")
 
 
 def write_summary(folder: Path, lines: Sequence[dict[str, Any]], about: dict[str, Any], form: str = "png") -> str:

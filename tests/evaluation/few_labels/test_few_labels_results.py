@@ -45,22 +45,22 @@ def test_what_is_measured_is_known_to_the_next_run(tmp_path):
     assert not again.has(line("fold-1"))
 
 
-def test_a_kill_while_a_line_is_written_loses_that_line_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rest", ['{"label_set": "fo', '{"label_set": "fold-1"}'])
+def test_the_line_that_a_killed_run_was_writing_is_dropped_and_written_anew(tmp_path, rest: str):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(line("fold-0", accuracy=0.25)) + "\n" + rest)
     results = results_in(tmp_path)
-    results.add(line("fold-0"), HALF)
+    assert len(results.lines) == 1
+    results.add(line("fold-1"), HALF)
+    assert [json.loads(text)["accuracy"] for text in path.read_text().splitlines()] == [0.25, 0.5]
 
-    def killed(path: Path, text: str) -> None:
-        path.with_name(f".{path.name}.partial").write_text(text[:-9])
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("mae_hf.evaluation.few_labels.results.write_text", killed)
-    with pytest.raises(KeyboardInterrupt):
-        results.add(line("fold-1"), HALF)
-    monkeypatch.undo()
-    again = results_in(tmp_path)
-    assert [again.has(line(name)) for name in ("fold-0", "fold-1")] == [True, False]
-    again.add(line("fold-1"), HALF)
-    assert len(results_in(tmp_path).lines) == 2
+def test_two_commands_add_to_one_folder(tmp_path):
+    first, second = results_in(tmp_path), results_in(tmp_path)
+    first.add(line("fold-0"), HALF)
+    second.add(line("fold-1"), HALF)
+    first.add(line("fold-2"), HALF)
+    assert [found["label_set"] for found in results_in(tmp_path).lines] == ["fold-0", "fold-1", "fold-2"]
 
 
 def test_a_line_has_the_scores_of_its_predictions_with_and_without_what_was_seen(tmp_path):
