@@ -74,10 +74,12 @@ def check_paths(config: Any) -> None:
     elif hasattr(config, "data") and not isinstance(config, configs.ReconstructConfig):  # it may name image files
         for source in config.data.sources:
             check_source(source, config.data.streaming)
-    kind: Any = "new folder" if isinstance(config, configs.ExportConfig) else "file"
-    for name, expected in (("output", kind), ("export_space", "new folder"), ("output_dir", "folder")):
+    outputs: dict[str, Any] = {"output": "file", "export_space": "new folder", "output_dir": "folder"}
+    if isinstance(config, configs.ExportConfig):
+        outputs["output"] = "new folder"
+    for name, kind in outputs.items():
         if getattr(config, name, None) is not None and not is_run:  # a run checks its folder when it locks it
-            check_output(getattr(config, name), f"--{name}", expected)
+            check_output(getattr(config, name), f"--{name}", kind)
     if isinstance(config, PretrainConfig):
         for source in config.audit.sources:
             check_source(source, config.data.streaming and source in config.data.sources)

@@ -319,7 +319,7 @@ def test_a_source_that_would_be_read_back_as_a_list_is_refused(source):
         DataConfig(source=source)
 
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=200)
 
 
 @settings(max_examples=15, deadline=None)
