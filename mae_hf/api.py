@@ -36,13 +36,21 @@ Options = Mapping[str, Any] | None
 
 @dataclasses.dataclass(frozen=True)
 class CommandResult:
-    """What a command has written; a notebook shows its numbers and its picture."""
+    """What a command has written; a notebook shows its numbers and its picture.
 
-    folder: Path  # of the command's files
-    metrics: dict[str, Any]  # its numbers by name
-    picture: Path | None = None  # its main figure, a PNG or SVG; None if it draws none
-    name: str | None = None  # the model, as `load` takes it; None if there is none
-    file: Path | None = None  # the parquet, csv or PNG file that the command has written, if it is only one
+    Args:
+        folder: the folder of the command's files.
+        metrics: its numbers by name.
+        picture: its main figure, a PNG or SVG; None if it draws none.
+        name: the model, as `load` takes it; None if there is none.
+        file: the parquet, csv or PNG file that the command has written, if it is only one.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    picture: Path | None = None
+    name: str | None = None
+    file: Path | None = None
 
     @cached_property
     def table(self) -> pandas.DataFrame:

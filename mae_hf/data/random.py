@@ -2,6 +2,7 @@
 
 A stateful generator would tie the numbers of an image to the batches before it and to the number of processes. Here
 each number is a hash of its address, so a run can be resumed, accumulated or spread over processes without a change.
+`to_device` copies what was drawn to the device that uses it.
 """
 
 import zlib

@@ -47,7 +47,10 @@ def fixed_noise(rows: NDArray[np.int64], num_patches: int, device: torch.device)
 def held_out_loss(
     accelerator: Accelerator, model: nn.Module, images: ImageSet, data: DataConfig, num_patches: int, batch_size: int
 ) -> float:
-    """Return the mean loss of a prepared `MaskedAutoencoder` in eval mode on images with fixed masks, not augmented."""
+    """Return the mean loss of a prepared `MaskedAutoencoder` in eval mode on images with fixed masks, not augmented.
+
+    `batch_size` is per device.
+    """
     total = torch.zeros((), device=accelerator.device)
     for rows, num_counted in _share(accelerator.process_index, accelerator.num_processes, len(images), batch_size):
         pixel_values = pixel_values_of(images, rows, data, accelerator.device)
@@ -77,8 +80,8 @@ def infer(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Return `values_of(network, pixel_values)` of every image, (n, ...), in the order of `images`, on every process.
 
-    The values are `class_probabilities` or `pooled_features`. The network is prepared and in eval mode. With `alone`,
-    this process computes all of them, and the others do not take part.
+    The values are `class_probabilities` or `pooled_features`. The network is prepared and in eval mode. `batch_size` is
+    per device. With `alone`, this process computes all of them, and the others do not take part.
     """
     rank, num_processes = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
     parts = []
@@ -96,7 +99,8 @@ def infer(
 def _share(rank: int, num_processes: int, num_images: int, batch_size: int) -> Iterator[tuple[NDArray[np.int64], int]]:
     """Yield a process's rows in batches, each with the number of its images that count: all or none.
 
-    All processes take part in each forward pass of sharded weights: one without images left repeats the first image.
+    Every process gets equally many batches, because all take part in each forward pass of sharded weights: one without
+    images left repeats the first image.
     """
     rows = np.arange(num_images)[rank::num_processes]
     with Progress(desc="evaluating", total=len(rows), unit="image", leave=False, delay=2.0) as progress:

@@ -75,7 +75,7 @@ def resample_arms(validation: Sequence[Floats], test: Sequence[Floats]) -> list[
 
 
 def first_over_second(arms: Sequence[Resampled], chooses_arm: bool) -> Floats:
-    """Return the gain of the first arm over the second in each resample, (B,), where validation may sort the arms."""
+    """Return the gain of the first arm over the second in each resample, (B,); `chooses_arm`: sorted by validation."""
     accuracy = np.stack([arm.accuracy for arm in arms])
     if chooses_arm:
         accuracy = np.take_along_axis(accuracy, np.argsort([-arm.validation for arm in arms], axis=0), axis=0)
@@ -154,6 +154,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_under_curve(epochs: Sequence[float], values: Sequence[float], start: float, end: float) -> float:
-    """Return the mean height of a curve, straight between its E values at rising epochs, from `start` to `end`."""
+    """Return the mean height of a curve, straight between its E values at rising epochs, from `start` to `end`.
+
+    Both must be within the epochs.
+    """
     grid = [start, *(epoch for epoch in epochs if start < epoch < end), end]
     return float(trapezoid(np.interp(grid, epochs, values), grid) / (end - start))

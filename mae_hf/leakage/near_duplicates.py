@@ -61,7 +61,7 @@ _VIEWS = (
     _View(WHOLE, WHOLE, mirrored=True),
     *(_View(box, WHOLE) for box in CROPS),
 )
-_PARTS = {(view.partner, view.mirrored) for view in _VIEWS}  # of an image, those of its own included
+_PARTS = {(view.partner, view.mirrored) for view in _VIEWS}  # of `against`; of `images` one less is used
 
 
 def find_duplicates(images: np.ndarray, against: np.ndarray, task: str = "searching for duplicates") -> pd.DataFrame:

@@ -102,7 +102,10 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
 
 
 def check_same(accelerator: Accelerator, values: Mapping[str, object], fix: str) -> None:
-    """Check that every process has the values of the main one, by the same names; `data.cache_dir` may differ."""
+    """Check that every process has the values of the main one, by the same names; `data.cache_dir` may differ.
+
+    ConfigError, which ends in `fix`, names up to three that differ.
+    """
     main = broadcast_object_list([dict(values)])[0]
     differing = [name for name in values if values[name] != main[name] and name != "data.cache_dir"]
     here = f"on process {accelerator.process_index}"

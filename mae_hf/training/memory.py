@@ -50,7 +50,10 @@ def model_bytes(trained: int, stored: int, mixed_precision: str, is_bucketed: bo
 
 
 def activation_bytes(model: EncoderConfig, mixed_precision: str, *, keeps_scores: bool = False) -> int:
-    """Return the bytes that an image's forward pass keeps for the backward pass; attention may keep T x T scores."""
+    """Return the bytes that an image's forward pass keeps for the backward pass.
+
+    With `keeps_scores`, as in bf16 on a CPU, attention keeps a score for each two tokens.
+    """
     half = _FP32 if mixed_precision == "no" else _HALF
     values, width = 3 * model.patch_size**2, model.hidden_size
     visible = (model.num_visible if isinstance(model, MAEConfig) else model.num_patches) + 1
@@ -94,7 +97,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> float:
 
 
 def run_bytes(config: RunConfig, plan: Plan, accelerator: Accelerator) -> float:
-    """Return an upper estimate of the memory that a process of a run takes, besides Python and the libraries."""
+    """Return an estimate, meant to be too high, of what a process of a run takes besides Python and the libraries."""
     model, precision = config.model, accelerator.mixed_precision
     keeps_scores = (accelerator.device.type, precision) == ("cpu", "bf16")
     trained, stored = num_parameters(model)

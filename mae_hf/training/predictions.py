@@ -50,7 +50,7 @@ class Predictions:
 def write_predictions(
     path: Path, images: ImageSet, probabilities: NDArray[np.floating], seen: NDArray[np.bool_] | None = None
 ) -> None:
-    """Write a row for each of the n images, in order (`SCHEMA`), with probabilities (n, C).
+    """Write a row for each of the n images, in order (`SCHEMA`), with probabilities (n, C) that sum to 1.
 
     `seen` (n,) says whether pre-training has seen the image; None if that is unknown.
     """
