@@ -363,6 +363,7 @@ def test_few_labels_fine_tunes_in_separate_runs(runs: Path, tmp_path: Path):
         assert table == own
     inputs = json.loads((folder / "inputs.json").read_text())
     assert inputs["recipe.train.epochs"] == "2.0" and inputs["recipe.train.min_steps"] == "4"
+    assert inputs.keys() > {"weights", "data", "seen"} and inputs["mixed_precision"] == "no"
     (folder / "results.jsonl").unlink()
     recipe.write_text(recipe.read_text().replace("min_steps: 4", "min_steps: 5"))
     done = run(*script, "--finetune_config", recipe, "--output_dir", folder)
@@ -481,6 +482,12 @@ def test_a_missing_encoder_is_an_error_that_says_what_to_type(tmp_path: Path):
     assert done.returncode == 2
     assert "pre-train first (" in done.stderr and "pretrain --config digits" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_uniformity_is_refused_where_a_batch_is_accumulated(tmp_path: Path):
+    words = ("--config", "configs/pretrain/digits.yaml", *TINY, "--model.uniformity", "0.01")
+    done = run("scripts/pretrain.py", *words, "--train.per_device_batch_size", "16", "--output_dir", tmp_path / "run")
+    assert done.returncode == 2 and "a batch of 64 is computed in 4 accumulation steps" in done.stderr
 
 
 def test_an_encoder_with_different_normalisation_is_refused_with_the_flags(runs: Path, tmp_path: Path):

@@ -81,6 +81,8 @@ def _write_space(folder: Path, loaded: LoadedModel, title: str, about: str) -> N
         with quiet_transformers():
             loaded.model.save_pretrained(beside / "model")
         write_processor(beside / "model", loaded.model.config.image_size, loaded.data)
+        licence = next(file for file in importlib.metadata.files("mae_hf") or [] if file.name == "LICENSE")
+        shutil.copy(licence.locate(), beside / "LICENSE")  # which goes with every copy of mae_hf
         shutil.copytree(Path(__file__).parents[1], beside / "mae_hf", ignore=shutil.ignore_patterns("__pycache__"))
 
     write_folder(folder.expanduser().absolute(), write)

@@ -1,4 +1,4 @@
-"""The config of each command that is no run: those of runs are in runs.py."""
+"""The config of each command besides `pretrain` and `finetune`, whose configs are in runs.py."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

@@ -93,7 +93,7 @@ class MAEConfig(StartConfig):
         norm_pix_loss: predict the pixels of each patch normalised by the mean and variance of that patch.
         decode_ratio: share of the masked patches that a step decodes: fewer are faster. Held-out losses count all.
         uniformity: weight of a second term of the training loss, such as 0.01, which spreads the CLS features: the mean
-            squared cosine between those of different images of the batch (U-MAE, arXiv 2210.08344). 0 leaves it out.
+            squared cosine between two images of the batch (U-MAE, arXiv 2210.08344). 0 leaves it out.
     """
 
     decoder_hidden_size: FromInit[Size] = 512

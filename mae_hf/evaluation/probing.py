@@ -74,7 +74,7 @@ def scores_of(
 def rankme(features: np.ndarray) -> float:
     """Return exp of the entropy of the normalised singular values of features (n, D), from 1 to min(n, D).
 
-    Features are neither centred nor scaled; those of a broken encoder are a ConfigError. The value depends on the
+    Features are neither centred nor scaled. ConfigError if a broken encoder made them. The value depends on the
     images and their number: compare encoders on the same images.
 
     Source: Garrido et al. 2023 (arXiv 2210.02885), equations 1 and 2.

@@ -75,7 +75,9 @@ def test_the_space_answers_like_the_model(folder: Path, tmp_path: Path):
 
 def test_the_files_are_what_the_hub_needs(folder: Path):
     space = folder / "space"
-    assert {path.name for path in space.iterdir()} == {"README.md", "app.py", "mae_hf", "model", "requirements.txt"}
+    names = {"LICENSE", "README.md", "app.py", "mae_hf", "model", "requirements.txt"}
+    assert {path.name for path in space.iterdir()} == names
+    assert "MIT License" in (space / "LICENSE").read_text()
     assert {path.name for path in (space / "model").iterdir()} == {
         "config.json",
         "model.safetensors",

@@ -92,7 +92,7 @@ class Protocol:
 
 
 def load_protocol_images(data: DataConfig, image_size: int) -> tuple[ImageSet, ImageSet]:
-    """Return the labelled train images, those that a run would validate on included, and the test images."""
+    """Return the labelled train images, also the ones that a run validates on, and the test images."""
     images = load_labelled_images(replace(data, label_fraction=1.0), image_size)
     return ImageSet([*images["train"].parts, *images["validation"].parts]), images["test"]
 

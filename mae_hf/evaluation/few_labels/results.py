@@ -32,7 +32,7 @@ class Measurements:
 
     A line belongs to one label set, arm, method and pooling. A last line that a killed run left incomplete is dropped.
     `seen` is bool (n,), whether pre-training has seen each of the n test images; None if that is unknown. All lines are
-    of the same `inputs`, by name: the model, the images and the precision. ConfigError names those that have changed.
+    of the same `inputs`, by name: the model, the images and the precision. ConfigError names changed inputs.
     """
 
     def __init__(self, folder: Path, test: ImageSet, seen: NDArray[np.bool_] | None, inputs: dict[str, Any]) -> None:
